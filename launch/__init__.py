@@ -1,0 +1,1 @@
+"""The command line, and starting the ranks of a job."""

@@ -1,0 +1,1 @@
+"""The tables: addresses, host shards, planning, the resident window, transfers, exchange, row optimizers."""

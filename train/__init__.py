@@ -1,0 +1,1 @@
+"""Configuration, data, the loop, schedules, checkpoints, metrics, evaluation: joins model and tables."""
