@@ -1,0 +1,58 @@
+"""What a job may say about its tables in host memory."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """An emulated bus between host memory and the window: makes transfers last, without using the processor."""
+
+    bytes_per_second: float = Field(gt=0)
+    """Bandwidth of each direction, in bytes/s (PCIe 5 x16 is about 55e9)."""
+    latency_s: float = Field(0.0, ge=0)
+    """Seconds that every transfer takes before its first byte."""
+
+
+class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """The optimizer of the table rows. There is no weight decay: the paper's Table 5 sets it to 0."""
+
+    type: Literal["adam", "rowwise_adagrad"] = "adam"
+    """`adam` keeps two moments an element; `rowwise_adagrad` keeps one number a row."""
+    untouched_rows: Literal["exact", "lazy"] = "lazy"
+    """Adam only. `exact` replays the skipped zero-gradient steps when a row is next used, so that the result equals
+    dense Adam; `lazy` leaves untouched rows as they are."""
+    lr_factor: float = Field(5.0, gt=0)
+    """The rows' learning rate, as a multiple of the backbone's (5 in the paper's Table 5)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's decay of the first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Adam's decay of the second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+
+
+class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """Where the table rows live and how they travel."""
+
+    mode: Literal["window", "resident"] = "window"
+    """`window`: tables in host memory, the rows of coming steps in a window of slots on the device. `resident`: every
+    row of this rank's shard on the device; the reference that `window` equals bit by bit."""
+    depth: int = Field(1, ge=0, le=64)
+    """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
+    window_rows: int = Field(65536, ge=1)
+    """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
+    engine: Literal["auto", "cpu"] = "auto"
+    """How rows are copied between host memory and the window."""
+    emulate_link: LinkConfig | None = None
+    """Makes each transfer last as long as this emulated link would take; null copies at full speed."""
+    init_std: float = Field(0.02, ge=0)
+    """Standard deviation of a row's initial values."""
+    optimizer: TableOptimizerConfig = TableOptimizerConfig()
+    """The optimizer of the table rows."""
+
+    @model_validator(mode="after")
+    def _resident_needs_no_link(self) -> "OffloadConfig":
+        if self.mode == "resident" and self.emulate_link is not None:
+            raise ValueError("emulate_link has no meaning with mode=resident, where no row travels: set it to null")
+        return self

@@ -1,0 +1,36 @@
+"""Values from the owners to the ranks that use them, and gradients back: one all-to-all each way.
+
+Shape suffixes as in `offload.plan`; D columns of a row.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from offload.plan import ModulePlan
+
+
+def exchange_values(plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sends this rank's rows to whom asked for them; returns the rows [U, D] that this rank asked for. Collective."""
+    return _all_to_all(owned_OD.index_select(0, plan.owed_places_A), plan.owed, plan.asked, group)
+
+
+def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Sends gradients to the rows' owners; returns the sum [num_owned, D] over the ranks, added in rank order.
+
+    Collective. A rank names each row once, so every element of the sum is added to once for each rank, in a fixed
+    order: the result is the same bits whatever arrives first.
+    """
+    parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
+    total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
+    for places, part in zip(plan.owed_places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
+        total_OD.index_add_(0, places, part)
+    return total_OD
+
+
+def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:
+    if len(sizes_out) == 1:
+        return sent
+    received = sent.new_empty(sum(sizes_in), sent.shape[1])
+    dist.all_to_all_single(received, sent.contiguous(), sizes_in, sizes_out, group=group)
+    return received

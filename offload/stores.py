@@ -1,0 +1,271 @@
+"""Where the records of a rank's shard are: in a window over host memory, or all on the device.
+
+Both give the same bits. A store hands out *places*: slots of the window, or places in the resident shard.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offload.config import OffloadConfig
+from offload.directory import Directory
+from offload.host_table import HostTable
+from offload.records import RecordLayout, RowInit
+from offload.sharding import Sharding
+from offload.transfers import CpuTransfers
+
+
+@dataclass
+class Traffic:
+    """Rows that were asked for and that travelled, and seconds that the training loop waited, since the last `take`."""
+
+    requested: int = 0
+    fetched: int = 0
+    written_back: int = 0
+    waited_s: float = 0.0
+
+    def take(self) -> "Traffic":
+        """The counts so far; starts again from zero."""
+        taken = replace(self)
+        self.requested = self.fetched = self.written_back = 0
+        self.waited_s = 0.0
+        return taken
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time spent inside as waiting."""
+        started = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - started
+
+
+class RowStore(Protocol):
+    """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
+
+    traffic: Traffic
+
+    def prefetch(self, step: int, rows: Tensor) -> bool:
+        """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""
+
+    def acquire(self, step: int, rows: Tensor) -> Tensor:
+        """Waits until the step's rows are within reach; returns a copy of their records [U, W]."""
+
+    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
+        """Stores the step's updated records, or nothing for a skipped step, and lets go of its rows."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
+
+    def flush(self) -> Tensor:
+        """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `update`."""
+
+    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+        """Overwrites records before the first step."""
+
+    def close(self) -> None:
+        """Ends background work."""
+
+
+class WindowStore:
+    """A shard in host memory, and a window of slots that holds the rows of the steps at hand.
+
+    Args:
+        config: offload settings.
+        sharding, rank: which rows the shard holds.
+        layout, init: of the records.
+        device: of the window.
+
+    Raises:
+        ValueError: if host memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        config: OffloadConfig,
+        sharding: Sharding,
+        rank: int,
+        layout: RecordLayout,
+        init: RowInit,
+        device: torch.device,
+    ) -> None:
+        num_rows = sharding.shard_rows(rank)
+        num_slots = min(config.window_rows, num_rows)
+        self._host = HostTable(num_rows, layout.words)
+        self._window_CW = torch.zeros(num_slots, layout.words, device=device)
+        self._directory = Directory(num_rows, num_slots)
+        self._layout, self._init, self._sharding, self._rank = layout, init, sharding, rank
+        self._transfers = CpuTransfers(self._host.records_RW, self._window_CW, self._fill, config.emulate_link)
+        self._fetches: dict[int, tuple[np.ndarray, Future[None]]] = {}
+        self._writebacks: deque[tuple[np.ndarray, Future[None]]] = deque()
+        self._wanted_free = 0
+        self.traffic = Traffic()
+
+    def prefetch(self, step: int, rows: Tensor) -> bool:
+        """See `RowStore.prefetch`."""
+        if step in self._fetches:
+            return True
+        self._collect_writebacks(wait=False)
+        self._directory.keep(step, rows.numpy())
+        self._wanted_free = self._directory.missing(rows.numpy())
+        self._make_room()
+        admission = self._directory.admit(step, rows.numpy())
+        if admission is None:
+            return False
+        fetched, slots = admission
+        future = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
+        self._fetches[step] = slots, future
+        self.traffic.requested += len(rows)
+        self.traffic.fetched += len(fetched)
+        return True
+
+    def acquire(self, step: int, rows: Tensor) -> Tensor:
+        """See `RowStore.acquire`.
+
+        Raises:
+            ValueError: if the step's rows do not fit into the window.
+        """
+        if len(rows) > len(self._window_CW):
+            raise ValueError(window_too_small(step, len(rows), len(self._window_CW)))
+        while not self.prefetch(step, rows):
+            if not self._writebacks:
+                raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
+            self._collect_writebacks(wait=True)
+        slots, future = self._fetches.pop(step)
+        with self.traffic.waiting():
+            future.result()
+        self._directory.fetched(slots)
+        used = self._directory.slots(rows.numpy())
+        # A resurrected row may still be on its way to host memory: it must not change under that copy.
+        while self._directory.being_written(used):
+            self._collect_writebacks(wait=True)
+        return self._window_CW.index_select(0, torch.from_numpy(used).to(self._window_CW.device))
+
+    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
+        """See `RowStore.update`."""
+        used = self._directory.slots(rows.numpy())
+        if records_UW is not None:
+            self._window_CW.index_copy_(0, torch.from_numpy(used).to(self._window_CW.device), records_UW)
+        self._directory.finish(step, used if records_UW is not None else used[:0])
+        # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
+        self._make_room()
+
+    def read(self, rows: Tensor) -> Tensor:
+        """See `RowStore.read`."""
+        records = self._host.records_RW.index_select(0, rows)
+        slots = self._directory.slots(rows.numpy())
+        held = np.flatnonzero(slots >= 0)
+        # Rows on their way in are equal in both places, but may not have landed in the slot yet.
+        held = held[~np.isin(slots[held], self._slots_in_flight())]
+        if len(held):
+            places = torch.from_numpy(slots[held]).to(self._window_CW.device)
+            records[torch.from_numpy(held)] = self._window_CW.index_select(0, places).cpu()
+        self._fill(records, rows)
+        return records.to(self._window_CW.device)
+
+    def flush(self) -> Tensor:
+        """See `RowStore.flush`."""
+        while self._writebacks:
+            self._collect_writebacks(wait=True)
+        dirty = np.flatnonzero(self._directory.dirty)
+        rows = torch.from_numpy(self._directory.rows(dirty))
+        self._transfers.write_back(torch.from_numpy(dirty), rows).result()
+        self._directory.cleaned(dirty)
+        self.traffic.written_back += len(dirty)
+        return self._host.records_RW
+
+    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+        """See `RowStore.load`."""
+        self._host.records_RW[rows] = records_UW
+
+    def close(self) -> None:
+        """See `RowStore.close`."""
+        self._transfers.close()
+
+    def _fill(self, records_UW: Tensor, rows: Tensor) -> None:
+        self._init.fill(self._layout, records_UW, self._sharding.global_ids(self._rank, rows))
+
+    def _slots_in_flight(self) -> np.ndarray:
+        flights = [slots for slots, _ in self._fetches.values()]
+        return np.concatenate(flights) if flights else np.empty(0, np.int64)
+
+    def _make_room(self) -> None:
+        coming = sum(len(slots) for slots, _ in self._writebacks)
+        shortage = self._wanted_free - self._directory.num_free - coming
+        if shortage <= 0:
+            return
+        slots = self._directory.evict(shortage)
+        if len(slots):
+            rows = torch.from_numpy(self._directory.rows(slots))
+            self._writebacks.append((slots, self._transfers.write_back(torch.from_numpy(slots), rows)))
+            self.traffic.written_back += len(slots)
+
+    def _collect_writebacks(self, wait: bool) -> None:
+        while self._writebacks and (wait or self._writebacks[0][1].done()):
+            slots, future = self._writebacks.popleft()
+            with self.traffic.waiting():
+                future.result()
+            self._directory.written(slots)
+            wait = False
+
+
+class ResidentStore:
+    """The whole shard on the device: the reference that the window equals bit by bit.
+
+    Args:
+        sharding, rank: which rows the shard holds.
+        layout, init: of the records.
+        device: of the shard.
+    """
+
+    def __init__(
+        self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
+    ) -> None:
+        num_rows = sharding.shard_rows(rank)
+        self._records_RW = torch.zeros(num_rows, layout.words, device=device)
+        init.fill(layout, self._records_RW, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
+        self.traffic = Traffic()
+
+    def prefetch(self, step: int, rows: Tensor) -> bool:
+        """See `RowStore.prefetch`."""
+        return True
+
+    def acquire(self, step: int, rows: Tensor) -> Tensor:
+        """See `RowStore.acquire`."""
+        self.traffic.requested += len(rows)
+        return self.read(rows)
+
+    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
+        """See `RowStore.update`."""
+        if records_UW is not None:
+            self._records_RW.index_copy_(0, rows.to(self._records_RW.device), records_UW)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """See `RowStore.read`."""
+        return self._records_RW.index_select(0, rows.to(self._records_RW.device))
+
+    def flush(self) -> Tensor:
+        """See `RowStore.flush`."""
+        return self._records_RW
+
+    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+        """See `RowStore.load`."""
+        self._records_RW[rows.to(self._records_RW.device)] = records_UW.to(self._records_RW.device)
+
+    def close(self) -> None:
+        """See `RowStore.close`."""
+
+
+def window_too_small(step: int, needed: int, slots: int) -> str:
+    """The message for a window that one step alone does not fit into."""
+    return (
+        f"offload.window_rows: step {step} alone needs {needed:,} rows of this rank's shard at once, "
+        f"but the window has {slots:,} slots; set offload.window_rows={-(-needed * 5 // 4)} or lower the batch"
+    )

@@ -1,0 +1,258 @@
+"""The tables of all Engram modules, as the trainer sees them: the life of a step.
+
+    begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_gradients()  ->  apply(...) or skip()
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.gather import RowIndex
+from offload.addressing import AddressBook
+from offload.config import OffloadConfig
+from offload.exchange import exchange_gradients, exchange_values
+from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
+from offload.planner import Planner
+from offload.records import RecordLayout, RowInit
+from offload.sharding import Sharding
+from offload.stores import ResidentStore, RowStore, WindowStore, window_too_small
+from offload.updates import RowUpdater
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of a step's tokens.
+
+    Attributes:
+        leaves: for each Engram module, this rank's unique rows: fp32 [U, D], an autograd leaf.
+        indices: for each micro-batch and module, the place of every lookup among those rows.
+    """
+
+    leaves: list[Tensor]
+    indices: list[list[RowIndex]]
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """What the tables did for one step, on this rank.
+
+    Attributes:
+        fetch_rows, writeback_rows: rows that travelled between host memory and the window.
+        hit_rate: share of the step's owned rows that were in the window already.
+        stall_ms: time the training loop waited for a plan or for rows.
+        plan_ms: time the planner's thread worked.
+    """
+
+    fetch_rows: int
+    writeback_rows: int
+    hit_rate: float
+    stall_ms: float
+    plan_ms: float
+
+
+class EngramTables:
+    """This rank's shard of the tables, its window, and the look-ahead over coming steps.
+
+    Every method that is called collective must be called by all ranks of `group` in the same order.
+
+    Args:
+        config: the `offload` section.
+        addresses: from token ids to rows.
+        dim: columns of a row (D).
+        seed: of the rows' initial values.
+        batches: this rank's micro-batches of a step, a pure function of the step number.
+        num_steps: no step at or after this one is looked ahead to.
+        group: the ranks, with communication on the device; None for all ranks.
+        host_group: the same ranks, with communication in host memory, used by the planner's thread alone.
+        device: where the model computes.
+
+    Raises:
+        ValueError: if host memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        config: OffloadConfig,
+        addresses: AddressBook,
+        *,
+        dim: int,
+        seed: int,
+        batches: Callable[[int], Sequence[TokenBatch]],
+        num_steps: int,
+        group: dist.ProcessGroup | None = None,
+        host_group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._world_size = dist.get_world_size(group) if dist.is_initialized() else 1
+        self._rank = dist.get_rank(group) if dist.is_initialized() else 0
+        self.sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), self._world_size)
+        self.layout = RecordLayout.of(dim, config.optimizer)
+        self.updater = RowUpdater(config.optimizer, self.layout)
+        self.device = torch.device(device)
+        init = RowInit(seed, config.init_std)
+        shard = (self.sharding, self._rank, self.layout, init, self.device)
+        self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
+        self._planner = Planner(
+            lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group), batches
+        )
+        self._config, self._group, self._num_steps = config, group, num_steps
+        self._step = -1
+        self._rows: StepRows | None = None
+        self._records_OW: Tensor | None = None
+        self._gradient_OD: Tensor | None = None
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of this rank's window on the device (of the whole shard with mode=resident)."""
+        rows = self.sharding.shard_rows(self._rank)
+        slots = min(self._config.window_rows, rows) if self._config.mode == "window" else rows
+        return slots * self.layout.bytes
+
+    def check_window(self, step: int) -> None:
+        """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
+
+        Raises:
+            ValueError: on every rank, naming the largest number of rows that one rank needs.
+        """
+        if self._config.mode == "resident":
+            return
+        self._planner.request(step)
+        needed = self._reduce(len(self._planner.plan(step).rows_O), dist.ReduceOp.MAX)
+        if needed > self._config.window_rows:
+            raise ValueError(window_too_small(step, needed, self._config.window_rows))
+
+    def begin(self, step: int, tokens: Sequence[Tensor]) -> StepRows:
+        """Hands out the rows of `step`, with exactly the updates of the steps before it. Collective.
+
+        Args:
+            step: one more than the last, or the first after a resume.
+            tokens: int64 [B, T] of each micro-batch: what is about to be trained on.
+
+        Raises:
+            ValueError: if the step's rows do not fit into the window.
+            RuntimeError: if the last step is neither applied nor skipped, or the tokens are not the planned ones.
+        """
+        if self._rows is not None or (self._step >= 0 and step != self._step + 1):
+            raise RuntimeError(f"step {step} began before step {self._step} was applied or skipped")
+        self._step = step
+        # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
+        for ahead in range(step, min(step + self._config.depth + 2, self._num_steps)):
+            self._planner.request(ahead)
+        with self._store.traffic.waiting():
+            plan = self._planner.plan(step)
+        if plan.digest != digest_tokens(tokens):
+            raise RuntimeError(f"the tokens of step {step} are not those that its rows were planned for")
+        self._records_OW = self._store.acquire(step, plan.rows_O)
+        self._prefetch()
+        self.updater.catch_up(self._records_OW)
+        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._records_OW)]
+        self._rows = StepRows(leaves, self._indices(plan))
+        return self._rows
+
+    def reduce_gradients(self) -> Tensor:
+        """Sends the leaves' gradients to the rows' owners. Collective.
+
+        Returns:
+            fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
+        """
+        if self._rows is None:
+            raise RuntimeError("no step has begun")
+        plan = self._planner.plan(self._step)
+        parts = [
+            exchange_gradients(
+                part, _gradient(leaf) / self._world_size, part.owned.stop - part.owned.start, self._group
+            )
+            for part, leaf in zip(plan.modules, self._rows.leaves, strict=True)
+        ]
+        self._gradient_OD = torch.cat(parts)
+        norm_squared = self._gradient_OD.double().square().sum()
+        if self._world_size > 1:
+            dist.all_reduce(norm_squared, group=self._group)
+        return norm_squared
+
+    def apply(self, *, lr: float, gradient_scale: float = 1.0) -> None:
+        """Updates each row of the step once, at its owner.
+
+        Args:
+            lr: the backbone's learning rate of this step; the rows' factor is applied here.
+            gradient_scale: multiplied with the gradient first (clipping).
+        """
+        if self._records_OW is None or self._gradient_OD is None:
+            raise RuntimeError("gradients were not reduced")
+        self.updater.update(self._records_OW, self._gradient_OD.mul_(gradient_scale), lr)
+        self._finish(self._records_OW)
+
+    def skip(self) -> None:
+        """Ends the step without a trace in any row."""
+        self._finish(None)
+
+    def look_up(self, batches: Sequence[TokenBatch]) -> StepRows:
+        """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective."""
+        plan = self._planner.plan_now(batches)
+        records = self._store.read(plan.rows_O)
+        self.updater.catch_up(records)
+        return StepRows(self._exchange(plan, records), self._indices(plan))
+
+    def take_traffic(self) -> StepTraffic:
+        """What was done since the last call."""
+        taken, plan_s = self._store.traffic.take(), self._planner.take_busy_s()
+        hits = 1 - taken.fetched / taken.requested if taken.requested else 1.0
+        return StepTraffic(taken.fetched, taken.written_back, hits, 1e3 * taken.waited_s, 1e3 * plan_s)
+
+    def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""
+        records_RW = self._store.flush()
+        for start in range(0, len(records_RW), chunk_rows):
+            chunk = records_RW[start : start + chunk_rows]
+            touched = self.layout.version(chunk).nonzero().flatten()
+            if len(touched):
+                ids = self.sharding.global_ids(self._rank, touched.cpu() + start)
+                yield ids, chunk[touched].cpu()
+
+    def load_rows(self, row_ids: Tensor, records: Tensor) -> None:
+        """Takes those of the given rows that this rank owns, before the first step.
+
+        Args:
+            row_ids: int64 [n], job-wide.
+            records: fp32 [n, W].
+        """
+        places, mine = self.sharding.to_places(self._rank, row_ids)
+        self._store.load(places, records[mine])
+
+    def close(self) -> None:
+        """Ends the background work."""
+        self._planner.close()
+        self._store.close()
+
+    def _prefetch(self) -> None:
+        for ahead in range(self._step + 1, min(self._step + self._config.depth + 1, self._num_steps)):
+            if not self._planner.ready(ahead) or not self._store.prefetch(ahead, self._planner.plan(ahead).rows_O):
+                return
+
+    def _exchange(self, plan: Plan, records_OW: Tensor) -> list[Tensor]:
+        weights_OD = self.layout.weights(records_OW)
+        return [exchange_values(part, weights_OD[part.owned], self._group) for part in plan.modules]
+
+    def _indices(self, plan: Plan) -> list[list[RowIndex]]:
+        to_device = [[RowIndex(*(t.to(self.device) for t in i)) for i in part.indices] for part in plan.modules]
+        return [list(modules) for modules in zip(*to_device, strict=True)]
+
+    def _finish(self, records_OW: Tensor | None) -> None:
+        self._store.update(self._step, self._planner.plan(self._step).rows_O, records_OW)
+        self._planner.forget(self._step)
+        self._rows = self._records_OW = self._gradient_OD = None
+        self._prefetch()
+
+    def _reduce(self, value: int, op: dist.ReduceOp.RedOpType) -> int:
+        if self._world_size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, op, group=self._group)
+        return int(tensor)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)

@@ -1,0 +1,67 @@
+"""Copies of records between host memory and the window, on one background worker a direction."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+
+from offload.config import LinkConfig
+
+
+class CpuTransfers:
+    """The engine of ranks without a GPU: both the table and the window are in host memory.
+
+    The two workers run at the same time. Copies of one direction land in the order in which they were asked for.
+
+    Args:
+        host_RW: the shard's records.
+        window_CW: the window's records; C slots.
+        complete: called on the worker with (records_UW, rows) of a fetch, to fill in what host memory does not hold.
+        link: emulates the time that this bus would take; null copies at full speed.
+    """
+
+    def __init__(
+        self,
+        host_RW: Tensor,
+        window_CW: Tensor,
+        complete: Callable[[Tensor, Tensor], None],
+        link: LinkConfig | None = None,
+    ) -> None:
+        self._host_RW, self._window_CW = host_RW, window_CW
+        self._complete = complete
+        self._link = link
+        self._fetcher = ThreadPoolExecutor(1, "engram-fetch")
+        self._writer = ThreadPoolExecutor(1, "engram-writeback")
+
+    def fetch(self, rows: Tensor, slots: Tensor) -> Future[None]:
+        """Copies records of `rows` (int64) into `slots` (int64)."""
+        return self._fetcher.submit(self._fetch, rows, slots)
+
+    def write_back(self, slots: Tensor, rows: Tensor) -> Future[None]:
+        """Copies records of `slots` (int64) to `rows` (int64)."""
+        return self._writer.submit(self._write_back, slots, rows)
+
+    def close(self) -> None:
+        """Waits for what is under way and ends the workers."""
+        self._fetcher.shutdown()
+        self._writer.shutdown()
+
+    def _fetch(self, rows: Tensor, slots: Tensor) -> None:
+        started = time.perf_counter()
+        records = self._host_RW.index_select(0, rows)
+        self._complete(records, rows)
+        self._window_CW.index_copy_(0, slots, records)
+        self._occupy_link(started, len(rows))
+
+    def _write_back(self, slots: Tensor, rows: Tensor) -> None:
+        started = time.perf_counter()
+        self._host_RW.index_copy_(0, rows, self._window_CW.index_select(0, slots))
+        self._occupy_link(started, len(rows))
+
+    def _occupy_link(self, started: float, num_rows: int) -> None:
+        if self._link is None:
+            return
+        nbytes = num_rows * self._host_RW.shape[1] * self._host_RW.element_size()
+        lasts = self._link.latency_s + nbytes / self._link.bytes_per_second
+        time.sleep(max(0.0, started + lasts - time.perf_counter()))
