@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from train import yaml_text
 from train.config_errors import KeyPath, Schema, describe, dotted
@@ -173,15 +173,15 @@ def dump(config: BaseModel, path: str | os.PathLike[str]) -> None:
 
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:
     indent = "  " * depth
-    values = section.model_dump(mode="json")
-    for name, info in type(section).model_fields.items():
+    fields = type(section).model_fields
+    for name, rendered in section.model_dump(mode="json").items():  # holds the extra keys of an open section too
         yield "\n" if depth == 0 else ""
-        for paragraph in (info.description or "").splitlines():
-            for line in textwrap.wrap(paragraph, _COMMENT_WIDTH):
-                yield f"{indent}# {line}\n"
+        description = fields[name].description if name in fields else None
+        for paragraph in (description or "").split("\n\n"):
+            yield from (f"{indent}# {line}\n" for line in textwrap.wrap(paragraph, _COMMENT_WIDTH))
         value = getattr(section, name)
-        if isinstance(value, BaseModel) and type(value).model_fields:
+        if isinstance(value, BaseModel) and not isinstance(value, RootModel) and rendered:
             yield f"{indent}{name}:\n"
             yield from _lines(value, depth + 1)
         else:
-            yield textwrap.indent(yaml_text.render({name: values[name]}), indent)
+            yield textwrap.indent(yaml_text.render({name: rendered}), indent)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, RootModel, model_validator
 
 from train.config_file import dump, load
 from train.errors import UserError
@@ -23,7 +23,8 @@ class Train(Section):
     steps: int = Field(ge=1)
     """Optimizer steps in all.
 
-    Counted from the first run."""
+    Counted from the first run,
+    also when resumed."""
     seed: int = Field(0, ge=0)
     warmup: int = 0
     rate: float = 1e-3
@@ -51,11 +52,21 @@ class Eval(Section):
     every_seed: bool = False
 
 
+class Passed(BaseModel, extra="allow", frozen=True, strict=True):
+    stage: int = 0
+
+
+class Raw(RootModel[dict[str, Any]], frozen=True):
+    root: dict[str, Any] = {}
+
+
 class Job(Section):
     train: Train
     offload: Offload = Offload()
     eval: Eval = Eval()
     engine: dict[str, Any] = {}
+    passed: Passed = Passed()
+    raw: Raw = Raw()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Job":
@@ -109,8 +120,14 @@ def test_the_last_override_wins_and_a_mapping_opens_a_section_that_was_null() ->
     [
         ("offload.detph=3", "offload.detph: unknown key; did you mean offload.depth? (allowed: depth, mode, link)"),
         ("offload.seed=3", "offload.seed: unknown key; did you mean train.seed? (allowed: depth, mode, link)"),
-        ("steps=3", "steps: unknown key; did you mean train.steps? (sections: train, offload, eval, engine)"),
-        ("offlaod.depth=3", "offlaod: unknown key; did you mean offload? (sections: train, offload, eval, engine)"),
+        (
+            "steps=3",
+            "steps: unknown key; did you mean train.steps? (sections: train, offload, eval, engine, passed, raw)",
+        ),
+        (
+            "offlaod.depth=3",
+            "offlaod: unknown key; did you mean offload? (sections: train, offload, eval, engine, passed, raw)",
+        ),
         (
             "train.zzz=3",
             "train.zzz: unknown key (allowed: steps, seed, warmup, rate, folder, layers, orders, batch, name)",
@@ -203,7 +220,7 @@ def test_the_resolved_config_is_documented_and_leaves_no_partial_file() -> None:
     write(job=BASE)
     dump(load("job.yaml", [], Job), "resolved.yaml")
     text = Path("resolved.yaml").read_text()
-    assert "  # Optimizer steps in all.\n  # Counted from the first run.\n  steps: 30\n" in text
+    assert "  # Optimizer steps in all.\n  # Counted from the first run, also when resumed.\n  steps: 30\n" in text
     assert sorted(path.name for path in Path().iterdir()) == ["job.yaml", "resolved.yaml"]
 
 
@@ -248,6 +265,8 @@ JOBS = st.builds(
         link=st.none() | st.builds(Link, bytes_per_s=st.floats(0, exclude_min=True, allow_infinity=False)),
     ),
     engine=st.dictionaries(st.text(), JSON, max_size=3),
+    passed=st.dictionaries(st.sampled_from(["a", "b-c", "1", "stage"]), st.integers()).map(Passed.model_validate),
+    raw=st.dictionaries(st.text(), JSON, max_size=3).map(Raw),
 )
 
 
