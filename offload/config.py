@@ -46,8 +46,6 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """How rows are copied between host memory and the window."""
     emulate_link: LinkConfig | None = None
     """Makes each transfer last as long as this emulated link would take; null copies at full speed."""
-    init_std: float = Field(0.02, ge=0)
-    """Standard deviation of a row's initial values."""
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
     """The optimizer of the table rows."""
 

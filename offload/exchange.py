@@ -3,7 +3,6 @@
 Shape suffixes as in `offload.plan`; D columns of a row.
 """
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,7 +14,9 @@ def exchange_values(plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup
     return _all_to_all(owned_OD.index_select(0, plan.owed_places_A), plan.owed, plan.asked, group)
 
 
-def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None) -> Tensor:
+def exchange_gradients(
+    plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None
+) -> Tensor:
     """Sends gradients to the rows' owners; returns the sum [num_owned, D] over the ranks, added in rank order.
 
     Collective. A rank names each row once, so every element of the sum is added to once for each rank, in a fixed

@@ -91,9 +91,7 @@ def make_plan(
     return Plan(torch.cat(rows_O), tuple(plans), digest_tokens([tokens for tokens, _ in batches]), lookups)
 
 
-def _look_up(
-    addresses: AddressBook, module: int, batches: Sequence[TokenBatch]
-) -> tuple[Tensor, tuple[RowIndex, ...]]:
+def _look_up(addresses: AddressBook, module: int, batches: Sequence[TokenBatch]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     rows = [addresses.rows(module, tokens, positions).flatten() for tokens, positions in batches]
     unique_U, places = torch.cat(rows).unique(return_inverse=True)
     sizes = [len(part) for part in rows]

@@ -1,6 +1,6 @@
 """The tables of all Engram modules, as the trainer sees them: the life of a step.
 
-    begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_gradients()  ->  apply(...) or skip()
+begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_gradients()  ->  apply(...) or skip()
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,7 @@ class EngramTables:
         config: the `offload` section.
         addresses: from token ids to rows.
         dim: columns of a row (D).
-        seed: of the rows' initial values.
+        init: the rows' values before their first update.
         batches: this rank's micro-batches of a step, a pure function of the step number.
         num_steps: no step at or after this one is looked ahead to.
         group: the ranks, with communication on the device; None for all ranks.
@@ -79,7 +79,7 @@ class EngramTables:
         addresses: AddressBook,
         *,
         dim: int,
-        seed: int,
+        init: RowInit,
         batches: Callable[[int], Sequence[TokenBatch]],
         num_steps: int,
         group: dist.ProcessGroup | None = None,
@@ -92,7 +92,6 @@ class EngramTables:
         self.layout = RecordLayout.of(dim, config.optimizer)
         self.updater = RowUpdater(config.optimizer, self.layout)
         self.device = torch.device(device)
-        init = RowInit(seed, config.init_std)
         shard = (self.sharding, self._rank, self.layout, init, self.device)
         self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
         self._planner = Planner(
@@ -237,7 +236,7 @@ class EngramTables:
         return [exchange_values(part, weights_OD[part.owned], self._group) for part in plan.modules]
 
     def _indices(self, plan: Plan) -> list[list[RowIndex]]:
-        to_device = [[RowIndex(*(t.to(self.device) for t in i)) for i in part.indices] for part in plan.modules]
+        to_device = [[index.to(self.device) for index in part.indices] for part in plan.modules]
         return [list(modules) for modules in zip(*to_device, strict=True)]
 
     def _finish(self, records_OW: Tensor | None) -> None:

@@ -149,7 +149,10 @@ def test_the_longest_unused_rows_leave_first_and_hot_rows_stay() -> None:
     admitted(directory, 2, 4)
     directory.finish(2, directory.slots(rows_of()))
     directory.evict(2)
-    assert (directory.slots(rows_of(1, 2, 3, 4)) >= 0).tolist() in ([False, False, True, True], [True, False, False, True])
+    assert (directory.slots(rows_of(1, 2, 3, 4)) >= 0).tolist() in (
+        [False, False, True, True],
+        [True, False, False, True],
+    )
     assert admitted(directory, 3, 4).size == 0
 
 

@@ -1,0 +1,197 @@
+"""The life of a step: any depth and any window give the bits of tables that live wholly on the device."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kernels.gather import gather
+from kernels.row_init import initial_rows
+from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+from tests.distributed import run_ranks
+from tests.offload.tables_job import DIM, Addresses, Job, open_tables, run_job, run_jobs, train_step
+
+OPTIMIZERS = {
+    "adam-exact": TableOptimizerConfig(untouched_rows="exact"),
+    "adam-lazy": TableOptimizerConfig(untouched_rows="lazy"),
+    "adagrad": TableOptimizerConfig(type="rowwise_adagrad"),
+}
+JOB = Job(skipped=(3, 7), evaluate=True)
+TINY, AMPLE = 64, 1000
+
+
+def variants(optimizer: TableOptimizerConfig) -> list[OffloadConfig]:
+    resident = OffloadConfig(mode="resident", optimizer=optimizer)
+    windows = [
+        OffloadConfig(depth=depth, window_rows=window, optimizer=optimizer)
+        for depth in (0, 1, 4)
+        for window in (TINY, AMPLE)
+    ]
+    slow = LinkConfig(bytes_per_second=2e6, latency_s=0.002)
+    return [resident, *windows, OffloadConfig(depth=2, window_rows=TINY, emulate_link=slow, optimizer=optimizer)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_rank_has_the_same_bits_at_any_depth_and_window(name: str) -> None:
+    outcomes = [run_job(JOB, config) for config in variants(OPTIMIZERS[name])]
+    assert len({outcome.digest for outcome in outcomes}) == 1
+    tiny, ample = outcomes[1], outcomes[2]
+    assert tiny.fetched > ample.fetched, "the tiny window never ran full: the test would prove nothing"
+    assert tiny.written_back > ample.written_back
+    assert outcomes[0].fetched == 0
+
+
+def test_two_ranks_have_the_same_bits_at_any_depth_and_window() -> None:
+    jobs = [(JOB, config) for optimizer in OPTIMIZERS.values() for config in variants(optimizer)]
+    by_rank = run_ranks(run_jobs, 2, jobs)
+    for outcomes in by_rank:
+        digests = [outcome.digest for outcome in outcomes]
+        count = len(digests) // len(OPTIMIZERS)
+        assert [len(set(digests[i * count : (i + 1) * count])) for i in range(len(OPTIMIZERS))] == [1, 1, 1]
+    assert by_rank[0][0].norms == by_rank[1][0].norms
+    assert not set(by_rank[0][0].rows) & set(by_rank[1][0].rows), "a row has two owners"
+
+
+def test_four_ranks_with_uneven_shards_agree_with_one_up_to_rounding() -> None:
+    config = OffloadConfig(depth=2, window_rows=64, optimizer=OPTIMIZERS["adam-exact"])
+    job = dataclasses.replace(JOB, evaluate=False, micro_batch=1)
+    alone = run_job(job, config)
+    together = run_ranks(run_job, 4, job, config)
+    merged = {row: record for outcome in together for row, record in outcome.rows.items()}
+    assert set(merged) == set(alone.rows)
+    as_floats = [
+        torch.tensor([rows[row] for row in sorted(rows)], dtype=torch.int32).view(torch.float32)[:, :DIM]
+        for rows in (merged, alone.rows)
+    ]
+    torch.testing.assert_close(*as_floats, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor([outcome.losses for outcome in together]).sum(0), torch.tensor(alone.losses), rtol=1e-5, atol=0
+    )
+
+
+def test_exact_adam_equals_dense_adam_over_a_whole_table() -> None:
+    job = dataclasses.replace(JOB, evaluate=False)
+    outcome = run_job(job, OffloadConfig(depth=1, window_rows=TINY, optimizer=OPTIMIZERS["adam-exact"]))
+    addresses = Addresses()
+    bases = (0, addresses.num_rows(0))
+    tables = [
+        initial_rows(torch.arange(addresses.num_rows(m)) + bases[m], DIM, seed=job.seed, std=0.02).requires_grad_()
+        for m in range(2)
+    ]
+    optimizer = torch.optim.Adam(tables, betas=(0.9, 0.95), foreach=False)
+    losses = []
+    for step in range(job.steps):
+        total = 0.0
+        for tokens, positions in job.batches(step, 0, 1):
+            rows = [addresses.rows(m, tokens, positions).flatten() for m in range(2)]
+            loss = sum(((tables[m][rows[m]] + 0.1 * (m + 1)) ** 2).sum() for m in range(2))
+            (loss / 10).backward()
+            total += float(loss.detach())
+        losses.append(total)
+        if step not in job.skipped:
+            for table in tables:
+                table.grad *= 0.5
+            optimizer.param_groups[0]["lr"] = 5 * job.learning_rates[step % 3]
+            optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(outcome.losses), rtol=1e-5, atol=0)
+
+
+def test_a_skipped_step_leaves_no_trace() -> None:
+    config = OffloadConfig(depth=2, window_rows=TINY, optimizer=OPTIMIZERS["adam-exact"])
+    job = Job(steps=6)
+    skipping = dataclasses.replace(job, skipped=(5,))
+    assert run_job(skipping, config).rows == run_job(job, config, stop=5).rows
+
+
+def test_a_module_that_got_no_gradient_is_updated_with_zeros() -> None:
+    tables = open_tables(Job(), OffloadConfig())
+    try:
+        batches = Job().batches(0, 0, 1)
+        rows = tables.begin(0, [tokens for tokens, _ in batches])
+        gather(rows.leaves[0], rows.indices[0][0]).sum().backward()
+        assert float(tables.reduce_gradients()) > 0
+        tables.apply(lr=0.1)
+    finally:
+        tables.close()
+
+
+def test_other_tokens_than_the_planned_ones_are_refused() -> None:
+    tables = open_tables(Job(), OffloadConfig())
+    try:
+        with pytest.raises(RuntimeError, match="tokens of step 0 are not those"):
+            tables.begin(0, [tokens for tokens, _ in Job().batches(1, 0, 1)])
+    finally:
+        tables.close()
+
+
+def test_a_step_that_was_neither_applied_nor_skipped_blocks_the_next() -> None:
+    tables = open_tables(Job(), OffloadConfig())
+    try:
+        tables.begin(0, [tokens for tokens, _ in Job().batches(0, 0, 1)])
+        with pytest.raises(RuntimeError, match="before step 0 was applied"):
+            tables.begin(1, [tokens for tokens, _ in Job().batches(1, 0, 1)])
+    finally:
+        tables.close()
+
+
+def check_small_window(job: Job, config: OffloadConfig) -> str:
+    tables = open_tables(job, config)
+    try:
+        tables.check_window(0)
+    except ValueError as error:
+        return str(error)
+    finally:
+        tables.close()
+    return "accepted"
+
+
+def test_a_window_too_small_for_one_step_is_refused_by_all_ranks_with_the_sizes() -> None:
+    assert check_small_window(Job(), OffloadConfig(window_rows=TINY)) == "accepted"
+    messages = run_ranks(check_small_window, 2, Job(), OffloadConfig(window_rows=3))
+    assert messages[0] == messages[1]
+    assert "step 0 alone needs" in messages[0]
+    assert "the window has 3 slots; set offload.window_rows=" in messages[0]
+
+
+def save_and_resume(job: Job, config: OffloadConfig, stop: int) -> tuple[list[float], dict]:
+    tables = open_tables(job, config)
+    for step in range(stop):
+        train_step(tables, job, step)
+    rows, state = list(tables.updated_rows()), tables.updater.state()
+    tables.close()
+    resumed = open_tables(job, config)
+    resumed.updater.load_state(state)
+    for ids, records in rows:
+        resumed.load_rows(ids, records)
+    losses = [train_step(resumed, job, step)[0] for step in range(stop, job.steps)]
+    final = {}
+    for ids, records in resumed.updated_rows():
+        final.update(zip(ids.tolist(), records.view(torch.int32).tolist(), strict=True))
+    resumed.close()
+    return losses, final
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
+    config = OffloadConfig(depth=2, window_rows=TINY, optimizer=OPTIMIZERS[name])
+    straight = run_job(JOB, config)
+    losses, rows = save_and_resume(JOB, config, 6)
+    assert losses == straight.losses[6:]
+    assert rows == straight.rows
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    adam, adagrad = (open_tables(Job(), OffloadConfig(optimizer=OPTIMIZERS[n])) for n in ("adam-lazy", "adagrad"))
+    with pytest.raises(ValueError, match=r"offload\.optimizer\.type: .* trained with adam, the config says rowwise"):
+        adagrad.updater.load_state(adam.updater.state())
+    adam.close()
+    adagrad.close()
+
+
+def test_a_shard_larger_than_memory_is_refused_with_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.host_table.available_memory", lambda: 1 << 10)
+    with pytest.raises(
+        ValueError, match=r"takes 0.00 GiB of host memory and 0.00 GiB are free: lower model.engram.rows_per_head"
+    ):
+        open_tables(Job(), OffloadConfig())
