@@ -14,6 +14,7 @@ from rich.text import Text
 from train.metrics import StepMetrics
 
 _REFRESH_S = 0.1
+_BAR_WIDTH = 12
 
 
 def step_line(metrics: StepMetrics, total_steps: int, eta_s: float) -> str:
@@ -74,7 +75,7 @@ class Progress:
         if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
             return None, rich.progress.TaskID(0)
         bar = rich.progress.Progress(
-            rich.progress.BarColumn(bar_width=20),
+            rich.progress.BarColumn(bar_width=_BAR_WIDTH),
             rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
             console=Console(file=self._stream),
             auto_refresh=False,
@@ -109,8 +110,11 @@ class Progress:
         elif self._log is not None:
             print(line, file=self._log, flush=True)
         if self._bar is not None:
-            numbers = "  ".join(_numbers(metrics, self.eta_s(metrics.step_ms / 1000)))
-            self._bar.update(self._task, numbers=numbers)
+            parts = _numbers(metrics, self.eta_s(metrics.step_ms / 1000))
+            room = self._bar.console.width - _BAR_WIDTH - len(f" step {self._total}/{self._total}  ")
+            while len(parts) > 1 and len("  ".join(parts)) > room:
+                parts.pop()
+            self._bar.update(self._task, numbers="  ".join(parts))
             self._draw()
 
     def message(self, text: str) -> None:
