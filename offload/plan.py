@@ -76,7 +76,8 @@ def make_plan(
     Collective over `group`, a group of host-side communication: every rank must plan the same steps in the same order.
     """
     modules = range(len(sharding.num_rows))
-    uniques, indices = zip(*(_look_up(addresses, module, batches) for module in modules), strict=True)
+    rows = [addresses.all_rows(tokens, positions) for tokens, positions in batches]
+    uniques, indices = zip(*(_deduplicate([part[module] for part in rows]) for module in modules), strict=True)
     counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, rows_O, start = [], [], 0
@@ -91,11 +92,10 @@ def make_plan(
     return Plan(torch.cat(rows_O), tuple(plans), digest_tokens([tokens for tokens, _ in batches]), lookups)
 
 
-def _look_up(addresses: AddressBook, module: int, batches: Sequence[TokenBatch]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    rows = [addresses.rows(module, tokens, positions).flatten() for tokens, positions in batches]
-    unique_U, places = torch.cat(rows).unique(return_inverse=True)
-    sizes = [len(part) for part in rows]
-    return unique_U, tuple(row_index(part, len(unique_U)) for part in places.split(sizes))
+def _deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
+    unique_U, places = torch.cat([part.flatten() for part in rows]).unique(return_inverse=True)
+    parts = places.split([part.numel() for part in rows])
+    return unique_U, tuple(row_index(part, len(unique_U)) for part in parts)
 
 
 def _exchange_ids(

@@ -31,6 +31,9 @@ class Addresses:
         mixed = (tokens_BT + 7 * positions_BT.clamp(max=1))[..., None] * (slots_S + 3) + module
         return mixed % self.num_rows(module)
 
+    def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        return torch.stack([self.rows(module, tokens_BT, positions_BT) for module in range(self.num_modules)])
+
 
 @dataclass(frozen=True)
 class Job:
