@@ -1,0 +1,41 @@
+"""The `data` section of a job."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+VALIDATION_FRACTION = 0.05
+SMALLEST_BPE = 258
+"""Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
+
+
+class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """What a job trains on, and how it is cut into sequences."""
+
+    path: str | None = None
+    """Prepared token store: a folder that `engram data prepare` made, or the prefix of a Megatron `.bin`/`.idx` pair
+    (which needs `tokenizer`). null: the corpus named by `corpus`, prepared on first run."""
+
+    corpus: Literal["python"] = "python"
+    """Corpus to use when `path` is null. python: the sources and documentation of the Python standard library."""
+
+    cache: str = "data"
+    """Folder in which the default corpus is kept once prepared."""
+
+    bpe_vocab: int = Field(4096, ge=SMALLEST_BPE)
+    """Vocabulary of the byte-level BPE trained on the default corpus, end-of-document and padding included.
+    Not used when `path` or `tokenizer` is given."""
+
+    tokenizer: str | None = None
+    """`deepseek`, or a `tokenizer.json` (or the folder that has one). For the default corpus: used instead of a BPE
+    trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
+    another one is refused."""
+
+    workers: int | None = Field(None, ge=1)
+    """Processes that tokenize the default corpus. null: one a core, fewer for little text."""
+
+    sequence_length: int = Field(256, ge=2)
+    """Tokens in one packed sequence (T)."""
+
+    validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
+    """Share of the documents that is held out for validation. 0: none, which rules evaluation out."""

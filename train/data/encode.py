@@ -1,0 +1,127 @@
+"""Parallel tokenization: texts in, chunks of token ids out, in the order of the texts."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, current_process, get_context, parent_process
+from typing import NamedTuple
+
+import numpy as np
+
+from train.data.indexed import token_dtype
+from train.data.tokenizer import Tokenizer
+from train.errors import UserError
+
+_CHUNK_CHARS = 1 << 19
+_CHUNK_TEXTS = 8192
+# Starting a process costs about as much as tokenizing this much text.
+_BYTES_WORTH_A_PROCESS = 2 << 20
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokenized documents, each closed by the end-of-document token; those without tokens are left out."""
+
+    tokens: np.ndarray
+    """uint16 or int32 (`token_dtype`): all documents, one after the other."""
+    lengths: np.ndarray
+    """int32: tokens of each document, its end-of-document token included."""
+    empty: int
+    """Documents left out."""
+    text_bytes: int
+    """UTF-8 bytes of the documents."""
+
+
+def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> Chunk:
+    """Tokenizes documents in this process."""
+    encoded = [ids for ids in tokenizer.encode_batch(texts) if ids]
+    lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int32, count=len(encoded))
+    tokens = np.empty(int(lengths.sum()), dtype=token_dtype(tokenizer.vocab_size))
+    end = 0
+    for ids in encoded:
+        tokens[end : end + len(ids)] = ids
+        end += len(ids) + 1
+        tokens[end - 1] = tokenizer.eos_id
+    text_bytes = sum(len(text.encode()) for text in texts)
+    return Chunk(tokens, lengths, len(texts) - len(encoded), text_bytes)
+
+
+def worker_count(wanted: int | None, total_bytes: int) -> int:
+    """Processes to use: `wanted`, or as many as cores and the amount of text justify.
+
+    A daemonic process may not have children: it tokenizes by itself.
+    """
+    if current_process().daemon:
+        return 1
+    if wanted is not None:
+        return wanted
+    return max(1, min(len(os.sched_getaffinity(0)), total_bytes // _BYTES_WORTH_A_PROCESS))
+
+
+def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Iterator[Chunk]:
+    """Tokenizes a stream of documents with `workers` processes; the result does not depend on their number.
+
+    At most two chunks a worker (about 0.5 M characters each) are held at a time.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    chunks = _chunks(texts)
+    if workers == 1:
+        yield from (encode_chunk(tokenizer, chunk) for chunk in chunks)
+        return
+    # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _start_worker, (tokenizer.json, tokenizer.specials["eos_token"])
+    )
+    try:
+        pending: deque[Future[Chunk]] = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(_encode_in_worker, chunk))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a tokenizing process was killed (out of memory?); try fewer workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    chars = 0
+    for text in texts:
+        chunk.append(text)
+        chars += len(text)
+        if chars >= _CHUNK_CHARS or len(chunk) >= _CHUNK_TEXTS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+_tokenizer: Tokenizer
+
+
+def _start_worker(source: str, eos: str) -> None:
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _tokenizer = Tokenizer(source, name="worker", eos=eos)
+
+
+def _die_with_parent() -> None:
+    # Siblings hold the queue's other end, so a killed parent would go unnoticed.
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> Chunk:
+    return encode_chunk(_tokenizer, texts)

@@ -1,0 +1,113 @@
+"""Folders that appear whole or not at all: built beside their place under a hidden name, then renamed."""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from train.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a temporary folder to fill; when the block ends well, its files are synced and it becomes `target`.
+
+    After an error, an interrupt or a kill, `target` is as before. What a killed process left behind is removed by the
+    next one that builds the same target. Of two processes building at once the first to end wins.
+
+    Raises:
+        UserError: `target` is there and not empty (unless `overwrite`), or its parent cannot be written.
+    """
+    target = target.absolute()
+    _refuse_used(target, overwrite)
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
+            partial = stack.enter_context(_locked_folder(target))
+        except OSError as error:
+            raise UserError(f"{target}: cannot be made ({error.strerror})") from None
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        replaced = partial.with_name(f"{partial.name}-replaced")
+        if overwrite and target.is_dir():
+            # Both renames are atomic: between them there is no target, never half of one.
+            target.replace(replaced)
+        _refuse_used(target, overwrite)
+        partial.replace(target)
+        _sync(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` (made if absent) against other processes; a dead process holds nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _refuse_used(target: Path, overwrite: bool) -> None:
+    if target.is_dir() and not overwrite and any(target.iterdir()):
+        raise UserError(f"{target}: there is something in it already; choose another folder or overwrite it")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file, not a folder")
+
+
+@contextlib.contextmanager
+def _locked_folder(target: Path) -> Iterator[Path]:
+    path, handle = _make_locked(target)
+    try:
+        yield path
+    finally:
+        os.close(handle)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_locked(target: Path) -> tuple[Path, int]:
+    while True:
+        path = target.with_name(f"{_partial_prefix(target)}{uuid.uuid4().hex}")
+        path.mkdir()
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            continue
+        if path.exists():
+            return path, handle
+        # Another process took it for abandoned between its making and its locking.
+        os.close(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    for path in target.parent.glob(f"{glob.escape(_partial_prefix(target))}*"):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its process lives
+        finally:
+            os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _partial_prefix(target: Path) -> str:
+    return f".{target.name}.partial-"

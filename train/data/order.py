@@ -1,0 +1,44 @@
+"""The order of an epoch: which documents, laid end to end how, and their sequences in which order."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from train.data.packing import DocumentStream
+
+
+class Epoch(NamedTuple):
+    """Everything that an epoch's batches follow from."""
+
+    stream: DocumentStream
+    """The split's documents in this epoch's order."""
+    sequences: np.ndarray
+    """int64: numbers of the stream's whole sequences, in the order of training."""
+
+
+def permutation(count: int, *key: int) -> np.ndarray:
+    """A pseudo-random permutation of range(count) that depends on `key` alone: int64 [count].
+
+    Sorted from Philox's raw output and not shuffled by `Generator`: NumPy promises that the first never changes
+    between versions, but not the second (NEP 19), and a run must be able to go on with another version.
+    """
+    ranks = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(ranks, kind="stable")
+
+
+def epoch_order(
+    tokens: np.ndarray, offsets: np.ndarray, documents: np.ndarray, *, length: int, seed: int, epoch: int
+) -> Epoch:
+    """The order of one epoch over `documents`: they are permuted, packed, and the sequences permuted.
+
+    The tokens after the last whole sequence are dropped; as the documents are permuted, every epoch drops others.
+
+    Args:
+        tokens: the store's tokens.
+        offsets: the store's document offsets.
+        documents: int64 numbers of the split's documents.
+        length: tokens of a sequence.
+        seed, epoch: what the order depends on.
+    """
+    stream = DocumentStream(tokens, offsets, documents[permutation(len(documents), seed, epoch, 0)])
+    return Epoch(stream, permutation(stream.num_tokens // length, seed, epoch, 1))

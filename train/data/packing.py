@@ -1,0 +1,92 @@
+"""Packing: documents laid end to end, cut into sequences of equal length, with their boundaries kept.
+
+With T = 4 and the documents abcE and deE (E ends a document):
+
+    tokens     a b c E | d e E .        . is padding
+    labels     b c E x | e E x x        x is IGNORED: nothing predicts across a boundary
+    positions  0 1 2 3 | 0 1 2 0        0 starts a document, or the rest of one at the start of a sequence
+
+Legend: B sequences, T tokens of a sequence, N documents, P pieces (the part of one document in one sequence),
+F tokens of all pieces.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+IGNORED = -100
+"""Label of a token that predicts nothing: the last of its document, and padding."""
+
+
+class Packed(NamedTuple):
+    """Packed sequences, each array int64 [B, T]."""
+
+    tokens_BT: np.ndarray
+    """Token ids."""
+    labels_BT: np.ndarray
+    """The document's next token, or IGNORED. At the end of a sequence it lies in the next one."""
+    positions_BT: np.ndarray
+    """Position in the document, counted from its first token in this sequence."""
+
+
+class DocumentStream:
+    """Documents of a token array laid end to end in a given order.
+
+    Attributes:
+        num_tokens: their sum.
+    """
+
+    def __init__(self, tokens: np.ndarray, offsets_N: np.ndarray, order_N: np.ndarray) -> None:
+        """Args: all tokens; int64 offsets of all documents (one more than documents); which documents, in order."""
+        lengths_N = offsets_N[order_N + 1] - offsets_N[order_N]
+        present_N = lengths_N > 0
+        self._tokens = tokens
+        self._sources_N = offsets_N[order_N[present_N]]
+        self._ends_N = np.cumsum(lengths_N[present_N], dtype=np.int64)
+        self.num_tokens = int(self._ends_N[-1]) if len(self._ends_N) else 0
+
+    def pack(self, sequences_B: np.ndarray, length: int, pad_id: int) -> Packed:
+        """Sequences of `length` tokens: number k is the stream's tokens [k*length, (k+1)*length).
+
+        Beyond the stream's end there is padding, which counts as one document of its own.
+
+        Args:
+            sequences_B: int64, numbers of the sequences, in any order.
+            length: T.
+            pad_id: token to pad with.
+        """
+        begin_B = np.minimum(sequences_B * length, self.num_tokens)
+        end_B = np.minimum(begin_B + length, self.num_tokens)
+        first_B = np.searchsorted(self._ends_N, begin_B, side="right")
+        last_B = np.searchsorted(self._ends_N, end_B, side="left")
+        pieces_B = np.where(end_B > begin_B, last_B - first_B + 1, 0)
+        row_P = np.repeat(np.arange(len(sequences_B)), pieces_B)
+        document_P = _ramps(first_B, pieces_B)
+
+        document_end_P = self._ends_N[document_P]
+        document_begin_P = np.where(document_P > 0, self._ends_N[document_P - 1], 0)
+        begin_P = np.maximum(document_begin_P, begin_B[row_P])
+        end_P = np.minimum(document_end_P, end_B[row_P])
+        length_P = end_P - begin_P
+        source_F = _ramps(self._sources_N[document_P] + begin_P - document_begin_P, length_P)
+
+        # A document's next token is the next one in memory; only its last token has none.
+        label_F = self._tokens[np.minimum(source_F + 1, len(self._tokens) - 1)].astype(np.int64)
+        piece_ends_P = np.cumsum(length_P) - 1
+        label_F[piece_ends_P[end_P == document_end_P]] = IGNORED
+
+        filled_BT = np.arange(length) < (end_B - begin_B)[:, None]
+        tokens_BT = np.full(filled_BT.shape, pad_id, dtype=np.int64)
+        labels_BT = np.full(filled_BT.shape, IGNORED, dtype=np.int64)
+        positions_BT = np.arange(length) - (end_B - begin_B)[:, None]
+        tokens_BT[filled_BT] = self._tokens[source_F]
+        labels_BT[filled_BT] = label_F
+        positions_BT[filled_BT] = _ramps(np.zeros_like(length_P), length_P)
+        return Packed(tokens_BT, labels_BT, positions_BT)
+
+
+def _ramps(starts_P: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each length, one after the other: int64 [sum of lengths]."""
+    ends_P = np.cumsum(lengths_P)
+    total = int(ends_P[-1]) if len(ends_P) else 0
+    return np.arange(total) + np.repeat(starts_P - ends_P + lengths_P, lengths_P)

@@ -1,0 +1,136 @@
+"""Preparation: text files in, a token store out."""
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from train.data.encode import encode_stream, worker_count
+from train.data.folder import new_folder
+from train.data.manifest import Manifest, Option
+from train.data.progress import PrepareProgress
+from train.data.sample import sample_texts
+from train.data.sources import DOCUMENT_CHARS, Corpus, Report, Sources
+from train.data.tokenizer import Tokenizer
+from train.data.writer import StoreWriter
+from train.errors import UserError
+
+_BPE_SAMPLE_CHARS = 16_000_000
+
+
+def prepare(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: str | Tokenizer | None = None,
+    train_bpe: int | None = None,
+    workers: int | None = None,
+    text_key: str = "text",
+    strict: bool = False,
+    overwrite: bool = False,
+    document_chars: int = DOCUMENT_CHARS,
+    progress: bool = True,
+) -> Manifest:
+    """Turns text files and folders into a token store at `out`, which appears complete or not at all.
+
+    Args:
+        sources: files and folders: `.txt .md .py .rst .jsonl .jsonl.gz .jsonl.zst .parquet`.
+        out: folder to make.
+        tokenizer: a loaded one, `deepseek`, or a `tokenizer.json`. This or `train_bpe`.
+        train_bpe: vocabulary of a byte-level BPE to train on (a sample of) the same text.
+        workers: tokenizing processes; None: one a core, fewer for little text.
+        text_key: field or column that holds the text.
+        strict: the first bad line or file is an error. Otherwise they are counted and the first few shown.
+        overwrite: replace what is at `out`.
+        document_chars: plain text files longer than this become several documents.
+        progress: show a bar (on a terminal) or some lines on standard error.
+
+    Raises:
+        UserError: nothing to read, no document with text, no tokenizer, `out` in use, disk full.
+    """
+    corpus = Sources(sources, text_key=text_key, strict=strict, document_chars=document_chars)
+    if (tokenizer is None) == (train_bpe is None):
+        raise UserError("prepare: give either a tokenizer (name or file) or the vocabulary of a BPE to train")
+    options: dict[str, Option] = {
+        "train_bpe": train_bpe,
+        "text_key": text_key,
+        "document_chars": document_chars,
+    }
+
+    def make_tokenizer() -> Tokenizer:
+        if train_bpe is not None:
+            return train_bpe_on(corpus, train_bpe)
+        assert tokenizer is not None
+        return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+
+    return build_store(
+        corpus, Path(out), make_tokenizer, options=options, workers=workers, overwrite=overwrite, progress=progress
+    )
+
+
+def train_bpe_on(corpus: Corpus, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE trained on a deterministic sample (16 M characters) of a corpus.
+
+    Raises:
+        UserError: the vocabulary is too small, or the corpus has no text.
+    """
+    report = Report()
+    texts = sample_texts(corpus.documents(report), _BPE_SAMPLE_CHARS)
+    if not any(texts):
+        raise _nothing(corpus, report)
+    return Tokenizer.train_bpe(texts, vocab_size)
+
+
+def build_store(
+    corpus: Corpus,
+    out: Path,
+    make_tokenizer: Callable[[], Tokenizer],
+    *,
+    options: dict[str, Option],
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """`prepare` for any stream of documents. `options`: what the contents depend on, for the manifest."""
+    try:
+        with (
+            new_folder(out, overwrite=overwrite) as folder,
+            PrepareProgress(corpus.total_bytes, enabled=progress) as shown,
+        ):
+            processes = worker_count(workers, corpus.total_bytes)
+            return _fill(folder, corpus, make_tokenizer(), processes, shown, options)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{out}: no room on the disk for the token store ({error.strerror})") from None
+        raise
+
+
+def _fill(
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    processes: int,
+    shown: PrepareProgress,
+    options: dict[str, Option],
+) -> Manifest:
+    report = Report()
+    shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
+    with StoreWriter(folder, tokenizer) as writer:
+        for chunk in encode_stream(tokenizer, corpus.documents(report), processes):
+            writer.append(chunk)
+            shown.update(report.bytes_read, report.documents, writer.tokens)
+        if report.bad:
+            places = "; ".join(map(str, report.first_bad))
+            shown.line(f"{report.bad:,} bad line(s) or file(s) skipped; the first: {places}")
+        if not writer.tokens:
+            raise _nothing(corpus, report)
+        manifest = writer.finish(bad=report.bad, sources=corpus.names, options=options)
+    rate = manifest.text_bytes / manifest.tokens
+    shown.line(f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens ({rate:.2f} bytes a token)")
+    return manifest
+
+
+def _nothing(corpus: Corpus, report: Report) -> UserError:
+    names = ", ".join(corpus.names)
+    if report.bad:
+        return UserError(f"{names}: no document with text; {report.bad:,} bad, the first: {report.first_bad[0]}")
+    return UserError(f"{names}: no document with text ({report.documents:,} empty ones)")

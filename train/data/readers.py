@@ -1,0 +1,157 @@
+"""Readers: one file of text in, its documents and its bad places out.
+
+A reader yields `(record, position)`: a document's text or a `Bad` place, and how many bytes of the file are read so
+far. A file that cannot be read on ends with a `Bad`; no reader raises for what is in a file.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Bad(NamedTuple):
+    """A place in a source that gives no document."""
+
+    where: str
+    """`file`, or `file:line` counted from 1."""
+    why: str
+    """What is wrong there."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+Record = tuple[str | Bad, int]
+Reader = Callable[[Path, str, int], Iterator[Record]]
+
+
+def read_text(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
+    """A plain text file in UTF-8: one document, or several where it is longer than `document_chars` characters.
+
+    A long file is cut at the last line end (else space) before the limit: that bounds memory, and lets a corpus that
+    is one file be split into training and validation documents.
+    """
+    try:
+        size = path.stat().st_size
+        # Decoded once before any of it is used: a file counts as bad or as good as a whole.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            while stream.read(document_chars):
+                pass
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from ((piece, size) for piece in _pieces(stream, document_chars))
+    except UnicodeDecodeError as error:
+        yield Bad(str(path), f"not UTF-8 text ({error.reason})"), size
+    except OSError as error:
+        yield Bad(str(path), f"cannot be read ({error.strerror})"), 0
+
+
+def _pieces(stream: io.TextIOWrapper, limit: int) -> Iterator[str]:
+    rest = ""
+    while block := stream.read(limit):
+        rest += block
+        while len(rest) > limit:
+            cut = rest.rfind("\n", 0, limit) + 1 or rest.rfind(" ", 0, limit) + 1 or limit
+            yield rest[:cut]
+            rest = rest[cut:]
+    yield rest
+
+
+def read_jsonl(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
+    """JSON lines, perhaps compressed (`.gz`, `.zst`): a document a line, in the field `text_key`. Never cut."""
+    line = 0
+    try:
+        with path.open("rb") as raw, _decompressed(raw, path) as stream:
+            for line, content in enumerate(stream, start=1):
+                if content.isspace():
+                    continue
+                yield _or_bad(f"{path}:{line}", _json_text, content, text_key), raw.tell()
+    except (OSError, EOFError, zlib.error, _zstd_error()) as error:
+        yield Bad(f"{path}:{line + 1}", f"cannot be read on ({error})"), 0
+
+
+def _decompressed(raw: io.BufferedReader, path: Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(raw)
+    if path.suffix == ".zst":
+        import zstandard
+
+        # Many published corpora are long-window and made of several frames; neither is read by default.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
+    return raw
+
+
+def _zstd_error() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
+def _or_bad(where: str, parse: Callable[[Any, str], str], content: Any, text_key: str) -> str | Bad:
+    try:
+        return parse(content, text_key)
+    except ValueError as error:
+        return Bad(where, str(error))
+
+
+def _json_text(content: bytes, text_key: str) -> str:
+    try:
+        entry = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"a JSON {type(entry).__name__}, not an object")
+    if text_key not in entry:
+        keys = ", ".join(list(entry)[:5]) or "none"
+        raise ValueError(f"no field {text_key!r} (its fields: {keys})")
+    return _checked_text(entry[text_key], text_key)
+
+
+def _checked_text(text: object, text_key: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{text_key!r} is {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as "\ud83d" in JSON
+        raise ValueError(f"{text_key!r} is not valid Unicode") from None
+    return text
+
+
+def read_parquet(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
+    """Parquet: a document a row, in the column `text_key`. Never cut; rows count from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        size = path.stat().st_size
+        with pyarrow.parquet.ParquetFile(path) as table:
+            if text_key not in table.schema_arrow.names:
+                columns = ", ".join(table.schema_arrow.names)
+                yield Bad(str(path), f"no column {text_key!r} (its columns: {columns})"), size
+                return
+            rows = max(1, table.metadata.num_rows)
+            for batch in table.iter_batches(batch_size=256, columns=[text_key]):
+                for cell in batch.column(0):
+                    row += 1
+                    yield _or_bad(f"{path}:{row}", _checked_text, cell.as_py(), text_key), size * row // rows
+    except (OSError, pyarrow.ArrowException) as error:
+        yield Bad(f"{path}:{row + 1}", f"cannot be read on ({str(error).splitlines()[0]})"), 0
+
+
+READERS: dict[str, Reader] = {
+    **dict.fromkeys((".txt", ".md", ".py", ".rst"), read_text),
+    **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl),
+    ".parquet": read_parquet,
+}
+"""Reader of each file name's end."""
+
+
+def reader_of(path: Path) -> Reader | None:
+    """The reader for a file, told by its name; None for a name that tells nothing."""
+    name = path.name.lower()
+    return next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)

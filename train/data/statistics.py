@@ -1,0 +1,57 @@
+"""What a model that knows word frequencies only would score: the mark that a training run must beat."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+_CHUNK = 1 << 22
+
+
+def unigram_entropy(
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    validation: np.ndarray,
+    vocab_size: int,
+    *,
+    max_train_tokens: int = 200_000_000,
+) -> float:
+    """Cross-entropy of the validation documents under the training documents' token frequencies, nats a token.
+
+    Counted over predicted tokens, as the loss is: every token but the first of each document. Add-one smoothing, so
+    that tokens that training lacks have a price.
+
+    Args:
+        tokens, offsets: of the store.
+        validation: bool, one for each document.
+        vocab_size: entries of the vocabulary.
+        max_train_tokens: for large corpora, training frequencies are taken from about this many tokens spread over it.
+
+    Raises:
+        ValueError: nothing is predicted in the validation documents.
+    """
+    stride = max(1, len(tokens) // max_train_tokens)
+    train = np.zeros(vocab_size, dtype=np.int64)
+    held_out = np.zeros(vocab_size, dtype=np.int64)
+    for number, (part, side) in enumerate(_chunks(tokens, offsets, validation)):
+        held_out += np.bincount(part[side == 1], minlength=vocab_size)
+        if number % stride == 0:
+            train += np.bincount(part[side == 0], minlength=vocab_size)
+    if not held_out.sum():
+        raise ValueError("the validation documents hold no token to predict")
+    log_p = np.log(train + 1) - math.log(train.sum() + vocab_size)
+    return float(-(held_out * log_p).sum() / held_out.sum())
+
+
+def _chunks(tokens: np.ndarray, offsets: np.ndarray, validation: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Consecutive tokens, each with its side: 0 training, 1 validation, 2 first of its document."""
+    document = 0
+    for begin in range(0, len(tokens), _CHUNK):
+        end = min(begin + _CHUNK, len(tokens))
+        document = int(np.searchsorted(offsets, begin, side="right")) - 1
+        last = int(np.searchsorted(offsets, end, side="left"))
+        bounds = np.clip(offsets[document : last + 1], begin, end)
+        side = np.repeat(validation[document:last].astype(np.int8), np.diff(bounds))
+        first = offsets[document:last]
+        side[first[(first >= begin) & (first < end)] - begin] = 2
+        yield tokens[begin:end], side

@@ -1,0 +1,187 @@
+"""A corpus as token ids on disk, memory-mapped."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from train.data.indexed import read_index
+from train.data.manifest import MANIFEST, Manifest, file_digest, fingerprint, sample_digest
+from train.data.tokenizer import TOKENIZER, Tokenizer
+from train.errors import UserError
+
+BIN = "tokens.bin"
+IDX = "tokens.idx"
+TOKEN_BYTES = "token_bytes.npy"
+
+
+class _Facts(NamedTuple):
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    tokenizer_sha256: str
+    fingerprint: str
+    bytes_ratio: float
+
+
+class TokenStore:
+    """Documents as one array of token ids with the documents' offsets in it. Opened by `TokenStore.open`.
+
+    Attributes:
+        tokens: uint16 or int32 [num_tokens], memory-mapped: all documents, one after the other.
+        document_offsets: int64 [num_documents + 1], document i is `tokens[document_offsets[i]:document_offsets[i+1]]`.
+        token_bytes: int32 [vocab_size], UTF-8 bytes of text that each token stands for.
+        vocab_size, eos_id, pad_id: of the tokenizer.
+        tokenizer_sha256: the tokenizer's identity.
+        fingerprint: identity of the contents.
+        manifest: None for a plain Megatron pair.
+    """
+
+    def __init__(
+        self,
+        prefix: Path,
+        *,
+        tokenizer: Tokenizer | None,
+        token_bytes: np.ndarray,
+        manifest: Manifest | None,
+        facts: _Facts,
+    ) -> None:
+        """Use `open`."""
+        self.prefix = prefix
+        self.manifest = manifest
+        self.token_bytes = token_bytes
+        self.vocab_size, self.eos_id, self.pad_id = facts.vocab_size, facts.eos_id, facts.pad_id
+        self.tokenizer_sha256, self.fingerprint = facts.tokenizer_sha256, facts.fingerprint
+        self._bytes_ratio = facts.bytes_ratio
+        self._tokenizer = tokenizer
+        index_path = prefix.with_name(prefix.name + ".idx")
+        index = read_index(index_path)
+        try:
+            self.document_offsets = index.document_offsets()
+        except ValueError as error:
+            raise UserError(f"{index_path}: cannot be used, {error}") from None
+        self.tokens = _map_tokens(prefix.with_name(prefix.name + ".bin"), index.dtype, int(self.document_offsets[-1]))
+
+    @classmethod
+    def open(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> "TokenStore":
+        """Opens a prepared folder, or a plain Megatron pair by its prefix or either file's name.
+
+        Args:
+            path: the folder, or the pair.
+            tokenizer: needed for a plain pair; for a prepared folder it must be the one that made it.
+
+        Raises:
+            UserError: nothing there, files changed since they were prepared, another tokenizer, a damaged index.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._open_prepared(path, tokenizer)
+        prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+        if not prefix.with_name(prefix.name + ".idx").is_file():
+            raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there; make one: engram data prepare")
+        if tokenizer is None:
+            raise UserError(f"{path}: a Megatron pair without manifest; say which tokenizer made it (data.tokenizer)")
+        return cls._open_plain(prefix, tokenizer)
+
+    @classmethod
+    def _open_prepared(cls, folder: Path, tokenizer: Tokenizer | None) -> "TokenStore":
+        if not (folder / MANIFEST).is_file():
+            hint = f"prepare it first: engram data prepare {folder} --out DIR"
+            raise UserError(f"{folder}: not a prepared token store (no {MANIFEST}); if it holds text, {hint}")
+        manifest = Manifest.read(folder)
+        if tokenizer is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
+            raise UserError(
+                f"{folder}: made with the tokenizer {manifest.tokenizer}, which is not {tokenizer.name}; "
+                f"drop data.tokenizer or prepare the text again"
+            )
+        try:
+            unchanged = sample_digest(folder / BIN, folder / IDX) == manifest.sample_sha256
+            token_bytes = np.load(folder / TOKEN_BYTES)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: damaged ({error}); prepare it again") from None
+        if not unchanged:
+            raise UserError(f"{folder}: {BIN} or {IDX} is not what its manifest describes; prepare it again")
+        if token_bytes.shape != (manifest.vocab_size,):
+            raise UserError(f"{folder}: {TOKEN_BYTES} does not fit the tokenizer in its manifest; prepare it again")
+        facts = _Facts(
+            manifest.vocab_size,
+            manifest.eos_id,
+            manifest.pad_id,
+            manifest.tokenizer_sha256,
+            manifest.fingerprint,
+            manifest.text_bytes / max(1, manifest.token_bytes),
+        )
+        return cls(folder / "tokens", tokenizer=tokenizer, token_bytes=token_bytes, manifest=manifest, facts=facts)
+
+    @classmethod
+    def _open_plain(cls, prefix: Path, tokenizer: Tokenizer) -> "TokenStore":
+        files = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
+        if not files[0].is_file():
+            raise UserError(f"{files[0]}: missing beside its index")
+        identity = fingerprint(sample_digest(*files), tokenizer.sha256, tokenizer.eos_id)
+        facts = _Facts(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id, tokenizer.sha256, identity, 1.0)
+        return cls(prefix, tokenizer=tokenizer, token_bytes=tokenizer.token_bytes(), manifest=None, facts=facts)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the store."""
+        return len(self.document_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the store."""
+        return len(self.tokens)
+
+    def document(self, index: int) -> np.ndarray:
+        """Token ids of one document: a read-only view, uint16 or int32 [length].
+
+        Raises:
+            IndexError: no such document.
+        """
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        return self.tokens[self.document_offsets[index] : self.document_offsets[index + 1]]
+
+    def bytes_of(self, tokens: np.ndarray) -> float:
+        """UTF-8 bytes of text that token ids (any shape) stand for; negative ids count nothing.
+
+        Exact for byte-level tokenizers. Otherwise the table of bytes per token is scaled so that it is exact for the
+        whole corpus, as the manifest has both sums.
+        """
+        return float(self.token_bytes[tokens[tokens >= 0]].sum(dtype=np.int64)) * self._bytes_ratio
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens, loaded on first use.
+
+        Raises:
+            UserError: `tokenizer.json` is missing or not the one in the manifest.
+        """
+        if self._tokenizer is None:
+            path = self.prefix.with_name(TOKENIZER)
+            loaded = Tokenizer.load(path)
+            if loaded.sha256 != self.tokenizer_sha256:
+                raise UserError(f"{path}: not the tokenizer in the manifest beside it; prepare the text again")
+            self._tokenizer = loaded
+        return self._tokenizer
+
+    def verify(self) -> None:
+        """Reads both files wholly and compares them with the manifest (opening compares samples only).
+
+        Raises:
+            UserError: they differ, or there is no manifest to compare with.
+        """
+        if self.manifest is None:
+            raise UserError(f"{self.prefix}: a plain Megatron pair has no checksums to verify")
+        for name, expected in ((BIN, self.manifest.bin_sha256), (IDX, self.manifest.idx_sha256)):
+            path = self.prefix.with_name(name)
+            if file_digest(path) != expected:
+                raise UserError(f"{path}: damaged, its checksum is not the manifest's; prepare the text again")
+
+
+def _map_tokens(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size != count * dtype.itemsize:
+        raise UserError(f"{path}: {size} bytes, its index tells of {count * dtype.itemsize}: cut short or damaged")
+    if count == 0:
+        raise UserError(f"{path}: no tokens")
+    return np.memmap(path, dtype=dtype, mode="r")
