@@ -1,0 +1,262 @@
+"""The training engine: forward, backward, the raw gradient's norm, a step or none, and the state for checkpoints.
+
+Gradient scale: a step's gradient is the *sum* over the micro-batches and the *mean* over the ranks of the gradients
+of the losses given to `backward`. Nothing else is scaled: scale the losses so that this mean is what you want.
+Autograd leaves passed to the forward receive their gradients as they are: this rank's, neither averaged nor clipped.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.backbone_optimizer import ADAM_STATES, MUON_STATES, BackboneOptimizer, group_options
+from train.deepspeed_config import DeepSpeedConfig
+from train.engine.names import LogicalNames
+from train.engine.setup import deepspeed
+from train.engine.wrappers import full_shape, is_expert, wrap
+from train.optimizer import GroupKey, OptimizerConfig, assign
+from train.shards import Layout, Shard, check_complete, gather_layout, gather_parameters, load_run, owned_runs
+
+
+@dataclass
+class EngineState:
+    """All that a backbone needs to continue, by logical parameter name, whatever the ranks and the ZeRO stage."""
+
+    steps: int
+    """Optimizer steps taken."""
+    parameters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """For each parameter `weight` (fp32 master) and its optimizer's tensors: `exp_avg` and `exp_avg_sq` (Adam), or
+    `momentum_buffer` (Muon). CPU, logical shape."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Persistent buffers of the model. CPU."""
+
+
+class Engine:
+    """Trains a model under DeepSpeed.
+
+    Example:
+        >>> for batch in batches:  # `accumulation_steps` of them
+        ...     engine.backward(engine(batch.tokens_BT, batch.positions_BT, labels_BT=batch.labels_BT) * scale)
+        >>> norm_squared = engine.gradient_norm_squared().item()
+        >>> if math.isfinite(norm_squared):
+        ...     engine.step(lr_factor=1.0, gradient_scale=clip_scale(norm_squared, 1.0))
+        ... else:
+        ...     engine.skip_step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerConfig,
+        deepspeed_config: DeepSpeedConfig,
+        dtype: Literal["bf16", "fp32"] = "fp32",
+        accumulation_steps: int = 1,
+    ) -> None:
+        """Takes over `model`, the same on all ranks; torch.distributed must be initialised. Collective.
+
+        Args:
+            model: parameters in fp32.
+            optimizer: optimizer of all its parameters.
+            deepspeed_config: the `deepspeed` section.
+            dtype: dtype of the parameters in the forward; master weights and optimizer state are fp32.
+            accumulation_steps: `backward` calls a step consists of.
+
+        Raises:
+            ValueError: the world size or the model does not fit the `deepspeed` section.
+        """
+        world_size = dist.get_world_size()
+        deepspeed_config.check(world_size, getattr(getattr(model, "config", None), "n_routed_experts", None))
+        shapes = {name: full_shape(parameter) for name, parameter in model.named_parameters()}
+        self.accumulation_steps = accumulation_steps
+        self.steps = 0
+        """Steps applied so far."""
+        self._micro_batch = 0
+        self._assignment = assign(optimizer, shapes)
+        self._engine, wrapped, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=lambda _: self._build_optimizer(model, optimizer),
+            config=deepspeed_config.build(dtype, accumulation_steps, world_size),
+        )
+        self._wrapper = wrap(wrapped)
+        self._names = LogicalNames(self.module)
+        self._shards, self._muon = self._describe_shards()
+        layout = gather_layout(self._shards)
+        check_complete(layout, shapes)
+        self._owned = owned_runs(layout)
+        self.muon_parameters = _names_of(layout, self._muon)
+        """Logical names of the parameters that Muon updates; Adam updates the others."""
+        if self.muon_parameters != {name for name, key in self._assignment.items() if key.muon}:
+            raise RuntimeError("DeepSpeed regrouped the parameters: Muon would not update those that it should")
+        self._optimizer.bind(self._shards, self._muon, layout, self.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model; with expert parallelism its mixture-of-experts layers are DeepSpeed's."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs of the forward belong."""
+        return torch.device(deepspeed.get_accelerator().current_device_name())
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Current learning rates, under `adam` and `muon`."""
+        return {"muon" if group["muon"] else "adam": group["lr"] for group in self._optimizer.param_groups}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a scalar `loss`. With the last micro-batch of a step ranks reduce them. Collective.
+
+        Raises RuntimeError for more calls than `accumulation_steps` without a step between.
+        """
+        self._micro_batch += 1
+        if self._micro_batch > self.accumulation_steps:
+            raise RuntimeError(f"backward was called more than {self.accumulation_steps} times before a step")
+        self._engine.set_gradient_accumulation_boundary(self._micro_batch == self.accumulation_steps)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    @torch.no_grad()
+    def gradient_norm_squared(self) -> Tensor:
+        """Squared L2 norm of the step's raw gradient over all parameters, experts of all ranks included. Collective.
+
+        To be called after the last `backward`. Returns an fp64 scalar on the CPU with the same bits on every rank;
+        inf or nan if any gradient is.
+        """
+        self._require_all_micro_batches()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for shard, gradients in zip(self._shards, self._wrapper.gradients(), strict=True):
+            copies = dist.get_world_size(shard.group) if shard.replicated else 1
+            for gradient in gradients:
+                norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(self.device)
+                total += norm.double().square() / copies
+        by_rank = torch.empty(dist.get_world_size(), dtype=torch.float64, device=self.device)
+        dist.all_gather_into_tensor(by_rank, total.unsqueeze(0))
+        return by_rank.cpu().sum()
+
+    def step(self, *, lr_factor: float, gradient_scale: float = 1.0) -> None:
+        """Updates the parameters with `gradient_scale` times the raw gradient. Collective.
+
+        Args:
+            lr_factor: factor on the peak learning rates.
+            gradient_scale: from the clip; acts before Adam's and Muon's moments see the gradient.
+
+        Raises RuntimeError if a backward is missing or DeepSpeed dropped the step (gradients that are not finite).
+        """
+        self._require_all_micro_batches()
+        self._optimizer.set_lr_factor(lr_factor)
+        self._finish_step(gradient_scale)
+        if not self._engine.was_step_applied():
+            raise RuntimeError("DeepSpeed dropped a step: its gradients are not finite")
+        self.steps += 1
+
+    def skip_step(self) -> None:
+        """Drops the step's gradients; weights, optimizer state and `steps` keep their bits. Collective."""
+        self._require_all_micro_batches()
+        self._finish_step(None)
+
+    def _finish_step(self, gradient_scale: float | None) -> None:
+        self._optimizer.gradient_scale = gradient_scale
+        try:
+            self._engine.step()
+        finally:
+            self._optimizer.gradient_scale = None
+            self._micro_batch = 0
+
+    def _require_all_micro_batches(self) -> None:
+        if self._micro_batch != self.accumulation_steps:
+            raise RuntimeError(f"{self._micro_batch} of {self.accumulation_steps} micro-batches were given to backward")
+
+    def state(self) -> EngineState | None:
+        """The state, on rank 0; None on the others. Collective."""
+        state = EngineState(self.steps)
+        weights = {index: shard.flat.data for index, shard in enumerate(self._shards)}
+        self._gather("weight", weights, state)
+        for name in (*ADAM_STATES, *MUON_STATES):
+            self._gather(name, self._optimizer_tensors(name), state)
+        state.buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers().items()}
+        return state if dist.get_rank() == 0 else None
+
+    def _gather(self, slot: str, values: dict[int, Tensor], state: EngineState) -> None:
+        for name, tensor in (gather_parameters(values, self._owned, self.device) or {}).items():
+            state.parameters.setdefault(name, {})[slot] = tensor
+
+    @torch.no_grad()
+    def load_state(self, state: EngineState) -> None:
+        """Continues from `state`, which every rank gives (its tensors may be memory-mapped). Collective.
+
+        The number of ranks, the ZeRO stage and expert parallelism may differ from when the state was taken.
+        Raises ValueError if the state lacks a tensor that this model or optimizer needs, or has one of another shape.
+        """
+        for index, shard in enumerate(self._shards):
+            slots = {name: self._optimizer.state[shard.flat].get(name) for name in (*ADAM_STATES, *MUON_STATES)}
+            targets = {"weight": shard.flat.data} | {name: flat for name, flat in slots.items() if flat is not None}
+            for run in self._shards[index].runs:
+                for slot, flat in targets.items():
+                    load_run(flat, run, _required(state.parameters.get(run.name, {}), slot, run.name, run.shape))
+        for name, buffer in self._buffers().items():
+            buffer.copy_(_required(state.buffers, name, name, tuple(buffer.shape)))
+        self._wrapper.publish()
+        self._optimizer.set_step_count(state.steps)
+        self.steps = state.steps
+
+    def close(self) -> None:
+        """Releases DeepSpeed's hooks on the model."""
+        self._engine.destroy()
+
+    def _build_optimizer(self, model: nn.Module, config: OptimizerConfig) -> BackboneOptimizer:
+        """Called by DeepSpeed once AutoEP has replaced the experts, so groups are made of what is there then."""
+        names = LogicalNames(model)
+        members: dict[tuple[GroupKey, str | None], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            expert_group = parameter.group_name if is_expert(parameter) else None
+            members.setdefault((self._assignment[names.name(name)], expert_group), []).append(parameter)
+        groups = []
+        for (key, expert_group), parameters in members.items():
+            # The names DeepSpeed looks for: `moe`, and as `name` that of the experts' process group.
+            labels = {"name": expert_group, "moe": True} if expert_group else {"name": str(key)}
+            groups.append({"params": parameters, **group_options(config, key), **labels})
+        self._optimizer = BackboneOptimizer(groups, config)
+        return self._optimizer
+
+    def _describe_shards(self) -> tuple[list[Shard], list[bool]]:
+        name_of = {parameter: name for name, parameter in self.module.named_parameters()}
+        shards, muon = [], []
+        for group in self._wrapper.flat_groups():
+            runs = [
+                run
+                for parameter, *place in group.fragments
+                for run in self._names.runs(name_of[parameter], full_shape(parameter), *place)
+            ]
+            shards.append(Shard(group.flat, runs, group.group, self._wrapper.replicated))
+            muon.append(group.muon)
+        return shards, muon
+
+    def _optimizer_tensors(self, name: str) -> dict[int, Tensor]:
+        states = {index: self._optimizer.state[shard.flat] for index, shard in enumerate(self._shards)}
+        return {index: state[name] for index, state in states.items() if name in state}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        persistent = self.module.state_dict().keys() - parameters
+        return {self._names.name(name): self.module.get_buffer(name) for name in sorted(persistent)}
+
+
+def _names_of(layout: Layout, selected: list[bool]) -> set[str]:
+    """Parameters with a run, on any rank, in a selected shard."""
+    return {run.name for rank in layout for shard, chosen in zip(rank, selected, strict=True) if chosen for run in shard}
+
+
+def _required(tensors: dict[str, Tensor], slot: str, owner: str, shape: tuple[int, ...]) -> Tensor:
+    if slot not in tensors:
+        raise ValueError(f"the saved state has no {slot} of {owner}: it is that of another model or optimizer")
+    if tuple(tensors[slot].shape) != shape:
+        raise ValueError(f"the saved {owner} has shape {tuple(tensors[slot].shape)}, the model's has {shape}")
+    return tensors[slot]

@@ -1,0 +1,67 @@
+"""Logical names: what a module's parameters were called before AutoEP replaced the mixture-of-experts layers.
+
+AutoEP takes a layer with `gate.weight` and the stacks `experts.gate_up_proj` [E, 2F, D] and `experts.down_proj`
+[E, D, F], and leaves each rank `router.gate.weight` and `experts.w1`, `.w3` [E/R, F, D] and `.w2` [E/R, D, F] of the
+rank's own experts (`deepspeed/moe/ep_repack.py`; R ranks of expert parallelism).
+"""
+
+from collections.abc import Iterator
+
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from torch import nn
+
+from train.shards import Run
+
+_PLACES = {"w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}
+"""Logical stack of each of AutoEP's, and which half of an expert's matrix it is."""
+
+
+class LogicalNames:
+    """Translates names, shapes and positions from the module as it is to the model as it was written."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AutoEPMoELayer)}
+
+    def _split(self, name: str) -> tuple[AutoEPMoELayer | None, str, str]:
+        """The AutoEP layer a parameter or buffer belongs to, the layer's name, and the rest of the name."""
+        for prefix, layer in self._layers.items():
+            if name.startswith(f"{prefix}."):
+                return layer, prefix, name.removeprefix(f"{prefix}.")
+        return None, "", name
+
+    def name(self, name: str) -> str:
+        """Logical name of a parameter or buffer."""
+        layer, prefix, rest = self._split(name)
+        if layer is None:
+            return name
+        if rest.startswith("router."):
+            return f"{prefix}.gate.{rest.removeprefix('router.').removeprefix('gate.')}"
+        if rest.startswith("experts.") and (leaf := rest.removeprefix("experts.")) in _PLACES:
+            return f"{prefix}.experts.{_PLACES[leaf][0]}"
+        return name
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Logical shape of the parameter called `name` in the module, where it has `shape`."""
+        layer, _, rest = self._split(name)
+        if layer is None or not rest.startswith("experts."):
+            return shape
+        rows = shape[1] if rest == "experts.w2" else 2 * shape[1]
+        return (layer.num_experts, rows, shape[2])
+
+    def runs(self, name: str, shape: tuple[int, ...], start: int, numel: int, offset: int) -> Iterator[Run]:
+        """Says in logical terms what `numel` elements from `start` of the module's parameter `name` are."""
+        layer, _, rest = self._split(name)
+        logical_name, logical_shape = self.name(name), self.shape(name, shape)
+        if layer is None or not rest.startswith("experts."):
+            yield Run(logical_name, logical_shape, start, numel, offset)
+            return
+        local_size, logical_size = shape[1] * shape[2], logical_shape[1] * logical_shape[2]
+        first_expert = layer.ep_rank * layer.num_local_experts
+        half = _PLACES[rest.removeprefix("experts.")][1] * local_size
+        end = start + numel
+        while start < end:
+            expert, within = divmod(start, local_size)
+            length = min(end - start, local_size - within)
+            logical_start = (first_expert + expert) * logical_size + half + within
+            yield Run(logical_name, logical_shape, logical_start, length, offset)
+            start, offset = start + length, offset + length
