@@ -25,12 +25,21 @@ from offload.transfers import CpuTransfers
 
 @dataclass
 class Traffic:
-    """Rows that were asked for and that travelled, and seconds that the training loop waited, since the last `take`."""
+    """What happened since the last `take`.
+
+    Attributes:
+        requested: rows that steps needed of this rank.
+        fetched: those of them that had to be fetched from host memory.
+        written_back: rows copied to host memory.
+        waited_s: time that the training loop waited for plans and rows.
+        planned_s: time that the planner's thread worked.
+    """
 
     requested: int = 0
     fetched: int = 0
     written_back: int = 0
     waited_s: float = 0.0
+    planned_s: float = 0.0
 
     def take(self) -> "Traffic":
         """The counts so far; starts again from zero."""
@@ -122,8 +131,6 @@ class WindowStore:
         fetched, slots = admission
         future = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
         self._fetches[step] = slots, future
-        self.traffic.requested += len(rows)
-        self.traffic.fetched += len(fetched)
         return True
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
@@ -142,6 +149,9 @@ class WindowStore:
         with self.traffic.waiting():
             future.result()
         self._directory.fetched(slots)
+        # Counted for the step that uses the rows, not for the earlier one during which they travelled.
+        self.traffic.requested += len(rows)
+        self.traffic.fetched += len(slots)
         used = self._directory.slots(rows.numpy())
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):

@@ -4,7 +4,7 @@ begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_grad
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
-from offload.stores import ResidentStore, RowStore, WindowStore, window_too_small
+from offload.stores import ResidentStore, RowStore, Traffic, WindowStore, window_too_small
 from offload.updates import RowUpdater
 
 
@@ -33,24 +33,6 @@ class StepRows:
 
     leaves: list[Tensor]
     indices: list[list[RowIndex]]
-
-
-@dataclass(frozen=True)
-class StepTraffic:
-    """What the tables did for one step, on this rank.
-
-    Attributes:
-        fetch_rows, writeback_rows: rows that travelled between host memory and the window.
-        hit_rate: share of the step's owned rows that were in the window already.
-        stall_ms: time the training loop waited for a plan or for rows.
-        plan_ms: time the planner's thread worked.
-    """
-
-    fetch_rows: int
-    writeback_rows: int
-    hit_rate: float
-    stall_ms: float
-    plan_ms: float
 
 
 class EngramTables:
@@ -195,11 +177,9 @@ class EngramTables:
         self.updater.catch_up(records)
         return StepRows(self._exchange(plan, records), self._indices(plan))
 
-    def take_traffic(self) -> StepTraffic:
-        """What was done since the last call."""
-        taken, plan_s = self._store.traffic.take(), self._planner.take_busy_s()
-        hits = 1 - taken.fetched / taken.requested if taken.requested else 1.0
-        return StepTraffic(taken.fetched, taken.written_back, hits, 1e3 * taken.waited_s, 1e3 * plan_s)
+    def take_traffic(self) -> Traffic:
+        """What this rank did since the last call."""
+        return replace(self._store.traffic.take(), planned_s=self._planner.take_busy_s())
 
     def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""

@@ -22,6 +22,8 @@ class OffloadMetrics:
 
     stall_ms: float
     """Time that the step waited for rows, in milliseconds; the slowest rank's."""
+    plan_ms: float
+    """Time that the planner's thread worked for the step, in milliseconds; the busiest rank's."""
     fetch_rows: int
     """Rows fetched from host memory."""
     hit_rate: float

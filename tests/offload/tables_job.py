@@ -125,7 +125,7 @@ def run_job(job: Job, config: OffloadConfig, stop: int | None = None) -> Outcome
     finally:
         tables.close()
     losses, norms = zip(*results, strict=True)
-    return Outcome(list(losses), list(norms), rows, traffic.fetch_rows, traffic.writeback_rows)
+    return Outcome(list(losses), list(norms), rows, traffic.fetched, traffic.written_back)
 
 
 def run_jobs(jobs: list[tuple[Job, OffloadConfig]]) -> list[Outcome]:

@@ -1,0 +1,63 @@
+"""Loss of the model on held-out text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.balance import reset_counts
+from model.engram import MemoryRows
+from offload.tables import EngramTables, StepRows
+from train.data.loader import Batch, Loader
+from train.engine import Engine
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        loss: mean cross-entropy of a token, in nats.
+        bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+NO_ROWS = StepRows([], [[]])
+"""The rows of a micro-batch for a model without Engram."""
+
+
+def memory_of(rows: StepRows, micro_batch: int) -> list[MemoryRows]:
+    """What the model reads for one micro-batch: the tables' rows, one entry for each Engram layer."""
+    return [MemoryRows(leaf, index) for leaf, index in zip(rows.leaves, rows.indices[micro_batch], strict=True)]
+
+
+def forward(engine: Engine, batch: Batch, memory: Sequence[MemoryRows]) -> Tensor:
+    """Summed loss of a micro-batch."""
+    device = engine.device
+    loss: Tensor = engine(batch.tokens_BT.to(device), batch.positions_BT.to(device), memory, batch.labels_BT.to(device))
+    return loss
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, tables: EngramTables | None, loader: Loader, sequences: int) -> Evaluation:
+    """Evaluates the first `sequences` of a validation loader, or all of them. Collective."""
+    engine.module.eval()
+    steps = min(-(-sequences // loader.global_batch_size), loader.steps_per_epoch)
+    totals = torch.zeros(3, dtype=torch.float64)
+    for batch in (micro_batch for step in range(steps) for micro_batch in loader.batch(step)):
+        rows = tables.look_up([(batch.tokens_BT, batch.positions_BT)]) if tables else NO_ROWS
+        loss = forward(engine, batch, memory_of(rows, 0)).double().cpu()
+        totals += torch.stack([loss, (batch.labels_BT >= 0).sum(), torch.tensor(loader.bytes_of(batch.labels_BT))])
+    engine.module.train()
+    # Experts count the tokens they see, but balance on those of training alone.
+    reset_counts(engine.module)
+    totals = totals.to(engine.device)
+    dist.all_reduce(totals)
+    loss_sum, labels, text_bytes = totals.tolist()
+    return Evaluation(loss_sum / labels, loss_sum / math.log(2) / text_bytes)

@@ -1,0 +1,284 @@
+"""Puts a training job together and runs it on this rank."""
+
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from model.config import ModelConfig
+from model.parameters import count_parameters
+from model.transformer import LanguageModel
+from offload.addressing import AddressBook
+from offload.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
+from offload.records import RecordLayout, RowInit
+from offload.tables import EngramTables
+from train.checkpoint import Checkpoints, Identity
+from train.config import JobConfig
+from train.config_file import dump
+from train.data.loader import Loader
+from train.data.open import open_data
+from train.data.store import TokenStore
+from train.engine import Engine
+from train.errors import UserError
+from train.evaluation import Evaluation
+from train.metrics import METRICS_FILE, read_metrics
+from train.reporter import Reporter
+from train.sampling import continue_texts
+from train.summary import Summary
+from train.trainer import Trainer
+
+CONFIG_FILE = "config.yaml"
+_BACKBONE_BYTES = 12
+"""Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
+
+
+def train(job: JobConfig) -> Summary | None:
+    """Trains `job` from its newest checkpoint, or from nothing, to its last step. Collective.
+
+    The ranks are those that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Returns:
+        The summary on rank 0; None on the others.
+
+    Raises:
+        UserError: anything in the config, the data or the run's folder that the user has to change.
+        OSError: a file cannot be written.
+    """
+    with ExitStack() as stack:
+        _join_ranks()
+        stack.callback(dist.destroy_process_group)
+        run = _Run(job, stack)
+        start = run.resume()
+        with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
+            trainer = Trainer(
+                job,
+                engine=run.engine,
+                tables=run.tables,
+                train_loader=run.train_loader,
+                validation_loader=run.validation_loader,
+                checkpoints=run.checkpoints,
+                reporter=reporter,
+            )
+            if start == job.train.steps:
+                reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
+            evaluation = trainer.fit(start)
+        samples = run.sample()
+        return run.summarise(evaluation, samples, trainer.rows_moved, start) if run.rank == 0 else None
+
+
+class _Run:
+    """The parts of a job, built in the order in which they need each other."""
+
+    def __init__(self, job: JobConfig, stack: ExitStack) -> None:
+        self.job = job
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.folder = Path(job.run.dir) / job.run.name
+        self.store = _on_one_rank_first(lambda: open_data(job.data))
+        if job.model.vocab_size < self.store.vocab_size:
+            raise UserError(
+                f"model.vocab_size is {job.model.vocab_size}, but the tokenizer of the data has "
+                f"{self.store.vocab_size} entries: set model.vocab_size={self.store.vocab_size}"
+            )
+        self.train_loader = self._loader("train")
+        self.validation_loader = self._loader("validation")
+        self.counts = count_parameters(job.model)
+        addresses = address_book(job.model, self.store) if job.model.engram else None
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", keep=job.checkpoint.keep, identity=self._identity(addresses)
+        )
+        self._open_folder(addresses)
+        self.engine = self._engine()
+        stack.callback(self.engine.close)
+        self.tables = self._tables(addresses) if addresses else None
+        if self.tables:
+            stack.callback(self.tables.close)
+
+    def resume(self) -> int:
+        """Loads the newest checkpoint, if the config wants it; returns the steps that are done."""
+        newest = self.checkpoints.newest() if self.job.checkpoint.resume != "never" else None
+        start = self.checkpoints.load(newest, self.engine, self.tables) if newest else 0
+        if start > self.job.train.steps:
+            raise UserError(f"train.steps is {self.job.train.steps}, but {newest} has {start} steps already")
+        if self.tables and start < self.job.train.steps:
+            try:
+                self.tables.check_window(start)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        return start
+
+    def sample(self) -> list[str]:
+        """Continues the config's prompts."""
+        return continue_texts(
+            self.engine,
+            self.tables,
+            self.store.tokenizer(),
+            self.job.eval.prompts if self.job.eval.sample_tokens else [],
+            num_tokens=self.job.eval.sample_tokens,
+            temperature=self.job.eval.temperature,
+            max_length=self.job.data.sequence_length,
+            seed=self.job.train.seed,
+        )
+
+    def summarise(self, evaluation: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
+        """What the run came to."""
+        job, tables = self.job, self.tables
+        table_rows = sum(tables.sharding.num_rows) if tables else 0
+        windowed = tables is not None and job.offload.mode == "window"
+        speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
+        return Summary(
+            run=str(self.folder),
+            steps=job.train.steps,
+            tokens=job.train.steps * job.train.global_batch_size * job.data.sequence_length,
+            val_loss=evaluation.loss,
+            val_bits_per_byte=evaluation.bits_per_byte,
+            unigram_entropy=self.train_loader.unigram_entropy(),
+            parameters=self.counts.total + _table_parameters(tables),
+            active_parameters=self.counts.active + _active_table_parameters(job.model),
+            table_parameters=_table_parameters(tables),
+            table_bytes=table_rows * tables.layout.bytes if tables else 0,
+            window_bytes=tables.window_bytes * self.world_size if tables and windowed else None,
+            rows_moved=rows_moved,
+            tokens_per_s=statistics.median(speeds) if speeds else None,
+            samples=samples,
+        )
+
+    def _loader(self, split: Literal["train", "validation"]) -> Loader:
+        job = self.job.train
+        # Evaluation takes one micro-batch a rank at a time, whatever the training batch is made of.
+        batch = job.global_batch_size if split == "train" else job.micro_batch_size * self.world_size
+        return Loader(
+            self.store,
+            split=split,
+            sequence_length=self.job.data.sequence_length,
+            global_batch_size=batch,
+            micro_batch_size=job.micro_batch_size,
+            seed=job.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            validation_fraction=self.job.data.validation_fraction,
+        )
+
+    def _identity(self, addresses: AddressBook | None) -> Identity:
+        fingerprint = addresses.fingerprint() if addresses else None
+        return Identity(self.job.model.model_dump(mode="json"), fingerprint, self.train_loader.identity())
+
+    def _open_folder(self, addresses: AddressBook | None) -> None:
+        newest, resume = self.checkpoints.newest(), self.job.checkpoint.resume
+        if resume == "never" and newest:
+            raise UserError(
+                f"checkpoint.resume is never, but {newest} is there: choose another run.name, or delete {self.folder}"
+            )
+        if resume == "must" and not newest:
+            raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
+        dist.barrier()
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_disk(addresses)
+            dump(self.job, self.folder / CONFIG_FILE)
+        dist.barrier()
+
+    def _check_disk(self, addresses: AddressBook | None) -> None:
+        rows = sum(addresses.num_rows(m) for m in range(addresses.num_modules)) if addresses else 0
+        needed = rows * self._layout().bytes + self.counts.total * _BACKBONE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"{self.folder}: a checkpoint takes up to {needed / 1e9:.1f} GB with every table row touched, and "
+                f"{free / 1e9:.1f} GB are free: set run.dir to a larger disk, or lower model.engram.rows_per_head"
+            )
+
+    def _layout(self) -> RecordLayout:
+        engram = self.job.model.engram
+        return RecordLayout.of(engram.row_dim if engram else 1, self.job.offload.optimizer)
+
+    def _engine(self) -> Engine:
+        job = self.job
+        torch.manual_seed(job.train.seed)
+        rank_batch = job.train.global_batch_size // self.world_size
+        try:
+            return Engine(
+                LanguageModel(job.model),
+                optimizer=job.optimizer,
+                deepspeed_config=job.deepspeed,
+                dtype=job.train.dtype,
+                accumulation_steps=rank_batch // job.train.micro_batch_size,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def _tables(self, addresses: AddressBook) -> EngramTables:
+        assert self.job.model.engram is not None
+        # The planner's collectives run on a thread of their own, so they need a group of their own.
+        host_group = dist.new_group(backend="gloo")
+        try:
+            return EngramTables(
+                self.job.offload,
+                addresses,
+                dim=self.job.model.engram.row_dim,
+                init=RowInit(self.job.train.seed, self.job.model.engram.init_std),
+                batches=lambda step: [(b.tokens_BT, b.positions_BT) for b in self.train_loader.batch(step)],
+                num_steps=self.job.train.steps,
+                host_group=host_group,
+                device=self.engine.device,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+
+def address_book(model: ModelConfig, store: TokenStore) -> AddressBook:
+    """The addresses of a model's tables for the tokens of a store.
+
+    Raises:
+        UserError: `model.engram.pad_id` is no token.
+    """
+    engram = model.engram
+    assert engram is not None
+    try:
+        return AddressBook(
+            _vocabulary(model, store),
+            layers=engram.layers,
+            orders=engram.orders,
+            heads=engram.heads,
+            rows_per_head=engram.rows_per_head,
+            seed=engram.seed,
+            cross_documents=engram.cross_documents,
+        )
+    except ValueError as error:
+        raise UserError(f"model.engram: {error}") from None
+
+
+def _vocabulary(model: ModelConfig, store: TokenStore) -> CompressedVocabulary:
+    assert model.engram is not None
+    pad_id = store.pad_id if model.engram.pad_id is None else model.engram.pad_id
+    if not model.engram.compress_tokens:
+        return identity_vocabulary(model.vocab_size, pad_id=pad_id)
+    return compress_tokenizer(store.tokenizer().backend, pad_id=pad_id, vocabulary_size=model.vocab_size)
+
+
+def _join_ranks() -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def _on_one_rank_first(action: Callable[[], Any]) -> Any:
+    """Runs `action` on local rank 0, then on the others: what it makes is made once a machine."""
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    result = action() if first else None
+    dist.barrier()
+    return result if first else action()
+
+
+def _table_parameters(tables: EngramTables | None) -> int:
+    return sum(tables.sharding.num_rows) * tables.layout.dim if tables else 0
+
+
+def _active_table_parameters(model: ModelConfig) -> int:
+    return len(model.engram.layers) * model.engram.memory_width if model.engram else 0

@@ -1,0 +1,96 @@
+"""What a run came to, in figures a user can check, and what to try next."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run.
+
+    Attributes:
+        run: folder of the run.
+        steps, tokens: of the whole run.
+        val_loss, val_bits_per_byte: of the last evaluation.
+        unigram_entropy: nats a token of the validation text for who knows the token frequencies alone.
+        parameters: of the backbone and the tables.
+        active_parameters: that compute for one token; the input embedding is not counted, the rows read are.
+        table_parameters: weights of all rows.
+        table_bytes: of all records in host memory, optimizer state included, if every row were touched.
+        window_bytes: of all ranks' windows; None without tables or with mode=resident.
+        rows_moved: between host memory and the windows since the run was started or resumed.
+        tokens_per_s: median over the records since then; None if nothing was trained.
+        samples: continued texts.
+    """
+
+    run: str
+    steps: int
+    tokens: int
+    val_loss: float
+    val_bits_per_byte: float
+    unigram_entropy: float
+    parameters: int
+    active_parameters: int
+    table_parameters: int
+    table_bytes: int
+    window_bytes: int | None
+    rows_moved: int
+    tokens_per_s: float | None
+    samples: list[str]
+
+    def __str__(self) -> str:
+        lines = [""]
+        for sample in self.samples:
+            lines += ["A continuation:", *(f"    {line}" for line in sample.splitlines()), ""]
+        rows = [
+            ("validation loss", f"{self.val_loss:.4f} nats/token, {self.val_bits_per_byte:.4f} bits/byte"),
+            ("unigram entropy", f"{self.unigram_entropy:.4f} nats/token: {self._verdict()}"),
+            ("parameters", self._parameters()),
+            *self._memory(),
+            ("trained on", f"{_count(self.tokens)} tokens in {self.steps:,} steps{self._speed()}"),
+            ("run folder", f"{self.run} (config.yaml, metrics.jsonl, log.txt, checkpoints/)"),
+        ]
+        lines += [f"{name:<16} {value}" for name, value in rows]
+        return "\n".join([*lines, "", "What to try next:", *(f"    {line}" for line in self._next())])
+
+    def _verdict(self) -> str:
+        gain = self.unigram_entropy - self.val_loss
+        return (
+            f"the model is {gain:.2f} nats better than word frequencies"
+            if gain > 0
+            else "not reached, train for longer"
+        )
+
+    def _parameters(self) -> str:
+        tables = f", {_count(self.table_parameters)} of them in tables" if self.table_parameters else ""
+        return f"{_count(self.parameters)} in all, {_count(self.active_parameters)} active a token{tables}"
+
+    def _memory(self) -> list[tuple[str, str]]:
+        if self.window_bytes is None:
+            return []
+        share = f"{_bytes(self.table_bytes)} in host memory through windows of {_bytes(self.window_bytes)}"
+        return [("tables", f"{share}; {_count(self.rows_moved)} rows moved")]
+
+    def _speed(self) -> str:
+        return f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens_per_s else ""
+
+    def _next(self) -> list[str]:
+        config = f"{self.run}/config.yaml"
+        return [
+            "your own text   engram data prepare FOLDER --out data/mine --train-bpe 4096",
+            f"                engram train {config} run.name=mine data.path=data/mine",
+            f"longer          engram train {config} train.steps={2 * self.steps} run.name=longer",
+            f"no memory       engram train {config} model.engram=null run.name=no-memory",
+        ]
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    power = min(4, int(math.log(max(number, 1), 1024)))
+    return f"{number / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,156 @@
+"""The training loop."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.balance import reset_counts, update_balance
+from offload.tables import EngramTables
+from train.checkpoint import Checkpoints
+from train.clipping import clip_scale
+from train.config import JobConfig
+from train.data.loader import Batch, Loader
+from train.engine import Engine
+from train.errors import UserError
+from train.evaluation import NO_ROWS, Evaluation, evaluate, forward, memory_of
+from train.meter import Meter
+from train.reporter import Reporter
+from train.schedule import lr_factor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: this rank's summed loss over the number of labels of all ranks: the ranks' sum is the step's loss.
+        grad_norm: of the raw gradient, backbone and tables together; not finite if the step was skipped.
+        lr: learning rate of the backbone.
+    """
+
+    loss: Tensor
+    grad_norm: float
+    lr: float
+
+    @property
+    def applied(self) -> bool:
+        """Whether weights and rows were updated."""
+        return math.isfinite(self.grad_norm)
+
+
+class Trainer:
+    """Takes a job from step `start` to its end.
+
+    Args:
+        job: its config.
+        engine: the backbone under DeepSpeed.
+        tables: the Engram tables; None for a model without.
+        train_loader, validation_loader: the two splits.
+        checkpoints: where states are saved.
+        reporter: told of everything that a user may want to see.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        *,
+        engine: Engine,
+        tables: EngramTables | None,
+        train_loader: Loader,
+        validation_loader: Loader,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+    ) -> None:
+        self._job, self._engine, self._tables = job, engine, tables
+        self._train_loader, self._validation_loader = train_loader, validation_loader
+        self._checkpoints, self._reporter = checkpoints, reporter
+        self._skipped_in_a_row = 0
+        self._meter = Meter(job.train.global_batch_size * job.data.sequence_length, tables, engine.device)
+
+    def fit(self, start: int) -> Evaluation:
+        """Trains steps `start` to the last, and returns the evaluation at the end. Collective.
+
+        Raises:
+            UserError: too many steps in a row without a finite gradient, or a window that a step does not fit into.
+            OSError: a checkpoint cannot be written.
+        """
+        job, total = self._job, self._job.train.steps
+        evaluation = None
+        for step in range(start, total):
+            result = self._train_step(step)
+            done = step + 1
+            self._meter.count(result.loss)
+            self._check_skips(step, result)
+            due = done % job.eval.every == 0 or done == total
+            if due or done % job.train.log_every == 0:
+                measured = self._meter.measure()
+                evaluation = self.evaluate() if due else None
+                self._reporter.step(done, result, measured, evaluation)
+                self._meter.restart()
+            self._reporter.advance(done)
+            if done % job.checkpoint.every == 0 or done == total:
+                self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
+        return evaluation or self.evaluate()
+
+    @property
+    def rows_moved(self) -> int:
+        """Rows of all ranks that travelled between host memory and the windows."""
+        return self._meter.rows_moved
+
+    def evaluate(self) -> Evaluation:
+        """Evaluates the model as it is. Collective."""
+        return evaluate(self._engine, self._tables, self._validation_loader, self._job.eval.sequences)
+
+    def _train_step(self, step: int) -> StepResult:
+        batches = self._train_loader.batch(step)
+        rows = self._tables.begin(step, [batch.tokens_BT for batch in batches]) if self._tables else None
+        num_labels = self._count_labels(batches)
+        loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+        for number, batch in enumerate(batches):
+            memory = memory_of(rows, number) if rows else memory_of(NO_ROWS, 0)
+            part = forward(self._engine, batch, memory) / num_labels
+            # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
+            self._engine.backward(part * dist.get_world_size())
+            loss += part.detach()
+        return self._update(step, loss)
+
+    def _update(self, step: int, loss: Tensor) -> StepResult:
+        norm_squared = float(self._engine.gradient_norm_squared())
+        if self._tables:
+            norm_squared += float(self._tables.reduce_gradients())
+        factor = lr_factor(self._job.schedule, step, self._job.train.steps)
+        result = StepResult(loss, math.sqrt(norm_squared), self._job.optimizer.learning_rate * factor)
+        if not result.applied:
+            self._skip()
+            return result
+        scale = clip_scale(norm_squared, self._job.train.gradient_clipping)
+        self._engine.step(lr_factor=factor, gradient_scale=scale)
+        if self._tables:
+            self._tables.apply(lr=result.lr, gradient_scale=scale)
+        if self._job.model.moe:
+            update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
+        return result
+
+    def _skip(self) -> None:
+        self._engine.skip_step()
+        if self._tables:
+            self._tables.skip()
+        reset_counts(self._engine.module)
+
+    def _count_labels(self, batches: list[Batch]) -> int:
+        count = torch.tensor(sum(int((batch.labels_BT >= 0).sum()) for batch in batches), device=self._engine.device)
+        dist.all_reduce(count)
+        return max(1, int(count))
+
+    def _check_skips(self, step: int, result: StepResult) -> None:
+        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row:
+            self._reporter.message(f"step {step + 1} was skipped on all ranks: its gradient is not finite")
+        if self._skipped_in_a_row > self._job.train.max_skipped_steps:
+            raise UserError(
+                f"train.max_skipped_steps: {self._skipped_in_a_row} steps in a row had no finite gradient, the last "
+                f"one step {step + 1}; lower optimizer.learning_rate or raise schedule.warmup_steps"
+            )
