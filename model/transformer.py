@@ -1,0 +1,125 @@
+"""The language model: embedding, blocks, head.
+
+Submodules bear the names of Hugging Face's DeepSeek-V3 (`model.layers.N.self_attn`, `.mlp`, ...), which DeepSpeed's
+AutoEP looks for; `.engram` is ours. Matrices are drawn from normal(0, init_std); those that write attention's and the
+feed-forward networks' results into the residual stream from normal(0, init_std / sqrt(2 num_layers)), as in GPT-2.
+
+Shape suffixes: B batch, T sequence, D hidden, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Attention, AttentionContext, attention_context
+from model.config import ModelConfig
+from model.engram import Engram, MemoryRows
+from model.layers import Embedding, Linear
+from model.mlp import SwiGLU
+from model.moe import MoE
+
+IGNORED = -100
+"""Label of a token without a loss."""
+
+
+class Block(nn.Module):
+    """Engram where the config has one here, attention, then a dense network or experts; each added to its input."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        size, eps, std = config.hidden_size, config.norm_eps, config.init_std
+        output_std = std / math.sqrt(2 * config.num_layers)
+        self.engram = None
+        if config.engram is not None and layer in config.engram.layers:
+            self.engram = Engram(config.engram, size, branches=1, norm_eps=eps, std=std)
+        self.input_layernorm = nn.RMSNorm(size, eps=eps)
+        self.self_attn = Attention(config.attention, size, norm_eps=eps, std=std, output_std=output_std)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
+        self.mlp: nn.Module
+        if config.moe is not None and config.has_experts(layer):
+            self.mlp = MoE(config.moe, size, std=std, output_std=output_std)
+        else:
+            self.mlp = SwiGLU(size, config.dense_hidden_size, std=std, output_std=output_std)
+
+    def forward(
+        self, hidden_BTD: Tensor, context: AttentionContext, positions_BT: Tensor, memory: MemoryRows | None
+    ) -> Tensor:
+        """Returns the residual stream after the block; `memory` is given where the block has an Engram module."""
+        if self.engram is not None:
+            hidden_BTD = hidden_BTD + self.engram(hidden_BTD.unsqueeze(2), memory, positions_BT).squeeze(2)
+        hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context)
+        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+
+
+class Transformer(nn.Module):
+    """Everything but the head: token ids to normalised hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.init_std)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, memory: Sequence[MemoryRows] = ()) -> Tensor:
+        """Returns hidden states [B, T, D]; arguments as for `LanguageModel`."""
+        layers = self.config.engram.layers if self.config.engram else []
+        if len(memory) != len(layers):
+            raise ValueError(f"memory rows of {len(memory)} tables were given, but Engram layers are {layers}")
+        memory_of = dict(zip(layers, memory, strict=True))
+        hidden_BTD = self.embed_tokens(tokens_BT)
+        context = attention_context(positions_BT, self.config.attention, hidden_BTD.dtype)
+        for layer, block in enumerate(self.layers):
+            hidden_BTD = block(hidden_BTD, context, positions_BT, memory_of.get(layer))
+        return self.norm(hidden_BTD)
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only language model, drawn from torch's global generator.
+
+    Example:
+        >>> model = LanguageModel(ModelConfig(vocab_size=512))
+        >>> loss_sum = model(tokens_BT, positions_BT, labels_BT=labels_BT)
+    """
+
+    # Buffers that DeepSpeed leaves in fp32 when it casts, before and after AutoEP renames their modules.
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias", "tokens_per_expert")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Transformer(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, config.init_std)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        memory: Sequence[MemoryRows] = (),
+        labels_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the summed loss, or the logits.
+
+        Args:
+            tokens_BT: int64 token ids.
+            positions_BT: int64 position within the token's document; 0 begins a document. The first column is 0.
+            memory: one `MemoryRows` for each of the config's `engram.layers`, in that order.
+            labels_BT: int64 next tokens, `IGNORED` where there is no loss.
+
+        Returns:
+            With labels: fp32 scalar, the *sum* of the cross-entropies in nats over labels that are not `IGNORED`;
+            0, with zero gradients, if all are. Without: logits [B, T, V] in the parameters' dtype.
+
+        Raises:
+            ValueError: not one `MemoryRows` for each Engram layer, or one of another shape of batch.
+        """
+        logits_BTV = self.lm_head(self.model(tokens_BT, positions_BT, memory))
+        if labels_BT is None:
+            return logits_BTV
+        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
