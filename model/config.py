@@ -77,7 +77,7 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Whether n-grams and the convolution look back across the start of a document."""
     gate: Literal["signed_sqrt", "plain"] = "signed_sqrt"
     """What the gate's sigmoid is taken of: the released models' signed square root, or the paper's plain score."""
-    gate_eps: float = Field(1e-20, ge=0)
+    gate_eps: float = Field(1e-20, gt=0)
     """Added to the mean squares under the gate's norms; keys may be small, so it is far below `norm_eps`."""
     convolution: bool = True
     """Whether the gated values pass a short causal convolution, whose dilation is the largest order."""
