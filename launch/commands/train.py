@@ -1,0 +1,45 @@
+"""`engram train`."""
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram train configs/tiny.yaml
+  engram train configs/tiny.yaml train.steps=50 run.name=short --nproc 1
+"""
+)
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--nproc", type=click.IntRange(min=1), help="Local ranks; default: run.nproc, else one a GPU, else 2.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout; the rest goes to stderr.")
+def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json: bool) -> None:
+    """Train the job that the YAML file CONFIG describes.
+
+    Starts its own local ranks, and ends them all when one fails. Under torchrun or srun (RANK and WORLD_SIZE are set)
+    it is one of theirs. The same command again goes on from the newest checkpoint.
+    """
+    from launch.local import run_ranks
+    from launch.rank import rank_command, run_rank
+    from launch.rank_environment import rank_count, visible_gpus
+    from train.config import JobConfig
+    from train.config_file import load
+
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        if nproc is not None:
+            raise click.UsageError("--nproc has no meaning where RANK and WORLD_SIZE are set: that launcher decides.")
+        run_rank(config, overrides, as_json=as_json)
+        return
+    run = load(config, overrides, JobConfig).run
+    gpus = visible_gpus()
+    run_ranks(
+        rank_command(config, overrides, as_json=as_json),
+        rank_count(nproc or run.nproc, gpus),
+        log_folder=Path(run.dir, run.name, "logs"),
+        port=run.port,
+        gpus=gpus,
+    )

@@ -1,0 +1,96 @@
+"""How a failure is told: to the user in one line if it is theirs, between a rank and its launcher in a small file."""
+
+import errno
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from train.errors import UserError
+
+REPORT_FILE = "ENGRAM_RANK_REPORT"
+"""Environment variable in which the launcher tells a rank where to write its `RankReport`."""
+
+USER_ERROR_EXIT = 2
+"""Exit code for a mistake of the user's; every other failure is 1."""
+
+_PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
+_PEER_MESSAGE = re.compile(r"connection (closed|reset) by peer|broken pipe|connection refused", re.IGNORECASE)
+
+
+class RankFailed(RuntimeError):
+    """A rank crashed; the message tells which, and shows its traceback or the end of its log."""
+
+
+def user_message(error: BaseException) -> str | None:
+    """The one line to show for `error` if it is the user's to mend, else None."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{(error.strerror or 'no space left on device').lower()}; make room, then run it again"
+    return None
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """Why a rank failed. `peer`: it only lost the connection to another one, whose failure is the real one."""
+
+    kind: Literal["user", "crash", "peer"]
+    text: str
+    time: float
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """The report on an exception that is being handled."""
+        message = user_message(error)
+        if message is not None:
+            return cls("user", message, time.time())
+        return cls("peer" if _lost_peer(error) else "crash", traceback.format_exc().rstrip(), time.time())
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Puts the report at `path`, whole or not at all."""
+        partial = Path(f"{os.fspath(path)}.partial")
+        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self | None:
+        """The report at `path`; None if there is none."""
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+
+def _lost_peer(error: BaseException) -> bool:
+    if {base.__name__ for base in type(error).__mro__} & _PEER_ERRORS or _PEER_MESSAGE.search(str(error)):
+        return True
+    return error.__cause__ is not None and _lost_peer(error.__cause__)
+
+
+def reported(body: Callable[[], None]) -> int:
+    """Runs a rank's `body` and returns its exit code; a failure is reported to the launcher, or else to stderr.
+
+    Rank 0 writes to the user's terminal, where the launcher will show the failure: it does not print it itself.
+    """
+    try:
+        body()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        report = RankReport.of(error)
+        if path := os.environ.get(REPORT_FILE):
+            report.write(path)
+        if not path or os.environ.get("RANK", "0") != "0":
+            print(f"Error: {report.text}" if report.kind == "user" else report.text, file=sys.stderr, flush=True)
+        return USER_ERROR_EXIT if report.kind == "user" else 1
+    return 0

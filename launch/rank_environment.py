@@ -1,0 +1,72 @@
+"""What a local rank finds in its environment: who it is, where the ranks meet, how many threads are its share."""
+
+import errno
+import os
+import socket
+
+from train.errors import UserError
+
+_LOOPBACK = "lo"
+
+
+def rank_environment(rank: int, nproc: int, port: int, gpus: int) -> dict[str, str]:
+    """This process's environment with the variables of `torch.distributed`'s `env://` for one of `nproc` local ranks.
+
+    OMP_NUM_THREADS is the rank's share of the cores unless it is set; without GPUs, DeepSpeed is told to use the CPU.
+    """
+    environment = {
+        # Under a name that does not resolve, gloo finds no address; all ranks are on this machine anyway.
+        **({"GLOO_SOCKET_IFNAME": _LOOPBACK} if (1, _LOOPBACK) in socket.if_nameindex() else {}),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
+        "PYTHONUNBUFFERED": "1",
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if not gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def meeting_port(wanted: int | None) -> int:
+    """`wanted` if nobody listens there, or else, for None, a free TCP port of this machine.
+
+    Raises:
+        UserError: the wanted port is in use or not allowed.
+    """
+    try:
+        with socket.create_server(("", wanted or 0)) as server:
+            return server.getsockname()[1]
+    except OSError as error:
+        reason = {errno.EADDRINUSE: "already in use on this machine", errno.EACCES: "reserved for the administrator"}
+        told = reason.get(error.errno or 0, str(error))
+        raise UserError(
+            f"port {wanted}: {told}; choose another one, or none (run.port=null) to get a free one"
+        ) from None
+
+
+def visible_gpus() -> int:
+    """GPUs that ranks of this machine may take; 0 if DS_ACCELERATOR=cpu asks for none."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def rank_count(wanted: int | None, gpus: int) -> int:
+    """Local ranks to start: those wanted, or one a GPU, or 2 on a machine without.
+
+    Raises:
+        UserError: more ranks than GPUs, where there are any.
+    """
+    count = wanted or gpus or 2
+    if 0 < gpus < count:
+        raise UserError(
+            f"{count} ranks on {gpus} GPU(s): every rank needs one; lower --nproc, or set DS_ACCELERATOR=cpu"
+        )
+    return count
