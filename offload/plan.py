@@ -47,12 +47,14 @@ class Plan:
 
     Attributes:
         rows_O: int64, ascending: places in this rank's shard of the rows that the step uses.
+        most_rows: the largest number of such rows that any rank has: the same on every rank.
         modules: the Engram modules' parts.
         digest: of the token ids that the plan was made for.
         lookups: rows that this rank's tokens look up, duplicates included.
     """
 
     rows_O: Tensor
+    most_rows: int
     modules: tuple[ModulePlan, ...]
     digest: int
     lookups: int
@@ -80,16 +82,26 @@ def make_plan(
     uniques, indices = zip(*(_deduplicate([part[module] for part in rows]) for module in modules), strict=True)
     counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
-    plans, rows_O, start = [], [], 0
+    plans, parts_O, start = [], [], 0
     for module in modules:
         owned, places_A = owed_rows[module].unique(return_inverse=True)
         part = slice(start, start := start + len(owned))
         plans.append(
             ModulePlan(indices[module], counts_WM[:, module].tolist(), owed_WM[:, module].tolist(), places_A, part)
         )
-        rows_O.append(sharding.to_shard(module, rank, owned))
+        parts_O.append(sharding.to_shard(module, rank, owned))
     lookups = sum(index.index_N.numel() for plan in plans for index in plan.indices)
-    return Plan(torch.cat(rows_O), tuple(plans), digest_tokens([tokens for tokens, _ in batches]), lookups)
+    rows_O = torch.cat(parts_O)
+    digest = digest_tokens([tokens for tokens, _ in batches])
+    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest, lookups)
+
+
+def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> int:
+    if world_size == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return int(largest)
 
 
 def _deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:

@@ -134,13 +134,7 @@ class WindowStore:
         return True
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """See `RowStore.acquire`.
-
-        Raises:
-            ValueError: if the step's rows do not fit into the window.
-        """
-        if len(rows) > len(self._window_CW):
-            raise ValueError(window_too_small(step, len(rows), len(self._window_CW)))
+        """See `RowStore.acquire`. The caller has made sure that the rows fit into the window."""
         while not self.prefetch(step, rows):
             if not self._writebacks:
                 raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
@@ -271,11 +265,3 @@ class ResidentStore:
 
     def close(self) -> None:
         """See `RowStore.close`."""
-
-
-def window_too_small(step: int, needed: int, slots: int) -> str:
-    """The message for a window that one step alone does not fit into."""
-    return (
-        f"offload.window_rows: step {step} alone needs {needed:,} rows of this rank's shard at once, "
-        f"but the window has {slots:,} slots; set offload.window_rows={-(-needed * 5 // 4)} or lower the batch"
-    )

@@ -18,8 +18,18 @@ from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
-from offload.stores import ResidentStore, RowStore, Traffic, WindowStore, window_too_small
+from offload.stores import ResidentStore, RowStore, Traffic, WindowStore
 from offload.updates import RowUpdater
+
+
+class WindowTooSmall(ValueError):
+    """The rows of one step alone do not fit into a window."""
+
+    def __init__(self, step: int, rows: int, slots: int) -> None:
+        super().__init__(
+            f"offload.window_rows: step {step + 1} alone needs {rows:,} rows of one rank's shard at once, but the "
+            f"window has {slots:,} slots; set offload.window_rows={-(-rows * 5 // 4)} or lower train.global_batch_size"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,14 +106,10 @@ class EngramTables:
         """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
 
         Raises:
-            ValueError: on every rank, naming the largest number of rows that one rank needs.
+            WindowTooSmall: on every rank.
         """
-        if self._config.mode == "resident":
-            return
         self._planner.request(step)
-        needed = self._reduce(len(self._planner.plan(step).rows_O), dist.ReduceOp.MAX)
-        if needed > self._config.window_rows:
-            raise ValueError(window_too_small(step, needed, self._config.window_rows))
+        self._require_room(step)
 
     def begin(self, step: int, tokens: Sequence[Tensor]) -> StepRows:
         """Hands out the rows of `step`, with exactly the updates of the steps before it. Collective.
@@ -113,19 +119,18 @@ class EngramTables:
             tokens: int64 [B, T] of each micro-batch: what is about to be trained on.
 
         Raises:
-            ValueError: if the step's rows do not fit into the window.
+            WindowTooSmall: on every rank, if one rank's rows do not fit into its window. The step has not begun.
             RuntimeError: if the last step is neither applied nor skipped, or the tokens are not the planned ones.
         """
         if self._rows is not None or (self._step >= 0 and step != self._step + 1):
             raise RuntimeError(f"step {step} began before step {self._step} was applied or skipped")
-        self._step = step
         # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
         for ahead in range(step, min(step + self._config.depth + 2, self._num_steps)):
             self._planner.request(ahead)
-        with self._store.traffic.waiting():
-            plan = self._planner.plan(step)
+        plan = self._require_room(step)
         if plan.digest != digest_tokens(tokens):
             raise RuntimeError(f"the tokens of step {step} are not those that its rows were planned for")
+        self._step = step
         self._records_OW = self._store.acquire(step, plan.rows_O)
         self._prefetch()
         self.updater.catch_up(self._records_OW)
@@ -225,12 +230,13 @@ class EngramTables:
         self._rows = self._records_OW = self._gradient_OD = None
         self._prefetch()
 
-    def _reduce(self, value: int, op: dist.ReduceOp.RedOpType) -> int:
-        if self._world_size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.device)
-        dist.all_reduce(tensor, op, group=self._group)
-        return int(tensor)
+    def _require_room(self, step: int) -> Plan:
+        with self._store.traffic.waiting():
+            plan = self._planner.plan(step)
+        # Judged by the fullest rank: all ranks refuse the step, and none waits for another in its exchange.
+        if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
+            raise WindowTooSmall(step, plan.most_rows, self._config.window_rows)
+        return plan
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def _unflatten(steps: int, tensors: dict[str, torch.Tensor]) -> EngineState:
 
 
 def _save_tables(tables: EngramTables, path: Path) -> None:
-    chunks = {}
+    chunks: dict[str, torch.Tensor] = {}
     for number, (ids, records) in enumerate(tables.updated_rows()):
         chunks |= {f"ids.{number:06d}": ids, f"records.{number:06d}": records.contiguous()}
     save_file(chunks, path, metadata={"dim": str(tables.layout.dim), "state_words": str(tables.layout.state_words)})

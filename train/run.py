@@ -17,7 +17,7 @@ from model.transformer import LanguageModel
 from offload.addressing import AddressBook
 from offload.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
 from offload.records import RecordLayout, RowInit
-from offload.tables import EngramTables
+from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint import Checkpoints, Identity
 from train.config import JobConfig
 from train.config_file import dump
@@ -108,7 +108,7 @@ class _Run:
         if self.tables and start < self.job.train.steps:
             try:
                 self.tables.check_window(start)
-            except ValueError as error:
+            except WindowTooSmall as error:
                 raise UserError(str(error)) from None
         return start
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.balance import reset_counts, update_balance
-from offload.tables import EngramTables
+from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint import Checkpoints
 from train.clipping import clip_scale
 from train.config import JobConfig
@@ -80,7 +80,7 @@ class Trainer:
         job, total = self._job, self._job.train.steps
         evaluation = None
         for step in range(start, total):
-            result = self._train_step(step)
+            result = self._train_step_or_save(step)
             done = step + 1
             self._meter.count(result.loss)
             self._check_skips(step, result)
@@ -103,6 +103,14 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Evaluates the model as it is. Collective."""
         return evaluate(self._engine, self._tables, self._validation_loader, self._job.eval.sequences)
+
+    def _train_step_or_save(self, step: int) -> StepResult:
+        try:
+            return self._train_step(step)
+        except WindowTooSmall as error:
+            # Raised on every rank before the step began, and no part of a run's identity: nothing needs to be lost.
+            path = self._checkpoints.save(step, self._engine, self._tables)
+            raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
 
     def _train_step(self, step: int) -> StepResult:
         batches = self._train_loader.batch(step)

@@ -150,7 +150,7 @@ def test_a_window_too_small_for_one_step_is_refused_by_all_ranks_with_the_sizes(
     assert check_small_window(Job(), OffloadConfig(window_rows=TINY)) == "accepted"
     messages = run_ranks(check_small_window, 2, Job(), OffloadConfig(window_rows=3))
     assert messages[0] == messages[1]
-    assert "step 0 alone needs" in messages[0]
+    assert "step 1 alone needs" in messages[0]
     assert "the window has 3 slots; set offload.window_rows=" in messages[0]
 
 

@@ -1,0 +1,89 @@
+"""Runs the real `engram` command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ENGRAM = str(Path(sys.executable).with_name("engram"))
+TIMEOUT_S = 240
+
+JOB: dict[str, Any] = {
+    "model": {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "dense_hidden_size": 64,
+        "attention": {"heads": 2, "kv_lora_rank": 16, "qk_nope_dim": 8, "qk_rope_dim": 8, "v_dim": 8},
+        "moe": {"num_experts": 4, "experts_per_token": 2, "expert_hidden_size": 16},
+        "engram": {"layers": [0, 1], "heads": 2, "rows_per_head": 500, "row_dim": 4},
+    },
+    "data": {"sequence_length": 32, "validation_fraction": 0.2},
+    "train": {"steps": 5, "global_batch_size": 8, "micro_batch_size": 2},
+    "schedule": {"warmup_steps": 2},
+    "offload": {"window_rows": 1500, "optimizer": {"untouched_rows": "exact"}},
+    "eval": {"every": 2, "sequences": 8, "prompts": [], "sample_tokens": 0},
+    "checkpoint": {"every": 5},
+}
+"""The `model`, `data`, ... sections of a job that trains in a second."""
+
+
+def engram(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `engram` to its end; never raises for its exit code."""
+    return subprocess.run(
+        [ENGRAM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )
+
+
+def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs `engram train`, which must succeed."""
+    result = engram("train", *arguments)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result
+
+
+def write_job(folder: Path, data: Path, **sections: dict[str, Any]) -> Path:
+    """Writes the small job, with the given sections merged in, and returns its file."""
+    job = json.loads(json.dumps(JOB)) | {"run": {"name": "small", "dir": str(folder / "runs")}}
+    job["data"]["path"] = str(data)
+    for name, values in sections.items():
+        job[name] = job.get(name, {}) | values
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def losses(run: Path) -> list[tuple[float, float | None]]:
+    """Loss and validation loss of every recorded step, as they were written."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(record["loss"], record.get("val_loss")) for record in records]
+
+
+def table_rows(run: Path) -> dict[int, bytes]:
+    """The newest checkpoint's table records, bit by bit, by row id."""
+    from safetensors.torch import load_file
+
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    rows: dict[int, bytes] = {}
+    for file in newest.glob("tables-*"):
+        tensors = load_file(file)
+        for key, ids in tensors.items():
+            if key.startswith("ids."):
+                records = tensors[key.replace("ids.", "records.")].numpy()
+                rows |= {row: record.tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
+    return rows
+
+
+def backbone(run: Path) -> bytes:
+    """The newest checkpoint's backbone file."""
+    return sorted((run / "checkpoints").glob("step-*"))[-1].joinpath("backbone.safetensors").read_bytes()

@@ -1,0 +1,163 @@
+"""`engram train` end to end: what it leaves behind, resuming after a kill, the kinds of jobs it can run."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ENGRAM, backbone, engram, losses, table_rows, train, write_job
+
+
+def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus, eval={"prompts": ["def "], "sample_tokens": 3})
+    result = train(job)
+    run = tmp_path / "runs" / "small"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "log.txt", "checkpoints"}
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert first.keys() >= {
+        *("step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"),
+        *("offload.stall_ms", "offload.fetch_rows", "offload.hit_rate", "offload.writeback_rows"),
+    }
+    for wanted in ("validation loss", "unigram entropy", "in host memory through windows", "What to try next"):
+        assert wanted in result.stdout
+    again = train(run / "config.yaml")
+    assert "has all its 5 steps" in again.stdout
+    assert losses(run)[-1][1] is not None, "a finished run lost its metrics when it was started again"
+
+
+def test_json_is_the_only_thing_on_stdout(corpus: Path, tmp_path: Path) -> None:
+    result = train(write_job(tmp_path, corpus), "--json", "--nproc", "1")
+    summary = json.loads(result.stdout)
+    assert summary["steps"] == 5
+    assert summary["table_bytes"] > summary["window_bytes"] > 0
+    assert summary["rows_moved"] > 0
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_run_continues_bitwise_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
+    # At depth 0 the emulated latency makes every step last, so that the kill comes in the middle of the run.
+    sections = {
+        "train": {"steps": 8},
+        "checkpoint": {"every": 3},
+        "offload": {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}},
+    }
+    job = write_job(tmp_path, corpus, **sections)
+    train(job, "run.name=straight", "offload.emulate_link=null")
+    command = [ENGRAM, "train", str(job), "run.name=killed"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        wait_for(tmp_path / "runs/killed/checkpoints/step-00000003", process)
+        process.send_signal(signal.SIGKILL)
+    train(job, "run.name=killed", "offload.depth=3", "offload.emulate_link=null")
+    straight, killed = (tmp_path / "runs" / name for name in ("straight", "killed"))
+    assert losses(killed) == losses(straight)
+    assert table_rows(killed) == table_rows(straight)
+    assert backbone(killed) == backbone(straight)
+
+
+def test_a_checkpoint_of_two_ranks_continues_on_one(corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
+    train(job, "run.name=two", "--nproc", "2")
+    train(job, "run.name=changed", "train.steps=2", "--nproc", "2")
+    train(job, "run.name=changed", "offload.window_rows=100000", "--nproc", "1")
+    two, changed = (losses(tmp_path / "runs" / name) for name in ("two", "changed"))
+    assert changed[3][0] == pytest.approx(two[3][0], rel=1e-4)
+
+
+KINDS = {
+    "zero-3-bf16-accumulated": ["train.dtype=bf16", "deepspeed.zero_optimization.stage=3", "offload.depth=2"],
+    "expert-parallel": [
+        "deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
+        "deepspeed.zero_optimization.stage=2",
+        "optimizer.name=adamw",
+    ],
+    "no-memory": ["model.engram=null", "deepspeed.zero_optimization.stage=0"],
+    "dense": ["model.moe=null", "offload.optimizer.type=rowwise_adagrad", "wandb.mode=offline"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_of_every_kind_train_and_resume(kind: str, corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus, train={"steps": 4}, optimizer={"learning_rate": 3e-3})
+    train(job, *KINDS[kind], "run.name=straight")
+    train(job, *KINDS[kind], "run.name=stopped", "train.steps=2", "schedule.shape=constant")
+    straight = losses(tmp_path / "runs" / "straight")
+    assert straight[-1][0] < straight[0][0]
+    train(job, *KINDS[kind], "run.name=stopped")
+    assert losses(tmp_path / "runs" / "stopped")[:2] == straight[:2]
+    assert losses(tmp_path / "runs" / "stopped")[2][0] == pytest.approx(straight[2][0], rel=1e-3)
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The one line that a wrong `engram train` ends with."""
+    result = engram("train", *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_no_such_config(tmp_path: Path) -> None:
+    assert "none.yaml: no such file" in refusal(tmp_path / "none.yaml")
+
+
+WRONG = {
+    "unknown key": (["offload.detph=1"], "did you mean offload.depth?"),
+    "wrong type": (["train.steps=many"], "train.steps: expected an integer"),
+    "a key that we own": (["deepspeed.train_batch_size=8"], "train.global_batch_size"),
+    "unknown DeepSpeed key": (["deepspeed.zero_optimisation={stage: 1}"], "did you mean deepspeed.zero_optimization?"),
+    "vocabulary too small": (["model.vocab_size=299"], "set model.vocab_size=300"),
+    "no such data": (["data.path=nowhere"], "nowhere"),
+    "other tokenizer": (["data.tokenizer=deepseek"], "tokenizer"),
+    "window too small": (["offload.window_rows=10"], "set offload.window_rows="),
+    "indivisible experts": (
+        ["deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}", "model.moe.num_experts=5"],
+        "5",
+    ),
+    "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
+    "batch not divisible": (["train.global_batch_size=6"], "global batch"),
+    "nothing to resume": (["checkpoint.resume=must"], "holds no checkpoint"),
+    "diverging": (
+        ["train.gradient_clipping=null", "optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "train.steps=40",
+         "train.max_skipped_steps=2"],
+        "3 steps in a row had no finite gradient",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_line_that_says_what_to_do(mistake: str, corpus: Path, tmp_path: Path) -> None:
+    overrides, expected = WRONG[mistake]
+    assert expected in refusal(write_job(tmp_path, corpus), *overrides)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_differing_key(corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus)
+    train(job, "train.steps=1", "--nproc", "1")
+    assert "model.engram.rows_per_head (500, now 600)" in refusal(job, "model.engram.rows_per_head=600")
+    assert "choose another run.name" in refusal(job, "checkpoint.resume=never")
+
+
+def test_a_window_that_becomes_too_small_saves_the_run_first(corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus, train={"steps": 12}, checkpoint={"every": 100})
+    for window in range(700, 790, 10):
+        result = engram("train", job, f"offload.window_rows={window}", f"run.name=w{window}")
+        if result.returncode == 2 and "steps are saved in" in result.stderr:
+            break
+    else:
+        pytest.fail("no window fitted the first step but not a later one")
+    assert "Traceback" not in result.stderr
+    train(job, "offload.window_rows=2000", f"run.name=w{window}")
+    train(job, "offload.window_rows=2000", "run.name=straight")
+    assert losses(tmp_path / "runs" / f"w{window}") == losses(tmp_path / "runs" / "straight")

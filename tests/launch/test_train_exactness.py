@@ -1,0 +1,40 @@
+"""Through the command line: any look-ahead and any window give the bits of tables that live on the device."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import backbone, losses, table_rows, train, write_job
+
+VARIANTS = {
+    "resident": ["offload.mode=resident"],
+    "depth-0-tiny": ["offload.depth=0", "offload.window_rows={tiny}"],
+    "depth-0-ample": ["offload.depth=0", "offload.window_rows=100000"],
+    "depth-1-tiny": ["offload.depth=1", "offload.window_rows={tiny}"],
+    "depth-1-ample": ["offload.depth=1", "offload.window_rows=100000"],
+    "depth-4-tiny": ["offload.depth=4", "offload.window_rows={tiny}"],
+    "depth-4-ample": ["offload.depth=4", "offload.window_rows=100000"],
+}
+# What one step of the job needs of one rank, and little more.
+TINY = {1: 1500, 2: 800}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_losses_and_tables_have_the_same_bits(ranks: int, corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus)
+    outcomes = {}
+    for name, overrides in VARIANTS.items():
+        texts = [override.format(tiny=TINY[ranks]) for override in overrides]
+        train(job, f"run.name={name}", *texts, "--nproc", str(ranks))
+        run = tmp_path / "runs" / name
+        outcomes[name] = losses(run), table_rows(run), backbone(run)
+    reference = outcomes["resident"]
+    assert len(reference[0]) == 5
+    assert reference[0][-1][1] is not None
+    assert reference[1], "no row was updated: the test would prove nothing"
+    for name, outcome in outcomes.items():
+        for part, (found, expected) in enumerate(zip(outcome, reference, strict=True)):
+            assert found == expected, f"{name} differs in its {('losses', 'table rows', 'backbone')[part]}"
+    moved = [int(line.split('"offload.writeback_rows": ')[1].split(",")[0].rstrip("}"))
+             for line in (tmp_path / "runs" / "depth-1-tiny" / "metrics.jsonl").read_text().splitlines()]  # fmt: skip
+    assert sum(moved) > 0, "the tiny window never wrote a row back: the test would prove nothing"
