@@ -16,13 +16,13 @@ class Epoch(NamedTuple):
     """int64: numbers of the stream's whole sequences, in the order of training."""
 
 
-def permutation(count: int, *key: int) -> np.ndarray:
-    """A pseudo-random permutation of range(count) that depends on `key` alone: int64 [count].
+def permutation(count: int, seed: int, *key: int) -> np.ndarray:
+    """A pseudo-random permutation of range(count) that depends on `seed` and `key` alone: int64 [count].
 
     Sorted from Philox's raw output and not shuffled by `Generator`: NumPy promises that the first never changes
     between versions, but not the second (NEP 19), and a run must be able to go on with another version.
     """
-    ranks = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    ranks = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(count)
     return np.argsort(ranks, kind="stable")
 
 

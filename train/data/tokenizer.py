@@ -1,5 +1,6 @@
 """Tokenizers: a byte-level BPE trained on the spot, any `tokenizer.json`, DeepSeek's."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -125,7 +126,7 @@ class Tokenizer:
         entries = {"tokenizer_class": "PreTrainedTokenizerFast", **self.specials}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of the canonical JSON: the tokenizer's identity in manifests and checkpoints."""
         return hashlib.sha256(self.json.encode()).hexdigest()

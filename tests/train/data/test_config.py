@@ -1,0 +1,30 @@
+import pytest
+from pydantic import ValidationError
+
+from train.data.config import DataConfig
+
+
+def test_defaults_survive_a_round_trip_through_plain_values():
+    config = DataConfig(sequence_length=128, path="x")
+    assert DataConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sequence_lenght", 5),
+        ("sequence_length", "256"),
+        ("sequence_length", 1),
+        ("validation_fraction", 0.9),
+        ("corpus", "c"),
+        ("bpe_vocab", 257),
+        ("workers", 0),
+    ],
+)
+def test_wrong_values_are_refused(key, value):
+    with pytest.raises(ValidationError, match=key):
+        DataConfig.model_validate({key: value})
+
+
+def test_every_field_is_documented():
+    assert all(field.description for field in DataConfig.model_fields.values())

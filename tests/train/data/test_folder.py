@@ -1,0 +1,78 @@
+import pytest
+
+from train.data.folder import new_folder
+from train.errors import UserError
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_appears_whole_at_the_end(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with new_folder(target) as partial:
+        (partial / "a").write_text("x")
+        assert not target.exists()
+        assert partial.parent == target.parent
+    assert names(target) == ["a"]
+    assert names(target.parent) == ["out"]
+    assert target.stat().st_mode & 0o777 == tmp_path.joinpath("deep").stat().st_mode & 0o777
+
+
+def _fail(_, error):
+    raise error
+
+
+def _build(target, content, beside):
+    with new_folder(target) as partial:
+        (partial / "a").write_text(content)
+        (beside / "a").write_text("slow")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, UserError])
+def test_error_leaves_what_was_there(tmp_path, error):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("x")
+    with pytest.raises(error), new_folder(target, overwrite=True) as partial:
+        _fail((partial / "new").write_text("x"), error)
+    assert names(tmp_path) == ["out"]
+    assert names(target) == ["old"]
+
+
+def test_overwrite_replaces_everything(tmp_path):
+    for content in ("one", "two"):
+        with new_folder(tmp_path / "out", overwrite=True) as partial:
+            (partial / content).write_text("x")
+    assert names(tmp_path / "out") == ["two"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_refuses_what_is_in_use_but_takes_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as partial:
+        (partial / "a").write_text("x")
+    with pytest.raises(UserError, match="something in it already"), new_folder(tmp_path / "empty"):
+        pass
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UserError, match="file"), new_folder(target, overwrite=True):
+            pass
+
+
+def test_of_two_at_once_the_first_to_end_wins_and_neither_removes_the_others_work(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(UserError, match="something in it already"), new_folder(target) as slow:
+        _build(target, "quick", beside=slow)
+    assert (target / "a").read_text() == "quick"
+    assert names(tmp_path) == ["out"]
+
+
+def test_abandoned_folders_are_removed_by_the_next(tmp_path):
+    abandoned = tmp_path / ".out.partial-123"
+    abandoned.mkdir()
+    (abandoned / "tokens.bin").write_text("x")
+    (tmp_path / ".outer.partial-123").mkdir()
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("x")
+    assert names(tmp_path) == [".outer.partial-123", "out"]

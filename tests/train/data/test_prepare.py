@@ -1,0 +1,210 @@
+import errno
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from tests.train.data.text import SENTENCES, small_tokenizer
+from train.data import encode
+from train.data import prepare as module
+from train.data.prepare import prepare
+from train.data.store import TokenStore
+from train.errors import UserError
+
+TOKENIZER = small_tokenizer()
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES))
+    return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_result_does_not_depend_on_the_number_of_processes(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 500)
+    for workers in (1, 2):
+        prepare([source], tmp_path / str(workers), tokenizer=TOKENIZER, workers=workers, progress=False)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_manifest_tells_what_is_there(source, tmp_path):
+    with source.open("a") as stream:
+        stream.write('broken\n{"text": ""}\n')
+    manifest = prepare([source], tmp_path / "out", tokenizer=TOKENIZER, progress=False)
+    store = TokenStore.open(tmp_path / "out")
+    assert store.manifest == manifest
+    assert (manifest.documents, manifest.bad, manifest.empty) == (len(SENTENCES), 1, 1)
+    assert manifest.tokens == store.num_tokens == sum(len(TOKENIZER.encode(text)) + 1 for text in SENTENCES)
+    assert manifest.text_bytes == manifest.token_bytes == sum(len(text.encode()) for text in SENTENCES)
+    assert manifest.tokenizer_sha256 == TOKENIZER.sha256
+    assert manifest.sources == [str(source)]
+
+
+def test_fingerprint_follows_text_and_boundaries_not_packaging(source, tmp_path):
+    packed = tmp_path / "text.jsonl.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(source.read_text().replace("lazy", "idle", 1))
+    prints = {}
+    for name, path in (("a", source), ("b", packed), ("c", changed)):
+        prints[name] = prepare([path], tmp_path / name, tokenizer=TOKENIZER, progress=False).fingerprint
+    prints["d"] = prepare([source], tmp_path / "d", train_bpe=290, progress=False).fingerprint
+    assert prints["a"] == prints["b"]
+    assert len(set(prints.values())) == 3
+
+
+def test_trains_a_bpe_on_the_text_itself(source, tmp_path):
+    manifest = prepare([source], tmp_path / "out", train_bpe=300, progress=False)
+    assert (manifest.vocab_size, manifest.tokenizer_sha256) == (300, TOKENIZER.sha256)
+
+
+def test_strict_and_not(source, tmp_path, capfd):
+    with source.open("a") as stream:
+        stream.write("broken\n")
+    with pytest.raises(UserError, match=f"text.jsonl:{len(SENTENCES) + 1}: not JSON"):
+        prepare([source], tmp_path / "out", tokenizer=TOKENIZER, strict=True, progress=False)
+    assert not (tmp_path / "out").exists()
+    prepare([source], tmp_path / "out", tokenizer=TOKENIZER)
+    shown = capfd.readouterr().err
+    assert f"1 bad line(s) or file(s) skipped; the first: {source}:{len(SENTENCES) + 1}: not JSON" in shown
+    assert "prepared 60 documents" in shown
+
+
+def test_errors_are_one_line_and_leave_nothing(source, tmp_path):
+    empty, bad = tmp_path / "empty.txt", tmp_path / "bad.jsonl"
+    empty.write_text("")
+    bad.write_text('{"body": "x"}\n' * 3)
+    before = sorted(tmp_path.iterdir())
+    for sources, options, message in (
+        ([empty], {"tokenizer": TOKENIZER}, "no document with text"),
+        ([empty], {"train_bpe": 300}, "no document with text"),
+        ([bad], {"tokenizer": TOKENIZER}, "3 bad, the first: .*no field 'text' .its fields: body"),
+        ([source], {}, "either a tokenizer"),
+        ([source], {"tokenizer": TOKENIZER, "train_bpe": 300}, "either a tokenizer"),
+        ([source], {"tokenizer": "missing.json"}, "cannot read"),
+        ([source], {"train_bpe": 100}, "at least 258"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            prepare(sources, tmp_path / "out", progress=False, **options)
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_refuses_to_overwrite_unless_told(source, tmp_path):
+    out = tmp_path / "out"
+    first = prepare([source], out, tokenizer=TOKENIZER, progress=False)
+    with pytest.raises(UserError, match="something in it already"):
+        prepare([source], out, train_bpe=290, progress=False)
+    assert TokenStore.open(out).fingerprint == first.fingerprint
+    prepare([source], out, train_bpe=290, overwrite=True, progress=False)
+    assert TokenStore.open(out).vocab_size == 290
+
+
+def test_full_disk_is_told_in_one_line(source, tmp_path, monkeypatch):
+    def full(self, chunk):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.StoreWriter, "append", full)
+    with pytest.raises(UserError, match="no room on the disk"):
+        prepare([source], tmp_path / "out", tokenizer=TOKENIZER, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
+
+
+def test_memory_is_bounded_by_the_chunks_in_flight(monkeypatch):
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 10)
+    ahead = 0
+
+    def texts():
+        nonlocal ahead
+        for i in range(100):
+            ahead += 1
+            yield f"text number {i}"
+
+    for chunk in encode.encode_stream(TOKENIZER, texts(), 2):
+        ahead -= len(chunk.lengths)
+        assert ahead <= 6
+        time.sleep(0.001)
+
+
+def test_killed_worker_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(encode, "_encode_in_worker", _die)
+    with pytest.raises(UserError, match="fewer workers"):
+        list(encode.encode_stream(TOKENIZER, SENTENCES, 2))
+
+
+def _die(texts):
+    os._exit(9)
+
+
+def test_text_is_not_lost_by_normalising_tokenizers(tmp_path):
+    entries = json.loads(TOKENIZER.json)
+    entries["normalizer"] = {"type": "Lowercase"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(entries))
+    (tmp_path / "a.txt").write_text("İSTANBUL " * 20)
+    manifest = prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=str(path), progress=False)
+    assert manifest.text_bytes == 10 * 20 != manifest.token_bytes
+    store = TokenStore.open(tmp_path / "out")
+    assert store.bytes_of(np.asarray(store.tokens, dtype=np.int64)) == pytest.approx(manifest.text_bytes)
+
+
+CHILD = """
+import sys
+from train.data.prepare import prepare
+
+if __name__ == "__main__":
+    prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], workers=2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_run_leaves_nothing_that_looks_complete_and_no_processes(tmp_path, how):
+    TOKENIZER.save(tmp_path)
+    source, script, out = tmp_path / "long.jsonl.zst", tmp_path / "child.py", tmp_path / "out"
+    script.write_text(CHILD)
+    # Minutes of tokenization in a small file.
+    line = json.dumps({"text": "the quick brown fox\n" * 1000}) + "\n"
+    source.write_bytes(zstandard.compress(line.encode() * 100) * 1000)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, script, source, out, tmp_path / "tokenizer.json"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as child:
+        while not any(path.stat().st_size for path in tmp_path.glob(".out.partial-*/tokens.bin")):
+            assert child.poll() is None
+            time.sleep(0.02)
+        workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+        assert len(workers) >= 2
+        child.send_signal(how)
+        child.wait(timeout=20)
+    assert child.returncode == (-signal.SIGINT if how == signal.SIGINT else -signal.SIGKILL)
+    assert not out.exists()
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the preparation"
+        time.sleep(0.05)
+    left = list(tmp_path.glob(".out.partial-*"))
+    assert len(left) == (how == signal.SIGKILL)
+    assert not any((path / "manifest.json").exists() for path in left)
+    (tmp_path / "short.txt").write_text("the end")
+    prepare([tmp_path / "short.txt"], out, tokenizer=TOKENIZER, progress=False)
+    assert TokenStore.open(out).num_documents == 1
+    assert not list(tmp_path.glob(".out.partial-*"))
+
+
+def _alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
