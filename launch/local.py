@@ -1,32 +1,24 @@
-"""Starts the ranks of this machine, shows the first one, and leaves none behind however they end.
+"""Starts the ranks of this machine, shows the first one, and leaves none behind however they end."""
 
-Every rank leads a process group of its own, so that what it starts ends with it, and on Linux the kernel kills it
-when the launcher dies, even by SIGKILL.
-"""
-
-import ctypes
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
-from launch.failures import REPORT_FILE, USER_ERROR_EXIT, RankFailed, RankReport
+from launch.failures import USER_ERROR_EXIT, RankFailed
 from launch.rank_environment import meeting_port, rank_environment
+from launch.rank_process import RankProcess
 from train.errors import UserError
 
 _POLL_S = 0.05
 _SETTLE_S = 3.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
-_TAIL_LINES = 20
-_PR_SET_PDEATHSIG = 1
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -65,80 +57,12 @@ def run_ranks(
         ranks.wait()
 
 
-class _Rank:
-    """One rank's process, not reaped before `end`: till then its process group's number cannot be given away."""
-
-    def __init__(
-        self, number: int, command: Sequence[str], environment: dict[str, str], log: Path, report: Path
-    ) -> None:
-        self.number, self.log, self._report = number, log if number else None, report
-        self.code: int | None = None
-        self.ended_at = 0.0
-        output: IO[bytes] | None = self.log.open("ab") if self.log else None
-        self._log_start = output.tell() if output else 0
-        try:
-            self._process = subprocess.Popen(
-                command,
-                env=environment | {REPORT_FILE: str(report)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT if output else None,
-                start_new_session=True,
-                preexec_fn=_dies_with(os.getpid()),
-            )
-        finally:
-            if output:
-                output.close()
-
-    def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        if self.code is None:
-            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None:
-                self.code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-                self.ended_at = time.time()
-        return self.code
-
-    def send(self, signum: int) -> None:
-        """Signals the whole process group, which may outlive its leader."""
-        # macOS answers with the second error for a group of which only zombies are left.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signum)
-
-    def end(self) -> None:
-        """Kills what is left of the group and reaps the process."""
-        self.send(signal.SIGKILL)
-        self._process.wait()
-
-    @property
-    def report(self) -> RankReport | None:
-        return RankReport.read(self._report)
-
-    def told(self) -> str:
-        """What is known about a failure: the traceback, or how the process ended and what it wrote last."""
-        code, report = self.code or 0, self.report
-        how = "failed" if report else f"failed (exit code {code})"
-        if code < 0 and not report:
-            how = f"was killed by {signal.Signals(-code).name}"
-            how += ": was the machine out of memory?" if code == -signal.SIGKILL else ""
-        place = f"; its log: {self.log}" if self.log else ""
-        shown = report.text if report else self._log_tail()
-        return f"rank {self.number} {how}{place}" + (f"\n{shown}" if shown else "")
-
-    def _log_tail(self) -> str:
-        if self.log is None:
-            return ""
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
-
-
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
     def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int]) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
-        self._ranks: list[_Rank] = []
+        self._ranks: list[RankProcess] = []
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +77,7 @@ class _LocalRanks:
         """Starts the next rank."""
         name = f"rank{len(self._ranks)}"
         self._ranks.append(
-            _Rank(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
+            RankProcess(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
         )
 
     def wait(self) -> None:
@@ -187,7 +111,7 @@ class _LocalRanks:
             rank.send(signum)
         self._until(lambda: len(self._received) > known, self._grace_s)
 
-    def _raise(self, culprit: _Rank) -> None:
+    def _raise(self, culprit: RankProcess) -> None:
         if (report := culprit.report) is not None and report.kind == "user":
             raise UserError(report.text)
         if culprit.poll() == USER_ERROR_EXIT and report is None:
@@ -195,7 +119,7 @@ class _LocalRanks:
         raise RankFailed(culprit.told())
 
 
-def _blame(rank: _Rank) -> tuple[int, float]:
+def _blame(rank: RankProcess) -> tuple[int, float]:
     """Sorts failed ranks: machine faults first, then by time; aborts and lost connections follow from another's."""
     report = rank.report
     if report is not None:
@@ -216,17 +140,3 @@ def _received_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """Between fork and exec: asks the kernel for SIGKILL when the parent dies; None where it cannot (not Linux)."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask

@@ -69,7 +69,7 @@ def _construct_sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> lis
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(_TAG + "str", text, style='"' if "\n" in text else None)
+    return dumper.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
 
 for _name, _pattern, _first in _SCALARS:

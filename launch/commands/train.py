@@ -25,7 +25,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     """
     from launch.local import run_ranks
     from launch.rank import rank_command, run_rank
-    from launch.rank_environment import rank_count, visible_gpus
+    from launch.rank_environment import meeting_port, rank_count, visible_gpus
     from train.config import JobConfig
     from train.config_file import load
 
@@ -36,10 +36,13 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
         return
     run = load(config, overrides, JobConfig).run
     gpus = visible_gpus()
+    ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
+    folder = Path(run.dir, run.name)
+    click.echo(f"{ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
     run_ranks(
         rank_command(config, overrides, as_json=as_json),
-        rank_count(nproc or run.nproc, gpus),
-        log_folder=Path(run.dir, run.name, "logs"),
-        port=run.port,
+        ranks,
+        log_folder=folder / "logs",
+        port=port,
         gpus=gpus,
     )

@@ -18,7 +18,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_a_record_has_the_keys_that_others_read(tmp_path: Path) -> None:
-    offload = OffloadMetrics(stall_ms=0.5, fetch_rows=7, hit_rate=0.75, writeback_rows=3)
+    offload = OffloadMetrics(stall_ms=0.5, plan_ms=1.5, fetch_rows=7, hit_rate=0.75, writeback_rows=3)
     with MetricsLog(tmp_path) as log:
         log.log(metrics(1, offload=offload))
         log.log(metrics(2, val_loss=3.25, extra={"moe.dead_experts": 1}))
@@ -27,6 +27,7 @@ def test_a_record_has_the_keys_that_others_read(tmp_path: Path) -> None:
     assert list(first) == [
         *plain,
         "offload.stall_ms",
+        "offload.plan_ms",
         "offload.fetch_rows",
         "offload.hit_rate",
         "offload.writeback_rows",

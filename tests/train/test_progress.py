@@ -5,7 +5,7 @@ import pytest
 from train.metrics import OffloadMetrics, StepMetrics
 from train.progress import Progress, duration, step_line
 
-OFFLOAD = OffloadMetrics(stall_ms=0.44, fetch_rows=7, hit_rate=0.812, writeback_rows=3)
+OFFLOAD = OffloadMetrics(stall_ms=0.44, plan_ms=1.5, fetch_rows=7, hit_rate=0.812, writeback_rows=3)
 
 
 class Terminal(io.StringIO):
