@@ -5,7 +5,13 @@ a constructor's parameters are sharded at once (ZeRO 3) or never exist (the meta
 global generator, in the order of construction.
 """
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Fills `weight` from normal(0, std); nothing on the meta device, where torch would import its compiler for it."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
 
 
 class Linear(nn.Linear):
@@ -17,7 +23,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draws the weight."""
-        nn.init.normal_(self.weight, std=self.std)
+        draw_normal(self.weight, self.std)
 
 
 class Embedding(nn.Embedding):
@@ -29,4 +35,4 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Draws the weight."""
-        nn.init.normal_(self.weight, std=self.std)
+        draw_normal(self.weight, self.std)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from model.config import MoEConfig
 from model.dispatch import dispatch, permute
+from model.layers import draw_normal
 from model.mlp import SwiGLU
 
 
@@ -56,7 +57,7 @@ class Router(Float32Buffers):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=std)
+        draw_normal(self.weight, std)
         self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts, dtype=torch.float32))
 
     def forward(self, tokens_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,8 @@ class Experts(nn.Module):
         experts, width = config.num_experts, config.expert_hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden_size, width))
-        nn.init.normal_(self.gate_up_proj, std=std)
-        nn.init.normal_(self.down_proj, std=output_std)
+        draw_normal(self.gate_up_proj, std)
+        draw_normal(self.down_proj, output_std)
         for weight in self.parameters():
             weight.is_expert_group = True  # type: ignore[attr-defined]  # DeepSpeed's Muon: one matrix an expert
 

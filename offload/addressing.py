@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import sympy  # type: ignore[import-untyped]
+import sympy
 import torch
 from torch import Tensor
 
