@@ -58,13 +58,15 @@ def worker_count(wanted: int | None, total_bytes: int) -> int:
         return 1
     if wanted is not None:
         return wanted
-    return max(1, min(len(os.sched_getaffinity(0)), total_bytes // _BYTES_WORTH_A_PROCESS))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, total_bytes // _BYTES_WORTH_A_PROCESS))
 
 
 def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Iterator[Chunk]:
     """Tokenizes a stream of documents with `workers` processes; the result does not depend on their number.
 
-    At most two chunks a worker (about 0.5 M characters each) are held at a time.
+    With 1, this process does it by itself, on all cores as far as the library's own threads reach. At most two chunks a
+    worker (about 0.5 M characters each) are held at a time.
 
     Raises:
         UserError: a process was killed.
