@@ -122,7 +122,8 @@ WRONG = {
     "other tokenizer": (["data.tokenizer=deepseek"], "tokenizer"),
     "window too small": (["offload.window_rows=10"], "set offload.window_rows="),
     "indivisible experts": (
-        ["deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}", "model.moe.num_experts=5"],
+        ["deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
+         "model.moe.num_experts=5"],
         "5",
     ),
     "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
