@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, RootModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from train import yaml_text
 from train.config_errors import KeyPath, Schema, describe, dotted
@@ -174,7 +175,8 @@ def dump(config: BaseModel, path: str | os.PathLike[str]) -> None:
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:
     indent = "  " * depth
     fields = type(section).model_fields
-    for name, rendered in section.model_dump(mode="json").items():  # holds the extra keys of an open section too
+    # Not mode="json": under keys without a type that makes null of infinity.
+    for name, rendered in to_jsonable_python(section.model_dump()).items():  # with the extra keys of an open section
         yield "\n" if depth == 0 else ""
         description = fields[name].description if name in fields else None
         for paragraph in (description or "").split("\n\n"):

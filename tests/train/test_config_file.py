@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel, model_validator
 
@@ -271,6 +271,7 @@ JOBS = st.builds(
 
 
 @given(job=JOBS)
+@example(job=Job(train=Train(steps=64), engine={"a": math.inf}, raw=Raw({"": -math.inf})))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_dumped_configs_load_back_equal(job: Job) -> None:
     dump(job, "resolved.yaml")
