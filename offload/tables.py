@@ -17,9 +17,11 @@ from offload.exchange import exchange_gradients, exchange_values
 from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit
+from offload.resident import ResidentStore
 from offload.sharding import Sharding
-from offload.stores import ResidentStore, RowStore, Traffic, WindowStore
+from offload.store import RowStore, Traffic
 from offload.updates import RowUpdater
+from offload.window import WindowStore
 
 
 class WindowTooSmall(ValueError):

@@ -15,18 +15,16 @@ from model.config import ModelConfig
 from model.parameters import count_parameters
 from model.transformer import LanguageModel
 from offload.addressing import AddressBook
-from offload.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
-from offload.records import RecordLayout, RowInit
 from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint import Checkpoints, Identity
 from train.config import JobConfig
 from train.config_file import dump
 from train.data.loader import Loader
 from train.data.open import open_data
-from train.data.store import TokenStore
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation
+from train.memory import address_book, open_tables, table_bytes
 from train.metrics import METRICS_FILE, read_metrics
 from train.reporter import Reporter
 from train.sampling import continue_texts
@@ -88,14 +86,15 @@ class _Run:
         self.train_loader = self._loader("train")
         self.validation_loader = self._loader("validation")
         self.counts = count_parameters(job.model)
-        addresses = address_book(job.model, self.store) if job.model.engram else None
+        addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep=job.checkpoint.keep, identity=self._identity(addresses)
         )
-        self._open_folder(addresses)
+        self.table_bytes = table_bytes(job, addresses)
+        self._open_folder()
         self.engine = self._engine()
         stack.callback(self.engine.close)
-        self.tables = self._tables(addresses) if addresses else None
+        self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
         if self.tables:
             stack.callback(self.tables.close)
 
@@ -128,7 +127,6 @@ class _Run:
     def summarise(self, evaluation: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
         """What the run came to."""
         job, tables = self.job, self.tables
-        table_rows = sum(tables.sharding.num_rows) if tables else 0
         windowed = tables is not None and job.offload.mode == "window"
         speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
         return Summary(
@@ -141,7 +139,7 @@ class _Run:
             parameters=self.counts.total + _table_parameters(tables),
             active_parameters=self.counts.active + _active_table_parameters(job.model),
             table_parameters=_table_parameters(tables),
-            table_bytes=table_rows * tables.layout.bytes if tables else 0,
+            table_bytes=self.table_bytes,
             window_bytes=tables.window_bytes * self.world_size if tables and windowed else None,
             rows_moved=rows_moved,
             tokens_per_s=statistics.median(speeds) if speeds else None,
@@ -150,13 +148,11 @@ class _Run:
 
     def _loader(self, split: Literal["train", "validation"]) -> Loader:
         job = self.job.train
-        # Evaluation takes one micro-batch a rank at a time, whatever the training batch is made of.
-        batch = job.global_batch_size if split == "train" else job.micro_batch_size * self.world_size
         return Loader(
             self.store,
             split=split,
             sequence_length=self.job.data.sequence_length,
-            global_batch_size=batch,
+            global_batch_size=job.global_batch_size,
             micro_batch_size=job.micro_batch_size,
             seed=job.seed,
             rank=self.rank,
@@ -168,7 +164,7 @@ class _Run:
         fingerprint = addresses.fingerprint() if addresses else None
         return Identity(self.job.model.model_dump(mode="json"), fingerprint, self.train_loader.identity())
 
-    def _open_folder(self, addresses: AddressBook | None) -> None:
+    def _open_folder(self) -> None:
         newest, resume = self.checkpoints.newest(), self.job.checkpoint.resume
         if resume == "never" and newest:
             raise UserError(
@@ -179,23 +175,18 @@ class _Run:
         dist.barrier()
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_disk(addresses)
+            self._check_disk()
             dump(self.job, self.folder / CONFIG_FILE)
         dist.barrier()
 
-    def _check_disk(self, addresses: AddressBook | None) -> None:
-        rows = sum(addresses.num_rows(m) for m in range(addresses.num_modules)) if addresses else 0
-        needed = rows * self._layout().bytes + self.counts.total * _BACKBONE_BYTES
+    def _check_disk(self) -> None:
+        needed = self.table_bytes + self.counts.total * _BACKBONE_BYTES
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"{self.folder}: a checkpoint takes up to {needed / 1e9:.1f} GB with every table row touched, and "
                 f"{free / 1e9:.1f} GB are free: set run.dir to a larger disk, or lower model.engram.rows_per_head"
             )
-
-    def _layout(self) -> RecordLayout:
-        engram = self.job.model.engram
-        return RecordLayout.of(engram.row_dim if engram else 1, self.job.offload.optimizer)
 
     def _engine(self) -> Engine:
         job = self.job
@@ -211,54 +202,6 @@ class _Run:
             )
         except ValueError as error:
             raise UserError(str(error)) from None
-
-    def _tables(self, addresses: AddressBook) -> EngramTables:
-        assert self.job.model.engram is not None
-        # The planner's collectives run on a thread of their own, so they need a group of their own.
-        host_group = dist.new_group(backend="gloo")
-        try:
-            return EngramTables(
-                self.job.offload,
-                addresses,
-                dim=self.job.model.engram.row_dim,
-                init=RowInit(self.job.train.seed, self.job.model.engram.init_std),
-                batches=lambda step: [(b.tokens_BT, b.positions_BT) for b in self.train_loader.batch(step)],
-                num_steps=self.job.train.steps,
-                host_group=host_group,
-                device=self.engine.device,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-
-def address_book(model: ModelConfig, store: TokenStore) -> AddressBook:
-    """The addresses of a model's tables for the tokens of a store.
-
-    Raises:
-        UserError: `model.engram.pad_id` is no token.
-    """
-    engram = model.engram
-    assert engram is not None
-    try:
-        return AddressBook(
-            _vocabulary(model, store),
-            layers=engram.layers,
-            orders=engram.orders,
-            heads=engram.heads,
-            rows_per_head=engram.rows_per_head,
-            seed=engram.seed,
-            cross_documents=engram.cross_documents,
-        )
-    except ValueError as error:
-        raise UserError(f"model.engram: {error}") from None
-
-
-def _vocabulary(model: ModelConfig, store: TokenStore) -> CompressedVocabulary:
-    assert model.engram is not None
-    pad_id = store.pad_id if model.engram.pad_id is None else model.engram.pad_id
-    if not model.engram.compress_tokens:
-        return identity_vocabulary(model.vocab_size, pad_id=pad_id)
-    return compress_tokenizer(store.tokenizer().backend, pad_id=pad_id, vocabulary_size=model.vocab_size)
 
 
 def _join_ranks() -> None:

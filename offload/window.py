@@ -1,15 +1,7 @@
-"""Where the records of a rank's shard are: in a window over host memory, or all on the device.
+"""A shard in host memory, seen through a window of slots on the device."""
 
-Both give the same bits. A store hands out *places*: slots of the window, or places in the resident shard.
-"""
-
-import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,67 +12,8 @@ from offload.directory import Directory
 from offload.host_table import HostTable
 from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
+from offload.store import Traffic
 from offload.transfers import CpuTransfers
-
-
-@dataclass
-class Traffic:
-    """What happened since the last `take`.
-
-    Attributes:
-        requested: rows that steps needed of this rank.
-        fetched: those of them that had to be fetched from host memory.
-        written_back: rows copied to host memory.
-        waited_s: time that the training loop waited for plans and rows.
-        planned_s: time that the planner's thread worked.
-    """
-
-    requested: int = 0
-    fetched: int = 0
-    written_back: int = 0
-    waited_s: float = 0.0
-    planned_s: float = 0.0
-
-    def take(self) -> "Traffic":
-        """The counts so far; starts again from zero."""
-        taken = replace(self)
-        self.requested = self.fetched = self.written_back = 0
-        self.waited_s = 0.0
-        return taken
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time spent inside as waiting."""
-        started = time.perf_counter()
-        yield
-        self.waited_s += time.perf_counter() - started
-
-
-class RowStore(Protocol):
-    """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
-
-    traffic: Traffic
-
-    def prefetch(self, step: int, rows: Tensor) -> bool:
-        """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""
-
-    def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """Waits until the step's rows are within reach; returns a copy of their records [U, W]."""
-
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """Stores the step's updated records, or nothing for a skipped step, and lets go of its rows."""
-
-    def read(self, rows: Tensor) -> Tensor:
-        """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
-
-    def flush(self) -> Tensor:
-        """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `update`."""
-
-    def load(self, rows: Tensor, records_UW: Tensor) -> None:
-        """Overwrites records before the first step."""
-
-    def close(self) -> None:
-        """Ends background work."""
 
 
 class WindowStore:
@@ -218,50 +151,3 @@ class WindowStore:
                 future.result()
             self._directory.written(slots)
             wait = False
-
-
-class ResidentStore:
-    """The whole shard on the device: the reference that the window equals bit by bit.
-
-    Args:
-        sharding, rank: which rows the shard holds.
-        layout, init: of the records.
-        device: of the shard.
-    """
-
-    def __init__(
-        self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
-    ) -> None:
-        num_rows = sharding.shard_rows(rank)
-        self._records_RW = torch.zeros(num_rows, layout.words, device=device)
-        init.fill(layout, self._records_RW, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
-        self.traffic = Traffic()
-
-    def prefetch(self, step: int, rows: Tensor) -> bool:
-        """See `RowStore.prefetch`."""
-        return True
-
-    def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """See `RowStore.acquire`."""
-        self.traffic.requested += len(rows)
-        return self.read(rows)
-
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """See `RowStore.update`."""
-        if records_UW is not None:
-            self._records_RW.index_copy_(0, rows.to(self._records_RW.device), records_UW)
-
-    def read(self, rows: Tensor) -> Tensor:
-        """See `RowStore.read`."""
-        return self._records_RW.index_select(0, rows.to(self._records_RW.device))
-
-    def flush(self) -> Tensor:
-        """See `RowStore.flush`."""
-        return self._records_RW
-
-    def load(self, rows: Tensor, records_UW: Tensor) -> None:
-        """See `RowStore.load`."""
-        self._records_RW[rows.to(self._records_RW.device)] = records_UW.to(self._records_RW.device)
-
-    def close(self) -> None:
-        """See `RowStore.close`."""

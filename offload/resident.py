@@ -1,0 +1,55 @@
+"""The whole shard on the device: the reference that the window equals bit by bit."""
+
+import torch
+from torch import Tensor
+
+from offload.records import RecordLayout, RowInit
+from offload.sharding import Sharding
+from offload.store import Traffic
+
+
+class ResidentStore:
+    """The whole shard on the device: the reference that the window equals bit by bit.
+
+    Args:
+        sharding, rank: which rows the shard holds.
+        layout, init: of the records.
+        device: of the shard.
+    """
+
+    def __init__(
+        self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
+    ) -> None:
+        num_rows = sharding.shard_rows(rank)
+        self._records_RW = torch.zeros(num_rows, layout.words, device=device)
+        init.fill(layout, self._records_RW, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
+        self.traffic = Traffic()
+
+    def prefetch(self, step: int, rows: Tensor) -> bool:
+        """See `RowStore.prefetch`."""
+        return True
+
+    def acquire(self, step: int, rows: Tensor) -> Tensor:
+        """See `RowStore.acquire`."""
+        self.traffic.requested += len(rows)
+        return self.read(rows)
+
+    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
+        """See `RowStore.update`."""
+        if records_UW is not None:
+            self._records_RW.index_copy_(0, rows.to(self._records_RW.device), records_UW)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """See `RowStore.read`."""
+        return self._records_RW.index_select(0, rows.to(self._records_RW.device))
+
+    def flush(self) -> Tensor:
+        """See `RowStore.flush`."""
+        return self._records_RW
+
+    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+        """See `RowStore.load`."""
+        self._records_RW[rows.to(self._records_RW.device)] = records_UW.to(self._records_RW.device)
+
+    def close(self) -> None:
+        """See `RowStore.close`."""

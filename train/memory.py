@@ -1,0 +1,80 @@
+"""Joins the model's Engram config, the data's tokenizer and the tables: which rows there are, and where they live."""
+
+import torch
+import torch.distributed as dist
+
+from model.config import ModelConfig
+from offload.addressing import AddressBook
+from offload.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
+from offload.records import RecordLayout, RowInit
+from offload.tables import EngramTables
+from train.config import JobConfig
+from train.data.loader import Loader
+from train.data.store import TokenStore
+from train.errors import UserError
+
+
+def address_book(model: ModelConfig, store: TokenStore) -> AddressBook | None:
+    """The addresses of a model's tables for the tokens of a store; None for a model without Engram.
+
+    Raises:
+        UserError: `model.engram.pad_id` is no token.
+    """
+    engram = model.engram
+    if engram is None:
+        return None
+    try:
+        return AddressBook(
+            _vocabulary(model, store),
+            layers=engram.layers,
+            orders=engram.orders,
+            heads=engram.heads,
+            rows_per_head=engram.rows_per_head,
+            seed=engram.seed,
+            cross_documents=engram.cross_documents,
+        )
+    except ValueError as error:
+        raise UserError(f"model.engram: {error}") from None
+
+
+def table_bytes(job: JobConfig, addresses: AddressBook | None) -> int:
+    """Bytes of all tables' records, optimizer state included, if every row were touched."""
+    if addresses is None or job.model.engram is None:
+        return 0
+    layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer)
+    return sum(addresses.num_rows(module) for module in range(addresses.num_modules)) * layout.bytes
+
+
+def open_tables(
+    job: JobConfig, addresses: AddressBook | None, loader: Loader, device: torch.device
+) -> EngramTables | None:
+    """This rank's shard of the tables, looking ahead in the loader's batches; None without Engram. Collective.
+
+    Raises:
+        UserError: host memory does not suffice.
+    """
+    if addresses is None or job.model.engram is None:
+        return None
+    # The planner's collectives run on a thread of their own, so they need a group of their own.
+    host_group = dist.new_group(backend="gloo")
+    try:
+        return EngramTables(
+            job.offload,
+            addresses,
+            dim=job.model.engram.row_dim,
+            init=RowInit(job.train.seed, job.model.engram.init_std),
+            batches=lambda step: [(batch.tokens_BT, batch.positions_BT) for batch in loader.batch(step)],
+            num_steps=job.train.steps,
+            host_group=host_group,
+            device=device,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _vocabulary(model: ModelConfig, store: TokenStore) -> CompressedVocabulary:
+    assert model.engram is not None
+    pad_id = store.pad_id if model.engram.pad_id is None else model.engram.pad_id
+    if not model.engram.compress_tokens:
+        return identity_vocabulary(model.vocab_size, pad_id=pad_id)
+    return compress_tokenizer(store.tokenizer().backend, pad_id=pad_id, vocabulary_size=model.vocab_size)
