@@ -58,7 +58,11 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
-    sys.exit(reported(lambda: run_rank(asked.config, asked.overrides, as_json=asked.json)))
+    code = reported(lambda: run_rank(asked.config, asked.overrides, as_json=asked.json))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
+    os._exit(code)
 
 
 if __name__ == "__main__":

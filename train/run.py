@@ -4,7 +4,6 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,32 +47,32 @@ def train(job: JobConfig) -> Summary | None:
         UserError: anything in the config, the data or the run's folder that the user has to change.
         OSError: a file cannot be written.
     """
-    with ExitStack() as stack:
-        _join_ranks()
-        stack.callback(dist.destroy_process_group)
-        run = _Run(job, stack)
-        start = run.resume()
-        with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
-            trainer = Trainer(
-                job,
-                engine=run.engine,
-                tables=run.tables,
-                train_loader=run.train_loader,
-                validation_loader=run.validation_loader,
-                checkpoints=run.checkpoints,
-                reporter=reporter,
-            )
-            if start == job.train.steps:
-                reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
-            evaluation = trainer.fit(start)
-        samples = run.sample()
-        return run.summarise(evaluation, samples, trainer.rows_moved, start) if run.rank == 0 else None
+    _join_ranks()
+    run = _Run(job)
+    start = run.resume()
+    with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
+        trainer = Trainer(
+            job,
+            engine=run.engine,
+            tables=run.tables,
+            train_loader=run.train_loader,
+            validation_loader=run.validation_loader,
+            checkpoints=run.checkpoints,
+            reporter=reporter,
+        )
+        if start == job.train.steps:
+            reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
+        evaluation = trainer.fit(start)
+    samples = run.sample()
+    summary = run.summarise(evaluation, samples, trainer.rows_moved, start) if run.rank == 0 else None
+    run.close()
+    return summary
 
 
 class _Run:
     """The parts of a job, built in the order in which they need each other."""
 
-    def __init__(self, job: JobConfig, stack: ExitStack) -> None:
+    def __init__(self, job: JobConfig) -> None:
         self.job = job
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(job.run.dir) / job.run.name
@@ -93,10 +92,17 @@ class _Run:
         self.table_bytes = table_bytes(job, addresses)
         self._open_folder()
         self.engine = self._engine()
-        stack.callback(self.engine.close)
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
+
+    def close(self) -> None:
+        """Leaves the job's ranks. Collective.
+
+        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure.
+        """
         if self.tables:
-            stack.callback(self.tables.close)
+            self.tables.close()
+        self.engine.close()
+        dist.destroy_process_group()
 
     def resume(self) -> int:
         """Loads the newest checkpoint, if the config wants it; returns the steps that are done."""
