@@ -1,7 +1,8 @@
 """The DeepSpeed engine behind one interface. This package is the only place that imports DeepSpeed."""
 
 # First, as it decides how DeepSpeed is imported by the others.
-import train.engine.setup  # noqa: F401, I001
-from train.engine.engine import Engine, EngineState
+import train.engine.setup  # noqa: F401
+from train.engine.engine import Engine
+from train.engine.state import EngineState
 
 __all__ = ["Engine", "EngineState"]

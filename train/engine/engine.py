@@ -5,33 +5,20 @@ of the losses given to `backward`. Nothing else is scaled: scale the losses so t
 Autograd leaves passed to the forward receive their gradients as they are: this rank's, neither averaged nor clipped.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.backbone_optimizer import ADAM_STATES, MUON_STATES, BackboneOptimizer, group_options
+from train.backbone_optimizer import BackboneOptimizer, group_options
 from train.deepspeed_config import DeepSpeedConfig
 from train.engine.names import LogicalNames
 from train.engine.setup import deepspeed
-from train.engine.wrappers import full_shape, is_expert, wrap
+from train.engine.state import EngineState, LogicalState
+from train.engine.wrappers import expert_group, full_shape, wrap
 from train.optimizer import GroupKey, OptimizerConfig, assign
-from train.shards import Layout, Shard, check_complete, gather_layout, gather_parameters, load_run, owned_runs
-
-
-@dataclass
-class EngineState:
-    """All that a backbone needs to continue, by logical parameter name, whatever the ranks and the ZeRO stage."""
-
-    steps: int
-    """Optimizer steps taken."""
-    parameters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """For each parameter `weight` (fp32 master) and its optimizer's tensors: `exp_avg` and `exp_avg_sq` (Adam), or
-    `momentum_buffer` (Muon). CPU, logical shape."""
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Persistent buffers of the model. CPU."""
+from train.shards import Layout, Shard, check_complete, gather_layout, owned_runs
 
 
 class Engine:
@@ -86,12 +73,12 @@ class Engine:
         self._shards, self._muon = self._describe_shards()
         layout = gather_layout(self._shards)
         check_complete(layout, shapes)
-        self._owned = owned_runs(layout)
         self.muon_parameters = _names_of(layout, self._muon)
         """Logical names of the parameters that Muon updates; Adam updates the others."""
         if self.muon_parameters != {name for name, key in self._assignment.items() if key.muon}:
             raise RuntimeError("DeepSpeed regrouped the parameters: Muon would not update those that it should")
         self._optimizer.bind(self._shards, self._muon, layout, self.device)
+        self._state = LogicalState(self._shards, owned_runs(layout), self._optimizer, self._buffers, self.device)
 
     @property
     def module(self) -> nn.Module:
@@ -176,35 +163,16 @@ class Engine:
 
     def state(self) -> EngineState | None:
         """The state, on rank 0; None on the others. Collective."""
-        state = EngineState(self.steps)
-        weights = {index: shard.flat.data for index, shard in enumerate(self._shards)}
-        self._gather("weight", weights, state)
-        for name in (*ADAM_STATES, *MUON_STATES):
-            self._gather(name, self._optimizer_tensors(name), state)
-        state.buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers().items()}
-        return state if dist.get_rank() == 0 else None
+        return self._state.gather(self.steps)
 
-    def _gather(self, slot: str, values: dict[int, Tensor], state: EngineState) -> None:
-        for name, tensor in (gather_parameters(values, self._owned, self.device) or {}).items():
-            state.parameters.setdefault(name, {})[slot] = tensor
-
-    @torch.no_grad()
     def load_state(self, state: EngineState) -> None:
         """Continues from `state`, which every rank gives (its tensors may be memory-mapped). Collective.
 
         The number of ranks, the ZeRO stage and expert parallelism may differ from when the state was taken.
         Raises ValueError if the state lacks a tensor that this model or optimizer needs, or has one of another shape.
         """
-        for index, shard in enumerate(self._shards):
-            slots = {name: self._optimizer.state[shard.flat].get(name) for name in (*ADAM_STATES, *MUON_STATES)}
-            targets = {"weight": shard.flat.data} | {name: flat for name, flat in slots.items() if flat is not None}
-            for run in self._shards[index].runs:
-                for slot, flat in targets.items():
-                    load_run(flat, run, _required(state.parameters.get(run.name, {}), slot, run.name, run.shape))
-        for name, buffer in self._buffers().items():
-            buffer.copy_(_required(state.buffers, name, name, tuple(buffer.shape)))
+        self._state.scatter(state)
         self._wrapper.publish()
-        self._optimizer.set_step_count(state.steps)
         self.steps = state.steps
 
     def close(self) -> None:
@@ -216,12 +184,11 @@ class Engine:
         names = LogicalNames(model)
         members: dict[tuple[GroupKey, str | None], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
-            expert_group = parameter.group_name if is_expert(parameter) else None
-            members.setdefault((self._assignment[names.name(name)], expert_group), []).append(parameter)
+            members.setdefault((self._assignment[names.name(name)], expert_group(parameter)), []).append(parameter)
         groups = []
-        for (key, expert_group), parameters in members.items():
-            # The names DeepSpeed looks for: `moe`, and as `name` that of the experts' process group.
-            labels = {"name": expert_group, "moe": True} if expert_group else {"name": str(key)}
+        for (key, experts), parameters in members.items():
+            # What DeepSpeed looks for: `moe`, and as `name` that of the ranks the experts are spread over.
+            labels = {"name": experts, "moe": True} if experts else {"name": str(key)}
             groups.append({"params": parameters, **group_options(config, key), **labels})
         self._optimizer = BackboneOptimizer(groups, config)
         return self._optimizer
@@ -239,10 +206,6 @@ class Engine:
             muon.append(group.muon)
         return shards, muon
 
-    def _optimizer_tensors(self, name: str) -> dict[int, Tensor]:
-        states = {index: self._optimizer.state[shard.flat] for index, shard in enumerate(self._shards)}
-        return {index: state[name] for index, state in states.items() if name in state}
-
     def _buffers(self) -> dict[str, Tensor]:
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         persistent = self.module.state_dict().keys() - parameters
@@ -251,12 +214,6 @@ class Engine:
 
 def _names_of(layout: Layout, selected: list[bool]) -> set[str]:
     """Parameters with a run, on any rank, in a selected shard."""
-    return {run.name for rank in layout for shard, chosen in zip(rank, selected, strict=True) if chosen for run in shard}
-
-
-def _required(tensors: dict[str, Tensor], slot: str, owner: str, shape: tuple[int, ...]) -> Tensor:
-    if slot not in tensors:
-        raise ValueError(f"the saved state has no {slot} of {owner}: it is that of another model or optimizer")
-    if tuple(tensors[slot].shape) != shape:
-        raise ValueError(f"the saved {owner} has shape {tuple(tensors[slot].shape)}, the model's has {shape}")
-    return tensors[slot]
+    return {
+        run.name for rank in layout for shard, chosen in zip(rank, selected, strict=True) if chosen for run in shard
+    }

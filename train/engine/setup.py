@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 import deepspeed
 import deepspeed.runtime.bf16_optimizer
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+from deepspeed.utils import logger
 
 from train.backbone_optimizer import BackboneOptimizer
 
@@ -20,10 +21,15 @@ def _say_nothing(*_: Any, **__: Any) -> None:
     """Instead of memory figures that ZeRO 1 in bf16 prints whatever the log level, after a garbage collection each."""
 
 
-# A shared-memory all-reduce for CPUs, compiled at start-up wherever there is a compiler; gloo serves as well.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# DeepSpeed would try the compiler for each of its operators, only to compile a shared-memory all-reduce for CPUs: with
+# no operator declared possible it does neither, and gloo serves as well.
+deepspeed.ops.__compatible_ops__ = {}
 deepspeed.runtime.bf16_optimizer.see_memory_usage = _say_nothing
 ZERO_SUPPORTED_OPTIMIZERS.append(BackboneOptimizer)
+# AutoEP warns that the model's factor on the routed experts overrides an equal one; and a step that is dropped is one
+# that the trainer told us to drop, which says so itself: `Engine.step` raises if DeepSpeed drops any other.
+_NOISE = ("overrides route_scale", "OVERFLOW! Skipping step")
+logger.addFilter(lambda record: not any(noise in record.getMessage() for noise in _NOISE))
 # DeepSpeed calls collectives by names that torch 2.13 deprecates.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -203,19 +202,19 @@ def wrap(optimizer: Any) -> Wrapper:
     return _WRAPPERS[type(optimizer)](optimizer)
 
 
-def is_expert(parameter: nn.Parameter) -> bool:
-    """Whether the parameter belongs to experts that are spread over ranks."""
-    return not getattr(parameter, "allreduce", True)
+def expert_group(parameter: nn.Parameter) -> str | None:
+    """DeepSpeed's name for the ranks that experts are spread over, if the parameter belongs to such experts."""
+    return None if getattr(parameter, "allreduce", True) else parameter.group_name  # type: ignore[attr-defined]
 
 
-def sharing_group(parameter: nn.Parameter) -> dist.ProcessGroup:
+def sharing_group(parameter: Any) -> dist.ProcessGroup:
     """The ranks that hold the same parameter: all, or those with the same experts."""
-    if is_expert(parameter):
-        return groups._get_expert_data_parallel_group(parameter.group_name)
+    if name := expert_group(parameter):
+        return groups._get_expert_data_parallel_group(name)
     return groups._get_sequence_data_parallel_group()
 
 
-def _linked(parameters: Sequence[nn.Parameter]) -> list[Fragment]:
+def _linked(parameters: Sequence[Any]) -> list[Fragment]:
     links = ((parameter, parameter._hp_mapping) for parameter in parameters)
     return [
         Fragment(p, link.lp_fragment_address.start, link.lp_fragment_address.numel, link.hp_fragment_address.start)
@@ -224,7 +223,7 @@ def _linked(parameters: Sequence[nn.Parameter]) -> list[Fragment]:
     ]
 
 
-def _even_parts(parameters: Sequence[nn.Parameter], rank: int) -> list[Fragment]:
+def _even_parts(parameters: Sequence[Any], rank: int) -> list[Fragment]:
     fragments, offset = [], 0
     for parameter in parameters:
         start = rank * parameter.partition_numel()
@@ -238,5 +237,3 @@ def _even_parts(parameters: Sequence[nn.Parameter], rank: int) -> list[Fragment]
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Shape of a parameter of the module, also while ZeRO 3 has it partitioned."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
