@@ -17,10 +17,24 @@ from deepspeed.utils import logger
 from train.backbone_optimizer import BackboneOptimizer
 
 
+def _import_muon() -> None:
+    """Imports DeepSpeed's Muon, as DeepSpeed would, although it is not used here.
+
+    It decorates three functions with torch.compile, and that alone loads the compiler: a second and a half a rank.
+    """
+    compile_ = torch.compile
+    torch.compile = lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        torch.compile = compile_
+
+
 def _say_nothing(*_: Any, **__: Any) -> None:
     """Instead of memory figures that ZeRO 1 in bf16 prints whatever the log level, after a garbage collection each."""
 
 
+_import_muon()
 # DeepSpeed would try the compiler for each of its operators, only to compile a shared-memory all-reduce for CPUs: with
 # no operator declared possible it does neither, and gloo serves as well.
 deepspeed.ops.__compatible_ops__ = {}
