@@ -23,7 +23,7 @@ def _import_muon() -> None:
     It decorates three functions with torch.compile, and that alone loads the compiler: a second and a half a rank.
     """
     compile_ = torch.compile
-    torch.compile = lambda *_, **__: lambda function: function
+    torch.compile = lambda *_, **__: lambda function: function  # type: ignore[assignment]
     try:
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
