@@ -19,7 +19,7 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
 
     type: Literal["adam", "rowwise_adagrad"] = "adam"
     """`adam` keeps two moments an element; `rowwise_adagrad` keeps one number a row."""
-    untouched_rows: Literal["exact", "lazy"] = "lazy"
+    untouched_rows: Literal["exact", "lazy"] = "exact"
     """Adam only. `exact` replays the skipped zero-gradient steps when a row is next used, so that the result equals
     dense Adam; `lazy` leaves untouched rows as they are."""
     lr_factor: float = Field(5.0, gt=0)
