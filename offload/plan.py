@@ -7,14 +7,14 @@ Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A ro
 (duplicates between ranks included), O rows that this rank owns and the step uses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.gather import RowIndex, row_index
+from kernels.gather import RowIndex
 from offload.addressing import AddressBook
 from offload.sharding import Sharding
 
@@ -84,7 +84,7 @@ def make_plan(
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, parts_O, start = [], [], 0
     for module in modules:
-        owned, places_A = owed_rows[module].unique(return_inverse=True)
+        owned, places_A = _union(owed_rows[module], sharding.world_size)
         part = slice(start, start := start + len(owned))
         plans.append(
             ModulePlan(indices[module], counts_WM[:, module].tolist(), owed_WM[:, module].tolist(), places_A, part)
@@ -96,6 +96,12 @@ def make_plan(
     return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest, lookups)
 
 
+def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
+    if world_size == 1:
+        return owed_rows_A, torch.arange(len(owed_rows_A))
+    return owed_rows_A.unique(return_inverse=True)
+
+
 def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> int:
     if world_size == 1:
         return value
@@ -105,9 +111,28 @@ def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> in
 
 
 def _deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    unique_U, places = torch.cat([part.flatten() for part in rows]).unique(return_inverse=True)
-    parts = places.split([part.numel() for part in rows])
-    return unique_U, tuple(row_index(part, len(unique_U)) for part in parts)
+    """The unique rows of all micro-batches, ascending, and each micro-batch's index into them; sorts once."""
+    ids_N = torch.cat([part.flatten() for part in rows])
+    # Row ids of a module fit into 32 bits in all but the largest tables, and torch sorts those by radix.
+    narrow = ids_N.numel() == 0 or int(ids_N.max()) < 2**31
+    sorted_N, order_N = (ids_N.to(torch.int32) if narrow else ids_N).sort(stable=True)
+    first_N = torch.ones_like(sorted_N, dtype=torch.bool)
+    torch.ne(sorted_N[1:], sorted_N[:-1], out=first_N[1:])
+    index_N = torch.empty_like(order_N, dtype=torch.int32)
+    index_N[order_N] = first_N.cumsum(0, dtype=torch.int32) - 1
+    unique_U = sorted_N[first_N].long()
+    sizes = [part.numel() for part in rows]
+    return unique_U, tuple(_micro_batch_indices(index_N, order_N.to(torch.int32), len(unique_U), sizes))
+
+
+def _micro_batch_indices(index_N: Tensor, order_N: Tensor, num_rows: int, sizes: Sequence[int]) -> Iterator[RowIndex]:
+    end = 0
+    for index, size in zip(index_N.split(sizes), sizes, strict=True):
+        start, end = end, end + size
+        # A part of a sorted order is itself sorted: no micro-batch needs a sort of its own.
+        order = order_N if size == len(order_N) else order_N[(order_N >= start) & (order_N < end)] - start
+        counts = torch.bincount(index, minlength=num_rows)
+        yield RowIndex(index, order, (counts.cumsum(0) - counts).to(torch.int32))
 
 
 def _exchange_ids(
