@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from offload.plan import Plan, TokenBatch
+from offload.workers import background_worker
 
 
 class Planner:
@@ -13,13 +14,17 @@ class Planner:
     Args:
         make: plans the micro-batches of a step; collective.
         batches: this rank's micro-batches of a step, a pure function of the step number.
+        threads: cores that planning may take.
     """
 
     def __init__(
-        self, make: Callable[[Sequence[TokenBatch]], Plan], batches: Callable[[int], Sequence[TokenBatch]]
+        self,
+        make: Callable[[Sequence[TokenBatch]], Plan],
+        batches: Callable[[int], Sequence[TokenBatch]],
+        threads: int = 1,
     ) -> None:
         self._make, self._batches = make, batches
-        self._thread = ThreadPoolExecutor(1, "engram-plan")
+        self._thread = background_worker("engram-plan", threads)
         self._plans: dict[int, Future[Plan]] = {}
         self._busy_s = 0.0
 

@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
+import torch
 from torch import Tensor
 
 from offload.config import LinkConfig
+from offload.workers import background_worker
+
+_STAGING_BYTES = 1 << 20
+"""Of each direction's buffer: a chunk of records that stays in a core's cache between its two copies."""
 
 
 class CpuTransfers:
     """The engine of ranks without a GPU: both the table and the window are in host memory.
 
-    The two workers run at the same time. Copies of one direction land in the order in which they were asked for.
+    The two workers run at the same time, on one core each. Copies of one direction land in the order in which they
+    were asked for, through a buffer that is allocated once.
 
     Args:
         host_RW: the shard's records.
@@ -31,8 +37,10 @@ class CpuTransfers:
         self._host_RW, self._window_CW = host_RW, window_CW
         self._complete = complete
         self._link = link
-        self._fetcher = ThreadPoolExecutor(1, "engram-fetch")
-        self._writer = ThreadPoolExecutor(1, "engram-writeback")
+        self._chunk_rows = max(1, _STAGING_BYTES // (host_RW.shape[1] * host_RW.element_size()))
+        self._incoming, self._outgoing = host_RW.new_empty(2, self._chunk_rows, host_RW.shape[1])
+        self._fetcher = background_worker("engram-fetch")
+        self._writer = background_worker("engram-writeback")
 
     def fetch(self, rows: Tensor, slots: Tensor) -> Future[None]:
         """Copies records of `rows` (int64) into `slots` (int64)."""
@@ -49,14 +57,17 @@ class CpuTransfers:
 
     def _fetch(self, rows: Tensor, slots: Tensor) -> None:
         started = time.perf_counter()
-        records = self._host_RW.index_select(0, rows)
-        self._complete(records, rows)
-        self._window_CW.index_copy_(0, slots, records)
+        for part, places in zip(rows.split(self._chunk_rows), slots.split(self._chunk_rows), strict=True):
+            records = torch.index_select(self._host_RW, 0, part, out=self._incoming[: len(part)])
+            self._complete(records, part)
+            self._window_CW.index_copy_(0, places, records)
         self._occupy_link(started, len(rows))
 
     def _write_back(self, slots: Tensor, rows: Tensor) -> None:
         started = time.perf_counter()
-        self._host_RW.index_copy_(0, rows, self._window_CW.index_select(0, slots))
+        for places, part in zip(slots.split(self._chunk_rows), rows.split(self._chunk_rows), strict=True):
+            records = torch.index_select(self._window_CW, 0, places, out=self._outgoing[: len(part)])
+            self._host_RW.index_copy_(0, part, records)
         self._occupy_link(started, len(rows))
 
     def _occupy_link(self, started: float, num_rows: int) -> None:
