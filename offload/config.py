@@ -48,6 +48,9 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """Makes each transfer last as long as this emulated link would take; null copies at full speed."""
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
     """The optimizer of the table rows."""
+    verify: bool = False
+    """Works every step out a second time, simply and synchronously, and stops at the first difference. Slow, and takes
+    as much host memory again as the records of all rows that were ever updated."""
 
     @model_validator(mode="after")
     def _resident_needs_no_link(self) -> "OffloadConfig":

@@ -43,6 +43,10 @@ class ResidentStore:
         """See `RowStore.read`."""
         return self._records_RW.index_select(0, rows.to(self._records_RW.device))
 
+    def in_host_memory(self, rows: Tensor) -> Tensor:
+        """See `RowStore.in_host_memory`."""
+        return torch.zeros(len(rows), dtype=torch.bool)
+
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
         return self._records_RW

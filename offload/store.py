@@ -62,6 +62,9 @@ class RowStore(Protocol):
     def read(self, rows: Tensor) -> Tensor:
         """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
 
+    def in_host_memory(self, rows: Tensor) -> Tensor:
+        """Which of the rows have host memory as their authority: bool [U]."""
+
     def flush(self) -> Tensor:
         """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `update`."""
 

@@ -18,9 +18,11 @@ from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit
 from offload.resident import ResidentStore
+from offload.shadow import Shadow
 from offload.sharding import Sharding
 from offload.store import RowStore, Traffic
 from offload.updates import RowUpdater
+from offload.verify import Verifier
 from offload.window import WindowStore
 
 
@@ -88,10 +90,16 @@ class EngramTables:
         self.device = torch.device(device)
         shard = (self.sharding, self._rank, self.layout, init, self.device)
         self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
+        self._verifier: Verifier | None = None
+        if config.verify:
+            shadow = Shadow(self.layout, init, self.sharding, self._rank)
+            self._verifier = Verifier(addresses, self.sharding, self._rank, shadow, self.updater, group, self.device)
+            self._store = self._verifier.watch(self._store)
         self._planner = Planner(
             lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group), batches
         )
         self._config, self._group, self._num_steps = config, group, num_steps
+        self._batches = batches
         self._step = -1
         self._rows: StepRows | None = None
         self._records_OW: Tensor | None = None
@@ -133,10 +141,14 @@ class EngramTables:
         if plan.digest != digest_tokens(tokens):
             raise RuntimeError(f"the tokens of step {step} are not those that its rows were planned for")
         self._step = step
+        if self._verifier:
+            self._verifier.check_plan(f"step {step + 1}", plan, self._batches(step))
         self._records_OW = self._store.acquire(step, plan.rows_O)
         self._prefetch()
         self.updater.catch_up(self._records_OW)
         leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._records_OW)]
+        if self._verifier:
+            self._verifier.check_rows(f"step {step + 1}", plan, self._records_OW, leaves)
         self._rows = StepRows(leaves, self._indices(plan))
         return self._rows
 
@@ -149,12 +161,13 @@ class EngramTables:
         if self._rows is None:
             raise RuntimeError("no step has begun")
         plan = self._planner.plan(self._step)
+        gradients = [_gradient(leaf) / self._world_size for leaf in self._rows.leaves]
         parts = [
-            exchange_gradients(
-                part, _gradient(leaf) / self._world_size, part.owned.stop - part.owned.start, self._group
-            )
-            for part, leaf in zip(plan.modules, self._rows.leaves, strict=True)
+            exchange_gradients(part, gradient, part.owned.stop - part.owned.start, self._group)
+            for part, gradient in zip(plan.modules, gradients, strict=True)
         ]
+        if self._verifier:
+            self._verifier.check_gradients(f"step {self._step + 1}", plan, gradients, parts)
         self._gradient_OD = torch.cat(parts)
         norm_squared = self._gradient_OD.double().square().sum()
         if self._world_size > 1:
@@ -171,6 +184,9 @@ class EngramTables:
         if self._records_OW is None or self._gradient_OD is None:
             raise RuntimeError("gradients were not reduced")
         self.updater.update(self._records_OW, self._gradient_OD.mul_(gradient_scale), lr)
+        if self._verifier:
+            plan = self._planner.plan(self._step)
+            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OW, lr, gradient_scale)
         self._finish(self._records_OW)
 
     def skip(self) -> None:
@@ -182,7 +198,10 @@ class EngramTables:
         plan = self._planner.plan_now(batches)
         records = self._store.read(plan.rows_O)
         self.updater.catch_up(records)
-        return StepRows(self._exchange(plan, records), self._indices(plan))
+        leaves = self._exchange(plan, records)
+        if self._verifier:
+            self._verifier.check_lookup(f"evaluation after step {self._step + 1}", plan, batches, records, leaves)
+        return StepRows(leaves, self._indices(plan))
 
     def take_traffic(self) -> Traffic:
         """What this rank did since the last call."""

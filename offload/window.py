@@ -107,6 +107,10 @@ class WindowStore:
         self._fill(records, rows)
         return records.to(self._window_CW.device)
 
+    def in_host_memory(self, rows: Tensor) -> Tensor:
+        """See `RowStore.in_host_memory`."""
+        return torch.from_numpy(self._directory.slots(rows.numpy()) < 0)
+
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
         while self._writebacks:
