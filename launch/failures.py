@@ -21,6 +21,7 @@ USER_ERROR_EXIT = 2
 """Exit code for a mistake of the user's; every other failure is 1."""
 
 _PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
+_TOLD_WHOLE = {"VerifyError"}  # named, not imported: the launcher must start without loading torch
 _PEER_MESSAGE = re.compile(r"connection (closed|reset) by peer|broken pipe|connection refused", re.IGNORECASE)
 
 
@@ -52,6 +53,8 @@ class RankReport:
         message = user_message(error)
         if message is not None:
             return cls("user", message, time.time())
+        if type(error).__name__ in _TOLD_WHOLE:
+            return cls("crash", str(error), time.time())
         return cls("peer" if _lost_peer(error) else "crash", traceback.format_exc().rstrip(), time.time())
 
     def write(self, path: str | os.PathLike[str]) -> None:

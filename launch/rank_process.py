@@ -77,6 +77,8 @@ class RankProcess:
     def told(self) -> str:
         """What is known about a failure: the traceback, or how the process ended and what it wrote last."""
         code, report = self.code or 0, self.report
+        if report and "\n" not in report.text:
+            return f"rank {self.number}: {report.text}"
         how = "failed" if report else f"failed (exit code {code})"
         if code < 0 and not report:
             how = f"was killed by {signal.Signals(-code).name}"

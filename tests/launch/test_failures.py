@@ -63,6 +63,18 @@ def test_a_crash_is_reported_with_its_traceback(tmp_path: Path, monkeypatch: pyt
     assert report.text.endswith("ZeroDivisionError: by zero")
 
 
+def test_a_difference_that_verify_mode_found_is_told_in_one_line_and_is_no_mistake_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offload.shadow import difference
+
+    monkeypatch.setenv(REPORT_FILE, str(tmp_path / "report"))
+    assert raising(difference("step 3, after its update", "row 7 (owner rank 1)", "version", 2, 3)) == 1
+    report = RankReport.read(tmp_path / "report")
+    assert report is not None
+    assert report.text == ("offload.verify: step 3, after its update: row 7 (owner rank 1): version is 2 and must be 3")
+
+
 def test_a_full_disk_is_told_with_the_place() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     assert user_message(error) == "/data/x: no space left on device; make room, then run it again"
