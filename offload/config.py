@@ -44,6 +44,14 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
     engine: Literal["auto", "cpu"] = "auto"
     """How rows are copied between host memory and the window."""
+    host_file: str | None = None
+    """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
+    tables larger than RAM. Its whole size is reserved at the start and given back when the run ends, however it ends.
+    null keeps the shard in memory."""
+    host_touch: bool | None = None
+    """Allocates all of a shard's memory at the start, in parallel and in huge pages where the system gives them: a
+    slower start, and no page faults in the first steps. false allocates a page when it is first written. null means
+    true where a GPU reads the memory directly, which needs all of it at the start anyway, and else false."""
     emulate_link: LinkConfig | None = None
     """Makes each transfer last as long as this emulated link would take; null copies at full speed."""
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
@@ -51,6 +59,16 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     verify: bool = False
     """Works every step out a second time, simply and synchronously, and stops at the first difference. Slow, and takes
     as much host memory again as the records of all rows that were ever updated."""
+
+    @model_validator(mode="after")
+    def _file_needs_host_memory(self) -> "OffloadConfig":
+        if self.host_file is not None and self.mode == "resident":
+            raise ValueError(
+                "host_file has no meaning with mode=resident, where no row is in host memory: set it to null"
+            )
+        if self.host_file is not None and self.host_touch:
+            raise ValueError("host_touch has no meaning with host_file: set one of them to null")
+        return self
 
     @model_validator(mode="after")
     def _resident_needs_no_link(self) -> "OffloadConfig":

@@ -1,52 +1,81 @@
-"""A rank's shard of the tables in host memory."""
+"""A rank's shard of the tables in host memory, or in a file on a local disk.
 
-import mmap
-from pathlib import Path
+R rows of the shard, W words of a record.
+"""
 
-import psutil
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
+from offload.host_limits import address_limits, local_ranks, memory_limits, require_room, size_text
+from offload.host_memory import advise, cores, map_anonymous, map_file, pages, touch
+from offload.host_numa import home_nodes, place
 
 
 class HostTable:
-    """Records of a shard in anonymous memory of exactly the size asked for, all zero: no row was ever updated.
-
-    Pages that nobody wrote take no memory.
+    """Records of a shard in memory of exactly the size asked for, all zero: no row was ever updated.
 
     Args:
         num_rows: rows of the shard.
         words: fp32 words of a record.
+        file_folder: a folder on a local disk. The records are then kept in a file there, of which the system holds in
+            memory what it has room for: for tables larger than the machine's memory.
+        touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
+            Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
+            pages the first few steps would have to clear nearly the whole table. None: only if pinned.
+        pinned: whether the memory is going to be locked for a GPU's transfers.
+        device: of the window.
 
     Raises:
-        ValueError: if the machine has less memory free than the shard takes when every row is touched.
+        ValueError: memory, disk or limits do not hold the shards of all ranks on this machine with every row touched.
     """
 
-    def __init__(self, num_rows: int, words: int) -> None:
-        nbytes = num_rows * words * 4
-        available = available_memory()
-        if nbytes > available:
-            raise ValueError(
-                f"this rank's shard of the tables takes {nbytes / 2**30:.2f} GiB of host memory and "
-                f"{available / 2**30:.2f} GiB are free: lower model.engram.rows_per_head or use more ranks"
-            )
-        # A mapping of no bytes is refused: an empty shard keeps one word.
-        self._memory = mmap.mmap(-1, max(nbytes, 4))
-        self.records_RW: Tensor = torch.frombuffer(self._memory, dtype=torch.float32)[: num_rows * words].view(
-            num_rows, words
-        )
+    records_RW: Tensor
+    """fp32 [R, W]: the memory itself. After `close` it is empty."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        words: int,
+        *,
+        file_folder: str | None = None,
+        touch_pages: bool | None = None,
+        pinned: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._file_folder = file_folder
+        size = max(num_rows * words * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
+        if file_folder is not None:
+            require_room(size, address_limits(), 1)
+            self._memory = map_file(size, file_folder)
+        else:
+            require_room(size, memory_limits(pinned=pinned), local_ranks())
+            self._memory = map_anonymous(size)
+        words_N = torch.frombuffer(self._memory, dtype=torch.float32)
+        self.records_RW = words_N[: num_rows * words].view(num_rows, words)
+        self._nodes: set[int] = set()
+        if file_folder is None:
+            self._nodes = place(words_N, home_nodes(torch.device(device)))
+            touch_pages = pinned if touch_pages is None else touch_pages
+            advise(self._memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
+            if touch_pages:
+                touch(words_N, cores() // local_ranks())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the shard."""
+        """Bytes of the shard's records."""
         return self.records_RW.numel() * 4
 
+    def describe(self) -> str:
+        """What the system gave, in a line for people. Walks the page tables: not for the training loop."""
+        kind = "memory" if self._file_folder is None else f"a file in {self._file_folder}"
+        nodes = f" on NUMA node {', '.join(map(str, sorted(self._nodes)))}" if self._nodes else ""
+        return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self.records_RW)}"
 
-def available_memory() -> int:
-    """Bytes that this process may still take: the system's available memory, or the container's if that is less."""
-    available = psutil.virtual_memory().available
-    if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()) != "max":
-        available = min(available, int(limit) - int(_CGROUP_USE.read_text()))
-    return available
+    def close(self) -> None:
+        """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more."""
+        self.records_RW = torch.empty(0, self.records_RW.shape[1])
+        # A mapping with users left unmaps itself after the last of them: until then they must not lose it.
+        with suppress(BufferError):
+            self._memory.close()

@@ -40,7 +40,9 @@ class WindowStore:
     ) -> None:
         num_rows = sharding.shard_rows(rank)
         num_slots = min(config.window_rows, num_rows)
-        self._host = HostTable(num_rows, layout.words)
+        self._host = HostTable(
+            num_rows, layout.words, file_folder=config.host_file, touch_pages=config.host_touch, device=device
+        )
         self._window_CW = torch.zeros(num_slots, layout.words, device=device)
         self._directory = Directory(num_rows, num_slots)
         self._layout, self._init, self._sharding, self._rank = layout, init, sharding, rank
@@ -129,6 +131,7 @@ class WindowStore:
     def close(self) -> None:
         """See `RowStore.close`."""
         self._transfers.close()
+        self._host.close()
 
     def _fill(self, records_UW: Tensor, rows: Tensor) -> None:
         self._init.fill(self._layout, records_UW, self._sharding.global_ids(self._rank, rows))

@@ -187,11 +187,3 @@ def test_another_optimizers_state_is_refused() -> None:
         adagrad.updater.load_state(adam.updater.state())
     adam.close()
     adagrad.close()
-
-
-def test_a_shard_larger_than_memory_is_refused_with_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.host_table.available_memory", lambda: 1 << 10)
-    with pytest.raises(
-        ValueError, match=r"takes 0.00 GiB of host memory and 0.00 GiB are free: lower model.engram.rows_per_head"
-    ):
-        open_tables(Job(), OffloadConfig())
