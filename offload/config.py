@@ -42,6 +42,8 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
     window_rows: int = Field(65536, ge=1)
     """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
+    planner_threads: int = Field(1, ge=1)
+    """Cores that planning coming steps may take of each rank."""
     engine: Literal["auto", "cpu"] = "auto"
     """How rows are copied between host memory and the window."""
     host_file: str | None = None

@@ -3,6 +3,7 @@
 Shape suffixes as in `offload.plan`; D columns of a row.
 """
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from offload.plan import ModulePlan
 
 def exchange_values(plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Sends this rank's rows to whom asked for them; returns the rows [U, D] that this rank asked for. Collective."""
+    if len(plan.owed) == 1:
+        return owned_OD.clone(memory_format=torch.contiguous_format)
     return _all_to_all(owned_OD.index_select(0, plan.owed_places_A), plan.owed, plan.asked, group)
 
 
@@ -22,6 +25,8 @@ def exchange_gradients(
     Collective. A rank names each row once, so every element of the sum is added to once for each rank, in a fixed
     order: the result is the same bits whatever arrives first.
     """
+    if len(plan.owed) == 1:
+        return gradient_UD
     parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
     total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
     for places, part in zip(plan.owed_places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
@@ -30,8 +35,6 @@ def exchange_gradients(
 
 
 def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    if len(sizes_out) == 1:
-        return sent
     received = sent.new_empty(sum(sizes_in), sent.shape[1])
     dist.all_to_all_single(received, sent.contiguous(), sizes_in, sizes_out, group=group)
     return received

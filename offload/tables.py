@@ -96,7 +96,9 @@ class EngramTables:
             self._verifier = Verifier(addresses, self.sharding, self._rank, shadow, self.updater, group, self.device)
             self._store = self._verifier.watch(self._store)
         self._planner = Planner(
-            lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group), batches
+            lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group),
+            batches,
+            config.planner_threads,
         )
         self._config, self._group, self._num_steps = config, group, num_steps
         self._batches = batches
@@ -161,18 +163,18 @@ class EngramTables:
         if self._rows is None:
             raise RuntimeError("no step has begun")
         plan = self._planner.plan(self._step)
-        gradients = [_gradient(leaf) / self._world_size for leaf in self._rows.leaves]
+        gradients = [_gradient(leaf) for leaf in self._rows.leaves]
         parts = [
             exchange_gradients(part, gradient, part.owned.stop - part.owned.start, self._group)
             for part, gradient in zip(plan.modules, gradients, strict=True)
         ]
         if self._verifier:
             self._verifier.check_gradients(f"step {self._step + 1}", plan, gradients, parts)
-        self._gradient_OD = torch.cat(parts)
-        norm_squared = self._gradient_OD.double().square().sum()
+        self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        norm_squared = torch.linalg.vector_norm(self._gradient_OD, dtype=torch.float64).square()
         if self._world_size > 1:
             dist.all_reduce(norm_squared, group=self._group)
-        return norm_squared
+        return norm_squared / self._world_size**2
 
     def apply(self, *, lr: float, gradient_scale: float = 1.0) -> None:
         """Updates each row of the step once, at its owner.
@@ -183,10 +185,11 @@ class EngramTables:
         """
         if self._records_OW is None or self._gradient_OD is None:
             raise RuntimeError("gradients were not reduced")
-        self.updater.update(self._records_OW, self._gradient_OD.mul_(gradient_scale), lr)
+        scale = gradient_scale / self._world_size
+        self.updater.update(self._records_OW, self._gradient_OD.mul_(scale), lr)
         if self._verifier:
             plan = self._planner.plan(self._step)
-            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OW, lr, gradient_scale)
+            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OW, lr, scale)
         self._finish(self._records_OW)
 
     def skip(self) -> None:
