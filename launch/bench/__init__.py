@@ -1,0 +1,1 @@
+"""Measurements of the tables beside what people use today."""

@@ -1,0 +1,60 @@
+"""What a user may choose, and the settings of the tables that follow from it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from launch.bench.workload import DrawnSteps, Workload
+from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"type": "adam", "untouched_rows": "exact"},
+    "adam-lazy": {"type": "adam", "untouched_rows": "lazy"},
+    "rowwise-adagrad": {"type": "rowwise_adagrad"},
+}
+"""Row optimizers by their name on the command line, as the `offload.optimizer` section says them."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        workload: what is looked up.
+        steps, warmup: timed steps, and those before them that are not counted.
+        optimizer: a key of `OPTIMIZERS`.
+        depth: look-ahead.
+        window_rows: slots; None for what the depth needs and two steps' rows more.
+        threads: of PyTorch.
+        compute_ms: what stands for the model's computation takes so long, where there is one.
+    """
+
+    workload: Workload = field(default_factory=Workload)
+    steps: int = 20
+    warmup: int = 5
+    optimizer: str = "adam"
+    depth: int = 1
+    window_rows: int | None = None
+    threads: int = 1
+    compute_ms: float = 100.0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps that are taken."""
+        return self.warmup + self.steps
+
+    def draw(self, workload: Workload | None = None) -> DrawnSteps:
+        """The ids of all steps."""
+        return DrawnSteps(workload or self.workload, self.total_steps)
+
+    def offload(self, drawn: DrawnSteps, *, depth: int | None = None, link: LinkConfig | None = None) -> OffloadConfig:
+        """The `offload` section for these steps."""
+        depth = self.depth if depth is None else depth
+        return OffloadConfig(
+            depth=depth,
+            window_rows=self.window_rows or (depth + 3) * drawn.most_unique,
+            engine="cpu",
+            # As in a run that lasts: the table's pages are there, no step pays for their first use.
+            host_touch=True,
+            emulate_link=link,
+            optimizer=TableOptimizerConfig(**OPTIMIZERS[self.optimizer]),
+        )
