@@ -3,8 +3,6 @@
 R rows of the shard, W words of a record.
 """
 
-from contextlib import suppress
-
 import torch
 from torch import Tensor
 
@@ -48,17 +46,17 @@ class HostTable:
         size = max(num_rows * words * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
         if file_folder is not None:
             require_room(size, address_limits(), 1)
-            self._memory = map_file(size, file_folder)
+            memory = map_file(size, file_folder)
         else:
             require_room(size, memory_limits(pinned=pinned), local_ranks())
-            self._memory = map_anonymous(size)
-        words_N = torch.frombuffer(self._memory, dtype=torch.float32)
+            memory = map_anonymous(size)
+        words_N = torch.frombuffer(memory, dtype=torch.float32)
         self.records_RW = words_N[: num_rows * words].view(num_rows, words)
         self._nodes: set[int] = set()
         if file_folder is None:
             self._nodes = place(words_N, home_nodes(torch.device(device)))
             touch_pages = pinned if touch_pages is None else touch_pages
-            advise(self._memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
+            advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
             if touch_pages:
                 touch(words_N, cores() // local_ranks())
 
@@ -75,7 +73,5 @@ class HostTable:
 
     def close(self) -> None:
         """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more."""
+        # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
         self.records_RW = torch.empty(0, self.records_RW.shape[1])
-        # A mapping with users left unmaps itself after the last of them: until then they must not lose it.
-        with suppress(BufferError):
-            self._memory.close()
