@@ -1,7 +1,7 @@
 """What a user may choose, and the settings of the tables that follow from it."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from launch.bench.workload import DrawnSteps, Workload
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
@@ -24,8 +24,10 @@ class BenchOptions:
         optimizer: a key of `OPTIMIZERS`.
         depth: look-ahead.
         window_rows: slots; None for what the depth needs and two steps' rows more.
-        threads: of PyTorch.
+        threads: of PyTorch, all ranks together.
         compute_ms: what stands for the model's computation takes so long, where there is one.
+        job: the job file that part `job` trains.
+        runs: how often part `job` trains it in each mode.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -36,25 +38,49 @@ class BenchOptions:
     window_rows: int | None = None
     threads: int = 1
     compute_ms: float = 100.0
+    job: str = "configs/tiny.yaml"
+    runs: int = 2
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """Takes back what `to_json` gave."""
+        return cls(**saved | {"workload": Workload(**saved["workload"])})
 
     @property
     def total_steps(self) -> int:
         """Steps that are taken."""
         return self.warmup + self.steps
 
+    @property
+    def table_optimizer(self) -> TableOptimizerConfig:
+        """The `offload.optimizer` section."""
+        return TableOptimizerConfig(**OPTIMIZERS[self.optimizer])
+
     def draw(self, workload: Workload | None = None) -> DrawnSteps:
         """The ids of all steps."""
         return DrawnSteps(workload or self.workload, self.total_steps)
 
-    def offload(self, drawn: DrawnSteps, *, depth: int | None = None, link: LinkConfig | None = None) -> OffloadConfig:
-        """The `offload` section for these steps."""
+    def offload(
+        self,
+        drawn: DrawnSteps,
+        *,
+        depth: int | None = None,
+        window_depth: int | None = None,
+        link: LinkConfig | None = None,
+    ) -> OffloadConfig:
+        """The `offload` section for these steps; by default the window is made for `window_depth`, else `depth`."""
         depth = self.depth if depth is None else depth
+        deepest = depth if window_depth is None else window_depth
         return OffloadConfig(
             depth=depth,
-            window_rows=self.window_rows or (depth + 3) * drawn.most_unique,
+            window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
             engine="cpu",
             # As in a run that lasts: the table's pages are there, no step pays for their first use.
             host_touch=True,
             emulate_link=link,
-            optimizer=TableOptimizerConfig(**OPTIMIZERS[self.optimizer]),
+            optimizer=self.table_optimizer,
         )

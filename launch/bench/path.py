@@ -29,7 +29,7 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
     """
     drawn = options.draw()
     gradient_ND = drawn.workload.gradient()
-    ours = TablePath("engram", drawn, options.offload(drawn), gradient_ND, options.total_steps)
+    ours = TablePath("engram", drawn, options.offload(drawn), gradient_ND)
     entries: list[Contender | _Missing] = [
         ours,
         _enter("FBGEMM on CPU, row-wise Adagrad", 1, options, lambda: FbgemmEmbedding(drawn, gradient_ND)),

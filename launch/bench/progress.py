@@ -11,36 +11,36 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere. A context manager."""
+    """A bar on a terminal, a line now and then elsewhere. A context manager.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    Args:
+        name: of what is measured.
+        active: whether to show anything.
+    """
+
+    def __init__(self, name: str, *, active: bool = True) -> None:
+        self._name, self._total, self._done = name, 0, 0
+        self._console = Console(stderr=True, highlight=False, quiet=not active)
         columns = (rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(), rich.progress.TimeElapsedColumn())
         # Without a refreshing thread: it would work while others are timed.
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn(name),
             *columns,
             console=self._console,
             transient=True,
             auto_refresh=False,
-            disable=not self._console.is_terminal,
+            disable=not (active and self._console.is_terminal),
         )
-        self._task = self._bar.add_task("")
-        self._name, self._total, self._done = "", 0, 0
+        self._task = self._bar.add_task("", total=None)
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
+        self._bar.refresh()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
-
-    def begin(self, name: str) -> None:
-        """What is measured next; of unknown length until `expect`."""
-        self._name, self._total, self._done = name, 0, 0
-        self._bar.reset(self._task, description=name, total=None)
-        self._bar.refresh()
 
     def expect(self, steps: int) -> None:
         """So many more steps will come."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -54,6 +54,20 @@ class Section:
         ]
         measures = [asdict(measure) | {"met": measure.met} for measure in self.measures]
         return {"title": self.title, "rows": rows, "measures": measures, "notes": self.notes}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """Takes back what `to_json` gave."""
+        rows: list[dict[str, Cell]] = [
+            {name: Spread(**cell) if isinstance(cell, dict) else cell for name, cell in row.items()}
+            for row in saved["rows"]
+        ]
+        measures = [Measure(measure["name"], measure["value"], measure["limit"]) for measure in saved["measures"]]
+        return cls(saved["title"], rows, measures, saved["notes"])
+
+    def joined(self, other: Self) -> Self:
+        """Both sections' rows and measures under one title."""
+        return type(self)(self.title, self.rows + other.rows, self.measures + other.measures, self.notes)
 
     def show(self, console: Console) -> None:
         """Prints the section."""

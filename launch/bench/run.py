@@ -1,48 +1,50 @@
 """Runs the parts of the benchmark that a user asked for."""
 
-from collections.abc import Callable, Sequence
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
-import torch
-
+from launch.bench.job import measure_job
 from launch.bench.machine import describe_machine
 from launch.bench.options import BenchOptions
-from launch.bench.path import measure_path
+from launch.bench.parts import PARTS
 from launch.bench.progress import Progress
 from launch.bench.report import Section
-from train.errors import UserError
-
-Part = Callable[[BenchOptions, Progress], Section]
-
-PARTS: dict[str, Part] = {"path": measure_path}
-"""The parts by their name on the command line."""
+from launch.bench.worker import worker_command
+from launch.local import run_ranks
 
 
 def run_parts(names: Sequence[str], options: BenchOptions) -> dict[str, Section]:
-    """Measures the named parts, with progress on standard error.
+    """Measures the named parts one after another, with progress on standard error.
 
     Raises:
-        UserError: the machine's memory does not suffice.
+        UserError: the machine's memory does not suffice, or part `job` has no job file.
+        RankFailed: a measuring process crashed.
     """
-    torch.set_num_threads(options.threads)
     sections = {}
-    with Progress() as progress:
-        for name in names:
-            progress.begin(name)
-            try:
-                sections[name] = PARTS[name](options, progress)
-            except ValueError as error:
-                raise UserError(str(error)) from None
+    for name in names:
+        if name == "job":
+            with Progress(name) as progress:
+                sections[name] = measure_job(options, progress)
+        else:
+            sections[name] = reduce(Section.joined, [_on_ranks(name, options, count) for count in PARTS[name].ranks])
     return sections
 
 
 def to_json(sections: dict[str, Section], options: BenchOptions) -> dict[str, Any]:
     """Everything that was measured, and how, as JSON can hold it."""
-    workload = {name: value for name, value in vars(options.workload).items() if not name.startswith("_")}
-    settings = {name: value for name, value in vars(options).items() if name != "workload"}
     return {
         "machine": describe_machine(options.threads),
-        "workload": workload,
-        "settings": settings,
+        "options": options.to_json(),
         "parts": {name: section.to_json() for name, section in sections.items()},
     }
+
+
+def _on_ranks(name: str, options: BenchOptions, count: int) -> Section:
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        result = Path(folder, "section.json")
+        run_ranks(worker_command(name, options, result), count, log_folder=Path(folder))
+        return Section.from_json(json.loads(result.read_text(encoding="utf-8")))

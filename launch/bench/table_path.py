@@ -1,6 +1,9 @@
 """Our contender: the table path of a training step, without a model."""
 
-import torch
+from collections.abc import Callable
+
+import torch.distributed as dist
+from torch import Tensor
 
 from kernels.gather import gather
 from launch.bench.workload import DrawnSteps
@@ -21,36 +24,43 @@ class TablePath:
         drawn: the ids of all steps.
         config: the `offload` section.
         gradient_ND: fp32, what arrives at every lookup.
-        steps: no step at or after this one will be taken.
+        compute: stands for the model, between the lookup and its backward.
+
+    Raises:
+        ValueError: host memory does not suffice.
     """
 
     def __init__(
-        self, name: str, drawn: DrawnSteps, config: OffloadConfig, gradient_ND: torch.Tensor, steps: int
+        self,
+        name: str,
+        drawn: DrawnSteps,
+        config: OffloadConfig,
+        gradient_ND: Tensor,
+        compute: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        host_group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.tables = EngramTables(
             config,
             drawn,  # type: ignore[arg-type]  # asked for what an address book is asked for
             dim=drawn.workload.dim,
             init=RowInit(drawn.workload.seed, _INIT_STD),
             batches=drawn.batches,
-            num_steps=steps,
+            num_steps=drawn.steps,
+            host_group=host_group,
         )
         self.traffic: list[Traffic] = []
-        self._drawn, self._gradient_ND = drawn, gradient_ND
+        self._drawn, self._gradient_ND, self._compute = drawn, gradient_ND, compute
 
     def step(self, step: int) -> None:
         """One step: rows of the window, expanded to the lookups; their gradient; one update of each row."""
         rows = self.tables.begin(step, [tokens for tokens, _ in self._drawn.batches(step)])
         looked_up_ND = gather(rows.leaves[0], rows.indices[0][0])
-        self.compute()
+        self._compute()
         looked_up_ND.backward(self._gradient_ND)
         self.tables.reduce_gradients()
         self.tables.apply(lr=_LEARNING_RATE)
         self.traffic.append(self.tables.take_traffic())
-
-    def compute(self) -> None:
-        """Where the model would compute."""
 
     def close(self) -> None:
         """Ends the background work."""

@@ -27,6 +27,7 @@ class Workload:
         seed: of the ids.
         spread: the table has this many times `rows`, and the same ids stand this far apart in it.
         tail: rows that the table has beyond those.
+        rank: of several ranks each looks up its own ids.
     """
 
     lookups: int = 262_144
@@ -36,6 +37,7 @@ class Workload:
     seed: int = 0
     spread: int = 1
     tail: int = 0
+    rank: int = 0
 
     @property
     def table_rows(self) -> int:
@@ -53,9 +55,9 @@ class Workload:
         return self.lookups // self.slots
 
     def ids(self, step: int) -> Tensor:
-        """int64 [N]: a pure function of (seed, step)."""
+        """int64 [N]: a pure function of (seed, rank, step)."""
         # Draws beyond the table wrap around; frequent rows are scattered over the table, as a hash does.
-        ranks = np.random.default_rng((self.seed, step)).zipf(self.zipf, self.lookups) % self.rows
+        ranks = np.random.default_rng((self.seed, self.rank, step)).zipf(self.zipf, self.lookups) % self.rows
         return torch.from_numpy(ranks * self._scatter % self.rows * self.spread)
 
     def gradient(self) -> Tensor:

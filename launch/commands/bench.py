@@ -5,7 +5,7 @@ import os
 
 import click
 
-_PARTS = ("path",)
+_PARTS = ("path", "scaling", "planning", "stall", "job")
 _WIDTH = 140  # of a table that no terminal shows
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad")
 
@@ -38,6 +38,8 @@ Examples:
 @click.option(
     "--compute-ms", type=click.FloatRange(min=0), default=100.0, show_default=True, help="Stand-in for a model."
 )
+@click.option("--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="Trained by part `job`.")
+@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of that job, in each mode.")
 @click.option("--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -53,13 +55,21 @@ def offload(
     depth: int,
     window_rows: int | None,
     compute_ms: float,
+    job: str,
+    runs: int,
     threads: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Time the tables in host memory beside what people use today, on Zipf-distributed ids.
 
-    Parts: `path` times lookup, backward and update beside PyTorch's SparseAdam and Adam and FBGEMM's embedding.
+    \b
+    Parts:
+      path      lookup, backward and update, beside PyTorch's SparseAdam and Adam and FBGEMM's embedding
+      scaling   the same ids in a table of 64 times the rows
+      planning  planning a step, beside the step
+      stall     waiting for rows by look-ahead, over an emulated link, on one and two ranks
+      job       a training job's step with offload.mode=window and with resident
     """
     from rich.console import Console
 
@@ -76,6 +86,8 @@ def offload(
         window_rows=window_rows,
         threads=threads or len(os.sched_getaffinity(0)),
         compute_ms=compute_ms,
+        job=job,
+        runs=runs,
     )
     sections = run_parts(_PARTS if part == "all" else (part,), options)
     if as_json:

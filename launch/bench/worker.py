@@ -1,0 +1,50 @@
+"""A rank that measures one part: a fresh process in the environment of a training rank, its allocator included."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from launch.bench.options import BenchOptions
+from launch.bench.parts import PARTS
+from launch.bench.progress import Progress
+from launch.failures import reported
+from train.errors import UserError
+
+
+def worker_command(part: str, options: BenchOptions, result: Path) -> list[str]:
+    """The command line of a rank; the first rank writes its section to `result`, as JSON."""
+    return [sys.executable, "-P", "-m", "launch.bench.worker", part, json.dumps(options.to_json()), str(result)]
+
+
+def measure(part: str, options_json: str, result: str) -> None:
+    """Measures as the rank that RANK and WORLD_SIZE say.
+
+    Raises:
+        UserError: the machine's memory does not suffice.
+    """
+    options = BenchOptions.from_json(json.loads(options_json))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(max(1, options.threads // world_size))
+    if world_size > 1:
+        dist.init_process_group("gloo")
+    try:
+        with Progress(f"{part}, {world_size} ranks" if world_size > 1 else part, active=rank == 0) as progress:
+            section = PARTS[part].measure(options, progress)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if rank == 0:
+        Path(result).write_text(json.dumps(section.to_json()), encoding="utf-8")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.dup2(2, 1)  # standard output is the parent's, for its answer alone
+    code = reported(lambda: measure(*sys.argv[1:]))
+    sys.stderr.flush()
+    # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
+    os._exit(code)
