@@ -44,6 +44,8 @@ class WindowStore:
             num_rows, layout.words, file_folder=config.host_file, touch_pages=config.host_touch, device=device
         )
         self._window_CW = torch.zeros(num_slots, layout.words, device=device)
+        # One step's records at a time, in memory that stays: a new tensor of this size costs more than filling it.
+        self._records_UW = self._window_CW.new_empty(0, layout.words)
         self._directory = Directory(num_rows, num_slots)
         self._layout, self._init, self._sharding, self._rank = layout, init, sharding, rank
         self._transfers = CpuTransfers(self._host.records_RW, self._window_CW, self._fill, config.emulate_link)
@@ -85,7 +87,10 @@ class WindowStore:
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):
             self._collect_writebacks(wait=True)
-        return self._window_CW.index_select(0, torch.from_numpy(used).to(self._window_CW.device))
+        if len(used) > len(self._records_UW):
+            self._records_UW = self._window_CW.new_empty(len(used) * 5 // 4, self._window_CW.shape[1])
+        places = torch.from_numpy(used).to(self._window_CW.device)
+        return torch.index_select(self._window_CW, 0, places, out=self._records_UW[: len(used)])
 
     def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
         """See `RowStore.update`."""
