@@ -49,6 +49,7 @@ class Directory:
         self._free = np.arange(num_slots - 1, -1, -1)
         self._num_free = num_slots
         self._uses: deque[tuple[int, Slots]] = deque()
+        self._num_uses = 0
         self._admitted = self._finished = NEVER
 
     @property
@@ -98,7 +99,7 @@ class Directory:
         self._last_use[taken] = step
         used = self.slots(rows)
         self.state[used[self.state[used] == SlotState.WRITEBACK]] = SlotState.RESIDENT
-        self._uses.append((step, used))
+        self._record_use(step, used)
         return fetched, taken
 
     def fetched(self, slots: Slots) -> None:
@@ -125,11 +126,13 @@ class Directory:
         victims: list[Slots] = []
         while count > 0 and self._uses and self._uses[0][0] <= self._finished:
             step, used = self._uses.popleft()
+            self._num_uses -= len(used)
             idle = used[(self._last_use[used] == step) & (self.state[used] == SlotState.RESIDENT)]
             victims.append(idle[:count])
             count -= len(victims[-1])
             if len(idle) > len(victims[-1]):
                 self._uses.appendleft((step, idle[len(victims[-1]) :]))
+                self._num_uses += len(idle) - len(victims[-1])
         chosen = np.concatenate(victims) if victims else np.empty(0, np.int64)
         dirty = chosen[self.dirty[chosen]]
         self.state[dirty] = SlotState.WRITEBACK
@@ -151,6 +154,15 @@ class Directory:
         """Host memory equals these resident slots again, which stay where they are (a checkpoint's flush)."""
         self._require(slots, SlotState.RESIDENT)
         self.dirty[slots] = False
+
+    def _record_use(self, step: int, used: Slots) -> None:
+        self._uses.append((step, used))
+        self._num_uses += len(used)
+        # Rows used again leave their older entries behind: without this, a window that never evicts fills with them.
+        if self._num_uses > 2 * len(self.state) + len(used):
+            last_uses = [(step, slots[self._last_use[slots] == step]) for step, slots in self._uses]
+            self._uses = deque((step, slots) for step, slots in last_uses if len(slots))
+            self._num_uses = sum(len(slots) for _, slots in self._uses)
 
     def _release(self, slots: Slots) -> None:
         self._slot_of[self._row_of[slots]] = NEVER

@@ -193,3 +193,13 @@ def test_an_empty_shard_and_an_empty_step_work() -> None:
     assert directory.admit(0, rows_of()) is not None
     directory.finish(0, rows_of())
     assert directory.evict(3).size == 0
+
+
+def test_a_window_that_never_evicts_does_not_grow() -> None:
+    directory = Directory(100, 50)
+    for step in range(500):
+        admitted(directory, step, *range(step % 3, 40))
+        directory.finish(step, directory.slots(rows_of()))
+        assert sum(len(slots) for _, slots in directory._uses) <= 3 * 50
+    assert directory.evict(40).size == 0
+    assert directory.num_free == 50
