@@ -1,0 +1,115 @@
+"""Placement on NUMA nodes: which, and what the kernel is asked."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from offload.host_numa import home_nodes, place
+from tests.offload.test_host_cgroup import write
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+PREFERRED, INTERLEAVE = 1, 3
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two nodes of four CPUs each, a third without memory, and a GPU at node 1."""
+    write(tmp_path / "proc/self/status", "Cpus_allowed_list:\t0-7\nMems_allowed_list:\t0-1")
+    write(tmp_path / "sys/devices/system/node/has_memory", "0-1")
+    for node, cpus in enumerate(["0-3", "4-5,6-7", "8"]):
+        write(tmp_path / f"sys/devices/system/node/node{node}/cpulist", cpus)
+    write(tmp_path / "sys/bus/pci/devices/0001:0a:1f.0/numa_node", 1)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(pci_domain_id=1, pci_bus_id=10, pci_device_id=31),
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cpus", "nodes"), [({0, 1}, {0}), ({5}, {1}), ({3, 4}, {0, 1}), (set(range(9)), {0, 1}), ({8}, set())]
+)
+def test_memory_is_at_home_where_the_process_runs(
+    cpus: set[int], nodes: set[int], machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus)
+    assert home_nodes(CPU, machine) == nodes
+
+
+@pytest.mark.parametrize(("node", "nodes"), [(1, {1}), (-1, {0}), (2, {0})])
+def test_memory_is_at_home_beside_the_gpu_if_that_is_known(
+    node: int, nodes: set[int], machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    write(machine / "sys/bus/pci/devices/0001:0a:1f.0/numa_node", node)
+    assert home_nodes(GPU, machine) == nodes
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("sys/devices/system/node/has_memory", "0"), ("proc/self/status", "Mems_allowed_list: 1")]
+)
+def test_one_usable_node_leaves_nothing_to_choose(file: str, text: str, machine: Path) -> None:
+    write(machine / file, text)
+    assert home_nodes(CPU, machine) == home_nodes(GPU, machine) == set()
+
+
+def test_a_system_that_does_not_tell_its_nodes_is_left_alone(tmp_path: Path) -> None:
+    assert home_nodes(CPU, tmp_path) == set()
+
+
+class Kernel:
+    """Takes the place of the C library's `syscall`."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.answer, self.calls = answer, []
+
+    def __call__(self, *arguments: Any) -> int:
+        number, address, length, policy, mask, bits, flags = arguments
+        nodes = {n for n in range(bits.value - 1) if mask[n // 64] >> n % 64 & 1}
+        self.calls.append((number.value, address.value, length.value, policy.value, nodes, flags.value))
+        return self.answer
+
+
+@pytest.mark.parametrize(("nodes", "policy"), [({1}, PREFERRED), ({0, 3}, INTERLEAVE), ({2, 64, 130}, INTERLEAVE)])
+def test_the_kernel_is_asked_for_one_node_or_for_turns(
+    nodes: set[int], policy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    words, kernel = torch.zeros(1000), Kernel()
+    assert place(words, nodes, kernel) == nodes
+    assert kernel.calls == [(237, words.data_ptr(), 4000, policy, nodes, 0)]
+
+
+def test_nothing_is_asked_without_a_choice_or_on_an_unknown_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    assert place(torch.zeros(10), set(), kernel) == set()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert place(torch.zeros(10), {0, 1}, kernel) == set()
+    assert kernel.calls == []
+
+
+def test_a_refusal_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert place(torch.zeros(10), {1}, Kernel(answer=-1)) == set()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="asks the kernel")
+def test_the_real_kernel_takes_the_arguments() -> None:
+    from offload.host_memory import map_anonymous
+
+    words = torch.frombuffer(map_anonymous(1 << 20), dtype=torch.float32)
+    placed = place(words, {0})
+    if not placed:
+        assert ctypes.get_errno() != 22
+        pytest.skip("this system allows no placement")
+    words.fill_(1.0)
+    maps = Path("/proc/self/numa_maps")
+    if maps.exists():
+        assert f"{words.data_ptr():08x} prefer" in maps.read_text()
