@@ -120,8 +120,8 @@ class Directory:
     def evict(self, count: int) -> Slots:
         """Takes up to `count` rows that no step needs out of the window, the longest unused first.
 
-        Clean rows go back to HOST at once. Dirty rows enter WRITEBACK: their slots are returned, to be copied to host
-        memory and then passed to `written`.
+        Clean rows go back to HOST at once, or when an earlier copy of them has landed. Dirty rows enter WRITEBACK:
+        their slots are returned, to be copied to host memory and then passed to `written`.
         """
         victims: list[Slots] = []
         while count > 0 and self._uses and self._uses[0][0] <= self._finished:
@@ -135,9 +135,11 @@ class Directory:
                 self._num_uses += len(idle) - len(victims[-1])
         chosen = np.concatenate(victims) if victims else np.empty(0, np.int64)
         dirty = chosen[self.dirty[chosen]]
-        self.state[dirty] = SlotState.WRITEBACK
         self.dirty[dirty] = False
         self._writes[dirty] += 1
+        # A row that was resurrected and then left as it was is clean, but its earlier copy may still be under way.
+        leaving = chosen[self._writes[chosen] > 0]
+        self.state[leaving] = SlotState.WRITEBACK
         self._release(chosen[self.state[chosen] == SlotState.RESIDENT])
         return dirty
 

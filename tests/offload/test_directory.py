@@ -179,6 +179,19 @@ def test_a_row_evicted_again_before_its_first_copy_was_collected_keeps_its_slot(
     assert directory.evict(1).tolist() == first.tolist()
 
 
+def test_a_resurrected_row_that_no_update_touched_leaves_only_when_its_copy_has_landed() -> None:
+    directory = Directory(10, 2)
+    admitted(directory, 0, 5)
+    directory.finish(0, directory.slots(rows_of(5)))
+    copied = directory.evict(1)
+    assert directory.admit(1, rows_of(5)) is not None
+    directory.finish(1, rows_of())
+    assert directory.evict(1).size == 0, "copied twice"
+    assert directory.missing(rows_of(5)) == 0, "host memory became the authority before the copy had landed"
+    directory.written(copied)
+    assert directory.missing(rows_of(5)) == 1
+
+
 def test_steps_must_come_in_order() -> None:
     directory = Directory(10, 4)
     admitted(directory, 3, 1)
