@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014): the increment, and
-# the shifts and factors of the finalizer.
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_LAST_SHIFT = 31
+from kernels.splitmix64 import counter_keys, derived_key, mix_
 
 _EVEN_FIELDS = 0x0000FFFF0000FFFF
 _MEAN = 2 * 0xFFFF
@@ -35,37 +31,15 @@ def initial_rows(row_ids_U: Tensor, dim: int, *, seed: int, std: float) -> Tenso
         seed: any integer, taken modulo 2**64. Tables that share row ids need distinct seeds.
         std: standard deviation; 0 gives zeros.
     """
-    row_keys_U = _mix(row_ids_U * _signed(_GOLDEN_GAMMA) + _signed(_seed_key(seed)))
-    column_keys_D = _mix(torch.arange(1, dim + 1, device=row_ids_U.device) * _signed(_GOLDEN_GAMMA))
+    row_keys_U = counter_keys(row_ids_U, derived_key(seed + 1))
+    column_keys_D = counter_keys(torch.arange(1, dim + 1, device=row_ids_U.device))
     # A scale that is itself a float32 is multiplied with one rounding wherever this runs.
     scale = float(np.float32(std / _STD))
     values_UD = torch.empty(row_ids_U.shape[0], dim, dtype=torch.float32, device=row_ids_U.device)
     rows = max(1, _CHUNK // max(1, dim))
     for keys, values in zip(row_keys_U.split(rows), values_UD.split(rows), strict=True):
-        values.copy_(_centred_sum(_mix(keys[:, None] ^ column_keys_D))).mul_(scale)
+        values.copy_(_centred_sum(mix_(keys[:, None] ^ column_keys_D))).mul_(scale)
     return values_UD
-
-
-def _seed_key(seed: int) -> int:
-    # Close seeds must not give shifted copies of each other's rows, as seed + row id would.
-    key = torch.tensor([_signed((seed + 1) * _GOLDEN_GAMMA)])
-    return int(_mix(key))
-
-
-def _signed(value: int) -> int:
-    value %= 2**64
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _mix(state: Tensor) -> Tensor:
-    # In place. int64 products wrap, as uint64 ones do; torch has few operations on uint64 itself.
-    for shift, factor in _ROUNDS:
-        state.bitwise_xor_(_shift_right(state, shift)).mul_(_signed(factor))
-    return state.bitwise_xor_(_shift_right(state, _LAST_SHIFT))
-
-
-def _shift_right(value: Tensor, shift: int) -> Tensor:
-    return (value >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
 def _centred_sum(hashes: Tensor) -> Tensor:

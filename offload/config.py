@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+RowDtype = Literal["fp32", "bf16"]
+
 
 class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """An emulated bus between host memory and the window: makes transfers last, without using the processor."""
@@ -17,23 +19,31 @@ class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """The optimizer of the table rows. There is no weight decay: the paper's Table 5 sets it to 0."""
 
-    type: Literal["adam", "rowwise_adagrad"] = "adam"
-    """`adam` keeps two moments an element; `rowwise_adagrad` keeps one number a row."""
+    type: Literal["adam", "rowwise_adagrad", "rowwise_rmsprop"] = "adam"
+    """`adam` keeps two moments an element; `rowwise_adagrad` and `rowwise_rmsprop` keep one number a row."""
     untouched_rows: Literal["exact", "lazy"] = "exact"
-    """Adam only. `exact` replays the skipped zero-gradient steps when a row is next used, so that the result equals
-    dense Adam; `lazy` leaves untouched rows as they are."""
+    """`exact` makes up for the skipped zero-gradient steps when a row is next used, so that the result equals the dense
+    optimizer: Adam's steps are replayed, RMSprop's mean square decays. `lazy` leaves untouched rows as they are.
+    Adagrad is the same either way."""
     lr_factor: float = Field(5.0, gt=0)
     """The rows' learning rate, as a multiple of the backbone's (5 in the paper's Table 5)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Adam's decay of the first moment."""
     beta2: float = Field(0.95, ge=0, lt=1)
-    """Adam's decay of the second moment."""
+    """Adam's decay of the second moment, and RMSprop's of the mean square."""
     eps: float = Field(1e-8, gt=0)
     """Added to the denominator."""
 
 
 class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """Where the table rows live and how they travel."""
+
+    row_dtype: RowDtype = "fp32"
+    """Of the weights in host memory and in the window. `bf16` takes half the space: each update is computed in fp32
+    and rounded stochastically, keyed by seed, row and step. Optimizer state is fp32 either way."""
+    exchange_dtype: RowDtype = "fp32"
+    """In which rows travel from their owners to the ranks that use them, rounded to nearest; the same rounding applies
+    on a single rank. Gradients travel and are summed in fp32."""
 
     mode: Literal["window", "resident"] = "window"
     """`window`: tables in host memory, the rows of coming steps in a window of slots on the device. `resident`: every

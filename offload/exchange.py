@@ -10,11 +10,25 @@ from torch import Tensor
 from offload.plan import ModulePlan
 
 
-def exchange_values(plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sends this rank's rows to whom asked for them; returns the rows [U, D] that this rank asked for. Collective."""
+def exchange_values(
+    plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Sends this rank's rows to whom asked for them; returns the rows that this rank asked for. Collective.
+
+    Args:
+        plan: the step's.
+        owned_OD: fp32, what this rank owns.
+        group: the ranks.
+        dtype: in which values travel, rounded to nearest. A single rank rounds them alike, so that the values do not
+            depend on the number of ranks.
+
+    Returns:
+        fp32 [U, D], the caller's own.
+    """
     if len(plan.owed) == 1:
-        return owned_OD.clone(memory_format=torch.contiguous_format)
-    return _all_to_all(owned_OD.index_select(0, plan.owed_places_A), plan.owed, plan.asked, group)
+        return owned_OD.to(dtype).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    sent_AD = owned_OD.index_select(0, plan.owed_places_A).to(dtype)
+    return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
 
 
 def exchange_gradients(

@@ -63,7 +63,7 @@ class Shadow:
         self._records[self._number_of[rows].long()] = records_UW.cpu()
 
     def require(self, rows: Tensor, found_UW: Tensor, expected_UW: Tensor, what: str) -> None:
-        """Compares records bit by bit.
+        """Compares records bit by bit, as they are stored or unpacked.
 
         Raises:
             VerifyError: at the first difference, naming row, owner and both values; `what` says where it was found.
@@ -75,10 +75,8 @@ class Shadow:
         shown_UW = differs_UW[:, -1:] if bool(differs_UW[:, -1].any()) else differs_UW
         row, word = shown_UW.nonzero()[0].tolist()
         word += differs_UW.shape[1] - shown_UW.shape[1]
-        part, found, expected = self._part(word), found_UW[row], expected_UW[row]
-        values = [
-            self.layout.version(record[None]) if part == "version" else record[word] for record in (found, expected)
-        ]
+        part, found, expected = self._part(word, differs_UW.shape[1]), found_UW[row], expected_UW[row]
+        values = [record.view(torch.int32)[-1] if part == "version" else record[word] for record in (found, expected)]
         raise difference(what, self.row_name(rows[row]), part, *(value.item() for value in values))
 
     def row_name(self, place: Tensor) -> str:
@@ -86,10 +84,13 @@ class Shadow:
         row_id = int(self._sharding.global_ids(self._rank, place.cpu().reshape(1)))
         return f"row {row_id} (owner rank {self._rank})"
 
-    def _part(self, word: int) -> str:
-        if word == self.layout.words - 1:
+    def _part(self, word: int, words: int) -> str:
+        if word == words - 1:
             return "version"
-        return f"weight {word}" if word < self.layout.dim else f"state {word - self.layout.dim}"
+        weight_words = words - 1 - self.layout.state_words
+        if word >= weight_words:
+            return f"state {word - weight_words}"
+        return f"weight {word}" if weight_words == self.layout.dim else f"word {word} of the bf16 weights"
 
     def _grow(self, wanted: int) -> None:
         if wanted <= len(self._rows):

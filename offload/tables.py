@@ -16,7 +16,7 @@ from offload.config import OffloadConfig
 from offload.exchange import exchange_gradients, exchange_values
 from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
 from offload.planner import Planner
-from offload.records import RecordLayout, RowInit
+from offload.records import RecordLayout, RowInit, torch_dtype
 from offload.resident import ResidentStore
 from offload.shadow import Shadow
 from offload.sharding import Sharding
@@ -85,15 +85,18 @@ class EngramTables:
         self._world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self._rank = dist.get_rank(group) if dist.is_initialized() else 0
         self.sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), self._world_size)
-        self.layout = RecordLayout.of(dim, config.optimizer)
-        self.updater = RowUpdater(config.optimizer, self.layout)
+        self.layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
+        self.updater = RowUpdater(config.optimizer, self.layout, seed=init.seed)
         self.device = torch.device(device)
         shard = (self.sharding, self._rank, self.layout, init, self.device)
         self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
         self._verifier: Verifier | None = None
         if config.verify:
             shadow = Shadow(self.layout, init, self.sharding, self._rank)
-            self._verifier = Verifier(addresses, self.sharding, self._rank, shadow, self.updater, group, self.device)
+            dtype = torch_dtype(config.exchange_dtype)
+            self._verifier = Verifier(
+                addresses, self.sharding, self._rank, shadow, self.updater, group, self.device, dtype
+            )
             self._store = self._verifier.watch(self._store)
         self._planner = Planner(
             lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group),
@@ -104,7 +107,7 @@ class EngramTables:
         self._batches = batches
         self._step = -1
         self._rows: StepRows | None = None
-        self._records_OW: Tensor | None = None
+        self._records_OX: Tensor | None = None
         self._gradient_OD: Tensor | None = None
 
     @property
@@ -145,12 +148,12 @@ class EngramTables:
         self._step = step
         if self._verifier:
             self._verifier.check_plan(f"step {step + 1}", plan, self._batches(step))
-        self._records_OW = self._store.acquire(step, plan.rows_O)
+        self._records_OX = self.layout.unpack(self._store.acquire(step, plan.rows_O))
         self._prefetch()
-        self.updater.catch_up(self._records_OW)
-        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._records_OW)]
+        self.updater.catch_up(self._records_OX)
+        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._records_OX)]
         if self._verifier:
-            self._verifier.check_rows(f"step {step + 1}", plan, self._records_OW, leaves)
+            self._verifier.check_rows(f"step {step + 1}", plan, self._records_OX, leaves)
         self._rows = StepRows(leaves, self._indices(plan))
         return self._rows
 
@@ -183,14 +186,15 @@ class EngramTables:
             lr: the backbone's learning rate of this step; the rows' factor is applied here.
             gradient_scale: multiplied with the gradient first (clipping).
         """
-        if self._records_OW is None or self._gradient_OD is None:
+        if self._records_OX is None or self._gradient_OD is None:
             raise RuntimeError("gradients were not reduced")
         scale = gradient_scale / self._world_size
-        self.updater.update(self._records_OW, self._gradient_OD.mul_(scale), lr)
+        plan = self._planner.plan(self._step)
+        row_ids = self.sharding.global_ids(self._rank, plan.rows_O).to(self.device)
+        self.updater.update(self._records_OX, self._gradient_OD.mul_(scale), lr, row_ids)
         if self._verifier:
-            plan = self._planner.plan(self._step)
-            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OW, lr, scale)
-        self._finish(self._records_OW)
+            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OX, lr, scale)
+        self._finish(self.layout.pack(self._records_OX))
 
     def skip(self) -> None:
         """Ends the step without a trace in any row."""
@@ -199,7 +203,7 @@ class EngramTables:
     def look_up(self, batches: Sequence[TokenBatch]) -> StepRows:
         """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective."""
         plan = self._planner.plan_now(batches)
-        records = self._store.read(plan.rows_O)
+        records = self.layout.unpack(self._store.read(plan.rows_O))
         self.updater.catch_up(records)
         leaves = self._exchange(plan, records)
         if self._verifier:
@@ -240,9 +244,9 @@ class EngramTables:
             if not self._planner.ready(ahead) or not self._store.prefetch(ahead, self._planner.plan(ahead).rows_O):
                 return
 
-    def _exchange(self, plan: Plan, records_OW: Tensor) -> list[Tensor]:
-        weights_OD = self.layout.weights(records_OW)
-        return [exchange_values(part, weights_OD[part.owned], self._group) for part in plan.modules]
+    def _exchange(self, plan: Plan, records_OX: Tensor) -> list[Tensor]:
+        weights_OD, dtype = self.layout.unpacked.weights(records_OX), torch_dtype(self._config.exchange_dtype)
+        return [exchange_values(part, weights_OD[part.owned], self._group, dtype) for part in plan.modules]
 
     def _indices(self, plan: Plan) -> list[list[RowIndex]]:
         to_device = [[index.to(self.device) for index in part.indices] for part in plan.modules]
@@ -251,7 +255,7 @@ class EngramTables:
     def _finish(self, records_OW: Tensor | None) -> None:
         self._store.update(self._step, self._planner.plan(self._step).rows_O, records_OW)
         self._planner.forget(self._step)
-        self._rows = self._records_OW = self._gradient_OD = None
+        self._rows = self._records_OX = self._gradient_OD = None
         self._prefetch()
 
     def _require_room(self, step: int) -> Plan:

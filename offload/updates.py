@@ -1,15 +1,45 @@
 """The row optimizer at work on records: one update a row and step, by the row's owner.
 
-Shape suffixes: U rows, D columns of a row, W words of a record.
+Rows are read and updated block by block, straight from and to their slots, so that a block's operations find it in the
+processor's cache and no copy of all records is streamed through memory.
+
+With bf16 rows a stored weight is a bfloat16, and all arithmetic is fp32: a use of the row at step t replays the steps
+it missed in fp32 from the stored weight, hands out the fp32 result, updates it, and only then rounds once, keyed by
+(seed, row, t). So the bits depend neither on depth, window or resume nor on how often a row was looked at. Equality
+with a dense optimizer is for fp32 rows: a dense bf16 table would be rounded at every step.
+
+Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record with fp32 weights,
+P rows that missed steps.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kernels.row_optimizer import adam, replay_adam, rowwise_adagrad
+from kernels.rate_history import RateHistory
+from kernels.row_optimizer import decay
 from offload.config import TableOptimizerConfig
+from offload.placed_records import PlacedRecords
 from offload.records import RecordLayout
+from offload.row_rule import RowRule
+
+
+@dataclass(frozen=True)
+class CurrentRows:
+    """Rows with the effect of all applied steps, as `RowUpdater.read` gives them.
+
+    Attributes:
+        weights_UD: fp32; the caller's own.
+        behind_P: int64; which of the U rows missed steps that move weights, those of the oldest update first.
+        caught_up_PX: their records after those steps. The update works in this memory.
+    """
+
+    weights_UD: Tensor
+    behind_P: Tensor
+    caught_up_PX: Tensor
 
 
 class RowUpdater:
@@ -18,47 +48,73 @@ class RowUpdater:
     Args:
         config: which optimizer, and its settings.
         layout: of the records.
+        seed: of the stochastic rounding of bf16 rows.
     """
 
-    def __init__(self, config: TableOptimizerConfig, layout: RecordLayout) -> None:
+    def __init__(self, config: TableOptimizerConfig, layout: RecordLayout, *, seed: int = 0) -> None:
         self._config, self._layout = config, layout
+        self._rule = RowRule(config, layout, seed)
         # Every applied step's rate: dense Adam's zero-gradient steps can be replayed at any later time.
-        self._learning_rates: list[float] = []
+        self._rates = RateHistory()
 
-    def catch_up(self, records_UW: Tensor) -> None:
-        """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`)."""
-        if self._config.type != "adam" or self._config.untouched_rows != "exact":
-            return
-        replay_adam(
-            *self._adam_parts(records_UW),
-            self._layout.version(records_UW),
-            self._learning_rates,
-            betas=(self._config.beta1, self._config.beta2),
-            eps=self._config.eps,
-        )
+    def catch_up(self, records_UX: Tensor) -> None:
+        """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`).
 
-    def update(self, records_UW: Tensor, gradient_UD: Tensor, lr: float) -> None:
+        For unpacked records of U rows in order; `read` does the same for rows in their slots.
+        """
+        behind_P, caught_up_PX = self._caught_up(PlacedRecords.in_order(self._layout.unpacked, records_UX))
+        records_UX.index_copy_(0, behind_P, caught_up_PX)
+
+    def update(self, records_UX: Tensor, gradient_UD: Tensor, lr: float, row_ids_U: Tensor | None = None) -> None:
         """Applies one step, in place, and sets the records' version to its number among the applied steps.
 
+        For unpacked records of U rows in order; `update_at` does the same for rows in their slots.
+
         Args:
-            records_UW: up to date.
+            records_UX: up to date.
             gradient_UD: fp32, summed over all lookups and ranks.
             lr: the backbone's learning rate.
+            row_ids_U: int64, job-wide; bf16 rows need them.
         """
-        lr *= self._config.lr_factor
-        self._learning_rates.append(lr)
-        step = len(self._learning_rates)
-        if self._config.type == "adam":
-            betas = (self._config.beta1, self._config.beta2)
-            adam(*self._adam_parts(records_UW), gradient_UD, step=step, lr=lr, betas=betas, eps=self._config.eps)
-        else:
-            weights, state = self._layout.weights(records_UW), self._layout.state(records_UW)
-            rowwise_adagrad(weights, state, gradient_UD, lr=lr, eps=self._config.eps)
-        self._layout.version(records_UW).fill_(step)
+        placed = PlacedRecords.in_order(self._layout.unpacked, records_UX)
+        self._update(placed, placed.slots_U[:0], records_UX[:0], gradient_UD, lr, row_ids_U, 1.0)
+
+    def read(self, records_CW: Tensor, slots_U: Tensor) -> CurrentRows:
+        """The rows in these slots (int64, unique) with all applied steps. The slots are left as they are."""
+        placed = PlacedRecords(self._layout, records_CW, slots_U)
+        weights_UD = placed.weights()
+        behind_P, caught_up_PX = self._caught_up(placed)
+        weights_UD.index_copy_(0, behind_P, self._layout.unpacked.weights(caught_up_PX))
+        return CurrentRows(weights_UD, behind_P, caught_up_PX)
+
+    def update_at(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        rows: CurrentRows,
+        gradient_UD: Tensor,
+        lr: float,
+        row_ids_U: Tensor | None = None,
+        *,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        """Applies one step to the rows in these slots, and sets their version to its number among the applied steps.
+
+        Args:
+            records_CW: a window or a whole shard.
+            slots_U: int64, unique.
+            rows: what `read` gave for them, with no update since. Used up.
+            gradient_UD: fp32, summed over all lookups and ranks.
+            lr: the backbone's learning rate.
+            row_ids_U: int64, job-wide; bf16 rows need them.
+            gradient_scale: multiplied with the gradient first.
+        """
+        placed = PlacedRecords(self._layout, records_CW, slots_U)
+        self._update(placed, rows.behind_P, rows.caught_up_PX, gradient_UD, lr, row_ids_U, gradient_scale)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the records; JSON-able."""
-        return {"optimizer": self._config.type, "learning_rates": self._learning_rates}
+        return {"optimizer": self._config.type, "learning_rates": self._rates.to_list()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over a saved state.
@@ -71,8 +127,62 @@ class RowUpdater:
                 f"offload.optimizer.type: the checkpoint's tables were trained with {state['optimizer']}, "
                 f"the config says {self._config.type}"
             )
-        self._learning_rates = list(state["learning_rates"])
+        self._rates = RateHistory(state["learning_rates"])
 
-    def _adam_parts(self, records_UW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        exp_avg, exp_avg_sq = self._layout.state(records_UW).split(self._layout.dim, dim=1)
-        return self._layout.weights(records_UW), exp_avg, exp_avg_sq
+    def _caught_up(self, placed: PlacedRecords) -> tuple[Tensor, Tensor]:
+        """Which rows missed steps that move weights, by age, and their records [P, X] after those steps."""
+        nobody = placed.slots_U[:0]
+        if not self._rule.replays:
+            return nobody, placed.records_CW.new_empty(0, self._layout.unpacked.words)
+        versions_U = placed.versions()
+        # A row that never had a gradient has moments of 0, which move nothing.
+        missed_U = (versions_U > 0) & (versions_U < len(self._rates))
+        last_P, order_P = versions_U[missed_U].sort(stable=True)
+        behind_P, last_steps = missed_U.nonzero().squeeze(1)[order_P], last_P.tolist()
+        caught_up_PX = placed.records_CW.new_empty(len(behind_P), self._layout.unpacked.words)
+        scratch_4BD = placed.scratch(4, self._layout.dim)
+        for block in placed.blocks(behind_P):
+            rows_BX = placed.gather(behind_P[block], caught_up_PX[block])
+            self._rule.replay(rows_BX, last_steps[block], self._rates, scratch_4BD[:, : len(rows_BX)])
+        return behind_P, caught_up_PX
+
+    def _update(
+        self,
+        placed: PlacedRecords,
+        behind_P: Tensor,
+        caught_up_PX: Tensor,
+        gradient_UD: Tensor,
+        lr: float,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        decayed_U = self._decayed_states(placed)
+        lr *= self._config.lr_factor
+        self._rates.append(lr)
+        grad_BD, scratch_BD = placed.scratch(2, self._layout.dim)
+        for places_B, rows_BX in self._blocks(placed, behind_P, caught_up_PX):
+            grad, scratch = grad_BD[: len(places_B)], scratch_BD[: len(places_B)]
+            torch.index_select(gradient_UD, 0, places_B, out=grad)
+            if gradient_scale != 1:
+                grad.mul_(gradient_scale)
+            if decayed_U is not None:
+                self._layout.unpacked.state(rows_BX)[:, 0] = decayed_U[places_B]
+            ids_B = None if row_ids_U is None else row_ids_U[places_B]
+            self._rule.step(rows_BX, grad, ids_B, scratch, step=len(self._rates), lr=lr)
+            placed.scatter(places_B, rows_BX)
+
+    def _blocks(self, placed: PlacedRecords, behind_P: Tensor, caught_up_PX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows, in blocks: their places among the U rows, and their records as of now."""
+        for block in placed.blocks(behind_P):
+            yield behind_P[block], caught_up_PX[block]
+        others_U = torch.ones(len(placed), dtype=torch.bool, device=behind_P.device)
+        places = others_U.index_fill_(0, behind_P, False).nonzero().squeeze(1)
+        scratch_BX = placed.scratch(self._layout.unpacked.words)
+        for block in placed.blocks(places):
+            places_B = places[block]
+            yield places_B, placed.gather(places_B, scratch_BX[: len(places_B)])
+
+    def _decayed_states(self, placed: PlacedRecords) -> Tensor | None:
+        if not self._rule.decays:
+            return None
+        return decay(placed.row_states(), len(self._rates) - placed.versions(), self._rule.decay)

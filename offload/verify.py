@@ -5,7 +5,7 @@ gets them, from a shadow that no window, fetch or write-back ever touches; what 
 to the rows' owners; the sum of the gradients; the update; and, after each step, what host memory and the window hold.
 The first difference stops the run: `VerifyError` names step, row, owner and both values.
 
-Shape suffixes as in `offload.plan`.
+Shape suffixes as in `offload.plan`; X words of a record with fp32 weights.
 """
 
 import copy
@@ -35,6 +35,7 @@ class Verifier:
         updater: the tables' own; a copy of it, taken when the first rows are handed out, updates the shadow.
         group: the ranks, with communication on the device; None for all ranks.
         device: where the model computes: the same arithmetic gives the same bits only there.
+        exchange_dtype: in which values travel from their owners.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Verifier:
         updater: RowUpdater,
         group: dist.ProcessGroup | None,
         device: torch.device,
+        exchange_dtype: torch.dtype,
     ) -> None:
         self._addresses, self._sharding, self._rank, self._shadow = addresses, sharding, rank, shadow
         self._tables_updater, self._group, self._device = updater, group, device
+        self._exchange_dtype = exchange_dtype
         self._updater: RowUpdater | None = None
-        self._truth_OW = torch.empty(0)
+        self._truth_OX = torch.empty(0)
         self._gradient_OD = torch.empty(0)
 
     def watch(self, store: RowStore) -> RowStore:
@@ -83,16 +86,16 @@ class Verifier:
         if not torch.equal(torch.cat(used).unique(), plan.rows_O.sort().values):
             raise VerifyError(f"offload.verify: {when}: rank {self._rank} plans other rows than the ranks ask for")
 
-    def check_rows(self, when: str, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
+    def check_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> None:
         """Compares a step's rows, brought up to date, at their owners and as each rank received them. Collective.
 
         Raises:
             VerifyError: a row differs; raised by its owner.
         """
-        self._truth_OW = self._compare_rows(when, plan, records_OW, leaves)
+        self._truth_OX = self._compare_rows(when, plan, records_OX, leaves)
 
     def check_lookup(
-        self, when: str, plan: Plan, batches: Sequence[TokenBatch], records_OW: Tensor, leaves: Sequence[Tensor]
+        self, when: str, plan: Plan, batches: Sequence[TokenBatch], records_OX: Tensor, leaves: Sequence[Tensor]
     ) -> None:
         """Compares the plan and the rows of micro-batches that are no training step's. Collective.
 
@@ -100,7 +103,7 @@ class Verifier:
             VerifyError: they differ.
         """
         self.check_plan(when, plan, batches)
-        self._compare_rows(when, plan, records_OW, leaves)
+        self._compare_rows(when, plan, records_OX, leaves)
 
     def check_gradients(self, when: str, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         """Adds the ranks' gradients up again, in rank order, and compares. Collective.
@@ -123,32 +126,36 @@ class Verifier:
         # The tables scale theirs in place.
         self._gradient_OD = torch.cat(list(sums)).clone()
 
-    def check_update(self, when: str, plan: Plan, records_OW: Tensor, lr: float, gradient_scale: float) -> None:
+    def check_update(self, when: str, plan: Plan, records_OX: Tensor, lr: float, gradient_scale: float) -> None:
         """Applies the step to the shadow, and compares.
 
         Raises:
             VerifyError: a row differs.
         """
         assert self._updater is not None
-        self._updater.update(self._truth_OW, self._gradient_OD * gradient_scale, lr)
-        self._shadow.require(plan.rows_O, records_OW, self._truth_OW, f"{when}, after its update")
-        self._shadow.put(plan.rows_O, self._truth_OW)
+        row_ids = self._sharding.global_ids(self._rank, plan.rows_O).to(self._device)
+        self._updater.update(self._truth_OX, self._gradient_OD * gradient_scale, lr, row_ids)
+        self._shadow.require(plan.rows_O, records_OX, self._truth_OX, f"{when}, after its update")
+        self._shadow.put(plan.rows_O, self._shadow.layout.pack(self._truth_OX))
 
-    def _compare_rows(self, when: str, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    def _compare_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         # Only now is it known what steps a checkpoint had applied.
         self._updater = self._updater or copy.deepcopy(self._tables_updater)
-        truth_OW = self._shadow.records(plan.rows_O).to(self._device)
-        self._updater.catch_up(truth_OW)
-        self._shadow.require(plan.rows_O, records_OW, truth_OW, f"{when}, brought up to date")
+        layout = self._shadow.layout
+        truth_OX = layout.unpack(self._shadow.records(plan.rows_O).to(self._device))
+        self._updater.catch_up(truth_OX)
+        self._shadow.require(plan.rows_O, records_OX, truth_OX, f"{when}, brought up to date")
         for part, leaf in zip(plan.modules, leaves, strict=True):
             received = self._swap(list(leaf.detach().split(part.asked)))
             places_O = torch.arange(len(plan.rows_O))[part.owned]
             for rank, (values, places) in enumerate(
                 zip(received, places_O[part.owed_places_A].split(part.owed), strict=True)
             ):
-                expected = self._shadow.layout.weights(truth_OW)[places.to(self._device)]
-                self._require_equal(f"{when}, as rank {rank} received it", plan.rows_O[places], values, expected)
-        return truth_OW
+                expected = layout.unpacked.weights(truth_OX)[places.to(self._device)].to(self._exchange_dtype)
+                self._require_equal(
+                    f"{when}, as rank {rank} received it", plan.rows_O[places], values, expected.float()
+                )
+        return truth_OX
 
     def _asked_rows(self, when: str, part: ModulePlan, rows: Sequence[Tensor]) -> Tensor:
         """The rows [U] that this rank asks for, from the plan's own indices: every lookup must find its row there."""

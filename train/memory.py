@@ -41,7 +41,7 @@ def table_bytes(job: JobConfig, addresses: AddressBook | None) -> int:
     """Bytes of all tables' records, optimizer state included, if every row were touched."""
     if addresses is None or job.model.engram is None:
         return 0
-    layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer)
+    layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
     return sum(addresses.num_rows(module) for module in range(addresses.num_modules)) * layout.bytes
 
 

@@ -1,255 +1,112 @@
-import math
+"""Optimizers with one number of state a row."""
 
 import pytest
 import torch
 
-from kernels import row_optimizer
-from kernels.row_optimizer import adam, replay_adam, rowwise_adagrad
-
-DIM = 13  # odd: vectorised loops have a tail
-
-
-def bits(tensor):
-    return tensor.contiguous().view(torch.int32)
+from kernels.row_optimizer import decay, rowwise_adagrad, rowwise_rmsprop
 
 
 def same_bits(a, b):
-    return torch.equal(bits(a), bits(b))
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
-def adam_views(records_UW):
-    """Weights and moments, strided views of records with one more word on either side of the state."""
-    return [records_UW[:, start : start + DIM] for start in (0, DIM, 2 * DIM)]
+def adagrad(weights_UD, state_U1, grad_UD):
+    rowwise_adagrad(weights_UD, state_U1, grad_UD, lr=0.1, eps=1e-8)
 
 
-def adam_records(weights_UD):
-    records = torch.zeros(weights_UD.shape[0], 3 * DIM + 1)
-    records[:, :DIM] = weights_UD
-    records[:, -1] = 7.0  # not the optimizer's
-    return records
+def rmsprop(weights_UD, state_U1, grad_UD):
+    rowwise_rmsprop(weights_UD, state_U1, grad_UD, lr=0.01, beta2=0.9, eps=1e-8)
 
 
-class DenseAdam:
-    """The reference: torch.optim.Adam over the whole table, one step at a time."""
-
-    def __init__(self, weights, betas, eps):
-        self.weights = torch.nn.Parameter(weights.clone())
-        self.optimizer = torch.optim.Adam([self.weights], lr=1.0, betas=betas, eps=eps, foreach=False)
-
-    def step(self, grad, lr):
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.weights.grad = grad
-        self.optimizer.step()
-
-    def parts(self):
-        state = self.optimizer.state[self.weights]
-        return [self.weights.detach(), state["exp_avg"], state["exp_avg_sq"]]
+BOTH = pytest.mark.parametrize("update", [adagrad, rmsprop])
 
 
-def learning_rates(steps):
-    """Warm-up, a plateau, decay to zero, and a restart: rates that fall are not enough to let a row rest."""
-    warm_up = [1e-3 * i / 100 for i in range(1, 101)]
-    decay = [1e-3 * 0.5 * (1 + math.cos(math.pi * i / 400)) for i in range(401)]
-    rates = warm_up + [1e-3] * 200 + decay + [0.05] * steps
-    return rates[:steps]
+def formula(update, weights, state, grads):
+    """The same step in float64."""
+    mean_square = grads.double().square().mean(1, keepdim=True)
+    if update is adagrad:
+        state = state + mean_square
+        return weights - 0.1 * grads.double() / (state.sqrt() + 1e-8), state
+    state = 0.9 * state + 0.1 * mean_square
+    return weights - 0.01 * grads.double() / (state.sqrt() + 1e-8), state
 
 
-def touched_rows(num_rows, steps, generator):
-    """Rows with a gradient at every step, each coming back after 1 to 400 steps; the last row never has one."""
-    mean_gaps = torch.logspace(0, math.log10(400), num_rows - 1).tolist()
-    touched = [[] for _ in range(steps)]
-    for row, mean_gap in enumerate(mean_gaps):
-        step = int(torch.randint(0, 30, (), generator=generator))
-        while step < steps:
-            touched[step].append(row)
-            step += int(torch.randint(1, max(2, math.ceil(mean_gap) + 1), (), generator=generator))
-    return touched
-
-
-@pytest.mark.parametrize(
-    ("betas", "eps"),
-    [((0.9, 0.999), 1e-8), ((0.9, 0.95), 1e-8), ((0.4, 0.999), 1e-20), ((0.99, 0.9), 1e-8)],
-    ids=["usual", "pretraining", "no eps to speak of", "first moment outlives the second"],
-)
-def test_replayed_rows_equal_dense_adam_bit_for_bit(betas, eps):
-    steps, num_rows = 1000, 24
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(num_rows, DIM, generator=generator) * 0.02
-    weights[1], weights[2] = 0.0, -0.0
-    rates = learning_rates(steps)
-    dense, records = DenseAdam(weights, betas, eps), adam_records(weights)
-    last_step = torch.zeros(num_rows, dtype=torch.int32)
-    for step, rows in enumerate(touched_rows(num_rows, steps, generator), start=1):
-        grads = torch.randn(len(rows), DIM, generator=generator) * 10 ** torch.randn(len(rows), 1, generator=generator)
-        grads[:, 3] = 0.0  # a column that never has a gradient
-        taken = records[rows]
-        replay_adam(*adam_views(taken), last_step[rows], rates[: step - 1], betas=betas, eps=eps)
-        assert same_bits(taken[:, :DIM], dense.weights.detach()[rows])  # what the forward of this step reads
-        adam(*adam_views(taken), grads, step=step, lr=rates[step - 1], betas=betas, eps=eps)
-        records[rows], last_step[rows] = taken, step
-        dense.step(
-            torch.zeros_like(weights).index_copy_(0, torch.tensor(rows, dtype=torch.int64), grads), rates[step - 1]
-        )
-    assert (steps - last_step).max() > 100  # the replay at the end is a long one
-    replay_adam(*adam_views(records), last_step, rates, betas=betas, eps=eps)
-    for part, expected in zip(adam_views(records), dense.parts(), strict=True):
-        assert same_bits(part, expected)
-    assert (records[:, -1] == 7.0).all()
-
-
-def random_states(num_rows, generator):
-    """Weights and moments of all magnitudes that float32 has, denormals and zeros among them."""
-
-    def values(low, high):
-        exponents = torch.rand(num_rows, DIM, generator=generator) * (high - low) + low
-        return torch.randn(num_rows, DIM, generator=generator) * 2**exponents
-
-    weights, exp_avg, exp_avg_sq = values(-140, 10), values(-149, 20), values(-149, 20).abs()
-    weights[::5], exp_avg[::7], exp_avg_sq[::11] = 0.5, 1e-4, 1e-8
-    exp_avg[:, ::6] = 0.0
-    return torch.cat([weights, exp_avg, exp_avg_sq, torch.zeros(num_rows, 1)], dim=1)
-
-
-def replay_counting(monkeypatch, records, last_step, rates, *, shortcut=True, **options):
-    """Replays a copy of the records; returns it, and over how many rows and steps weights were computed."""
-    counts = []
-    move = row_optimizer._move
-    with monkeypatch.context() as patch:
-        patch.setattr(row_optimizer, "_move", lambda rows, *args: (counts.append(len(rows[0])), move(rows, *args)))
-        patch.setattr(row_optimizer, "_BLOCK", 10 * DIM)  # a row that never rests holds up no other block
-        if not shortcut:
-            patch.setattr(row_optimizer, "_count_resting", lambda *args: 0)
-        replayed = records.clone()
-        replay_adam(*adam_views(replayed), last_step, rates, **options)
-    return replayed, sum(counts)
-
-
-@pytest.mark.parametrize(
-    ("eps", "rates"),
-    [(1e-8, [1e-9] * 400 + [1.0] * 1100), (1e-4, learning_rates(1500)), (2.0**-62, [1e-3] * 1500)],
-    ids=["rising rate", "large eps", "smallest eps"],
-)
-def test_rows_are_left_to_rest_only_where_that_keeps_the_bits(monkeypatch, eps, rates):
-    generator = torch.Generator().manual_seed(0)
-    states = random_states(100, generator)
-    states[50:, :DIM], states[50:, DIM : 2 * DIM], states[50:, 2 * DIM :] = 0.02, 1e-4, 1e-8  # as in training
-    last_step = torch.randint(0, 1400, (100,), generator=generator)
-    options = {"betas": (0.9, 0.999), "eps": eps}
-    short, computed = replay_counting(monkeypatch, states, last_step, rates, **options)
-    full, all_computed = replay_counting(monkeypatch, states, last_step, rates, shortcut=False, **options)
-    assert computed < 0.95 * all_computed
-    assert same_bits(short, full)
-
-
-@pytest.mark.parametrize(
-    ("weight", "exp_avg", "exp_avg_sq", "lr", "betas", "eps"),
-    [
-        (1.0, 1e-10, 1e-4, 1e-3, (0.99, 0.5), 1e-8),  # the second moment falls faster than the square of the first
-        (1.0, 1e-10, 1e-4, 1e-1, (0.7, 0.5), 1e-40),  # it falls to zero, the first sticks at a denormal, eps is less
-        (1e-20, 1e-44, 1e-6, 1.0, (0.9, 0.9), 2.0**-62),  # the first moment is a denormal and falls no further
-    ],
-)
-def test_rows_whose_steps_grow_again_do_not_rest(monkeypatch, weight, exp_avg, exp_avg_sq, lr, betas, eps):
-    records = torch.tensor([[weight, exp_avg, exp_avg_sq, 0.0]]).repeat_interleave(torch.tensor([DIM] * 3 + [1]), dim=1)
-    options = {"betas": betas, "eps": eps}
-    short, _ = replay_counting(monkeypatch, records, torch.tensor([100]), [lr] * 1100, **options)
-    full, _ = replay_counting(monkeypatch, records, torch.tensor([100]), [lr] * 1100, shortcut=False, **options)
-    at_first, _ = replay_counting(monkeypatch, records, torch.tensor([100]), [lr] * 120, shortcut=False, **options)
-    assert not same_bits(full[:, :DIM], at_first[:, :DIM])
-    assert same_bits(short, full)
-
-
-def test_a_row_is_replayed_alike_in_any_company():
-    generator = torch.Generator().manual_seed(0)
-    states = random_states(64, generator)
-    last_step = torch.randint(0, 300, (64,), generator=generator)
-    together, alone = states.clone(), states.clone()
-    options = {"betas": (0.9, 0.95), "eps": 1e-8}
-    replay_adam(*adam_views(together), last_step, learning_rates(300), **options)
-    for row in torch.randperm(64, generator=generator).split(5):
-        taken = alone[row]
-        replay_adam(*adam_views(taken), last_step[row], learning_rates(300), **options)
-        alone[row] = taken
-    assert same_bits(together, alone)
-
-
-def test_nothing_to_replay(monkeypatch):
-    monkeypatch.delattr(row_optimizer, "_replay_block")
-    records = adam_records(torch.randn(4, DIM))
-    records[:2, DIM : 3 * DIM] = 0.5  # rows 0 and 1 have moments, but are up to date; 2 and 3 have none
-    before = records.clone()
-    last_step = torch.tensor([5, 5, 0, 2])
-    replay_adam(*adam_views(records), last_step, [1e-3] * 5, betas=(0.9, 0.999), eps=1e-8)
-    replay_adam(*adam_views(records[:0]), last_step[:0], [1e-3] * 5, betas=(0.9, 0.999), eps=1e-8)
-    replay_adam(*adam_views(records), torch.zeros(4, dtype=torch.int32), [], betas=(0.9, 0.999), eps=1e-8)
-    assert same_bits(records, before)
-    assert last_step.tolist() == [5, 5, 0, 2]
-
-
-def test_a_moment_of_a_single_denormal_is_replayed():
-    records = adam_records(torch.full((1, DIM), -0.0))
-    records[0, 2 * DIM - 1] = -0.0  # the step turns it, and then the weight, into +0
-    dense = DenseAdam(records[:, :DIM], (0.9, 0.999), 1e-8)
-    dense.step(torch.zeros(1, DIM), 1e-3)
-    dense.optimizer.state[dense.weights]["exp_avg"].copy_(records[:, DIM : 2 * DIM])
-    dense.step(torch.zeros(1, DIM), 1e-3)
-    replay_adam(*adam_views(records), torch.tensor([1]), [1e-3] * 2, betas=(0.9, 0.999), eps=1e-8)
-    for part, expected in zip(adam_views(records), dense.parts(), strict=True):
-        assert same_bits(part, expected)
-
-
-def test_lazy_adam_is_pytorchs_sparse_adam():
-    # torch.optim.SparseAdam adds eps elsewhere: compared where eps is nothing.
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(10, DIM, generator=generator)
-    records = adam_records(weights)
-    table = torch.nn.Parameter(weights.clone())
-    sparse = torch.optim.SparseAdam([table], lr=0.01, betas=(0.9, 0.99), eps=1e-20)
-    for step in range(1, 30):
-        rows = torch.randperm(10, generator=generator)[:4]
-        grads = torch.randn(4, DIM, generator=generator)
-        taken = records[rows]
-        adam(*adam_views(taken), grads, step=step, lr=0.01, betas=(0.9, 0.99), eps=1e-20)
-        records[rows] = taken
-        table.grad = torch.sparse_coo_tensor(rows[None], grads, weights.shape, check_invariants=True)
-        sparse.step()
-    torch.testing.assert_close(records[:, :DIM], table.detach())
-
-
+@BOTH
 @pytest.mark.parametrize("dim", [1, 2, 7, 64])
-def test_rowwise_adagrad_follows_its_formula(dim):
+def test_a_step_follows_its_formula(update, dim):
     generator = torch.Generator().manual_seed(0)
     records = torch.randn(6, dim + 2, generator=generator)
     records[:, dim] = 0.0
-    weights, total = records[:, :dim].double(), torch.zeros(6, 1, dtype=torch.float64)
+    weights, state = records[:, :dim].double(), torch.zeros(6, 1, dtype=torch.float64)
     spare = records[:, -1].clone()
     for _ in range(20):
         grads = torch.randn(6, dim, generator=generator)
-        rowwise_adagrad(records[:, :dim], records[:, dim : dim + 1], grads, lr=0.1, eps=1e-8)
-        total += grads.double().square().mean(1, keepdim=True)
-        weights -= 0.1 * grads.double() / (total.sqrt() + 1e-8)
+        update(records[:, :dim], records[:, dim : dim + 1], grads)
+        weights, state = formula(update, weights, state, grads)
     torch.testing.assert_close(records[:, :dim].double(), weights, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(records[:, dim : dim + 1].double(), total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(records[:, dim : dim + 1].double(), state, rtol=1e-5, atol=0)
     assert torch.equal(records[:, -1], spare)
 
 
+@BOTH
 @pytest.mark.parametrize("dim", [3, 64, 80])
-def test_rowwise_adagrad_updates_a_row_alike_in_any_company(dim):
+def test_a_row_is_updated_alike_in_any_company(update, dim):
     # A library's sum over columns would not: it picks its order of additions by the shape of the whole.
     generator = torch.Generator().manual_seed(0)
     records = torch.randn(257, dim + 1, generator=generator).abs()
     grads = torch.randn(257, dim, generator=generator) * 100
     alone = records.clone()
-    rowwise_adagrad(records[:, :dim], records[:, dim:], grads, lr=0.1, eps=1e-8)
+    update(records[:, :dim], records[:, dim:], grads)
     for row in range(257):
-        weights, total = alone[row : row + 1, :dim].clone(), alone[row : row + 1, dim:].clone()
-        rowwise_adagrad(weights, total, grads[row : row + 1], lr=0.1, eps=1e-8)
-        alone[row, :dim], alone[row, dim:] = weights[0], total[0]
+        weights, state = alone[row : row + 1, :dim].clone(), alone[row : row + 1, dim:].clone()
+        update(weights, state, grads[row : row + 1])
+        alone[row, :dim], alone[row, dim:] = weights[0], state[0]
     assert same_bits(records, alone)
 
 
-def test_a_row_without_gradient_rests_under_adagrad():
-    weights, total = torch.ones(1, 4), torch.zeros(1, 1)
-    rowwise_adagrad(weights, total, torch.zeros(1, 4), lr=0.1, eps=1e-8)
-    assert weights.tolist() == [[1, 1, 1, 1]]
-    assert total.item() == 0
+@BOTH
+def test_weights_without_gradient_rest(update):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(5, 4, generator=generator)
+    state = torch.tensor([[0.0], [1e-40], [1.0], [3e38], [2.0]])
+    before = weights.clone()
+    update(weights, state, torch.zeros(5, 4))
+    assert same_bits(weights, before)
+
+
+def test_the_state_without_gradient_rests_under_adagrad():
+    state = torch.tensor([[0.0], [0.3]])
+    adagrad(torch.ones(2, 4), state, torch.zeros(2, 4))
+    assert same_bits(state, torch.tensor([[0.0], [0.3]]))
+
+
+def test_rmsprop_of_rows_of_one_column_is_pytorchs():
+    generator = torch.Generator().manual_seed(0)
+    weights, state = torch.randn(50, 1, generator=generator), torch.zeros(50, 1)
+    dense = torch.nn.Parameter(weights.clone())
+    optimizer = torch.optim.RMSprop([dense], lr=0.01, alpha=0.9, eps=1e-8, foreach=False)
+    for _ in range(50):
+        dense.grad = torch.randn(50, 1, generator=generator)
+        rmsprop(weights, state, dense.grad)
+        optimizer.step()
+    torch.testing.assert_close(weights, dense.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.95, 0.4, 0.0])
+def test_decay_has_the_bits_of_decaying_step_by_step(factor):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(300, generator=generator) * 10 ** (torch.rand(300, generator=generator) * 80 - 40)
+    values[::50] = 0.0
+    times = torch.randint(-2, 400, (300,), generator=generator, dtype=torch.int32)
+    times[:3] = 5000  # to the end: what is denormal then falls no further
+    expected = values.clone()
+    for done in range(5000):
+        expected[times > done] *= factor
+    assert same_bits(decay(values, times, factor), expected)
+
+
+def test_decay_ends_where_nothing_changes_any_more():
+    # Step by step, these would take days.
+    values, times = torch.tensor([1.0, 1e-20, 0.0]), torch.tensor([2_000_000_000, 10**15, 10**15])
+    assert same_bits(decay(values, times, 0.95), decay(values, times.clamp(max=10_000), 0.95))
+    assert decay(values[:0], times[:0], 0.95).numel() == 0
