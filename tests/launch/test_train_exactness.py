@@ -11,6 +11,7 @@ VARIANTS = {
     "depth-0-tiny": ["offload.depth=0", "offload.window_rows={tiny}"],
     "depth-0-ample": ["offload.depth=0", "offload.window_rows=100000"],
     "depth-1-tiny": ["offload.depth=1", "offload.window_rows={tiny}"],
+    "depth-1-tiny-file": ["offload.depth=1", "offload.window_rows={tiny}", "offload.host_file={folder}"],
     "depth-1-ample": ["offload.depth=1", "offload.window_rows=100000"],
     "depth-4-tiny": ["offload.depth=4", "offload.window_rows={tiny}"],
     "depth-4-ample": ["offload.depth=4", "offload.window_rows=100000"],
@@ -24,7 +25,7 @@ def test_losses_and_tables_have_the_same_bits(ranks: int, corpus: Path, tmp_path
     job = write_job(tmp_path, corpus)
     outcomes = {}
     for name, overrides in VARIANTS.items():
-        texts = [override.format(tiny=TINY[ranks]) for override in overrides]
+        texts = [override.format(tiny=TINY[ranks], folder=tmp_path) for override in overrides]
         train(job, f"run.name={name}", *texts, "--nproc", str(ranks))
         run = tmp_path / "runs" / name
         outcomes[name] = losses(run), table_rows(run), backbone(run)
