@@ -77,7 +77,7 @@ class Kernel:
         return self.answer
 
 
-@pytest.mark.parametrize(("nodes", "policy"), [({1}, PREFERRED), ({0, 3}, INTERLEAVE), ({2, 64, 130}, INTERLEAVE)])
+@pytest.mark.parametrize(("nodes", "policy"), [({63}, PREFERRED), ({0, 3}, INTERLEAVE), ({2, 64, 130}, INTERLEAVE)])
 def test_the_kernel_is_asked_for_one_node_or_for_turns(
     nodes: set[int], policy: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
