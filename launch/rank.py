@@ -5,9 +5,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from launch.failures import reported
 
@@ -51,6 +51,15 @@ def _answer_only(as_json: bool) -> Iterator[TextIO]:
             os.dup2(answer.fileno(), 1)
 
 
+def end_rank(body: Callable[[], None]) -> NoReturn:
+    """Runs a rank's `body`, reports a failure, and ends this process."""
+    code = reported(body)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
+    os._exit(code)
+
+
 def main() -> None:
     """Entry of a rank's process."""
     parser = argparse.ArgumentParser(prog="python -m launch.rank")
@@ -58,11 +67,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
-    code = reported(lambda: run_rank(asked.config, asked.overrides, as_json=asked.json))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
-    os._exit(code)
+    end_rank(lambda: run_rank(asked.config, asked.overrides, as_json=asked.json))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import socket
 
 from train.errors import UserError
+from train.machine import usable_cores
 
 _LOOPBACK = "lo"
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -21,7 +22,7 @@ def rank_environment(rank: int, nproc: int, port: int, gpus: int) -> dict[str, s
     environment = {
         # Under a name that does not resolve, gloo finds no address; all ranks are on this machine anyway.
         **({"GLOO_SOCKET_IFNAME": _LOOPBACK} if (1, _LOOPBACK) in socket.if_nameindex() else {}),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // nproc)),
         "PYTHONUNBUFFERED": "1",
         **({} if gpus else _KEEP_MEMORY),
         **os.environ,

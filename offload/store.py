@@ -54,7 +54,11 @@ class RowStore(Protocol):
         """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """Waits until the step's rows are within reach; returns a copy of their records [U, W], valid until the next."""
+        """Waits until the step's rows are within reach.
+
+        Returns:
+            A copy of their records [U, W], valid until the next call.
+        """
 
     def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
         """Stores the step's updated records, or nothing for a skipped step, and lets go of its rows."""

@@ -190,7 +190,9 @@ class EngramTables:
             raise RuntimeError("gradients were not reduced")
         scale = gradient_scale / self._world_size
         plan = self._planner.plan(self._step)
-        row_ids = self.sharding.global_ids(self._rank, plan.rows_O).to(self.device)
+        # They key the rounding of bf16 rows.
+        rounds = self._config.row_dtype == "bf16"
+        row_ids = self.sharding.global_ids(self._rank, plan.rows_O).to(self.device) if rounds else None
         self.updater.update(self._records_OX, self._gradient_OD.mul_(scale), lr, row_ids)
         if self._verifier:
             self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OX, lr, scale)

@@ -114,20 +114,28 @@ class RowUpdater:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the records; JSON-able."""
-        return {"optimizer": self._config.type, "learning_rates": self._rates.to_list()}
+        return {"settings": self._settings(), "learning_rates": self._rates.to_list()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over a saved state.
 
         Raises:
-            ValueError: if it is another optimizer's.
+            ValueError: if records of that state mean something else under this config.
         """
-        if state["optimizer"] != self._config.type:
-            raise ValueError(
-                f"offload.optimizer.type: the checkpoint's tables were trained with {state['optimizer']}, "
-                f"the config says {self._config.type}"
-            )
+        current = self._settings()
+        for key, saved in state["settings"].items():
+            if saved != current[key]:
+                raise ValueError(
+                    f"{key}: the checkpoint's tables were trained with {saved}, the config says {current[key]}; "
+                    "restore that setting"
+                )
         self._rates = RateHistory(state["learning_rates"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the meaning of a record, by config key. Replayed steps must take the settings of their time."""
+        fixed = self._config.model_dump(exclude={"lr_factor"})
+        settings = {f"offload.optimizer.{key}": value for key, value in fixed.items()}
+        return settings | {"offload.row_dtype": self._layout.row_dtype, "model.engram.row_dim": self._layout.dim}
 
     def _caught_up(self, placed: PlacedRecords) -> tuple[Tensor, Tensor]:
         """Which rows missed steps that move weights, by age, and their records [P, X] after those steps."""

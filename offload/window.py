@@ -126,7 +126,6 @@ class WindowStore:
         rows = torch.from_numpy(self._directory.rows(dirty))
         self._transfers.write_back(torch.from_numpy(dirty), rows).result()
         self._directory.cleaned(dirty)
-        self.traffic.written_back += len(dirty)
         return self._host.records_RW
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:

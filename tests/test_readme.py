@@ -27,6 +27,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_readme_shows_what_a_run_ends_with() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "<!--" not in text
+    assert "validation loss" in text
+
+
 def test_the_readme_has_the_two_commands_and_they_are_make_targets() -> None:
     assert COMMANDS[:2] == ["make train", "make test"]
     for command, expected in (("make train", "engram train configs/tiny.yaml"), ("make test", "pytest")):

@@ -2,34 +2,43 @@
 
 A checkpoint is one folder, `checkpoints/step-00000100/`:
 
-    state.json                      step, what the run was (model, addresses, data), table optimizer, file list
-    backbone.safetensors            fp32 master weights, optimizer tensors and buffers, by parameter name
+    state.json                          step, what the run was (model, addresses, data), table optimizer, file list
+    backbone.safetensors                fp32 master weights, optimizer tensors and buffers, by parameter name
     tables-00000-of-00002.safetensors   of each rank: the rows it owned that were ever updated, with their ids
 
 Nothing in it depends on the number of ranks or the ZeRO stage. The folder is written under another name and renamed
-when all ranks are done, so a folder with this name is complete.
+when all ranks are done, so a folder with this name is complete. Checksums of the files are a later matter.
 """
 
 import json
-import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
 
+from model.config import ModelConfig
 from offload.tables import EngramTables
+from train.checkpoint_files import (
+    STATE_FILE,
+    Damaged,
+    load_backbone,
+    load_tables,
+    read_state,
+    save_backbone,
+    save_tables,
+    tables_file,
+    write_state,
+)
 from train.engine import Engine, EngineState
 from train.errors import UserError
+from train.files import publish
 
-STATE_FILE = "state.json"
-BACKBONE_FILE = "backbone.safetensors"
 FORMAT_VERSION = 1
-_PREFIX = "step-"
+_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they live; made when the first is saved.
+        folder: where they live; made when the first is saved. What else a user keeps there is left alone.
         keep: how many of the newest stay.
         identity: of this run.
     """
@@ -61,32 +70,29 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step."""
-        found = sorted(self.folder.glob(f"{_PREFIX}*/{STATE_FILE}")) if self.folder.is_dir() else []
-        return found[-1].parent if found else None
+        return next(reversed(self._complete()), None)
+
+    def count(self) -> int:
+        """How many complete checkpoints there are."""
+        return len(self._complete())
 
     def save(self, step: int, engine: Engine, tables: EngramTables | None) -> Path:
         """Saves the state after `step` steps. Collective.
 
         Raises:
-            OSError: the disk is full or cannot be written.
+            OSError: the disk is full or cannot be written; nothing half-written is left.
         """
-        target = self.folder / f"{_PREFIX}{step:08d}"
+        target = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{target.name}.partial"
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        state = engine.state()
-        if state is not None:
-            save_file(_flatten(state), partial / BACKBONE_FILE)
-        if tables is not None:
-            _save_tables(tables, partial / _tables_file(dist.get_rank(), dist.get_world_size()))
-        dist.barrier()
-        if state is not None:
-            description = self._describe(step, state, tables)
-            (partial / STATE_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-            _publish(partial, target)
-            self._prune()
+        try:
+            self._write(partial, target, step, engine, tables)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         dist.barrier()
         return target
 
@@ -94,19 +100,39 @@ class Checkpoints:
         """Loads a checkpoint and returns the steps it has. Collective.
 
         Raises:
-            UserError: it is another model's, another data order's, or its table addresses differ.
+            UserError: it is damaged, another model's, of another data order, or its table addresses differ.
         """
-        description = _read_description(path)
-        self._check(path, description)
         try:
-            engine.load_state(_unflatten(description["steps_applied"], load_file(path / BACKBONE_FILE)))
+            description = read_state(path)
+            self._check(path, description)
+            engine.load_state(load_backbone(path, description["steps_applied"]))
             if tables is not None:
                 tables.updater.load_state(description["tables"])
                 for name in description["table_files"]:
-                    _load_tables(tables, path / name)
+                    load_tables(tables, path / name)
+        except Damaged as error:
+            raise UserError(f"{path}: {error}; {self._way_out(path)}") from None
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
         return int(description["step"])
+
+    def _complete(self) -> list[Path]:
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        named = [path for path in folders if _NAME.fullmatch(path.name) and (path / STATE_FILE).exists()]
+        return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _write(self, partial: Path, target: Path, step: int, engine: Engine, tables: EngramTables | None) -> None:
+        state = engine.state()
+        if state is not None:
+            save_backbone(partial, state)
+        if tables is not None:
+            save_tables(tables, partial / tables_file(dist.get_rank(), dist.get_world_size()))
+        dist.barrier()
+        if state is not None:
+            write_state(partial, self._describe(step, state, tables))
+            publish(partial, target)
+            for path in self._complete()[: -self._keep]:
+                shutil.rmtree(path)
 
     def _describe(self, step: int, state: EngineState, tables: EngramTables | None) -> dict[str, Any]:
         ranks = dist.get_world_size()
@@ -116,19 +142,30 @@ class Checkpoints:
             "steps_applied": state.steps,
             **vars(self._identity),
             "tables": tables.updater.state() if tables else None,
-            "table_files": [_tables_file(rank, ranks) for rank in range(ranks)] if tables else [],
+            "table_files": [tables_file(rank, ranks) for rank in range(ranks)] if tables else [],
         }
 
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
+        if saved["format"] != FORMAT_VERSION:
+            raise UserError(f"{path}: has format {saved['format']}, this version reads {FORMAT_VERSION}")
         for key, current in vars(self._identity).items():
-            if (where := _difference(saved[key], current, key)) is not None:
+            value = _with_defaults(saved[key]) if key == "model" else saved[key]
+            if (where := _difference(value, current, key)) is not None:
                 raise UserError(
                     f"{path}: saved with another {where}; restore that setting, or start anew under another run.name"
                 )
 
-    def _prune(self) -> None:
-        for path in sorted(self.folder.glob(f"{_PREFIX}*"))[: -self._keep]:
-            shutil.rmtree(path)
+    def _way_out(self, path: Path) -> str:
+        others = [other for other in self._complete() if other != path]
+        return f"delete {path} to go on from {others[-1]}" if others else f"delete {path} to start anew"
+
+
+def _with_defaults(model: dict[str, Any]) -> dict[str, Any]:
+    """A saved model section with the keys that were added since, at their defaults."""
+    try:
+        return ModelConfig.model_validate(model).model_dump(mode="json")
+    except ValidationError:
+        return model
 
 
 def _difference(saved: Any, current: Any, key: str) -> str | None:
@@ -144,61 +181,3 @@ def _difference(saved: Any, current: Any, key: str) -> str | None:
 def _shortened(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    description = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    if description["format"] != FORMAT_VERSION:
-        raise UserError(f"{path}: format {description['format']}, this version reads {FORMAT_VERSION}")
-    return dict(description)
-
-
-def _tables_file(rank: int, ranks: int) -> str:
-    return f"tables-{rank:05d}-of-{ranks:05d}.safetensors"
-
-
-def _flatten(state: EngineState) -> dict[str, torch.Tensor]:
-    tensors = {f"{slot}/{name}": value for name, slots in state.parameters.items() for slot, value in slots.items()}
-    return tensors | {f"buffer/{name}": value.contiguous() for name, value in state.buffers.items()}
-
-
-def _unflatten(steps: int, tensors: dict[str, torch.Tensor]) -> EngineState:
-    state = EngineState(steps)
-    for key, value in tensors.items():
-        slot, _, name = key.partition("/")
-        if slot == "buffer":
-            state.buffers[name] = value
-        else:
-            state.parameters.setdefault(name, {})[slot] = value
-    return state
-
-
-def _save_tables(tables: EngramTables, path: Path) -> None:
-    chunks: dict[str, torch.Tensor] = {}
-    for number, (ids, records) in enumerate(tables.updated_rows()):
-        chunks |= {f"ids.{number:06d}": ids, f"records.{number:06d}": records.contiguous()}
-    save_file(chunks, path, metadata={"dim": str(tables.layout.dim), "state_words": str(tables.layout.state_words)})
-
-
-def _load_tables(tables: EngramTables, path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        for key in sorted(name for name in file.keys() if name.startswith("ids.")):  # noqa: SIM118
-            tables.load_rows(file.get_tensor(key), file.get_tensor(key.replace("ids.", "records.")))
-
-
-def _publish(partial: Path, target: Path) -> None:
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from train.schedule import ScheduleConfig
 class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """Where a run lives and how many processes it has."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run: its folder in `dir`, and its name in Weights & Biases."""
     dir: str = "runs"
     """Folder of all runs."""

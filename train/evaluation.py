@@ -1,7 +1,7 @@
 """Loss of the model on held-out text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,13 +44,18 @@ def forward(engine: Engine, batch: Batch, memory: Sequence[MemoryRows]) -> Tenso
     return loss
 
 
+def batches(loader: Loader, sequences: int) -> Iterator[Batch]:
+    """This rank's micro-batches of the first `sequences` of a validation loader, or of all it has."""
+    for step in range(min(-(-sequences // loader.global_batch_size), loader.steps_per_epoch)):
+        yield from loader.batch(step)
+
+
 @torch.no_grad()
 def evaluate(engine: Engine, tables: EngramTables | None, loader: Loader, sequences: int) -> Evaluation:
     """Evaluates the first `sequences` of a validation loader, or all of them. Collective."""
     engine.module.eval()
-    steps = min(-(-sequences // loader.global_batch_size), loader.steps_per_epoch)
     totals = torch.zeros(3, dtype=torch.float64)
-    for batch in (micro_batch for step in range(steps) for micro_batch in loader.batch(step)):
+    for batch in batches(loader, sequences):
         rows = tables.look_up([(batch.tokens_BT, batch.positions_BT)]) if tables else NO_ROWS
         loss = forward(engine, batch, memory_of(rows, 0)).double().cpu()
         totals += torch.stack([loss, (batch.labels_BT >= 0).sum(), torch.tensor(loader.bytes_of(batch.labels_BT))])

@@ -1,6 +1,8 @@
 """Measures the steps between two records: time, loss, and what the tables did, over all ranks."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +52,13 @@ class Meter:
         self._started = time.perf_counter()
         if self._tables:
             self._tables.take_traffic()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
 
     def count(self, loss: Tensor) -> None:
         """One more step, with this rank's part of its loss."""

@@ -22,7 +22,8 @@ from train.data.loader import Loader
 from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation
+from train.evaluation import Evaluation, batches
+from train.files import try_lock
 from train.memory import address_book, open_tables, table_bytes
 from train.metrics import METRICS_FILE, read_metrics
 from train.reporter import Reporter
@@ -31,6 +32,7 @@ from train.summary import Summary
 from train.trainer import Trainer
 
 CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
 _BACKBONE_BYTES = 12
 """Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
 
@@ -50,6 +52,7 @@ def train(job: JobConfig) -> Summary | None:
     _join_ranks()
     run = _Run(job)
     start = run.resume()
+    run.record_config()
     with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
         trainer = Trainer(
             job,
@@ -62,9 +65,11 @@ def train(job: JobConfig) -> Summary | None:
         )
         if start == job.train.steps:
             reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
-        evaluation = trainer.fit(start)
+        found = trainer.fit(start)
     samples = run.sample()
-    summary = run.summarise(evaluation, samples, trainer.rows_moved, start) if run.rank == 0 else None
+    summary = run.summarise(found, samples, trainer.rows_moved, start) if run.rank == 0 else None
+    if summary:
+        summary.save(run.folder)
     run.close()
     return summary
 
@@ -82,8 +87,8 @@ class _Run:
                 f"model.vocab_size is {job.model.vocab_size}, but the tokenizer of the data has "
                 f"{self.store.vocab_size} entries: set model.vocab_size={self.store.vocab_size}"
             )
-        self.train_loader = self._loader("train")
-        self.validation_loader = self._loader("validation")
+        self.train_loader = self._loader("train", rank=self.rank, world_size=self.world_size)
+        self.validation_loader = self._loader("validation", rank=self.rank, world_size=self.world_size)
         self.counts = count_parameters(job.model)
         addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(
@@ -93,6 +98,11 @@ class _Run:
         self._open_folder()
         self.engine = self._engine()
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
+
+    def record_config(self) -> None:
+        """Writes the resolved config into the run's folder, once it is known to go with what is there."""
+        if self.rank == 0:
+            dump(self.job, self.folder / CONFIG_FILE)
 
     def close(self) -> None:
         """Leaves the job's ranks. Collective.
@@ -130,7 +140,7 @@ class _Run:
             seed=self.job.train.seed,
         )
 
-    def summarise(self, evaluation: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
+    def summarise(self, found: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
         """What the run came to."""
         job, tables = self.job, self.tables
         windowed = tables is not None and job.offload.mode == "window"
@@ -139,9 +149,9 @@ class _Run:
             run=str(self.folder),
             steps=job.train.steps,
             tokens=job.train.steps * job.train.global_batch_size * job.data.sequence_length,
-            val_loss=evaluation.loss,
-            val_bits_per_byte=evaluation.bits_per_byte,
-            unigram_entropy=self.train_loader.unigram_entropy(),
+            val_loss=found.loss,
+            val_bits_per_byte=found.bits_per_byte,
+            unigram_entropy=self._unigram_entropy(),
             parameters=self.counts.total + _table_parameters(tables),
             active_parameters=self.counts.active + _active_table_parameters(job.model),
             table_parameters=_table_parameters(tables),
@@ -152,7 +162,13 @@ class _Run:
             samples=samples,
         )
 
-    def _loader(self, split: Literal["train", "validation"]) -> Loader:
+    def _unigram_entropy(self) -> float:
+        # Of the very tokens that were evaluated, by all ranks.
+        everyones = self._loader("validation", rank=0, world_size=1)
+        labels = [batch.labels_BT for batch in batches(everyones, self.job.eval.sequences)]
+        return self.train_loader.unigram_entropy(torch.cat(labels))
+
+    def _loader(self, split: Literal["train", "validation"], *, rank: int, world_size: int) -> Loader:
         job = self.job.train
         return Loader(
             self.store,
@@ -161,8 +177,8 @@ class _Run:
             global_batch_size=job.global_batch_size,
             micro_batch_size=job.micro_batch_size,
             seed=job.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=rank,
+            world_size=world_size,
             validation_fraction=self.job.data.validation_fraction,
         )
 
@@ -181,17 +197,25 @@ class _Run:
         dist.barrier()
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock_folder()
             self._check_disk()
-            dump(self.job, self.folder / CONFIG_FILE)
         dist.barrier()
 
+    def _lock_folder(self) -> None:
+        self._lock = try_lock(self.folder / LOCK_FILE)
+        if self._lock is None:
+            raise UserError(f"{self.folder}: another run is at work in it; wait for it, or choose another run.name")
+
     def _check_disk(self) -> None:
-        needed = self.table_bytes + self.counts.total * _BACKBONE_BYTES
+        checkpoint = self.table_bytes + self.counts.total * _BACKBONE_BYTES
+        # The newest one is complete before the oldest goes.
+        needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - self.checkpoints.count())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"{self.folder}: a checkpoint takes up to {needed / 1e9:.1f} GB with every table row touched, and "
-                f"{free / 1e9:.1f} GB are free: set run.dir to a larger disk, or lower model.engram.rows_per_head"
+                f"{self.folder}: a checkpoint takes up to {checkpoint / 1e9:.1f} GB with every table row touched, "
+                f"those to come up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: set run.dir to a larger "
+                "disk, or lower checkpoint.keep or model.engram.rows_per_head"
             )
 
     def _engine(self) -> Engine:
@@ -211,7 +235,8 @@ class _Run:
 
 
 def _join_ranks() -> None:
-    on_gpu = torch.cuda.is_available()
+    # What DeepSpeed decides by, too: one place says where the job runs.
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")

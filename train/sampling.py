@@ -36,7 +36,7 @@ def continue_texts(
     generator = torch.Generator().manual_seed(seed)
     texts = []
     for prompt in prompts:
-        # A document begins right after the end of another; an empty prompt has that token to continue from.
+        # The model needs a token to start from; of an empty prompt, none but the one that ends documents is neutral.
         ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
         for _ in range(num_tokens):
             token = _next_token(engine, tables, ids[-max_length:], temperature, generator)

@@ -1,7 +1,14 @@
 """What a run came to, in figures a user can check, and what to try next."""
 
+import json
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from train.reporter import LOG_FILE
+
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,12 @@ class Summary:
     tokens_per_s: float | None
     samples: list[str]
 
+    def save(self, folder: Path) -> None:
+        """Keeps the figures in the run's folder, and the text in its log."""
+        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+            print(self, file=log)
+
     def __str__(self) -> str:
         lines = [""]
         for sample in self.samples:
@@ -48,7 +61,7 @@ class Summary:
             ("parameters", self._parameters()),
             *self._memory(),
             ("trained on", f"{_count(self.tokens)} tokens in {self.steps:,} steps{self._speed()}"),
-            ("run folder", f"{self.run} (config.yaml, metrics.jsonl, log.txt, checkpoints/)"),
+            ("run folder", f"{self.run} (config.yaml, metrics.jsonl, summary.json, log.txt, checkpoints/)"),
         ]
         lines += [f"{name:<16} {value}" for name, value in rows]
         return "\n".join([*lines, "", "What to try next:", *(f"    {line}" for line in self._next())])
@@ -75,11 +88,11 @@ class Summary:
         return f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens_per_s else ""
 
     def _next(self) -> list[str]:
-        config = f"{self.run}/config.yaml"
+        config = shlex.quote(f"{self.run}/config.yaml")
         return [
             "your own text   engram data prepare FOLDER --out data/mine --train-bpe 4096",
             f"                engram train {config} run.name=mine data.path=data/mine",
-            f"longer          engram train {config} train.steps={2 * self.steps} run.name=longer",
+            f"longer, anew    engram train {config} train.steps={2 * self.steps} run.name=longer",
             f"no memory       engram train {config} model.engram=null run.name=no-memory",
         ]
 

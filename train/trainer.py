@@ -92,7 +92,8 @@ class Trainer:
                 self._meter.restart()
             self._reporter.advance(done)
             if done % job.checkpoint.every == 0 or done == total:
-                self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
+                with self._meter.pause():
+                    self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
         return evaluation or self.evaluate()
 
     @property

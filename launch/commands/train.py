@@ -24,7 +24,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     it is one of theirs. The same command again goes on from the newest checkpoint.
     """
     from launch.local import run_ranks
-    from launch.rank import rank_command, run_rank
+    from launch.rank import end_rank, rank_command, run_rank
     from launch.rank_environment import meeting_port, rank_count, visible_gpus
     from train.config import JobConfig
     from train.config_file import load
@@ -32,8 +32,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         if nproc is not None:
             raise click.UsageError("--nproc has no meaning where RANK and WORLD_SIZE are set: that launcher decides.")
-        run_rank(config, overrides, as_json=as_json)
-        return
+        end_rank(lambda: run_rank(config, overrides, as_json=as_json))
     run = load(config, overrides, JobConfig).run
     gpus = visible_gpus()
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)

@@ -18,7 +18,8 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
     job = write_job(tmp_path, corpus, eval={"prompts": ["def "], "sample_tokens": 3})
     result = train(job)
     run = tmp_path / "runs" / "small"
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "log.txt", "checkpoints"}
+    names = {"config.yaml", "metrics.jsonl", "summary.json", "log.txt", "checkpoints"}
+    assert {path.name for path in run.iterdir()} >= names
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert first.keys() >= {
         *("step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"),
@@ -133,6 +134,7 @@ WRONG = {
     ),
     "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
     "batch not divisible": (["train.global_batch_size=7"], "no multiple of micro_batch_size 2"),
+    "a name that leaves the folder": (["run.name=.."], "run.name"),
     "nothing to resume": (["checkpoint.resume=must"], "holds no checkpoint"),
     "diverging": (
         ["train.gradient_clipping=null", "optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "train.steps=40",
@@ -149,11 +151,58 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake: str, corpus: Path, 
     assert expected in refusal(write_job(tmp_path, corpus), *overrides, "--nproc", ranks)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_the_differing_key(corpus: Path, tmp_path: Path) -> None:
+def test_what_a_run_is_cannot_change_and_its_record_survives_the_attempt(corpus: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, corpus)
     train(job, "train.steps=1", "--nproc", "1")
-    assert "model.engram.rows_per_head (500, now 600)" in refusal(job, "model.engram.rows_per_head=600")
-    assert "choose another run.name" in refusal(job, "checkpoint.resume=never")
+    record = tmp_path / "runs" / "small" / "config.yaml"
+    before = record.read_text()
+    one = ["--nproc", "1"]
+    assert "model.engram.rows_per_head (500, now 600)" in refusal(job, "model.engram.rows_per_head=600", *one)
+    assert "offload.optimizer.beta1" in refusal(job, "offload.optimizer.beta1=0.5", *one)
+    assert "choose another run.name" in refusal(job, "checkpoint.resume=never", *one)
+    assert record.read_text() == before
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+DAMAGES = {
+    "state": lambda folder: cut_short(folder / "state.json"),
+    "backbone": lambda folder: cut_short(folder / "backbone.safetensors"),
+    "tables": lambda folder: (folder / "tables-00000-of-00001.safetensors").unlink(),
+}
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line_with_the_older_one_to_go_on_from(
+    corpus: Path, tmp_path: Path
+) -> None:
+    job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
+    train(job, "--nproc", "1")
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    newest = checkpoints / "step-00000004"
+    # A folder that the user made: neither picked for resuming nor pruned.
+    shutil.copytree(newest, checkpoints / "step-00000004-mine")
+    for damage in DAMAGES.values():
+        damage(newest)
+        message = refusal(job, "--nproc", "1")
+        assert "step-00000004: " in message
+        assert f"delete {newest} to go on from {checkpoints / 'step-00000002'}" in message
+        shutil.rmtree(newest)
+        shutil.copytree(checkpoints / "step-00000004-mine", newest)
+    train(job, "train.steps=8", "--nproc", "1")
+    kept = {path.name for path in checkpoints.iterdir()}
+    assert kept == {"step-00000006", "step-00000008", "step-00000004-mine"}
+
+
+def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
+    slow = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}}
+    job = write_job(tmp_path, corpus, train={"steps": 40}, offload=slow)
+    command = [ENGRAM, "train", str(job), "--nproc", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        wait_for(tmp_path / "runs/small/metrics.jsonl", process)
+        assert "another run is at work in it" in refusal(job, "--nproc", "1")
+        process.terminate()
 
 
 def test_a_window_that_becomes_too_small_saves_the_run_first(corpus: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from train.data.indexed import token_dtype
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
+from train.machine import usable_cores
 
 _CHUNK_CHARS = 1 << 19
 _CHUNK_TEXTS = 8192
@@ -58,8 +59,7 @@ def worker_count(wanted: int | None, total_bytes: int) -> int:
         return 1
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, total_bytes // _BYTES_WORTH_A_PROCESS))
+    return max(1, min(usable_cores(), total_bytes // _BYTES_WORTH_A_PROCESS))
 
 
 def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Iterator[Chunk]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train.errors import UserError
+from train.files import sync
 
 
 @contextlib.contextmanager
@@ -33,15 +34,15 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise UserError(f"{target}: cannot be made ({error.strerror})") from None
         yield partial
         for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
+            sync(file)
+        sync(partial)
         replaced = partial.with_name(f"{partial.name}-replaced")
         if overwrite and target.is_dir():
             # Both renames are atomic: between them there is no target, never half of one.
             target.replace(replaced)
         _refuse_used(target, overwrite)
         partial.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -99,14 +100,6 @@ def _remove_abandoned(target: Path) -> None:
             pass  # its process lives
         finally:
             os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _partial_prefix(target: Path) -> str:

@@ -76,8 +76,9 @@ class Loader:
         """
         if global_batch_size % (micro_batch_size * world_size):
             raise UserError(
-                f"global batch of {global_batch_size} sequences: not divisible by "
-                f"{world_size} rank(s) x micro-batches of {micro_batch_size}"
+                f"train.global_batch_size: {global_batch_size} sequences cannot be split over {world_size} rank(s) in "
+                f"micro-batches of {micro_batch_size}: make it a multiple of {world_size * micro_batch_size}, lower "
+                f"train.micro_batch_size, or start fewer ranks (--nproc)"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
@@ -163,16 +164,18 @@ class Loader:
                 f"is it the tokenizer that made the tokens?"
             )
 
-    def unigram_entropy(self) -> float:
-        """Nats a token of the validation split under the training split's token frequencies (add-one smoothing).
+    def unigram_entropy(self, labels: Tensor | None = None) -> float:
+        """Nats a token of `labels` under the training split's token frequencies (add-one smoothing).
 
-        A model below it has learned more than frequencies. Reads the whole store: ask for it once, on one rank.
+        A model below it has learned more than frequencies. IGNORED labels count nothing; None stands for the whole
+        validation split, which is then read.
 
         Raises:
             ValueError: there is no validation split.
         """
         store = self.store
-        return unigram_entropy(store.tokens, store.document_offsets, self._held_out, store.vocab_size)
+        priced = None if labels is None else labels[labels != IGNORED].numpy(force=True)
+        return unigram_entropy(store.tokens, store.document_offsets, self._held_out, store.vocab_size, labels=priced)
 
     def bytes_of(self, tokens: Tensor | np.ndarray) -> float:
         """UTF-8 bytes of text behind token ids of any shape; IGNORED ones count nothing.

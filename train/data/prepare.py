@@ -1,6 +1,7 @@
 """Preparation: text files in, a token store out."""
 
 import errno
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from train.data.folder import new_folder
 from train.data.manifest import Manifest, Option
 from train.data.progress import PrepareProgress
 from train.data.sample import sample_texts
-from train.data.sources import DOCUMENT_CHARS, Corpus, Report, Sources
+from train.data.sources import Corpus, Report, Sources
 from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
@@ -27,7 +28,7 @@ def prepare(
     text_key: str = "text",
     strict: bool = False,
     overwrite: bool = False,
-    document_chars: int = DOCUMENT_CHARS,
+    document_chars: int | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Turns text files and folders into a token store at `out`, which appears complete or not at all.
@@ -41,7 +42,7 @@ def prepare(
         text_key: field or column that holds the text.
         strict: the first bad line or file is an error. Otherwise they are counted and the first few shown.
         overwrite: replace what is at `out`.
-        document_chars: plain text files longer than this become several documents.
+        document_chars: plain text files longer than this become several documents; None: see `Sources`.
         progress: show a bar (on a terminal) or some lines on standard error.
 
     Raises:
@@ -53,11 +54,13 @@ def prepare(
     options: dict[str, Option] = {
         "train_bpe": train_bpe,
         "text_key": text_key,
-        "document_chars": document_chars,
+        "document_chars": corpus.document_chars,
     }
 
     def make_tokenizer() -> Tokenizer:
         if train_bpe is not None:
+            if progress:
+                print(f"training a byte-level BPE of {train_bpe:,} entries on the text", file=sys.stderr, flush=True)
             return train_bpe_on(corpus, train_bpe)
         assert tokenizer is not None
         return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)

@@ -10,6 +10,8 @@ from train.data.readers import READERS, Bad, reader_of
 from train.errors import UserError
 
 DOCUMENT_CHARS = 256 * 1024
+_LEAST_DOCUMENTS = 32
+_LEAST_DOCUMENT_CHARS = 1024
 """Plain text files above this length are cut into several documents."""
 
 _BAD_SHOWN = 5
@@ -63,9 +65,12 @@ class Sources:
         *,
         text_key: str = "text",
         strict: bool = False,
-        document_chars: int = DOCUMENT_CHARS,
+        document_chars: int | None = None,
     ) -> None:
         """Args: files and folders; the field or column with the text; whether a bad place is fatal; where to cut.
+
+        Plain text is cut after `document_chars`; None: 256 Ki characters, or a 32nd of little text, so that even one
+        small file gives documents enough to hold some out for validation.
 
         Raises:
             UserError: a source is missing, of an unknown kind, or a folder without any readable file.
@@ -75,9 +80,10 @@ class Sources:
         self.names = [str(path) for path in paths]
         self.text_key = text_key
         self.strict = strict
-        self.document_chars = document_chars
         self.files = [file for path in paths for file in _files(Path(path))]
         self.total_bytes = sum(file.stat().st_size for file in self.files)
+        few = max(_LEAST_DOCUMENT_CHARS, self.total_bytes // _LEAST_DOCUMENTS)
+        self.document_chars = document_chars or min(DOCUMENT_CHARS, few)
 
     def documents(self, report: Report) -> Iterator[str]:
         """Every document from the first, keeping `report` up to date.

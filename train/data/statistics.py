@@ -14,6 +14,7 @@ def unigram_entropy(
     validation: np.ndarray,
     vocab_size: int,
     *,
+    labels: np.ndarray | None = None,
     max_train_tokens: int = 200_000_000,
 ) -> float:
     """Cross-entropy of the validation documents under the training documents' token frequencies, nats a token.
@@ -25,6 +26,7 @@ def unigram_entropy(
         tokens, offsets: of the store.
         validation: bool, one for each document.
         vocab_size: entries of the vocabulary.
+        labels: the predicted tokens to price, none negative; None: all of the validation documents, which reads them.
         max_train_tokens: for large corpora, training frequencies are taken from about this many tokens spread over it.
 
     Raises:
@@ -32,9 +34,10 @@ def unigram_entropy(
     """
     stride = max(1, len(tokens) // max_train_tokens)
     train = np.zeros(vocab_size, dtype=np.int64)
-    held_out = np.zeros(vocab_size, dtype=np.int64)
+    held_out = np.bincount(np.empty(0, np.int64) if labels is None else labels, minlength=vocab_size)
     for number, (part, side) in enumerate(_chunks(tokens, offsets, validation)):
-        held_out += np.bincount(part[side == 1], minlength=vocab_size)
+        if labels is None:
+            held_out += np.bincount(part[side == 1], minlength=vocab_size)
         if number % stride == 0:
             train += np.bincount(part[side == 0], minlength=vocab_size)
     if not held_out.sum():

@@ -173,7 +173,7 @@ def test_one_document_trains_but_cannot_be_split(tmp_path):
 
 
 def test_sizes_that_do_not_divide_are_refused(store):
-    with pytest.raises(UserError, match="8 sequences: not divisible by 3 rank"):
+    with pytest.raises(UserError, match=r"train\.global_batch_size: 8 sequences cannot be split over 3 rank"):
         loader(store, world_size=3)
     with pytest.raises(UserError, match="micro-batches of 3"):
         loader(store, micro_batch_size=3)
@@ -196,6 +196,10 @@ def test_unigram_entropy_is_that_of_predicted_tokens(tmp_path):
     log_p = {count: np.log((count * n + 1) / (9 * n + 300)) for count in (8, 1)}
     assert validation.unigram_entropy() == pytest.approx(-(8 * log_p[8] + log_p[1]) / 9)
     assert validation.unigram_entropy() == train.unigram_entropy()
+    parts = [part for step in range(validation.steps_per_epoch) for part in validation.batch(step)]
+    assert train.unigram_entropy(torch.cat([part.labels_BT for part in parts])) == pytest.approx(
+        train.unigram_entropy()
+    )
 
 
 def test_bytes_of_tensors_and_arrays(store):
