@@ -1,0 +1,124 @@
+"""Random delays wherever something runs beside the training loop, and a count of the rare events that they provoke."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from torch import Tensor
+
+from offload import tables
+from offload.directory import Directory, SlotState
+from offload.transfers import CpuTransfers
+
+LONGEST_S = 0.003
+
+
+@dataclass
+class Seen:
+    """How often the cases came up that a test wants to have met.
+
+    Attributes:
+        resurrected: rows taken back while their copy to host memory was under way.
+        waited: times that rows were held back because of such a copy.
+        reused: slots fetched into that a write-back had emptied.
+        full: times that a step found too few free slots.
+    """
+
+    resurrected: int = 0
+    waited: int = 0
+    reused: int = 0
+    full: int = 0
+
+    def __add__(self, other: "Seen") -> "Seen":
+        return Seen(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@contextmanager
+def random_delays(seed: int, longest_s: float = LONGEST_S) -> Iterator[Seen]:
+    """Delays the fetches, write-backs, plans and exchanges of all tables of this process at random, by `seed`.
+
+    Each copy is also torn in two, with a pause between: half of its rows have landed, the other half has not.
+    """
+    seen = Seen()
+    with ExitStack() as patches:
+
+        def patch(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+            patches.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name))))
+
+        for name in ("_fetch", "_write_back"):
+            patch(CpuTransfers, name, lambda copy, name=name: _torn(copy, _Pauses(seed, name, longest_s)))
+        for name in ("make_plan", "exchange_values", "exchange_gradients"):
+            patch(tables, name, lambda call, name=name: _late(call, _Pauses(seed, name, longest_s)))
+        written: set[int] = set()
+        patch(CpuTransfers, "write_back", lambda call: _noting(call, lambda slots, _: written.update(slots.tolist())))
+        patch(CpuTransfers, "fetch", lambda call: _noting(call, lambda _, slots: _count_reused(slots, written, seen)))
+        patch(Directory, "admit", lambda call: _counting_admissions(call, seen))
+        patch(Directory, "being_written", lambda call: _counting_waits(call, seen))
+        yield seen
+
+
+class _Pauses:
+    def __init__(self, seed: int, name: str, longest_s: float) -> None:
+        self._random, self._longest_s = random.Random(f"{seed} {name}"), longest_s
+
+    def __call__(self) -> None:
+        # Short and long ones: what comes first must not follow from the order of calls.
+        time.sleep(self._longest_s * self._random.choice((0, 0, 0.1, 1)))
+
+
+def _torn(copy: Callable[..., None], pause: Callable[[], None]) -> Callable[..., None]:
+    def torn(self: CpuTransfers, sources: Tensor, targets: Tensor) -> None:
+        half = len(sources) // 2
+        for part in (slice(half), slice(half, None)):
+            pause()
+            copy(self, sources[part], targets[part])
+
+    return torn
+
+
+def _late(call: Callable[..., Any], pause: Callable[[], None]) -> Callable[..., Any]:
+    def late(*args: Any, **keywords: Any) -> Any:
+        pause()
+        return call(*args, **keywords)
+
+    return late
+
+
+def _noting(call: Callable[..., Any], note: Callable[[Tensor, Tensor], None]) -> Callable[..., Any]:
+    def noting(self: CpuTransfers, sources: Tensor, targets: Tensor) -> Any:
+        note(sources, targets)
+        return call(self, sources, targets)
+
+    return noting
+
+
+def _count_reused(slots: Tensor, written: set[int], seen: Seen) -> None:
+    seen.reused += len(written & set(slots.tolist()))
+
+
+def _counting_admissions(admit: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
+    def counting(self: Directory, step: int, rows: np.ndarray) -> Any:
+        slots = self.slots(rows)
+        leaving = int((self.state[slots[slots >= 0]] == SlotState.WRITEBACK).sum())
+        admission = admit(self, step, rows)
+        if admission is None:
+            seen.full += 1
+        else:
+            seen.resurrected += leaving
+        return admission
+
+    return counting
+
+
+def _counting_waits(being_written: Callable[..., bool], seen: Seen) -> Callable[..., bool]:
+    def counting(self: Directory, slots: np.ndarray) -> bool:
+        written = being_written(self, slots)
+        seen.waited += written
+        return written
+
+    return counting

@@ -1,0 +1,262 @@
+"""Jobs whose rows are chosen by hand, run under random delays: what `test_hazards.py` runs on one and on more ranks."""
+
+import copy
+import faulthandler
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.gather import gather
+from offload.config import OffloadConfig
+from offload.plan import TokenBatch
+from offload.records import RowInit
+from offload.sharding import Sharding
+from offload.tables import EngramTables
+from tests.offload.delays import Seen, random_delays
+
+DIM = 5
+SEED = 3
+SEQUENCES = 12  # divisible by 1, 2, 3 and 4 ranks
+HANGS_AFTER_S = 200
+
+Tokens = tuple[tuple[int, ...], ...]
+"""One step's token ids: SEQUENCES sequences of one length, which may be 0."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Two modules with one row a token: token t reads rows t and 3t + 1, modulo the tables' sizes."""
+
+    sizes: tuple[int, int] = (97, 61)
+    num_modules: int = 2
+
+    def num_rows(self, module: int) -> int:
+        return self.sizes[module]
+
+    def rows(self, module: int, tokens_BT: Tensor) -> Tensor:
+        return ((tokens_BT * (2 * module + 1) + module) % self.sizes[module])[..., None]
+
+    def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        return torch.stack([self.rows(module, tokens_BT) for module in range(self.num_modules)])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on, and what happens beside it.
+
+    Attributes:
+        steps: token ids of each step.
+        micro_batches: parts that a rank's sequences are trained in.
+        exact: gradients that are sums of few-bit numbers: no order of additions changes a bit. Else quadratic losses.
+        skipped: steps that are skipped after their gradients were reduced.
+        abandoned: steps whose rows were handed out, used, and given up without a backward.
+        evaluated: steps after which other rows are looked up.
+        saved: steps after which the rows are saved.
+    """
+
+    steps: tuple[Tokens, ...]
+    micro_batches: int = 1
+    exact: bool = False
+    skipped: frozenset[int] = frozenset()
+    abandoned: frozenset[int] = frozenset()
+    evaluated: frozenset[int] = frozenset()
+    saved: frozenset[int] = frozenset()
+    learning_rates: tuple[float, ...] = (0.01, 0.02, 0.005)
+    addresses: Addresses = Addresses()
+
+    def batches(self, step: int, rank: int, world_size: int) -> list[TokenBatch]:
+        tokens = torch.tensor(self.steps[step % len(self.steps)], dtype=torch.int64).view(SEQUENCES, -1)
+        mine = tokens[rank * SEQUENCES // world_size : (rank + 1) * SEQUENCES // world_size]
+        return [(part, torch.arange(part.shape[1]).expand_as(part)) for part in mine.chunk(self.micro_batches)]
+
+    def loss(self, rows_ND: Tensor, tokens_BT: Tensor, module: int) -> Tensor:
+        if not self.exact:
+            return ((rows_ND + 0.1 * (module + 1)) ** 2).sum()
+        pattern_ND = (5 * tokens_BT.flatten()[:, None] + 3 * torch.arange(DIM) + module) % 7 - 3
+        return (rows_ND * pattern_ND / 8).sum()
+
+    def most_rows(self, world_size: int) -> int:
+        """Rows that one step needs of one rank at most: the smallest window there may be."""
+        sharding = Sharding(self.addresses.sizes, world_size)
+        used = [torch.tensor(tokens, dtype=torch.int64) for tokens in self.steps]
+        counts = [[sharding.counts(m, self.addresses.rows(m, tokens).unique()) for m in range(2)] for tokens in used]
+        return max(int(sum(of_step).max()) for of_step in counts)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a checkpoint keeps: rows by job-wide id, bit by bit, and the optimizer's state."""
+
+    rows: dict[int, bytes]
+    state: dict
+    done: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank saw.
+
+    Attributes:
+        losses, norms: of each step; the looked-up rows' sum is added to an evaluated step's loss.
+        rows: its updated rows at the end, bit by bit.
+        images: what was saved, by step; first, what the case started from, if that was an image.
+        leaks: what was left behind in counters and queues: must be empty.
+        seen: what the delays provoked.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    rows: dict[int, bytes]
+    images: list[Image] = field(default_factory=list)
+    leaks: dict[str, int] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def bits(self) -> tuple[list[float], list[float], dict[int, bytes]]:
+        """All that must not depend on window, depth and delays."""
+        return self.losses, self.norms, self.rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job under a config and seeded delays, from the start or from an image."""
+
+    job: Job
+    config: OffloadConfig
+    seed: int = 0
+    image: Image | None = None
+
+
+def rank_and_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@functools.cache
+def host_group() -> dist.ProcessGroup | None:
+    """One for all cases of a rank: making a group takes longer than a case."""
+    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+
+def open_tables(case: Case) -> EngramTables:
+    rank, world_size = rank_and_size()
+    tables = EngramTables(
+        case.config,
+        case.job.addresses,
+        dim=DIM,
+        init=RowInit(SEED, 0.02),
+        batches=lambda step: case.job.batches(step, rank, world_size),
+        num_steps=len(case.job.steps),
+        host_group=host_group(),
+    )
+    if case.image is not None:
+        tables.updater.load_state(case.image.state)
+        ids = torch.tensor(list(case.image.rows), dtype=torch.int64)
+        records = torch.frombuffer(bytearray(b"".join(case.image.rows.values())), dtype=torch.float32)
+        tables.load_rows(ids, records.view(len(ids), -1))
+    return tables
+
+
+def use_rows(tables: EngramTables, job: Job, step: int) -> list[Tensor]:
+    """Begins a step and computes the loss of each micro-batch."""
+    batches = job.batches(step, *rank_and_size())
+    rows = tables.begin(step, [tokens for tokens, _ in batches])
+    return [
+        sum(
+            (job.loss(gather(leaf, index), tokens, module) for module, (leaf, index) in enumerate(parts)),
+            start=torch.zeros(()),
+        )
+        for (tokens, _), parts in zip(
+            batches, (zip(rows.leaves, indices, strict=True) for indices in rows.indices), strict=True
+        )
+    ]
+
+
+def train_step(tables: EngramTables, job: Job, step: int) -> tuple[float, float]:
+    """One step; returns this rank's loss and the gradient's squared norm."""
+    _, world_size = rank_and_size()
+    losses = use_rows(tables, job, step)
+    loss, norm_squared = float(sum(losses).detach()), 0.0
+    if step in job.abandoned:
+        tables.skip()
+        return loss, norm_squared
+    for part in losses:
+        (part * world_size).backward()
+    norm_squared = float(tables.reduce_gradients())
+    if step in job.skipped:
+        tables.skip()
+    else:
+        tables.apply(lr=job.learning_rates[step % len(job.learning_rates)], gradient_scale=0.5)
+    return loss, norm_squared
+
+
+def look_up(tables: EngramTables, job: Job, step: int) -> float:
+    """Looks other rows up: those of a step to come, and of the one that was just trained on."""
+    batches = [batch for other in (step, step + 3) for batch in job.batches(other, *rank_and_size())]
+    return float(sum(leaf.double().sum() for leaf in tables.look_up(batches).leaves))
+
+
+def saved_rows(tables: EngramTables) -> dict[int, bytes]:
+    rows: dict[int, bytes] = {}
+    for ids, records in tables.updated_rows(chunk_rows=7):
+        rows |= {row: record.numpy().tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
+    return rows
+
+
+def leaks(tables: EngramTables) -> dict[str, int]:
+    """What finished steps must not leave behind, counted after a flush; only what is not 0."""
+    store = getattr(tables._store, "_store", tables._store)
+    counts = {"plans": len(tables._planner._plans)}
+    if hasattr(store, "_directory"):
+        directory = store._directory
+        held = sum(len(slots) for _, slots in directory._uses)
+        counts |= {
+            "fetches": len(store._fetches),
+            "writebacks": len(store._writebacks),
+            "slots in copies": int(directory._writes.sum()),
+            "dirty slots": int(directory.dirty.sum()),
+            "uses remembered beyond the window's size": max(0, held - 4 * len(directory.state)),
+        }
+    return {name: count for name, count in counts.items() if count}
+
+
+def run_case(case: Case) -> Outcome:
+    """Trains a case to its end on this rank."""
+    job, results, images = case.job, [], []
+    with random_delays(1000 * case.seed + rank_and_size()[0]) as seen:
+        tables = open_tables(case)
+        try:
+            if case.image:
+                images.append(Image(saved_rows(tables), {}, case.image.done))
+            for step in range(case.image.done if case.image else 0, len(job.steps)):
+                loss, norm_squared = train_step(tables, job, step)
+                if step in job.evaluated:
+                    loss += look_up(tables, job, step)
+                if step in job.saved:
+                    images.append(Image(saved_rows(tables), copy.deepcopy(tables.updater.state()), step + 1))
+                results.append((loss, norm_squared))
+            rows, left = saved_rows(tables), leaks(tables)
+        finally:
+            tables.close()
+    losses, norms = map(list, zip(*results, strict=True)) if results else ([], [])
+    return Outcome(losses, norms, rows, images, left, seen)
+
+
+def run_cases(cases: Sequence[Case]) -> list[Outcome]:
+    """Cases one after another on the same ranks. A rank that hangs is ended, with its threads' tracebacks."""
+    faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True)
+    try:
+        return [run_case(case) for case in cases]
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def merged(parts: Sequence[dict[int, bytes]]) -> dict[int, bytes]:
+    """The rows of all ranks; no row may have two owners."""
+    rows = dict(itertools.chain.from_iterable(part.items() for part in parts))
+    assert len(rows) == sum(len(part) for part in parts), "a row has two owners"
+    return rows

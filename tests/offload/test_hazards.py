@@ -1,0 +1,391 @@
+"""The hazards of a table that is fetched ahead and written back behind, each by its number (docs/hazards.md).
+
+Everything that runs beside the training loop is delayed at random, and every copy is torn in two. Each number of
+ranks is started once and runs all its cases.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.row_init import initial_rows
+from offload.config import OffloadConfig, TableOptimizerConfig
+from tests.distributed import run_ranks
+from tests.offload.delays import Seen
+from tests.offload.hazard_job import (
+    DIM,
+    SEED,
+    SEQUENCES,
+    Addresses,
+    Case,
+    Image,
+    Job,
+    Outcome,
+    Tokens,
+    merged,
+    open_tables,
+    run_case,
+    run_cases,
+    train_step,
+    use_rows,
+)
+from tests.offload.hazard_reference import reference_rows
+
+EXACT_ADAM = TableOptimizerConfig()
+ROWS = {
+    "adam-exact": OffloadConfig(),
+    "adam-lazy": OffloadConfig(optimizer=TableOptimizerConfig(untouched_rows="lazy")),
+    "adagrad": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_adagrad")),
+    "rmsprop": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_rmsprop")),
+    "adam-bf16": OffloadConfig(row_dtype="bf16", exchange_dtype="bf16"),
+}
+DEPTHS = (0, 1, 2, 4)
+LENGTH = 3
+
+
+def tokens_of(ids: Iterable[int]) -> Tokens:
+    """A step that uses these token ids, again and again until its sequences are full."""
+    endless = itertools.cycle(ids)
+    return tuple(tuple(itertools.islice(endless, LENGTH)) for _ in range(SEQUENCES))
+
+
+def periodic(depth: int, steps: int = 14) -> tuple[Tokens, ...]:
+    """Token 0 at every step, tokens 1 to 3 every d, d + 1 and d + 2 steps, and others that push them out."""
+    periods = {0: 1, 1: max(1, depth), 2: depth + 1, 3: depth + 2}
+    others = [[10 + (6 * step + n) % 80 for n in range(6)] for step in range(steps)]
+    return tuple(
+        tokens_of([token for token, period in periods.items() if step % period == 0] + others[step])
+        for step in range(steps)
+    )
+
+
+def drawn(seed: int, steps: int, low: int = 0, high: int = 97, width: int = 97) -> tuple[Tokens, ...]:
+    """Random tokens out of a narrow range that moves: rows come back after one, a few, or many steps."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def step() -> Tokens:
+        start = int(torch.randint(low, max(low, high - width) + 1, (), generator=generator))
+        ids = torch.randint(start, min(start + width, high), (SEQUENCES, LENGTH), generator=generator)
+        return tuple(map(tuple, ids.tolist()))
+
+    return tuple(step() for _ in range(steps))
+
+
+EVERY = frozenset(range(100))
+NOTHING: Tokens = ((),) * SEQUENCES
+JOBS = {
+    "periodic": Job(periodic(2)),
+    "churn": Job(drawn(1, 14, width=12)),
+    "alternating": Job((tokens_of(range(12)), tokens_of(range(30, 42))) * 6),
+    "one row": Job((tokens_of([7]), tokens_of([7, 8]), *drawn(2, 2), tokens_of([7])) * 2, exact=True),
+    "quadratic": Job(drawn(3, 6, width=30), micro_batches=3),
+    "one micro-batch": Job(drawn(4, 6, width=30), exact=True),
+    "micro-batches": Job(drawn(4, 6, width=30), exact=True, micro_batches=3),
+    "skips": Job(
+        drawn(5, 12, width=12), skipped=frozenset({0, 3, 4, 9}), abandoned=frozenset({2, 4, 10}), evaluated=EVERY
+    ),
+    "saves": Job(drawn(6, 9, width=14), exact=True, saved=EVERY, skipped=frozenset({4})),
+    "nothing": Job(
+        (NOTHING, tokens_of([0]), NOTHING, NOTHING, tokens_of([0, 1]), tokens_of([1])),
+        addresses=Addresses((2, 1)),
+        evaluated=EVERY,
+    ),
+    "skewed": Job(drawn(7, 8, high=20, width=9) + drawn(8, 3)),
+}
+THOROUGH = ("periodic", "churn", "alternating", "skips", "skewed")
+"""Jobs whose hazards lie in the timing: they run in every variant."""
+
+
+def variants(job: Job, world_size: int, base: OffloadConfig | None = None) -> list[Case]:
+    """A job on the device alone, in windows as small as can be, and in larger ones."""
+    tiny = max(1, job.most_rows(world_size))
+    windows = [(2, tiny), (0, tiny), (0, 2 * tiny), (4, tiny + 2), (1, 1000)]
+    changes: list[dict] = [{"mode": "resident"}]
+    changes += [{"depth": depth, "window_rows": rows} for depth, rows in windows]
+    configs = [(base or OffloadConfig()).model_copy(update=change) for change in changes]
+    return [Case(job, config, seed) for seed, config in enumerate(configs)]
+
+
+def reload_cases(world_size: int) -> list[Case]:
+    """On to the end from what one rank saved: from every image on one rank, in turns on several."""
+    (alone,) = outcomes(1)["saves"][1]
+    images = alone.images if world_size == 1 else alone.images[world_size - 2 :: 3]
+    config = OffloadConfig(depth=2, window_rows=JOBS["saves"].most_rows(1))
+    return [Case(JOBS["saves"], config, image.done, image) for image in images]
+
+
+@functools.cache
+def outcomes(world_size: int) -> dict[str, list[list[Outcome]]]:
+    """For each job, and each of its variants, what every rank saw."""
+    jobs = JOBS if world_size != 3 else {"saves": JOBS["saves"]}
+    cases = {name: variants(job, world_size)[: None if name in THOROUGH else 2] for name, job in jobs.items()}
+    if world_size > 1:
+        cases["reloads"] = reload_cases(world_size)
+    flat = list(itertools.chain.from_iterable(cases.values()))
+    by_rank = [run_cases(flat)] if world_size == 1 else run_ranks(run_cases, world_size, flat)
+    by_case = iter(zip(*by_rank, strict=True))
+    return {name: [list(next(by_case)) for _ in part] for name, part in cases.items()}
+
+
+def rows_of(ranks: Sequence[Outcome]) -> dict[int, bytes]:
+    return merged([outcome.rows for outcome in ranks])
+
+
+def seen_by(variants_: Iterable[Sequence[Outcome]]) -> Seen:
+    return sum((outcome.seen for ranks in variants_ for outcome in ranks), start=Seen())
+
+
+def require_same_bits(job: str, world_size: int) -> None:
+    resident, *windows = outcomes(world_size)[job]
+    for number, ranks in enumerate(windows):
+        for rank, (found, expected) in enumerate(zip(ranks, resident, strict=True)):
+            place = f"variant {number + 1} on rank {rank} of {world_size}"
+            assert found.bits == expected.bits, f"{place} differs from the resident shard"
+            assert found.leaks == {}, place
+
+
+on_ranks = pytest.mark.parametrize("world_size", [1, 2, 4])
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_1_no_row_is_read_before_its_last_update_landed_at_any_period(depth: int) -> None:
+    """Read after write: a row used every d, d + 1, d + 2 steps has the bits of a table that never moves."""
+    job = Job(periodic(depth))
+    expected = reference_rows(job, EXACT_ADAM, 1)
+    for window in (job.most_rows(1), job.most_rows(1) + 3, 1000):
+        outcome = run_case(Case(job, OffloadConfig(depth=depth, window_rows=window), seed=window))
+        assert outcome.rows == expected
+        assert window == 1000 or outcome.seen.reused > 0
+
+
+@on_ranks
+def test_1_at_all_depths_on_several_ranks(world_size: int) -> None:
+    require_same_bits("periodic", world_size)
+
+
+@on_ranks
+def test_2_rows_evicted_fetched_again_and_resurrected_keep_their_bits(world_size: int) -> None:
+    """Evict, refetch, resurrect: windows that hold one step, write-backs that land late."""
+    require_same_bits("churn", world_size)
+    require_same_bits("alternating", world_size)
+    seen = seen_by(outcomes(world_size)["alternating"])
+    assert seen.resurrected > 0, "no row was resurrected: the test would prove nothing"
+    assert seen.waited > 0, "no update had to wait for a copy: the test would prove nothing"
+
+
+@on_ranks
+def test_3_a_slot_is_not_reused_while_it_is_read(world_size: int) -> None:
+    """Write after read: slots go to other rows while late write-backs read them."""
+    seen = seen_by(outcomes(world_size)["churn"])
+    assert seen.reused > 50, "hardly a slot was reused: the test would prove nothing"
+    assert seen.full > 0, "no step ever found the window full: the test would prove nothing"
+    require_same_bits("churn", world_size)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_4_torn_and_delayed_copies_leave_every_version_right(name: str) -> None:
+    """Write after write, torn rows: verify mode compares each record's version and values, in both places."""
+    job = Job(drawn(11, 16, width=10), skipped=frozenset({3, 4}))
+    cases = variants(job, 1, ROWS[name])
+    resident, *windows = (run_case(case) for case in cases)
+    for case in cases[1:4]:
+        windows.append(run_case(Case(job, case.config.model_copy(update={"verify": True}), case.seed + 50)))
+    assert all(outcome.bits == resident.bits for outcome in windows)
+
+
+@on_ranks
+def test_5_a_row_that_all_ranks_use_is_updated_once_with_all_their_gradients(world_size: int) -> None:
+    """Lost or double update: with sums that no order changes, any number of ranks gives the bits of one."""
+    require_same_bits("one row", world_size)
+    for ranks in outcomes(world_size)["one row"]:
+        assert rows_of(ranks) == rows_of(outcomes(1)["one row"][0])
+
+
+@on_ranks
+def test_6_sums_are_taken_in_lookup_order_then_by_micro_batch_then_by_rank(world_size: int) -> None:
+    """Summation order: the bits of a plain loop that emulates the ranks."""
+    require_same_bits("quadratic", world_size)
+    expected = reference_rows(JOBS["quadratic"], EXACT_ADAM, world_size)
+    assert rows_of(outcomes(world_size)["quadratic"][0]) == expected
+    assert rows_of(outcomes(world_size)["quadratic"][1]) == expected
+
+
+@on_ranks
+def test_7_micro_batches_add_up_to_the_whole_batch(world_size: int) -> None:
+    """Gradient accumulation: with sums that no order changes, three micro-batches give the bits of one."""
+    require_same_bits("micro-batches", world_size)
+    for parts, whole in zip(
+        *(outcomes(world_size)[name] for name in ("micro-batches", "one micro-batch")), strict=True
+    ):
+        assert rows_of(parts) == rows_of(whole) == rows_of(outcomes(1)["one micro-batch"][0])
+
+
+@on_ranks
+def test_8_skipped_and_abandoned_steps_and_evaluations_leave_no_trace(world_size: int) -> None:
+    """Skips, evaluation between steps, forward without backward: no row, counter or queue knows of them."""
+    require_same_bits("skips", world_size)
+    skips = JOBS["skips"]
+    assert rows_of(outcomes(world_size)["skips"][4]) == reference_rows(skips, EXACT_ADAM, world_size)
+
+
+def test_8_a_step_whose_loss_was_never_computed_backward_gives_zeros() -> None:
+    """A forward without backward that is applied all the same: Adam's moments decay, nothing else happens."""
+    job = Job(periodic(1, steps=2), exact=True)
+    tables = open_tables(Case(job, OffloadConfig()))
+    try:
+        train_step(tables, job, 0)
+        use_rows(tables, job, 1)
+        assert float(tables.reduce_gradients()) == 0
+        tables.apply(lr=0.1)
+        assert {row for ids, _ in tables.updated_rows() for row in ids.tolist()}
+    finally:
+        tables.close()
+
+
+def test_8_no_counter_grows_with_the_number_of_steps() -> None:
+    """A window in which nothing is ever evicted must not remember every step."""
+    job = Job(drawn(12, 4, width=9) * 30)
+    assert run_case(Case(job, OffloadConfig(depth=2, window_rows=1000))).leaks == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_9_other_tokens_than_those_planned_for_are_refused(data: st.DataObject) -> None:
+    """Plan and loader disagree: one token changed, two swapped, a row of them dropped, or another step's."""
+    job = Job(drawn(9, 3))
+    (tokens, _), *_ = job.batches(0, 0, 1)
+    wrong = tokens.clone().flatten()
+    first, second = data.draw(st.lists(st.integers(0, len(wrong) - 1), min_size=2, max_size=2, unique=True))
+    kind = data.draw(st.sampled_from(["changed", "swapped", "dropped", "step"]))
+    if kind == "changed":
+        wrong[first] += data.draw(st.sampled_from([-1, 1, 50]))
+    elif kind == "swapped":
+        wrong[[first, second]] = wrong[[second, first]]
+    wrong = {"dropped": wrong.view_as(tokens)[1:], "step": job.batches(1, 0, 1)[0][0]}.get(kind, wrong.view_as(tokens))
+    if torch.equal(wrong, tokens):
+        return
+    tables = open_tables(Case(job, OffloadConfig()))
+    try:
+        with pytest.raises(RuntimeError, match="tokens of step 0 are not those that its rows were planned for"):
+            tables.begin(0, [wrong])
+    finally:
+        tables.close()
+
+
+@pytest.mark.parametrize("wrong", [0, 2])
+def test_9_a_repeated_or_dropped_step_is_refused(wrong: int) -> None:
+    """A step trained twice or left out: refused before anything happened."""
+    job = Job(drawn(10, 4))
+    tables = open_tables(Case(job, OffloadConfig()))
+    try:
+        train_step(tables, job, 0)
+        with pytest.raises(RuntimeError, match=f"step {wrong} began"):
+            use_rows(tables, job, wrong)
+    finally:
+        tables.close()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_10_every_step_saved_under_load_is_the_same_on_any_number_of_ranks(world_size: int) -> None:
+    """Checkpoint in flight: fetches and write-backs are under way at every save."""
+    (alone,) = outcomes(1)["saves"][0]
+    for ranks in outcomes(world_size)["saves"]:
+        for number, image in enumerate(alone.images):
+            assert merged([outcome.images[number].rows for outcome in ranks]) == image.rows, f"step {image.done}"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_10_a_save_loads_and_goes_on_bitwise_on_any_number_of_ranks(world_size: int) -> None:
+    """Resume at another world size: what was saved is what is there, and the end is the end of the unbroken run."""
+    (alone,) = outcomes(1)["saves"][0]
+    cases = reload_cases(world_size)
+    reloads = outcomes(world_size)["reloads"] if world_size > 1 else [[run_case(case)] for case in cases]
+    for case, ranks in zip(cases, reloads, strict=True):
+        assert merged([outcome.images[0].rows for outcome in ranks]) == case.image.rows
+        assert rows_of(ranks) == alone.rows, f"resumed after {case.image.done} steps"
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_10_what_several_ranks_saved_one_rank_loads(world_size: int) -> None:
+    """The way back: the images of several ranks, merged, go on to the same end on one."""
+    (alone,) = outcomes(1)["saves"][0]
+    for number in (0, 5):
+        parts = [outcome.images[number] for outcome in outcomes(world_size)["saves"][1]]
+        image = Image(merged([part.rows for part in parts]), parts[0].state, parts[0].done)
+        config = OffloadConfig(depth=1, window_rows=JOBS["saves"].most_rows(1))
+        assert run_case(Case(JOBS["saves"], config, image=image)).rows == alone.rows
+
+
+@on_ranks
+def test_12_steps_without_tokens_and_ranks_without_rows(world_size: int) -> None:
+    """Empty shards and zero ids: three rows in all, and steps that use none."""
+    require_same_bits("nothing", world_size)
+    assert rows_of(outcomes(world_size)["nothing"][0]).keys() == {0, 1, 2}
+
+
+STEPS = st.lists(st.lists(st.integers(0, 30), max_size=9), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=STEPS, depth=st.integers(0, 4), spare=st.integers(0, 4), seed=st.integers(0, 1000), verify=st.booleans())
+def test_12_a_window_that_just_holds_each_step_is_enough_for_any_ids(
+    steps: list[list[int]], depth: int, spare: int, seed: int, verify: bool
+) -> None:
+    """Capacity edge: any ids, any look-ahead, a window of exactly what the fullest step needs, or little more."""
+    job = Job(
+        tuple(tokens_of(ids) if ids else NOTHING for ids in steps),
+        addresses=Addresses((29, 11)),
+        skipped=frozenset({seed % 7}),
+        evaluated=frozenset({seed % 5}),
+        saved=frozenset({seed % 4}),
+    )
+    window = max(1, job.most_rows(1) + spare)
+    outcome = run_case(Case(job, OffloadConfig(depth=depth, window_rows=window, verify=verify), seed))
+    assert outcome.rows == reference_rows(job, EXACT_ADAM, 1)
+    assert outcome.leaks == {}
+
+
+@on_ranks
+def test_13_ranks_that_stall_at_different_times_do_not_wait_for_each_other_forever(world_size: int) -> None:
+    """Deadlock: most rows are one rank's, each rank is delayed by a seed of its own; a hang ends the rank."""
+    require_same_bits("skewed", world_size)
+    if world_size > 1:
+        stalls = [[outcome.seen.full for outcome in ranks] for ranks in outcomes(world_size)["skewed"]]
+        assert any(len(set(ranks)) > 1 for ranks in stalls), "all ranks stalled alike: the test would prove nothing"
+
+
+def test_15_a_row_used_after_any_gap_is_what_dense_adam_makes_of_it() -> None:
+    """Catch-up: bitwise torch.optim.Adam over the whole table, gaps of 1 to 400 steps, a rate that rises and falls."""
+    gaps = (1, 2, 3, 17, 150, 400)
+    used_at = {token: {0, gap, gap + 1} for token, gap in enumerate(gaps)}
+    ids = [[token for token, steps in used_at.items() if step in steps] + [50] for step in range(max(gaps) + 2)]
+    rates = tuple(0.01 * min(step + 1, 40) / 40 * (1 - step / 500) for step in range(len(ids)))
+    job = Job(tuple(tokens_of(step) for step in ids), exact=True, learning_rates=rates)
+    tables = open_tables(Case(job, OffloadConfig(depth=2, window_rows=job.most_rows(1))))
+    num_rows = sum(job.addresses.sizes)
+    dense_RD = initial_rows(torch.arange(num_rows), DIM, seed=SEED, std=0.02).requires_grad_()
+    optimizer = torch.optim.Adam([dense_RD], betas=(EXACT_ADAM.beta1, EXACT_ADAM.beta2), eps=1e-8, foreach=False)
+    try:
+        for step in range(len(ids)):
+            ((tokens, _),) = job.batches(step, 0, 1)
+            rows = [job.addresses.rows(m, tokens).flatten() + m * job.addresses.sizes[0] for m in range(2)]
+            seen = use_rows(tables, job, step)[0]
+            assert float(seen.detach()) == float(sum(job.loss(dense_RD[rows[m]], tokens, m) for m in range(2)).detach())
+            seen.backward()
+            tables.reduce_gradients()
+            tables.apply(lr=rates[step])
+            optimizer.zero_grad()
+            sum(job.loss(dense_RD[rows[m]], tokens, m) for m in range(2)).backward()
+            optimizer.param_groups[0]["lr"] = EXACT_ADAM.lr_factor * rates[step]
+            optimizer.step()
+        last = [(torch.tensor([ids[-1]]), torch.zeros(1, len(ids[-1]), dtype=torch.int64))]
+        for module, leaf in enumerate(tables.look_up(last).leaves):
+            rows = job.addresses.rows(module, last[0][0]).unique() + module * job.addresses.sizes[0]
+            assert torch.equal(leaf, dense_RD.detach()[rows])
+    finally:
+        tables.close()
