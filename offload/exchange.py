@@ -23,11 +23,11 @@ def exchange_values(
             depend on the number of ranks.
 
     Returns:
-        fp32 [U, D], the caller's own.
+        fp32 [U, D]; for a single rank the given memory itself, if no rounding is asked for.
     """
     if len(plan.owed) == 1:
-        return owned_OD.to(dtype).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    sent_AD = owned_OD.index_select(0, plan.owed_places_A).to(dtype)
+        return owned_OD.to(dtype).to(torch.float32)
+    sent_AD = owned_OD.index_select(0, plan.owed_places_A.to(owned_OD.device)).to(dtype)
     return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
 
 
@@ -43,7 +43,8 @@ def exchange_gradients(
         return gradient_UD
     parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
     total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
-    for places, part in zip(plan.owed_places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
+    places_A = plan.owed_places_A.to(total_OD.device)
+    for places, part in zip(places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
         total_OD.index_add_(0, places, part)
     return total_OD
 

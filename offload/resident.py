@@ -21,8 +21,8 @@ class ResidentStore:
         self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        self._records_RW = torch.zeros(num_rows, layout.words, device=device)
-        init.fill(layout, self._records_RW, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
+        self.records = torch.zeros(num_rows, layout.words, device=device)
+        init.fill(layout, self.records, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
         self.traffic = Traffic()
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
@@ -32,16 +32,14 @@ class ResidentStore:
     def acquire(self, step: int, rows: Tensor) -> Tensor:
         """See `RowStore.acquire`."""
         self.traffic.requested += len(rows)
-        return self.read(rows)
+        return rows.to(self.records.device)
 
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """See `RowStore.update`."""
-        if records_UW is not None:
-            self._records_RW.index_copy_(0, rows.to(self._records_RW.device), records_UW)
+    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
+        """See `RowStore.finish`."""
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""
-        return self._records_RW.index_select(0, rows.to(self._records_RW.device))
+        return self.records.index_select(0, rows.to(self.records.device))
 
     def in_host_memory(self, rows: Tensor) -> Tensor:
         """See `RowStore.in_host_memory`."""
@@ -49,11 +47,11 @@ class ResidentStore:
 
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
-        return self._records_RW
+        return self.records
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:
         """See `RowStore.load`."""
-        self._records_RW[rows.to(self._records_RW.device)] = records_UW.to(self._records_RW.device)
+        self.records[rows.to(self.records.device)] = records_UW.to(self.records.device)
 
     def close(self) -> None:
         """See `RowStore.close`."""

@@ -49,19 +49,20 @@ class RowStore(Protocol):
     """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
 
     traffic: Traffic
+    records: Tensor
+    """fp32 [C, W], on the device: the window's slots, or the whole shard."""
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """Waits until the step's rows are within reach.
+        """Waits until the step's rows are within reach; returns where they stand in `records` (int64, its device).
 
-        Returns:
-            A copy of their records [U, W], valid until the next call.
+        They stay there, and nobody else touches them, until the step is finished.
         """
 
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """Stores the step's updated records, or nothing for a skipped step, and lets go of its rows."""
+    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
+        """Lets go of the step's rows; `updated` tells whether their records were changed where they stand."""
 
     def read(self, rows: Tensor) -> Tensor:
         """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
@@ -70,7 +71,7 @@ class RowStore(Protocol):
         """Which of the rows have host memory as their authority: bool [U]."""
 
     def flush(self) -> Tensor:
-        """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `update`."""
+        """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `finish`."""
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:
         """Overwrites records before the first step."""

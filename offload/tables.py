@@ -21,7 +21,7 @@ from offload.resident import ResidentStore
 from offload.shadow import Shadow
 from offload.sharding import Sharding
 from offload.store import RowStore, Traffic
-from offload.updates import RowUpdater
+from offload.updates import CurrentRows, RowUpdater
 from offload.verify import Verifier
 from offload.window import WindowStore
 
@@ -107,7 +107,8 @@ class EngramTables:
         self._batches = batches
         self._step = -1
         self._rows: StepRows | None = None
-        self._records_OX: Tensor | None = None
+        self._places_O = torch.empty(0, dtype=torch.int64)
+        self._current: CurrentRows | None = None
         self._gradient_OD: Tensor | None = None
 
     @property
@@ -148,12 +149,12 @@ class EngramTables:
         self._step = step
         if self._verifier:
             self._verifier.check_plan(f"step {step + 1}", plan, self._batches(step))
-        self._records_OX = self.layout.unpack(self._store.acquire(step, plan.rows_O))
+        self._places_O = self._store.acquire(step, plan.rows_O)
         self._prefetch()
-        self.updater.catch_up(self._records_OX)
-        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._records_OX)]
+        self._current = self.updater.read(self._store.records, self._places_O)
+        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._current.weights_UD)]
         if self._verifier:
-            self._verifier.check_rows(f"step {step + 1}", plan, self._records_OX, leaves)
+            self._verifier.check_rows(f"step {step + 1}", plan, self._caught_up(self._stored()), leaves)
         self._rows = StepRows(leaves, self._indices(plan))
         return self._rows
 
@@ -186,28 +187,35 @@ class EngramTables:
             lr: the backbone's learning rate of this step; the rows' factor is applied here.
             gradient_scale: multiplied with the gradient first (clipping).
         """
-        if self._records_OX is None or self._gradient_OD is None:
+        if self._current is None or self._gradient_OD is None:
             raise RuntimeError("gradients were not reduced")
         scale = gradient_scale / self._world_size
         plan = self._planner.plan(self._step)
         # They key the rounding of bf16 rows.
         rounds = self._config.row_dtype == "bf16"
         row_ids = self.sharding.global_ids(self._rank, plan.rows_O).to(self.device) if rounds else None
-        self.updater.update(self._records_OX, self._gradient_OD.mul_(scale), lr, row_ids)
+        self.updater.update_at(
+            self._store.records,
+            self._places_O,
+            self._current,
+            self._gradient_OD,
+            lr,
+            row_ids,
+            gradient_scale=scale,
+        )
         if self._verifier:
-            self._verifier.check_update(f"step {self._step + 1}", plan, self._records_OX, lr, scale)
-        self._finish(self.layout.pack(self._records_OX))
+            self._verifier.check_update(f"step {self._step + 1}", plan, self.layout.unpack(self._stored()), lr, scale)
+        self._finish(updated=True)
 
     def skip(self) -> None:
         """Ends the step without a trace in any row."""
-        self._finish(None)
+        self._finish(updated=False)
 
     def look_up(self, batches: Sequence[TokenBatch]) -> StepRows:
         """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective."""
         plan = self._planner.plan_now(batches)
-        records = self.layout.unpack(self._store.read(plan.rows_O))
-        self.updater.catch_up(records)
-        leaves = self._exchange(plan, records)
+        records = self._caught_up(self._store.read(plan.rows_O))
+        leaves = self._exchange(plan, self.layout.unpacked.weights(records))
         if self._verifier:
             self._verifier.check_lookup(f"evaluation after step {self._step + 1}", plan, batches, records, leaves)
         return StepRows(leaves, self._indices(plan))
@@ -246,18 +254,27 @@ class EngramTables:
             if not self._planner.ready(ahead) or not self._store.prefetch(ahead, self._planner.plan(ahead).rows_O):
                 return
 
-    def _exchange(self, plan: Plan, records_OX: Tensor) -> list[Tensor]:
-        weights_OD, dtype = self.layout.unpacked.weights(records_OX), torch_dtype(self._config.exchange_dtype)
+    def _stored(self) -> Tensor:
+        """A copy of the step's records as they stand in the store."""
+        return self._store.records.index_select(0, self._places_O)
+
+    def _caught_up(self, records_OW: Tensor) -> Tensor:
+        records_OX = self.layout.unpack(records_OW)
+        self.updater.catch_up(records_OX)
+        return records_OX
+
+    def _exchange(self, plan: Plan, weights_OD: Tensor) -> list[Tensor]:
+        dtype = torch_dtype(self._config.exchange_dtype)
         return [exchange_values(part, weights_OD[part.owned], self._group, dtype) for part in plan.modules]
 
     def _indices(self, plan: Plan) -> list[list[RowIndex]]:
         to_device = [[index.to(self.device) for index in part.indices] for part in plan.modules]
         return [list(modules) for modules in zip(*to_device, strict=True)]
 
-    def _finish(self, records_OW: Tensor | None) -> None:
-        self._store.update(self._step, self._planner.plan(self._step).rows_O, records_OW)
+    def _finish(self, *, updated: bool) -> None:
+        self._store.finish(self._step, self._planner.plan(self._step).rows_O, updated=updated)
         self._planner.forget(self._step)
-        self._rows = self._records_OX = self._gradient_OD = None
+        self._rows = self._current = self._gradient_OD = None
         self._prefetch()
 
     def _require_room(self, step: int) -> Plan:

@@ -24,6 +24,7 @@ class VerifiedStore:
         self._next_sampled = 0
         self._step = "before the first step"
         self.traffic = store.traffic
+        self.records = store.records
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """See `RowStore.prefetch`."""
@@ -31,14 +32,14 @@ class VerifiedStore:
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
         """See `RowStore.acquire`."""
-        records = self._store.acquire(step, rows)
+        places = self._store.acquire(step, rows)
         self._step = f"step {step + 1}"
-        self._require(rows, records, "as fetched for the step")
-        return records
+        self._require(rows, self.records.index_select(0, places), "as fetched for the step")
+        return places
 
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """See `RowStore.update`."""
-        self._store.update(step, rows, records_UW)
+    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
+        """See `RowStore.finish`."""
+        self._store.finish(step, rows, updated=updated)
         self._require(rows, self._store.read(rows), "in the window after the step")
         for others in (self._rows_that_left(), self._sample()):
             self._require(others, self._store.read(others), "read again after the step")

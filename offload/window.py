@@ -43,12 +43,10 @@ class WindowStore:
         self._host = HostTable(
             num_rows, layout.words, file_folder=config.host_file, touch_pages=config.host_touch, device=device
         )
-        self._window_CW = torch.zeros(num_slots, layout.words, device=device)
-        # One step's records at a time, in memory that stays: a new tensor of this size costs more than filling it.
-        self._records_UW = self._window_CW.new_empty(0, layout.words)
+        self.records = torch.zeros(num_slots, layout.words, device=device)
         self._directory = Directory(num_rows, num_slots)
         self._layout, self._init, self._sharding, self._rank = layout, init, sharding, rank
-        self._transfers = CpuTransfers(self._host.records_RW, self._window_CW, self._fill, config.emulate_link)
+        self._transfers = CpuTransfers(self._host.records_RW, self.records, self._fill, config.emulate_link)
         self._fetches: dict[int, tuple[np.ndarray, Future[None]]] = {}
         self._writebacks: deque[tuple[np.ndarray, Future[None]]] = deque()
         self._wanted_free = 0
@@ -87,17 +85,12 @@ class WindowStore:
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):
             self._collect_writebacks(wait=True)
-        if len(used) > len(self._records_UW):
-            self._records_UW = self._window_CW.new_empty(len(used) * 5 // 4, self._window_CW.shape[1])
-        places = torch.from_numpy(used).to(self._window_CW.device)
-        return torch.index_select(self._window_CW, 0, places, out=self._records_UW[: len(used)])
+        return torch.from_numpy(used).to(self.records.device)
 
-    def update(self, step: int, rows: Tensor, records_UW: Tensor | None) -> None:
-        """See `RowStore.update`."""
+    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
+        """See `RowStore.finish`."""
         used = self._directory.slots(rows.numpy())
-        if records_UW is not None:
-            self._window_CW.index_copy_(0, torch.from_numpy(used).to(self._window_CW.device), records_UW)
-        self._directory.finish(step, used if records_UW is not None else used[:0])
+        self._directory.finish(step, used if updated else used[:0])
         # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
         self._make_room()
 
@@ -109,10 +102,10 @@ class WindowStore:
         # Rows on their way in are equal in both places, but may not have landed in the slot yet.
         held = held[~np.isin(slots[held], self._slots_in_flight())]
         if len(held):
-            places = torch.from_numpy(slots[held]).to(self._window_CW.device)
-            records[torch.from_numpy(held)] = self._window_CW.index_select(0, places).cpu()
+            places = torch.from_numpy(slots[held]).to(self.records.device)
+            records[torch.from_numpy(held)] = self.records.index_select(0, places).cpu()
         self._fill(records, rows)
-        return records.to(self._window_CW.device)
+        return records.to(self.records.device)
 
     def in_host_memory(self, rows: Tensor) -> Tensor:
         """See `RowStore.in_host_memory`."""
