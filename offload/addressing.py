@@ -125,7 +125,8 @@ class AddressBook:
         return hash_ngrams(self._vocabulary.compress(tokens_BT), positions_BT, self._spec)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Every number that decides an address, as JSON can hold it. A checkpoint keeps it for `check_fingerprint`."""
+        """Every number that decides an address, as JSON can hold it. A checkpoint keeps it: tables are read
+        only at the addresses they were written at."""
         return deepcopy(self._fingerprint)
 
 
@@ -168,37 +169,6 @@ def choose_primes(num_modules: int, rows_per_head: Sequence[int], heads: int) ->
                 yield prime
 
     return [list(module_primes()) for _ in range(num_modules)]
-
-
-def check_fingerprint(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuses tables whose rows would be read at other addresses than they were written at.
-
-    Args:
-        saved: the `AddressBook.fingerprint` kept with the tables.
-        current: that of this job.
-
-    Raises:
-        ValueError: they differ; the message names the first number that does.
-    """
-    before, now = dict(_flatten("", saved)), dict(_flatten("", current))
-    for name in [*now, *before]:
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"the address fingerprint differs: {name} was {before.get(name, 'absent')} when the tables were saved, "
-                f"and is {now.get(name, 'absent')} now; use the tokenizer and the model.engram section they were "
-                "saved with"
-            )
-
-
-def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flatten(f"{name}.{key}" if name else key, item)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _flatten(f"{name}[{i}]", item)
-    else:
-        yield name, value
 
 
 def _check(layers: Sequence[int], orders: Sequence[int], heads: int, sizes: Sequence[int], seed: int) -> None:

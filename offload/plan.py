@@ -50,14 +50,12 @@ class Plan:
         most_rows: the largest number of such rows that any rank has: the same on every rank.
         modules: the Engram modules' parts.
         digest: of the token ids that the plan was made for.
-        lookups: rows that this rank's tokens look up, duplicates included.
     """
 
     rows_O: Tensor
     most_rows: int
     modules: tuple[ModulePlan, ...]
     digest: int
-    lookups: int
 
 
 def digest_tokens(tokens: Sequence[Tensor]) -> int:
@@ -90,10 +88,9 @@ def make_plan(
             ModulePlan(indices[module], counts_WM[:, module].tolist(), owed_WM[:, module].tolist(), places_A, part)
         )
         parts_O.append(sharding.to_shard(module, rank, owned))
-    lookups = sum(index.index_N.numel() for plan in plans for index in plan.indices)
     rows_O = torch.cat(parts_O)
     digest = digest_tokens([tokens for tokens, _ in batches])
-    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest, lookups)
+    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest)
 
 
 def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor]:

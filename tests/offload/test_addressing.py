@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.addressing import AddressBook, check_fingerprint, choose_primes, draw_multipliers
+from offload.addressing import AddressBook, choose_primes, draw_multipliers
 from offload.compression import CompressedVocabulary, identity_vocabulary
 from tests.kernels.slow_hash import slow_rows
 
@@ -181,38 +181,35 @@ def saved_and_loaded(book):
 
 
 def test_fingerprint_survives_json():
-    check_fingerprint(saved_and_loaded(small_book()), small_book().fingerprint())
+    assert saved_and_loaded(small_book()) == small_book().fingerprint()
 
 
 SAME_SIZE = CompressedVocabulary(torch.arange(100).roll(1), 100, 0)
 
 
 @pytest.mark.parametrize(
-    ("book", "message"),
+    ("book", "key"),
     [
-        (lambda: small_book(identity_vocabulary(99, pad_id=0)), "compressed_vocabulary was 100 .* is 99 now"),
-        (lambda: small_book(SAME_SIZE), "compression_sha256 was"),
-        (lambda: small_book(seed=5), "seed was 0 .* is 5 now"),
-        (lambda: small_book(layers=[1, 2]), r"layers\[1\] was 3 .* is 2 now"),
-        (lambda: small_book(layers=[1]), r"layers\[1\] was 3 .* is absent now"),
-        (lambda: small_book(orders=[2, 4]), r"orders\[1\] was 3 .* is 4 now"),
-        (lambda: small_book(heads=3), "heads was 2 .* is 3 now"),
-        (lambda: small_book(rows_per_head=51), r"rows_per_head\[0\] was 50 .* is 51 now"),
-        (lambda: small_book(cross_documents=True), "cross_documents was False .* is True now"),
+        (lambda: small_book(identity_vocabulary(99, pad_id=0)), "compressed_vocabulary"),
+        (lambda: small_book(SAME_SIZE), "compression_sha256"),
+        (lambda: small_book(seed=5), "seed"),
+        (lambda: small_book(layers=[1, 2]), "layers"),
+        (lambda: small_book(layers=[1]), "layers"),
+        (lambda: small_book(orders=[2, 4]), "orders"),
+        (lambda: small_book(heads=3), "heads"),
+        (lambda: small_book(rows_per_head=51), "rows_per_head"),
+        (lambda: small_book(cross_documents=True), "cross_documents"),
     ],
 )
-def test_first_number_that_changed_an_address_is_named(book, message):
-    with pytest.raises(ValueError, match=message) as error:
-        check_fingerprint(saved_and_loaded(small_book()), book().fingerprint())
-    assert "\n" not in str(error.value)
+def test_whatever_changes_an_address_changes_the_fingerprint(book, key):
+    before, now = saved_and_loaded(small_book()), book().fingerprint()
+    assert key in {name for name in before if before[name] != now[name]}
 
 
-def test_a_change_of_numpys_generator_or_of_the_primes_is_noticed():
-    for name in ("multipliers", "primes"):
-        current = saved_and_loaded(small_book())
-        current[name][1][0] += 2
-        with pytest.raises(ValueError, match=rf"{name}\[1\]\[0\]"):
-            check_fingerprint(small_book().fingerprint(), current)
+def test_the_fingerprint_holds_what_numpys_generator_and_the_primes_gave():
+    fingerprint = small_book().fingerprint()
+    assert fingerprint["multipliers"][0] == draw_multipliers(1, 3, 100, seed=0)
+    assert fingerprint["primes"][0][0] == 53
 
 
 def test_a_fingerprint_cannot_be_changed_from_outside():
