@@ -10,6 +10,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"type": "adam", "untouched_rows": "exact"},
     "adam-lazy": {"type": "adam", "untouched_rows": "lazy"},
     "rowwise-adagrad": {"type": "rowwise_adagrad"},
+    "rowwise-rmsprop": {"type": "rowwise_rmsprop"},
 }
 """Row optimizers by their name on the command line, as the `offload.optimizer` section says them."""
 

@@ -57,13 +57,17 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
 def _enter(name: str, copies: int, options: BenchOptions, make: Callable[[], Contender]) -> Contender | _Missing:
     workload = options.workload
     needed = copies * workload.table_rows * workload.dim * 4
-    free = min(limit.free for limit in memory_limits())
+    free = _free_memory()
     if needed > free:
         return _Missing(name, f"needs {size_text(needed)} of memory, {size_text(free)} are free")
     try:
         return make()
     except NotInstalled as error:
         return _Missing(name, str(error))
+
+
+def _free_memory() -> int:
+    return min(limit.free for limit in memory_limits())
 
 
 def _row(name: str, times: Times | None, ours: Times, missing: dict[str, str]) -> dict[str, Cell]:

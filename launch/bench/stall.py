@@ -18,24 +18,26 @@ _WANTED_SHARE = 0.4  # of the step, that depth 0 shall wait
 _NEAR = 0.02
 _ATTEMPTS = 4
 _LIMIT = 0.02  # of the step, that depth 1 or 2 may wait
+_FEW = 0.05  # of a step's rows: a link for so few would be stuck in the first steps, when many travel
 _FILLING = 15  # steps until the window is full and as many rows leave it as come
 
 
 @dataclass(frozen=True)
 class _Waits:
-    """What a run of steps waited, over all ranks."""
+    """What a run of steps waited, at the rank that waited most; bytes are those of a step."""
 
     step_ms: Spread
     stall_ms: Spread
     share: float
     fetched_bytes: float
+    fetched_share: float
 
 
 def measure_stall(options: BenchOptions, progress: Progress) -> Section:
     """Finds the bandwidth at which depth 0 waits 40 % of the step, then measures every depth with it. Collective.
 
     Raises:
-        ValueError: host memory does not suffice.
+        ValueError: host memory does not suffice, or no row travels.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -75,12 +77,17 @@ def _row(ranks: int, depth: int, link: LinkConfig | None, waits: _Waits) -> dict
 
 def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress: Progress) -> tuple[LinkConfig, _Waits]:
     """The link over which depth 0 stalls as wanted, and that run; `free` is one without a link."""
+    if free.fetched_share < _FEW:
+        raise ValueError(
+            f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows are already in the window, so that "
+            "hardly any travel; raise --rows, or lower --zipf or --window-rows"
+        )
     # With f the time of the step that is no stall, waiting w is the wanted share s of the step if w = f s / (1 - s).
     rest_ms = free.step_ms.median * (1 - free.share)
     wanted_ms = rest_ms * _WANTED_SHARE / (1 - _WANTED_SHARE)
     link_ms = wanted_ms
     for _ in range(_ATTEMPTS):
-        link = LinkConfig(bytes_per_second=max(1.0, free.fetched_bytes) / (link_ms / 1e3))
+        link = LinkConfig(bytes_per_second=1e3 * free.fetched_bytes / link_ms)
         waits = _run(drawn, options, 0, link, progress)
         if abs(waits.share - _WANTED_SHARE) < _NEAR:
             break
@@ -107,18 +114,21 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
     timed = slice(options.warmup, None)
     traffic = path.traffic[timed]
     waited_s, step_s = [its.waited_s for its in traffic], step_s[timed]
-    fetched = Spread.of([float(its.fetched) for its in traffic]).median
-    return _over_ranks(step_s, waited_s, fetched * path.tables.layout.bytes)
+    fetched = sum(its.fetched for its in traffic)
+    mine = _Waits(
+        Spread.of([1e3 * value for value in step_s]),
+        Spread.of([1e3 * value for value in waited_s]),
+        sum(waited_s) / sum(step_s),
+        fetched * path.tables.layout.bytes / len(traffic),
+        fetched / max(1, sum(its.requested for its in traffic)),
+    )
+    return _slowest(mine)
 
 
-def _over_ranks(step_s: list[float], waited_s: list[float], fetched_bytes: float) -> _Waits:
-    """The slowest rank's stall, and the numbers of the rank that it is; the same on every rank."""
-    mine = (sum(waited_s) / sum(step_s), step_s, waited_s, fetched_bytes)
+def _slowest(mine: _Waits) -> _Waits:
+    """What the rank with the largest stall waited; the same on every rank."""
     every = [mine]
     if dist.is_initialized():
         every = [mine] * dist.get_world_size()
         dist.all_gather_object(every, mine)
-    share, steps, waits, nbytes = max(every, key=lambda its: its[0])
-    return _Waits(
-        Spread.of([1e3 * value for value in steps]), Spread.of([1e3 * value for value in waits]), share, nbytes
-    )
+    return max(every, key=lambda its: its.share)

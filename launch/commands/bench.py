@@ -7,7 +7,7 @@ import click
 
 _PARTS = ("path", "scaling", "planning", "stall", "job")
 _WIDTH = 140  # of a table that no terminal shows
-_OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad")
+_OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
 @click.group()

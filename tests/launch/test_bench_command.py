@@ -1,0 +1,90 @@
+"""`engram bench offload` end to end, at sizes of milliseconds."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from launch.bench.options import OPTIMIZERS, BenchOptions
+from launch.bench.parts import PARTS
+from launch.bench.report import Section
+from launch.cli import main
+from launch.commands import bench
+from tests.command_line import engram
+
+TINY = ("--lookups", "64", "--rows", "100", "--dim", "4", "--steps", "2", "--warmup", "1", "--compute-ms", "2")
+
+
+def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> None:
+    result = engram("bench", "offload", *TINY, "--optimizer", "rowwise-adagrad", "--seed", "5", "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer.keys() == {"machine", "options", "parts"}
+    assert answer["machine"].keys() == {"processor", "cores", "threads", "memory_gib", "python", "torch"}
+    assert answer["options"]["optimizer"] == "rowwise-adagrad"
+    assert answer["options"]["workload"]["seed"] == 5
+    (part,) = answer["parts"].values()
+    assert part.keys() == {"title", "rows", "measures", "notes"}
+    names = [row["contender"] for row in part["rows"]]
+    assert names[0] == "engram"
+    assert len(names) == 5
+    for row in part["rows"]:
+        assert row.keys() == {"contender", "step_ms", "times_ours", "background_ms", "cpu_ms", "status"}
+        if row["status"] == "measured":
+            assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
+
+
+def test_stalls_are_measured_on_one_and_two_ranks_and_named_as_emulation() -> None:
+    result = engram("bench", "offload", "--part", "stall", *TINY, "--lookups", "256", "--rows", "20000", "--json")
+    assert result.returncode == 0, result.stderr
+    stall = json.loads(result.stdout)["parts"]["stall"]
+    assert [(row["ranks"], row["depth"]) for row in stall["rows"]] == [
+        (ranks, depth) for ranks in (1, 2) for depth in (0, 0, 1, 2, 4)
+    ]
+    assert "EMULATED" in stall["title"]
+    assert "emulated" in stall["notes"][0]
+    # Whatever the machine, a link that is slow on purpose makes depth 0 wait.
+    slow = [row for row in stall["rows"] if row["depth"] == 0 and row["emulated_link"] != "none"]
+    assert all(row["stall_percent_of_the_step"] > 10 for row in slow)
+
+
+def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[str, ...], BenchOptions]] = []
+
+    def run_parts(names: tuple[str, ...], options: BenchOptions) -> dict[str, Section]:
+        asked.append((names, options))
+        return {name: Section(f"All about {name}", [{"contender": "engram", "step_ms": 1.5}]) for name in names}
+
+    monkeypatch.setattr("launch.bench.run.run_parts", run_parts)
+    result = CliRunner().invoke(main, ["bench", "offload", "--part", "all", "--threads", "3", "--depth", "0"])
+    assert result.exit_code == 0
+    ((names, options),) = asked
+    assert (options.threads, options.depth) == (3, 0)
+    assert names == bench._PARTS
+    assert all(f"All about {name}" in result.stdout for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--zipf", "1"], "Invalid value for '--zipf'"),
+        (["--part", "speed"], "Invalid value for '--part'"),
+        (["--window-rows", "1", *TINY], "offload.window_rows: step 1 alone needs"),
+        (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows are already in the window"),
+        (["--part", "job", "--job", "no-such.yaml"], "no-such.yaml (offload.mode=window): "),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:
+    result = engram("bench", "offload", *arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    told = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(told) == 1
+    assert message in told[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_offers_what_there_is() -> None:
+    # The command names both itself, so that its help need not import torch.
+    assert set(bench._PARTS) == {*PARTS, "job"}
+    assert set(bench._OPTIMIZERS) == set(OPTIMIZERS)
