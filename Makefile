@@ -7,7 +7,7 @@ train: venv
 	$(BIN)/engram train configs/tiny.yaml
 
 test: venv
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: venv
 	$(BIN)/ruff format --check .
