@@ -31,7 +31,7 @@ def window_of(tables: EngramTables) -> WindowStore:
 def flipped_slot(tables: EngramTables, step: int) -> Iterator[None]:
     """A bit of a resident row that the step uses."""
     slots = window_of(tables)._directory.slots(tables._planner.plan(step).rows_O.numpy())
-    _flip(window_of(tables)._window_CW[int(slots[slots >= 0][0])])
+    _flip(window_of(tables).records[int(slots[slots >= 0][0])])
     yield
 
 
@@ -77,18 +77,18 @@ def other_gradients(tables: EngramTables, step: int) -> AbstractContextManager[o
 
 def updated_twice(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A step that is applied two times."""
-    update, updater = tables.updater.update, tables.updater
+    update = tables.updater.update_at
 
     def twice(*args: Any, **keywords: Any) -> None:
         update(*args, **keywords)
         update(*args, **keywords)
 
-    return mock.patch.object(updater, "update", twice)
+    return mock.patch.object(tables.updater, "update_at", twice)
 
 
 def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Rows used without the steps that they missed."""
-    return mock.patch.object(tables.updater, "catch_up", return_value=None)
+    return mock.patch.object(tables.updater._rule, "replays", False)
 
 
 def other_rows(tables: EngramTables, step: int) -> AbstractContextManager[object]:
