@@ -4,7 +4,6 @@ Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
 int64 products and sums wrap in the same way, and right shifts are made logical.
 """
 
-import torch
 from torch import Tensor
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -26,7 +25,10 @@ def counter_keys(counters: Tensor, key: int = 0) -> Tensor:
 
 def derived_key(counter: int, key: int = 0) -> int:
     """A key of its own for every (counter, key): close ones must not give shifted copies of each other's words."""
-    return int(mix_(torch.tensor([signed(counter * GOLDEN_GAMMA + key)])))
+    state = (counter * GOLDEN_GAMMA + key) % 2**64
+    for shift, factor in _ROUNDS:
+        state = (state ^ state >> shift) * factor % 2**64
+    return state ^ state >> _LAST_SHIFT
 
 
 def signed(value: int) -> int:

@@ -3,8 +3,10 @@
 A weight kept in bfloat16 has no room for steps under 2^-9 of its size: rounding to nearest would drop them all.
 Rounding up with the probability of the part that is cut off keeps them on average, without a second copy in fp32.
 
-U rows, D columns of a row, F 16-bit fields of a row's random words.
+U rows, D columns of a row.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,12 +14,11 @@ from torch import Tensor
 from kernels.splitmix64 import counter_keys, derived_key, mix_
 
 _FIELDS = 4  # 16-bit fields of a 64-bit word
-_EXPONENT = 0x7F800000  # all ones in an infinity and in a NaN
-_CHUNK = 1 << 16  # values rounded at a time: the temporaries stay in a core's cache
+_CHUNK = 1 << 17  # values rounded at a time: the temporaries stay in a core's cache
 
 
-def stochastic_round_bf16(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int) -> Tensor:
-    """Rounds each value to one of its two bfloat16 neighbours, such that its expectation is the value: bf16 [U, D].
+def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int) -> None:
+    """Rounds each value, in place, to one of its two bfloat16 neighbours, such that its expectation is the value.
 
     The 16 bits that bfloat16 has no room for are the distance to the neighbour nearer to zero, in 2^-16 of the gap.
     A random 16-bit integer is added to them and they are cut off: the carry takes the other neighbour with just that
@@ -26,25 +27,29 @@ def stochastic_round_bf16(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, st
     on every device, in any order and company.
 
     Args:
-        values_UD: float32.
+        values_UD: float32, of any strides; afterwards values that bfloat16 has.
         row_ids_U: int64 job-wide row ids, on the device of the values.
         seed: of the tables; any integer, taken modulo 2**64.
         step: number of the update, from 1.
     """
-    rounded_UD = torch.empty(values_UD.shape, dtype=torch.bfloat16, device=values_UD.device)
     if values_UD.numel() == 0:
-        return rounded_UD
+        return
     rows = max(1, _CHUNK // values_UD.shape[1])
     key = derived_key(step, derived_key(seed + 1))
-    parts = (values_UD.split(rows), row_ids_U.split(rows), rounded_UD.view(torch.int16).split(rows))
-    for values, row_ids, rounded in zip(*parts, strict=True):
-        bits = values.contiguous().view(torch.int32)
-        up = bits + _random_fields(row_ids, values.shape[1], key)
-        # A NaN's payload must neither carry into the sign nor be cut down to infinity's: torch keeps it a NaN.
-        nearest = values.to(torch.bfloat16).view(torch.int16)
-        finite = bits.bitwise_and(_EXPONENT) != _EXPONENT
-        rounded.copy_(torch.where(finite, up.bitwise_right_shift_(16).to(torch.int16), nearest))
-    return rounded_UD
+    for values, row_ids in zip(values_UD.split(rows), row_ids_U.split(rows), strict=True):
+        bits = _random_fields(row_ids, values.shape[1], key).add_(values.view(torch.int32))
+        rounded = bits.bitwise_and_(~0xFFFF).view(torch.float32)
+        values.copy_(rounded if _known_finite(values) else torch.where(values.isfinite(), rounded, _keep(values)))
+
+
+def _known_finite(values: Tensor) -> bool:
+    # Nearly always, and cheaper to see than to select for. A GPU would have to be waited for.
+    return values.device.type == "cpu" and math.isfinite(values.abs().max())
+
+
+def _keep(values: Tensor) -> Tensor:
+    # A NaN's payload must neither carry into the sign nor be cut down to infinity's: torch keeps it a NaN.
+    return values.to(torch.bfloat16).float()
 
 
 def _random_fields(row_ids_U: Tensor, dim: int, key: int) -> Tensor:

@@ -37,9 +37,17 @@ class PlacedRecords:
     def __len__(self) -> int:
         return len(self.slots_U)
 
-    def weights(self) -> Tensor:
-        """A copy of the weights: fp32 [U, D]."""
-        return self.layout.weights(self.records_CW).index_select(0, self.slots_U).float()
+    def everything(self) -> Tensor:
+        """The places of all rows among the U: int64 [U]."""
+        return torch.arange(len(self), device=self.slots_U.device)
+
+    def copy_weights(self, places_P: Tensor, out_UD: Tensor) -> None:
+        """Writes the weights of some rows into their places: fp32 [U, D]."""
+        weights_CD = self.layout.weights(self.records_CW)
+        if len(places_P) == len(self):
+            out_UD.copy_(weights_CD.index_select(0, self.slots_U))
+        else:
+            out_UD.index_copy_(0, places_P, weights_CD.index_select(0, self.slots_U[places_P]).float())
 
     def versions(self) -> Tensor:
         """A copy of the versions: int32 [U]."""

@@ -6,7 +6,6 @@ was never updated; its weights are not stored but drawn from (seed, row id), so 
 Shape suffixes: U rows, D columns of a row's weights, W words of a record, X words of the same record with fp32 weights.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -93,25 +92,6 @@ class RecordLayout:
         self.weights(out_UW).copy_(self.unpacked.weights(records_UX))
         out_UW[:, self.weight_words :].copy_(records_UX[:, self.dim :])
         return out_UW
-
-    def describe(self) -> dict[str, str]:
-        """What must be known to read saved records."""
-        return {"dim": str(self.dim), "state_words": str(self.state_words), "row_dtype": self.row_dtype}
-
-    def check(self, saved: Mapping[str, str]) -> None:
-        """Compares with the `describe` of saved records.
-
-        Raises:
-            ValueError: they are laid out otherwise; names the config's key.
-        """
-        keys = {
-            "dim": "model.engram.row_dim",
-            "row_dtype": "offload.row_dtype",
-            "state_words": "offload.optimizer.type",
-        }
-        for name, key in keys.items():
-            if saved[name] != (here := self.describe()[name]):
-                raise ValueError(f"{key}: the saved rows have {name} {saved[name]}, the config asks for {here}")
 
 
 @dataclass(frozen=True)

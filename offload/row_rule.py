@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.rate_history import RateHistory
 from kernels.row_adam import adam, replay_adam
 from kernels.row_optimizer import rowwise_adagrad, rowwise_rmsprop
-from kernels.stochastic_rounding import stochastic_round_bf16
+from kernels.stochastic_rounding import stochastic_round_bf16_
 from offload.config import TableOptimizerConfig
 from offload.records import RecordLayout
 
@@ -58,8 +58,7 @@ class RowRule:
         if self._rounds:
             if row_ids_B is None:
                 raise ValueError("bf16 rows are rounded by their ids, but none are given")
-            weights_BD = self._layout.weights(rows_BX)
-            weights_BD.copy_(stochastic_round_bf16(weights_BD, row_ids_B, seed=self._seed, step=step))
+            stochastic_round_bf16_(self._layout.weights(rows_BX), row_ids_B, seed=self._seed, step=step)
         self._layout.version(rows_BX).fill_(step)
 
     def replay(self, rows_BX: Tensor, last_steps: Sequence[int], rates: RateHistory, scratch_4BD: Tensor) -> None:

@@ -34,12 +34,15 @@ class CurrentRows:
     Attributes:
         weights_UD: fp32; the caller's own.
         behind_P: int64; which of the U rows missed steps that move weights, those of the oldest update first.
-        caught_up_PX: their records after those steps. The update works in this memory.
+        caught_up_PX: the records of these (the first P) after those steps. The update works in this memory, and
+            takes it back.
+        others: int64; which of the U rows did not, in ascending order.
     """
 
     weights_UD: Tensor
     behind_P: Tensor
     caught_up_PX: Tensor
+    others: Tensor
 
 
 class RowUpdater:
@@ -56,14 +59,16 @@ class RowUpdater:
         self._rule = RowRule(config, layout, seed)
         # Every applied step's rate: dense Adam's zero-gradient steps can be replayed at any later time.
         self._rates = RateHistory()
+        self._spare: Tensor | None = None  # memory of the last step's rows: fresh memory would cost page faults
 
     def catch_up(self, records_UX: Tensor) -> None:
         """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`).
 
         For unpacked records of U rows in order; `read` does the same for rows in their slots.
         """
-        behind_P, caught_up_PX = self._caught_up(PlacedRecords.in_order(self._layout.unpacked, records_UX))
-        records_UX.index_copy_(0, behind_P, caught_up_PX)
+        rows = self._read(PlacedRecords.in_order(self._layout.unpacked, records_UX))
+        records_UX.index_copy_(0, rows.behind_P, rows.caught_up_PX[: len(rows.behind_P)])
+        self._spare = rows.caught_up_PX
 
     def update(self, records_UX: Tensor, gradient_UD: Tensor, lr: float, row_ids_U: Tensor | None = None) -> None:
         """Applies one step, in place, and sets the records' version to its number among the applied steps.
@@ -77,15 +82,13 @@ class RowUpdater:
             row_ids_U: int64, job-wide; bf16 rows need them.
         """
         placed = PlacedRecords.in_order(self._layout.unpacked, records_UX)
-        self._update(placed, placed.slots_U[:0], records_UX[:0], gradient_UD, lr, row_ids_U, 1.0)
+        nobody, nothing = placed.slots_U[:0], records_UX[:0]
+        rows = CurrentRows(nothing, nobody, nothing, placed.everything())
+        self._update(placed, rows, gradient_UD, lr, row_ids_U, 1.0)
 
     def read(self, records_CW: Tensor, slots_U: Tensor) -> CurrentRows:
         """The rows in these slots (int64, unique) with all applied steps. The slots are left as they are."""
-        placed = PlacedRecords(self._layout, records_CW, slots_U)
-        weights_UD = placed.weights()
-        behind_P, caught_up_PX = self._caught_up(placed)
-        weights_UD.index_copy_(0, behind_P, self._layout.unpacked.weights(caught_up_PX))
-        return CurrentRows(weights_UD, behind_P, caught_up_PX)
+        return self._read(PlacedRecords(self._layout, records_CW, slots_U))
 
     def update_at(
         self,
@@ -110,7 +113,8 @@ class RowUpdater:
             gradient_scale: multiplied with the gradient first.
         """
         placed = PlacedRecords(self._layout, records_CW, slots_U)
-        self._update(placed, rows.behind_P, rows.caught_up_PX, gradient_UD, lr, row_ids_U, gradient_scale)
+        self._update(placed, rows, gradient_UD, lr, row_ids_U, gradient_scale)
+        self._spare = rows.caught_up_PX
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the records; JSON-able."""
@@ -137,28 +141,38 @@ class RowUpdater:
         settings = {f"offload.optimizer.{key}": value for key, value in fixed.items()}
         return settings | {"offload.row_dtype": self._layout.row_dtype, "model.engram.row_dim": self._layout.dim}
 
-    def _caught_up(self, placed: PlacedRecords) -> tuple[Tensor, Tensor]:
-        """Which rows missed steps that move weights, by age, and their records [P, X] after those steps."""
-        nobody = placed.slots_U[:0]
-        if not self._rule.replays:
-            return nobody, placed.records_CW.new_empty(0, self._layout.unpacked.words)
-        versions_U = placed.versions()
-        # A row that never had a gradient has moments of 0, which move nothing.
-        missed_U = (versions_U > 0) & (versions_U < len(self._rates))
-        last_P, order_P = versions_U[missed_U].sort(stable=True)
-        behind_P, last_steps = missed_U.nonzero().squeeze(1)[order_P], last_P.tolist()
-        caught_up_PX = placed.records_CW.new_empty(len(behind_P), self._layout.unpacked.words)
+    def _read(self, placed: PlacedRecords) -> CurrentRows:
+        behind_P, last_steps, others = self._missed(placed)
+        caught_up_PX = self._memory(placed, len(behind_P))
+        weights_UD = caught_up_PX.new_empty(len(placed), self._layout.dim)
         scratch_4BD = placed.scratch(4, self._layout.dim)
         for block in placed.blocks(behind_P):
             rows_BX = placed.gather(behind_P[block], caught_up_PX[block])
             self._rule.replay(rows_BX, last_steps[block], self._rates, scratch_4BD[:, : len(rows_BX)])
-        return behind_P, caught_up_PX
+            weights_UD.index_copy_(0, behind_P[block], self._layout.unpacked.weights(rows_BX))
+        placed.copy_weights(others, weights_UD)
+        return CurrentRows(weights_UD, behind_P, caught_up_PX, others)
+
+    def _missed(self, placed: PlacedRecords) -> tuple[Tensor, list[int], Tensor]:
+        """The rows that missed steps which move weights, in the order of their last step; these steps; other rows."""
+        if not self._rule.replays:
+            return placed.slots_U[:0], [], placed.everything()
+        versions_U = placed.versions()
+        # A row that never had a gradient has moments of 0, which move nothing.
+        behind_U = (versions_U > 0) & (versions_U < len(self._rates))
+        last_P, order_P = versions_U[behind_U].sort(stable=True)
+        return behind_U.nonzero().squeeze(1)[order_P], last_P.tolist(), (~behind_U).nonzero().squeeze(1)
+
+    def _memory(self, placed: PlacedRecords, rows: int) -> Tensor:
+        spare, self._spare = self._spare, None
+        if spare is None or len(spare) < rows or spare.device != placed.records_CW.device:
+            spare = placed.records_CW.new_empty(rows + rows // 4, self._layout.unpacked.words)
+        return spare
 
     def _update(
         self,
         placed: PlacedRecords,
-        behind_P: Tensor,
-        caught_up_PX: Tensor,
+        rows: CurrentRows,
         gradient_UD: Tensor,
         lr: float,
         row_ids_U: Tensor | None,
@@ -167,30 +181,29 @@ class RowUpdater:
         decayed_U = self._decayed_states(placed)
         lr *= self._config.lr_factor
         self._rates.append(lr)
-        grad_BD, scratch_BD = placed.scratch(2, self._layout.dim)
-        for places_B, rows_BX in self._blocks(placed, behind_P, caught_up_PX):
-            grad, scratch = grad_BD[: len(places_B)], scratch_BD[: len(places_B)]
-            torch.index_select(gradient_UD, 0, places_B, out=grad)
+        memory_2BD = placed.scratch(2, self._layout.dim)
+        for places_B, rows_BX in _blocks(placed, rows):
+            grad_BD, scratch_BD = memory_2BD[:, : len(places_B)]
+            torch.index_select(gradient_UD, 0, places_B, out=grad_BD)
             if gradient_scale != 1:
-                grad.mul_(gradient_scale)
+                grad_BD.mul_(gradient_scale)
             if decayed_U is not None:
                 self._layout.unpacked.state(rows_BX)[:, 0] = decayed_U[places_B]
             ids_B = None if row_ids_U is None else row_ids_U[places_B]
-            self._rule.step(rows_BX, grad, ids_B, scratch, step=len(self._rates), lr=lr)
+            self._rule.step(rows_BX, grad_BD, ids_B, scratch_BD, step=len(self._rates), lr=lr)
             placed.scatter(places_B, rows_BX)
-
-    def _blocks(self, placed: PlacedRecords, behind_P: Tensor, caught_up_PX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows, in blocks: their places among the U rows, and their records as of now."""
-        for block in placed.blocks(behind_P):
-            yield behind_P[block], caught_up_PX[block]
-        others_U = torch.ones(len(placed), dtype=torch.bool, device=behind_P.device)
-        places = others_U.index_fill_(0, behind_P, False).nonzero().squeeze(1)
-        scratch_BX = placed.scratch(self._layout.unpacked.words)
-        for block in placed.blocks(places):
-            places_B = places[block]
-            yield places_B, placed.gather(places_B, scratch_BX[: len(places_B)])
 
     def _decayed_states(self, placed: PlacedRecords) -> Tensor | None:
         if not self._rule.decays:
             return None
         return decay(placed.row_states(), len(self._rates) - placed.versions(), self._rule.decay)
+
+
+def _blocks(placed: PlacedRecords, rows: CurrentRows) -> Iterator[tuple[Tensor, Tensor]]:
+    """All rows, in blocks: their places among the U rows, and their records [B, X] as of now."""
+    for block in placed.blocks(rows.behind_P):
+        yield rows.behind_P[block], rows.caught_up_PX[block]
+    scratch_BX = placed.scratch(placed.layout.unpacked.words)
+    for block in placed.blocks(rows.others):
+        places_B = rows.others[block]
+        yield places_B, placed.gather(places_B, scratch_BX[: len(places_B)])
