@@ -8,7 +8,7 @@ from train.errors import UserError
 from train.machine import usable_cores
 
 _LOOPBACK = "lo"
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 """glibc's settings to keep freed memory. By default it gives large blocks back to the system at once, and a CPU rank
 spends a tenth of its step on page faults in tensors that it had a moment ago."""
 
@@ -24,7 +24,7 @@ def rank_environment(rank: int, nproc: int, port: int, gpus: int) -> dict[str, s
         **({"GLOO_SOCKET_IFNAME": _LOOPBACK} if (1, _LOOPBACK) in socket.if_nameindex() else {}),
         "OMP_NUM_THREADS": str(max(1, usable_cores() // nproc)),
         "PYTHONUNBUFFERED": "1",
-        **({} if gpus else _KEEP_MEMORY),
+        **({} if gpus else KEEP_MEMORY),
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,12 +1,13 @@
 """The machine that figures come from."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from train.machine import usable_cores
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -15,7 +16,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
     """Processor, cores, memory and versions, as JSON can hold them."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": threads,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),

@@ -26,6 +26,7 @@ class BenchOptions:
         depth: look-ahead.
         window_rows: slots; None for what the depth needs and two steps' rows more.
         threads: of PyTorch, all ranks together.
+        plain_allocator: measure under glibc's defaults, not under the settings that a rank without a GPU runs with.
         compute_ms: what stands for the model's computation takes so long, where there is one.
         job: the job file that part `job` trains.
         runs: how often part `job` trains it in each mode.
@@ -38,6 +39,7 @@ class BenchOptions:
     depth: int = 1
     window_rows: int | None = None
     threads: int = 1
+    plain_allocator: bool = False
     compute_ms: float = 100.0
     job: str = "configs/tiny.yaml"
     runs: int = 2

@@ -110,6 +110,9 @@ def _notes(options: BenchOptions, unique: list[int], ours: TablePath) -> list[st
         f"{workload.table_rows:,}; {100 * sum(unique) / len(unique) / workload.lookups:.1f} % unique",
         f"median of {options.steps} steps (10th to 90th percentile), {options.threads} thread(s), in turns on the same "
         "ids; ratios compare round by round",
+        "the C library gives freed memory back, as it does by default"
+        if options.plain_allocator
+        else "the C library keeps freed memory, as `engram train` tells it to on CPU ranks, for all contenders",
         "background: other threads still at work after a step returned; cpu: all threads, background included",
         f"engram: {100 * (1 - fetched / max(1, requested)):.1f} % of the unique rows were in the window, "
         f"{fetched // len(traffic):,} fetched and {written // len(traffic):,} written back a step; planner busy "

@@ -12,12 +12,23 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.progress import Progress
 from launch.failures import reported
+from launch.rank_environment import KEEP_MEMORY
 from train.errors import UserError
 
 
 def worker_command(part: str, options: BenchOptions, result: Path) -> list[str]:
     """The command line of a rank; the first rank writes its section to `result`, as JSON."""
-    return [sys.executable, "-P", "-m", "launch.bench.worker", part, json.dumps(options.to_json()), str(result)]
+    without = [word for name in KEEP_MEMORY for word in ("-u", name)] if options.plain_allocator else []
+    return [
+        *(["env", *without] if without else []),
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.bench.worker",
+        part,
+        json.dumps(options.to_json()),
+        str(result),
+    ]
 
 
 def measure(part: str, options_json: str, result: str) -> None:

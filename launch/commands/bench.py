@@ -1,7 +1,6 @@
 """`engram bench`."""
 
 import json
-import os
 
 import click
 
@@ -40,6 +39,7 @@ Examples:
 )
 @click.option("--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="Trained by part `job`.")
 @click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of that job, in each mode.")
+@click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
 @click.option("--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -57,6 +57,7 @@ def offload(
     compute_ms: float,
     job: str,
     runs: int,
+    plain_allocator: bool,
     threads: int | None,
     seed: int,
     as_json: bool,
@@ -76,6 +77,7 @@ def offload(
     from launch.bench.options import BenchOptions
     from launch.bench.run import run_parts, to_json
     from launch.bench.workload import Workload
+    from train.machine import usable_cores
 
     options = BenchOptions(
         workload=Workload(lookups, rows, dim, zipf, seed),
@@ -84,7 +86,8 @@ def offload(
         optimizer=optimizer,
         depth=depth,
         window_rows=window_rows,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or usable_cores(),
+        plain_allocator=plain_allocator,
         compute_ms=compute_ms,
         job=job,
         runs=runs,

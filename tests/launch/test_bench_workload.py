@@ -1,3 +1,8 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,7 +10,9 @@ from launch.bench.baselines import BareGather, TorchEmbedding
 from launch.bench.fbgemm import FbgemmEmbedding, NotInstalled
 from launch.bench.options import OPTIMIZERS, BenchOptions
 from launch.bench.table_path import TablePath
+from launch.bench.worker import worker_command
 from launch.bench.workload import DrawnSteps, Workload
+from launch.rank_environment import rank_environment
 from tests.launch.missing import hide_fbgemm
 
 SMALL = Workload(lookups=96, rows=50, dim=8, zipf=1.5, seed=3)
@@ -121,6 +128,18 @@ def test_every_optimizer_makes_a_valid_config() -> None:
         config = BenchOptions(workload=SMALL, optimizer=name).offload(drawn, depth=0, window_depth=4)
         assert config.depth == 0
         assert config.window_rows == 7 * drawn.most_unique
+
+
+def test_measuring_processes_get_a_ranks_allocator_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in rank_environment(0, 1, 1, gpus=0).items():
+        monkeypatch.setenv(name, value)
+    shown = {}
+    for plain in (False, True):
+        command = worker_command("path", replace(OPTIONS, plain_allocator=plain), Path("r.json"))
+        python = command.index(sys.executable)
+        code = "import os; print('MALLOC_MMAP_MAX_' in os.environ)"
+        shown[plain] = subprocess.run([*command[: python + 1], "-c", code], capture_output=True, text=True).stdout
+    assert shown == {False: "True\n", True: "False\n"}
 
 
 def test_options_survive_the_way_to_a_measuring_process() -> None:
