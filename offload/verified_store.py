@@ -57,9 +57,11 @@ class VerifiedStore:
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
         records_RW = self._store.flush()
-        for start in range(0, self._shadow.num_updated, SAMPLE_ROWS):
-            rows = self._shadow.updated(start, start + SAMPLE_ROWS)
-            self._require(rows, records_RW[rows.to(records_RW.device)], "in host memory, as saved")
+        # Those that must have been updated, and those that say so: nothing may be written to any other row.
+        stored = self._shadow.layout.version(records_RW).nonzero().flatten().cpu()
+        for rows in (self._shadow.updated(0, self._shadow.num_updated), stored):
+            for some in rows.split(SAMPLE_ROWS):
+                self._require(some, records_RW[some.to(records_RW.device)], "in host memory, as saved")
         return records_RW
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:

@@ -49,6 +49,16 @@ def aged_host(tables: EngramTables, step: int) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def written_elsewhere(tables: EngramTables, step: int) -> Iterator[None]:
+    """A record in a row of host memory that no step ever used; the rows are saved next."""
+    host_RW = window_of(tables)._host.records_RW
+    versions = host_RW.view(torch.int32)[:, -1]
+    host_RW[int((versions == 0).nonzero()[0])] = host_RW[int(versions.nonzero()[0])]
+    list(tables.updated_rows())
+    yield
+
+
 def lost_write_back(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Write-backs that report to have landed and have not."""
     return mock.patch.object(window_of(tables)._transfers, "_write_back", return_value=None)

@@ -31,6 +31,7 @@ FOUND: dict[Breakage, str] = {
     breakages.flipped_slot: rf"step {AT + 1}, as fetched for the step: {WEIGHT}",
     breakages.flipped_host: rf"step {AT + 1}, (as fetched for|read again after) the step: {WEIGHT}",
     breakages.aged_host: rf"step {AT + 1}, (as fetched for|read again after) the step: {VERSION}",
+    breakages.written_elsewhere: rf"step {AT}, in host memory, as saved: {ROW}: version is \d+ and must be 0",
     breakages.lost_write_back: rf"step \d+, (as fetched for|read again after) the step: {VERSION}",
     breakages.forgotten_dirt: rf"step \d+, (as fetched for|in the window after|read again after) the step: {VERSION}",
     breakages.other_values: rf"step {AT + 1}, as rank \d received it: {ROW}: column 0 {VALUES}",
