@@ -112,12 +112,14 @@ def _replay(rows: _Rows, last_steps: Sequence[int], rates: RateHistory, betas: t
     zero = rows.exp_avg_UD.new_zeros(())
     resting = still = 0
     step = last_steps[0] + 1
+    bounds = None
     while step <= len(rates):
         behind = bisect_left(last_steps, step)
-        decaying = rows.between(still, behind)
+        if bounds != (still, resting, behind):
+            bounds = still, resting, behind
+            decaying, moving = rows.between(still, behind), rows.between(resting, behind)
         decaying.exp_avg_UD.lerp_(zero, 1 - betas[0])
         decaying.exp_avg_sq_UD.mul_(betas[1])
-        moving = rows.between(resting, behind)
         _move(moving, step, rates[step], betas, eps)
         if step % _CHECK_EVERY == 0:
             resting += _count_resting(moving, rates.peak_after(step) / (1 - betas[0] ** step), betas, eps)
