@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from model.census import take_census
 from model.config import ModelConfig
-from model.parameters import count_parameters
 from model.transformer import LanguageModel
 from offload.addressing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
@@ -89,7 +89,7 @@ class _Run:
             )
         self.train_loader = self._loader("train", rank=self.rank, world_size=self.world_size)
         self.validation_loader = self._loader("validation", rank=self.rank, world_size=self.world_size)
-        self.counts = count_parameters(job.model)
+        self.counts = take_census(job.model)
         addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep=job.checkpoint.keep, identity=self._identity(addresses)

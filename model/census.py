@@ -1,0 +1,116 @@
+"""Where a model's parameters are, and which of them compute for one token.
+
+The rows of the Engram tables are no parameters of the model, and not counted here.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from model.config import ModelConfig
+from model.transformer import LanguageModel
+
+_PARTS = (
+    # The first whose mark is in a parameter's name takes it; of two marks, both must be there.
+    ("input_embedding", ("embed_tokens",)),
+    ("output_head", ("lm_head",)),
+    ("engram_projections", (".engram.", "_proj")),
+    ("engram_vectors", (".engram.",)),
+    ("hyper_connections", ("hyper_connection",)),
+    ("routers", (".mlp.gate.",)),
+    ("routed_experts", (".mlp.experts.",)),
+    ("shared_experts", (".mlp.shared_experts.",)),
+    ("dense_ffn", (".mlp.",)),
+    ("norms", ("norm",)),
+    ("attention", (".self_attn.",)),
+)
+PARTS = tuple(name for name, _ in _PARTS)
+"""Names of the parts. `engram_vectors` are norms and convolutions; `attention` and `dense_ffn` are without norms."""
+
+
+class PartCount(NamedTuple):
+    """Parameters of one part."""
+
+    total: int = 0
+    """All."""
+    active: int = 0
+    """Those that compute for one token: of the input embedding none, as a token reads one row of it (all if it is the
+    output head too), of the routed experts those that the token visits, of every other part all."""
+    multiplied: int = 0
+    """Of the active ones, those in matrices: each is multiplied once for a token."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """Parameters by part.
+
+    Attributes:
+        parts: a count for each of `PARTS`, in that order.
+    """
+
+    parts: dict[str, PartCount]
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(part.total for part in self.parts.values())
+
+    @property
+    def active(self) -> int:
+        """Those that compute for one token, without the input embedding: "activated (w/o token embed)" in table 1 of
+        the Engram paper (arXiv 2601.07372)."""
+        return sum(part.active for part in self.parts.values())
+
+    @property
+    def multiplied(self) -> int:
+        """Those in matrices that are multiplied for one token."""
+        return sum(part.multiplied for part in self.parts.values())
+
+    @property
+    def idle_experts(self) -> int:
+        """Those of the routed experts that a token does not visit."""
+        experts = self.parts["routed_experts"]
+        return experts.total - experts.active
+
+
+def take_census(config: ModelConfig) -> Census:
+    """Counts without allocating: the model is built on the meta device."""
+    with torch.device("meta"):
+        return count_model(LanguageModel(config))
+
+
+def count_model(model: LanguageModel) -> Census:
+    """Counts the parameters of a model that is neither sharded nor taken over by AutoEP.
+
+    Raises:
+        ValueError: a parameter's name tells no part.
+    """
+    parts = dict.fromkeys(PARTS, PartCount())
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        total = parameter.numel()
+        active = _active(part, total, model.config)
+        counted = PartCount(total, active, active if parameter.dim() > 1 else 0)
+        parts[part] = PartCount(*map(sum, zip(parts[part], counted, strict=True)))
+    return Census(parts)
+
+
+def part_of(name: str) -> str:
+    """The part, one of `PARTS`, that the parameter of this name is in.
+
+    Raises:
+        ValueError: it is in none.
+    """
+    for part, marks in _PARTS:
+        if all(mark in name for mark in marks):
+            return part
+    raise ValueError(f"parameter {name} is in no part that the census knows")
+
+
+def _active(part: str, total: int, config: ModelConfig) -> int:
+    if part == "input_embedding" and not config.tie_embeddings:
+        return 0
+    if part == "routed_experts" and config.moe:
+        return total // config.moe.num_experts * config.moe.experts_per_token
+    return total
