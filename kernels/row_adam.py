@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import ieee
 from kernels.rate_history import RateHistory
 
 _CHECK_EVERY = 16  # steps between two searches for rows whose weights have come to rest
@@ -31,7 +32,12 @@ def adam(
     eps: float,
     scratch_UD: Tensor | None = None,
 ) -> None:
-    """One step of Adam (Kingma and Ba, arXiv 1412.6980), with the bits of `torch.optim.Adam(foreach=False)` on CPU.
+    """One step of Adam (Kingma and Ba, arXiv 1412.6980), with the bits of `torch.optim.Adam(fused=True)` on CPUs.
+
+    These are IEEE operations in a fixed order, so that other devices and kernels can have the same bits:
+    m = fma(1 - beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v), w = w + (-lr / c1 m) / (sqrt(v) / c2 + eps), where
+    c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step), and scalars are rounded to float32 before they are used. (torch's
+    loop over the last elements of a tensor, that fill no vector of the processor, may round otherwise.)
 
     On its own this is lazy Adam: rows without a gradient rest, moments included, and only the bias correction knows
     of the steps they missed. After `replay_adam` it is dense Adam.
@@ -131,9 +137,9 @@ def _replay(rows: _Rows, last_steps: Sequence[int], rates: RateHistory, betas: t
 
 
 def _move(rows: _Rows, step: int, lr: float, betas: tuple[float, float], eps: float) -> None:
-    # Operation for operation what torch.optim.Adam does, scalars as Python floats: its rounding is the contract.
+    # Operation for operation what torch's fused Adam does, scalars as Python floats: its rounding is the contract.
     step_size = lr / (1 - betas[0] ** step)
-    denominator_UD = torch.sqrt(rows.exp_avg_sq_UD, out=rows.scratch_UD)
+    denominator_UD = ieee.sqrt(rows.exp_avg_sq_UD, out=rows.scratch_UD)
     denominator_UD.div_((1 - betas[1] ** step) ** 0.5).add_(eps)
     rows.weights_UD.addcdiv_(rows.exp_avg_UD, denominator_UD, value=-step_size)
 

@@ -9,6 +9,8 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from kernels import ieee
+
 _CHECK_EVERY = 64  # steps between two searches for values that decay no further
 
 
@@ -36,7 +38,7 @@ def rowwise_adagrad(
     """
     scratch_UD = torch.empty_like(grad_UD) if scratch_UD is None else scratch_UD
     sum_U1.add_(_mean_square(grad_UD, scratch_UD))
-    weights_UD.sub_(torch.div(grad_UD, sum_U1.sqrt() + eps, out=scratch_UD).mul_(lr))
+    weights_UD.sub_(torch.div(grad_UD, ieee.sqrt(sum_U1) + eps, out=scratch_UD).mul_(lr))
 
 
 def rowwise_rmsprop(
@@ -70,7 +72,7 @@ def rowwise_rmsprop(
     """
     scratch_UD = torch.empty_like(grad_UD) if scratch_UD is None else scratch_UD
     mean_square_U1.mul_(beta2).add_(_mean_square(grad_UD, scratch_UD), alpha=1 - beta2)
-    weights_UD.addcdiv_(grad_UD, mean_square_U1.sqrt().add_(eps), value=-lr)
+    weights_UD.addcdiv_(grad_UD, ieee.sqrt(mean_square_U1).add_(eps), value=-lr)
 
 
 def decay(values_U: Tensor, times_U: Tensor, factor: float) -> Tensor:

@@ -45,7 +45,7 @@ class DenseAdam:
 
     def __init__(self, weights, betas, eps):
         self.weights = torch.nn.Parameter(weights.clone())
-        self.optimizer = torch.optim.Adam([self.weights], lr=1.0, betas=betas, eps=eps, foreach=False)
+        self.optimizer = torch.optim.Adam([self.weights], lr=1.0, betas=betas, eps=eps, fused=True)
 
     def step(self, grad, lr):
         self.optimizer.param_groups[0]["lr"] = lr

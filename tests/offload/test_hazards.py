@@ -369,7 +369,7 @@ def test_15_a_row_used_after_any_gap_is_what_dense_adam_makes_of_it() -> None:
     tables = open_tables(Case(job, OffloadConfig(depth=2, window_rows=job.most_rows(1))))
     num_rows = sum(job.addresses.sizes)
     dense_RD = initial_rows(torch.arange(num_rows), DIM, seed=SEED, std=0.02).requires_grad_()
-    optimizer = torch.optim.Adam([dense_RD], betas=(EXACT_ADAM.beta1, EXACT_ADAM.beta2), eps=1e-8, foreach=False)
+    optimizer = torch.optim.Adam([dense_RD], betas=(EXACT_ADAM.beta1, EXACT_ADAM.beta2), eps=1e-8, fused=True)
     try:
         for step in range(len(ids)):
             ((tokens, _),) = job.batches(step, 0, 1)

@@ -114,7 +114,7 @@ def test_exact_adam_equals_dense_adam_over_a_whole_table() -> None:
         initial_rows(torch.arange(addresses.num_rows(m)) + bases[m], DIM, seed=job.seed, std=0.02).requires_grad_()
         for m in range(2)
     ]
-    optimizer = torch.optim.Adam(tables, betas=(0.9, 0.95), foreach=False)
+    optimizer = torch.optim.Adam(tables, betas=(0.9, 0.95), fused=True)
     losses = []
     for step in range(job.steps):
         total = 0.0
