@@ -1,11 +1,19 @@
-"""What many tests need: a small prepared corpus of real text."""
+"""What many tests need: Triton's interpreter where there is no GPU, and a small prepared corpus of real text."""
 
+import os
 import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.command_line import engram
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Read when a kernel is defined, so before any is. It changes nothing else: no public function hands CPU tensors
+    # to a kernel.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MODULES = ("argparse", "ast", "bisect", "configparser", "csv", "dataclasses", "difflib", "functools", "gzip", "heapq")
 
@@ -19,3 +27,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
     assert result.returncode == 0, result.stderr
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") and not HAS_GPU:
+        pytest.skip("needs a CUDA device")
