@@ -32,19 +32,28 @@ def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, s
         seed: of the tables; any integer, taken modulo 2**64.
         step: number of the update, from 1.
     """
+    if values_UD.is_cuda:
+        from kernels.stochastic_rounding_triton import stochastic_round_bf16_ as on_gpu_
+
+        return on_gpu_(values_UD, row_ids_U, seed=seed, step=step)
     if values_UD.numel() == 0:
         return
     rows = max(1, _CHUNK // values_UD.shape[1])
-    key = derived_key(step, derived_key(seed + 1))
+    key = rounding_key(seed, step)
     for values, row_ids in zip(values_UD.split(rows), row_ids_U.split(rows), strict=True):
         bits = _random_fields(row_ids, values.shape[1], key).add_(values.view(torch.int32))
         rounded = bits.bitwise_and_(~0xFFFF).view(torch.float32)
         values.copy_(rounded if _known_finite(values) else torch.where(values.isfinite(), rounded, _keep(values)))
 
 
+def rounding_key(seed: int, step: int) -> int:
+    """The key of all random numbers of an update: an unsigned 64-bit integer. Arguments as above."""
+    return derived_key(step, derived_key(seed + 1))
+
+
 def _known_finite(values: Tensor) -> bool:
-    # Nearly always, and cheaper to see than to select for. A GPU would have to be waited for.
-    return values.device.type == "cpu" and math.isfinite(values.abs().max())
+    # Nearly always, and cheaper to see than to select for.
+    return math.isfinite(values.abs().max())
 
 
 def _keep(values: Tensor) -> Tensor:
