@@ -35,7 +35,8 @@ def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, s
     if values_UD.is_cuda:
         from kernels.stochastic_rounding_triton import stochastic_round_bf16_ as on_gpu_
 
-        return on_gpu_(values_UD, row_ids_U, seed=seed, step=step)
+        on_gpu_(values_UD, row_ids_U, seed=seed, step=step)
+        return
     if values_UD.numel() == 0:
         return
     rows = max(1, _CHUNK // values_UD.shape[1])
