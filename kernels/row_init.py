@@ -31,15 +31,28 @@ def initial_rows(row_ids_U: Tensor, dim: int, *, seed: int, std: float) -> Tenso
         seed: any integer, taken modulo 2**64. Tables that share row ids need distinct seeds.
         std: standard deviation; 0 gives zeros.
     """
-    row_keys_U = counter_keys(row_ids_U, derived_key(seed + 1))
+    if row_ids_U.is_cuda:
+        from kernels.row_init_triton import initial_rows as on_gpu
+
+        return on_gpu(row_ids_U, dim, seed=seed, std=std)
+    row_keys_U = counter_keys(row_ids_U, draw_key(seed))
     column_keys_D = counter_keys(torch.arange(1, dim + 1, device=row_ids_U.device))
-    # A scale that is itself a float32 is multiplied with one rounding wherever this runs.
-    scale = float(np.float32(std / _STD))
+    scale = draw_scale(std)
     values_UD = torch.empty(row_ids_U.shape[0], dim, dtype=torch.float32, device=row_ids_U.device)
     rows = max(1, _CHUNK // max(1, dim))
     for keys, values in zip(row_keys_U.split(rows), values_UD.split(rows), strict=True):
         values.copy_(_centred_sum(mix_(keys[:, None] ^ column_keys_D))).mul_(scale)
     return values_UD
+
+
+def draw_key(seed: int) -> int:
+    """The key of all initial values under a seed: an unsigned 64-bit integer."""
+    return derived_key(seed + 1)
+
+
+def draw_scale(std: float) -> float:
+    """What a centred sum is multiplied with: itself a float32, so that the product is rounded once on any device."""
+    return float(np.float32(std / _STD))
 
 
 def _centred_sum(hashes: Tensor) -> Tensor:
