@@ -108,6 +108,17 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
         return self
 
 
+class HyperConnectionsConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """Manifold-constrained hyper-connections (arXiv 2512.24880): several branches instead of one residual stream."""
+
+    expansion: int = Field(4, ge=1)
+    """Branches of the residual stream; 1 is a plain residual."""
+    sinkhorn_iterations: int = Field(20, ge=1)
+    """Normalisations of columns and rows that make the residual mappings doubly stochastic."""
+    alpha_init: float = Field(0.01, gt=0)
+    """Factor on what the mappings take from the stream, before training."""
+
+
 class ModelConfig(HuggingFaceNames, BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """A decoder-only language model: dense, mixture of experts, or either with Engram memory."""
 
@@ -133,6 +144,13 @@ class ModelConfig(HuggingFaceNames, BaseModel, extra="forbid", frozen=True, use_
     """The experts; null for a dense model."""
     engram: EngramConfig | None = None
     """The memory; null for none."""
+    hyper_connections: HyperConnectionsConfig | None = None
+    """The residual stream's branches; null for a plain residual."""
+
+    @property
+    def branches(self) -> int:
+        """Branches of the residual stream."""
+        return self.hyper_connections.expansion if self.hyper_connections else 1
 
     def has_experts(self, layer: int) -> bool:
         """Whether block `layer`, counted from 0, has experts."""

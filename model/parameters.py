@@ -4,14 +4,15 @@ from typing import Literal
 
 import torch
 
-Kind = Literal["embedding", "head", "router", "expert", "vector", "matrix"]
+Kind = Literal["embedding", "head", "router", "expert", "mapping", "vector", "matrix"]
 
 
 def parameter_kind(name: str, shape: torch.Size | tuple[int, ...]) -> Kind:
     """Classifies a parameter by its name, before or after AutoEP's takeover, and its unsharded shape.
 
-    `expert` stands for stacks of matrices [experts, rows, columns], `vector` for everything one-dimensional (norms,
-    convolutions), `matrix` for every other projection: those that Muon is for.
+    `expert` stands for stacks of matrices [experts, rows, columns], `mapping` for the small projections of hyper-
+    connections, `vector` for everything one-dimensional (norms, convolutions), `matrix` for every other projection:
+    those that Muon is for.
     """
     if "embed_tokens" in name:
         return "embedding"
@@ -21,4 +22,6 @@ def parameter_kind(name: str, shape: torch.Size | tuple[int, ...]) -> Kind:
         return "router"
     if ".mlp.experts." in name:
         return "expert"
+    if "hyper_connection" in name and len(shape) > 1:
+        return "mapping"
     return "vector" if len(shape) == 1 else "matrix"

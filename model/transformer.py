@@ -4,7 +4,7 @@ Submodules bear the names of Hugging Face's DeepSeek-V3 (`model.layers.N.self_at
 AutoEP looks for; `.engram` is ours. Matrices are drawn from normal(0, init_std); those that write attention's and the
 feed-forward networks' results into the residual stream from normal(0, init_std / sqrt(2 num_layers)), as in GPT-2.
 
-Shape suffixes: B batch, T sequence, D hidden, V vocabulary.
+Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden, V vocabulary.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.attention import Attention, AttentionContext, attention_context
 from model.config import ModelConfig
 from model.engram import Engram, MemoryRows
+from model.hyper_connections import BranchedStream, HyperConnection, replicate
 from model.layers import Embedding, Linear
 from model.mlp import SwiGLU
 from model.moe import MoE
@@ -26,15 +27,19 @@ IGNORED = -100
 
 
 class Block(nn.Module):
-    """Engram where the config has one here, attention, then a dense network or experts; each added to its input."""
+    """Engram where the config has one here, attention, then a dense network or experts.
+
+    Each result is added to the residual stream; with hyper-connections, Engram's to all branches, the others' by them.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         size, eps, std = config.hidden_size, config.norm_eps, config.init_std
         output_std = std / math.sqrt(2 * config.num_layers)
+        branches = config.branches
         self.engram = None
         if config.engram is not None and layer in config.engram.layers:
-            self.engram = Engram(config.engram, size, branches=1, norm_eps=eps, std=std)
+            self.engram = Engram(config.engram, size, branches=branches, norm_eps=eps, std=std)
         self.input_layernorm = nn.RMSNorm(size, eps=eps)
         self.self_attn = Attention(config.attention, size, norm_eps=eps, std=std, output_std=output_std)
         self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
@@ -44,10 +49,33 @@ class Block(nn.Module):
         else:
             self.mlp = SwiGLU(size, config.dense_hidden_size, std=std, output_std=output_std)
 
+        self.attn_hyper_connection = self.mlp_hyper_connection = None
+        if config.hyper_connections is not None and branches > 1:
+            mappings = config.hyper_connections
+            self.attn_hyper_connection = HyperConnection(mappings, size, sublayer=2 * layer, norm_eps=eps)
+            self.mlp_hyper_connection = HyperConnection(mappings, size, sublayer=2 * layer + 1, norm_eps=eps)
+
     def forward(
+        self, stream: Tensor, context: AttentionContext, positions_BT: Tensor, memory: MemoryRows | None
+    ) -> Tensor:
+        """Returns the residual stream after the block; `memory` is given where the block has an Engram module.
+
+        The stream is [B, T, D], or [B, T, M, D] with M > 1 branches.
+        """
+        if self.attn_hyper_connection is None or self.mlp_hyper_connection is None:
+            return self._plain(stream, context, positions_BT, memory)
+        if self.engram is not None:
+            stream = stream + self.engram(stream, memory, positions_BT)
+        branched = BranchedStream(stream)
+        hidden_BTD = branched.read(self.attn_hyper_connection)
+        branched.write(self.self_attn(self.input_layernorm(hidden_BTD), context))
+        hidden_BTD = branched.read(self.mlp_hyper_connection)
+        branched.write(self.mlp(self.post_attention_layernorm(hidden_BTD)))
+        return branched.merged()
+
+    def _plain(
         self, hidden_BTD: Tensor, context: AttentionContext, positions_BT: Tensor, memory: MemoryRows | None
     ) -> Tensor:
-        """Returns the residual stream after the block; `memory` is given where the block has an Engram module."""
         if self.engram is not None:
             hidden_BTD = hidden_BTD + self.engram(hidden_BTD.unsqueeze(2), memory, positions_BT).squeeze(2)
         hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context)
@@ -70,11 +98,14 @@ class Transformer(nn.Module):
         if len(memory) != len(layers):
             raise ValueError(f"memory rows of {len(memory)} tables were given, but Engram layers are {layers}")
         memory_of = dict(zip(layers, memory, strict=True))
-        hidden_BTD = self.embed_tokens(tokens_BT)
-        context = attention_context(positions_BT, self.config.attention, hidden_BTD.dtype)
+        stream = self.embed_tokens(tokens_BT)
+        context = attention_context(positions_BT, self.config.attention, stream.dtype)
+        branches = self.config.branches
+        if branches > 1:
+            stream = replicate(stream, branches)
         for layer, block in enumerate(self.layers):
-            hidden_BTD = block(hidden_BTD, context, positions_BT, memory_of.get(layer))
-        return self.norm(hidden_BTD)
+            stream = block(stream, context, positions_BT, memory_of.get(layer))
+        return self.norm(stream.mean(dim=2) if branches > 1 else stream)
 
 
 class LanguageModel(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from model.config import EngramConfig, ModelConfig, MoEConfig
+from model.config import EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
 from tests.model.tiny import tiny_config
 
 
@@ -20,6 +20,7 @@ from tests.model.tiny import tiny_config
         (EngramConfig, {"gate": "plain", "init_std": 0.0}, "init_std must be above 0"),
         (ModelConfig, {"vocab_size": 9, "moe": MoEConfig(), "dense_layers": 4}, "leaves no layer for the experts"),
         (ModelConfig, {"vocab_size": 9, "engram": EngramConfig(layers=[4])}, "layer 4, but the layers are 0 to 3"),
+        (HyperConnectionsConfig, {"expansion": 0}, "greater than or equal to 1"),
         (ModelConfig, {"vocab_size": "9"}, "valid integer"),
         (ModelConfig, {"vocab_size": 9, "layers": 3}, "Extra inputs are not permitted"),
     ],
@@ -43,4 +44,5 @@ def test_every_field_is_documented() -> None:
     def undocumented(schema: Any) -> list[str]:
         return [name for name, field in schema.model_fields.items() if not field.description]
 
-    assert [undocumented(schema) for schema in (ModelConfig, MoEConfig, EngramConfig)] == [[], [], []]
+    schemas = (ModelConfig, MoEConfig, EngramConfig, HyperConnectionsConfig)
+    assert [undocumented(schema) for schema in schemas] == [[]] * len(schemas)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from kernels.gather import row_index
 from model.transformer import LanguageModel
-from tests.model.tiny import VOCABULARY, memories, positions, random_tokens, tiny_model
+from tests.model.tiny import ENGRAM, HYPER_CONNECTIONS, VOCABULARY, memories, positions, random_tokens, tiny_model
 
-VARIANTS: list[dict[str, Any]] = [{}, {"engram": None}, {"moe": None}, {"moe": None, "engram": None}]
+BRANCHED = {"hyper_connections": HYPER_CONNECTIONS}
+VARIANTS: list[dict[str, Any]] = [{}, {"engram": None}, {"moe": None}, {"moe": None, "engram": None}, BRANCHED]
 
 
 def _logits(model: LanguageModel, tokens: Tensor, place: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -72,8 +73,8 @@ def test_loss_is_the_sum_over_labels_that_count() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-def _loss_and_gradients(dtype: torch.dtype) -> list[Tensor]:
-    model = tiny_model(dtype)
+def _loss_and_gradients(dtype: torch.dtype, changes: dict[str, Any]) -> list[Tensor]:
+    model = tiny_model(dtype, **changes)
     memory = memories(model, 4, 64)
     tokens = random_tokens(4, 64)
     loss = model(tokens, positions(40, 24, batch=4), memory, tokens)
@@ -82,16 +83,22 @@ def _loss_and_gradients(dtype: torch.dtype) -> list[Tensor]:
     return [loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
+@pytest.mark.parametrize("changes", [{}, BRANCHED], ids=["plain", "branched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bitwise_repeatable(dtype: torch.dtype) -> None:
+def test_bitwise_repeatable(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     torch.set_num_threads(2)
-    first, *others = [_loss_and_gradients(dtype) for _ in range(3)]
+    first, *others = [_loss_and_gradients(dtype, changes) for _ in range(3)]
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_bf16_follows_fp32() -> None:
-    narrow, wide = _loss_and_gradients(torch.bfloat16), _loss_and_gradients(torch.float32)
+# Scores near 0 turn up where each branch has its own; there the signed root's slope, up to 500, magnifies any rounding.
+PLAIN_GATE = {"engram": ENGRAM.model_copy(update={"gate": "plain"})}
+
+
+@pytest.mark.parametrize("changes", [{}, BRANCHED | PLAIN_GATE], ids=["plain", "branched"])
+def test_bf16_follows_fp32(changes: dict[str, Any]) -> None:
+    narrow, wide = (_loss_and_gradients(dtype, changes) for dtype in (torch.bfloat16, torch.float32))
     assert narrow[0].dtype == torch.float32
     torch.testing.assert_close(narrow[0], wide[0], rtol=2e-3, atol=0)
     assert len(narrow) == len(wide)

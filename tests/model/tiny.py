@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.gather import row_index
-from model.config import AttentionConfig, EngramConfig, ModelConfig, MoEConfig
+from model.config import AttentionConfig, EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
 
@@ -14,6 +14,7 @@ VOCABULARY = 61
 ATTENTION = AttentionConfig(heads=2, q_lora_rank=12, kv_lora_rank=8, qk_nope_dim=6, qk_rope_dim=4, v_dim=8)
 MOE = MoEConfig(num_experts=6, experts_per_token=2, shared_experts=1, expert_hidden_size=16, routed_scaling_factor=1.5)
 ENGRAM = EngramConfig(layers=[1, 2], orders=[2, 3], heads=2, rows_per_head=50, row_dim=8)
+HYPER_CONNECTIONS = HyperConnectionsConfig(expansion=3)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -32,13 +33,15 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> LanguageModel:
-    """A model of `tiny_config`, with convolutions and choice biases away from their zero start."""
+    """A model of `tiny_config`, with convolutions, choice biases and hyper-connections away from their start."""
     torch.manual_seed(seed)
     model = LanguageModel(tiny_config(**changes))
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name.endswith(("convolution.weight", "e_score_correction_bias")):
                 tensor.normal_(std=0.1)
+            elif "hyper_connection" in name:
+                tensor.add_(torch.randn_like(tensor), alpha=0.3)
     return model.to(dtype)
 
 

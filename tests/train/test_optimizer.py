@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.config import EngramConfig, ModelConfig, MoEConfig
+from model.config import EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
 from model.transformer import LanguageModel
 from train.muon import Orthogonalizer, matrix_shape, newton_schulz, pieces_of
 from train.optimizer import OptimizerConfig, assign
@@ -16,7 +16,14 @@ from train.shards import Run, load_run
 
 
 def model_shapes():
-    config = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, moe=MoEConfig(), engram=EngramConfig())
+    config = ModelConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_layers=2,
+        moe=MoEConfig(),
+        engram=EngramConfig(),
+        hyper_connections=HyperConnectionsConfig(),
+    )
     return {name: tuple(parameter.shape) for name, parameter in LanguageModel(config).named_parameters()}
 
 
@@ -25,7 +32,7 @@ def test_muon_gets_the_matrices_and_adam_the_rest():
     muon = {name for name, key in keys.items() if key.muon}
     ends = {name.split(".", 3)[-1] for name in muon if name.startswith("model.layers.1.")}
     assert ends == {
-        "engram.key_projs.0.weight",
+        *(f"engram.key_projs.{branch}.weight" for branch in range(4)),
         "engram.value_proj.weight",
         "mlp.experts.down_proj",
         "mlp.experts.gate_up_proj",

@@ -1,0 +1,124 @@
+"""Manifold-constrained hyper-connections, mHC (Xie et al. 2025, arXiv 2512.24880): a residual stream of n branches.
+
+Around a sublayer F (attention, feed-forward), with the stream x [n, D] of a token:
+
+    x  <-  H_res x + H_post^T F(H_pre x)
+
+    l_pre, l_post, l_res = alpha * (P RMSNorm(vec x)) + b             equation 7; alpha one factor for each of the three
+    H_pre = sigmoid(l_pre)   H_post = 2 sigmoid(l_post)   H_res = Sinkhorn(l_res)          equation 8; norm weight in P
+
+H_res is doubly stochastic: its products over the layers are too, so that neither signals nor gradients can grow.
+
+Start: P = 0, alpha = 0.01 (as in the paper), H_post = 1, and H_pre, H_res close to the one branch of index (sublayer
+mod n) and to the identity (ours; the paper states no b). The stream is n copies of the embedding and ends as the mean
+of its branches, of which the final norm cannot tell the sum. All branches stay equal as long as all get the same, so
+before training the network computes what it would with a plain residual, up to rounding and the norms' eps (H_pre sums
+to 1.1, not 1, for n = 4, which the norm that follows takes out). With Engram each branch has a gate of its own from the
+beginning. Branches learn to differ because each sublayer begins with a branch of its own to read.
+
+Kept for the backward, a token and block of two sublayers, beyond what a plain residual keeps (b bytes an element):
+
+    (n + 2) D b + 4 (7 n^2 + 16 n + 3) bytes        the stream at the block's start, two outputs, small coefficients
+
+The stream between the sublayers, the norms and all Sinkhorn iterations are computed again in the backward. With n = 4,
+D = 2560 in bf16 that is 31.4 kB; the equations written in PyTorch keep 478 kB, in fp32 copies and iterations.
+
+Shape suffixes: B batch, T sequence, M branches (n), D hidden, J = 1 or M, I parts of the stream (see kernels.branches).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from kernels.branches import mix_branches, project_branches
+from kernels.sinkhorn import sinkhorn
+from model.config import HyperConnectionsConfig
+
+_LEANING = 3.0
+"""Size of the first biases: sigmoid(3) = 0.95, sigmoid(-3) = 0.05."""
+
+
+class HyperConnection(nn.Module):
+    """The three mappings of one sublayer, computed anew for every token."""
+
+    def __init__(self, config: HyperConnectionsConfig, hidden_size: int, *, sublayer: int, norm_eps: float) -> None:
+        """
+        Args:
+            config: the `hyper_connections` section.
+            hidden_size: D.
+            sublayer: number of the sublayer in the network, from 0.
+            norm_eps: added to the mean square under the norm.
+        """
+        super().__init__()
+        branches = config.expansion
+        self.config, self.norm_eps = config, norm_eps
+        self.sizes = (branches, branches, branches * branches)
+        self.weight = nn.Parameter(torch.zeros(sum(self.sizes), branches * hidden_size))
+        self.bias = nn.Parameter(_first_bias(branches, sublayer % branches))
+        self.alpha = nn.Parameter(torch.full((len(self.sizes),), config.alpha_init))
+
+    def forward(
+        self, weights_BTMI: Tensor | None, base_BTMD: Tensor, *outputs_BTD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns H_pre [B, T, M], H_post [B, T, M] and H_res [B, T, M, M] in fp32 (fp64 for fp64).
+
+        The arguments are the stream, in the form of `kernels.branches`.
+        """
+        projected = project_branches(self.weight, weights_BTMI, base_BTMD, *outputs_BTD, eps=self.norm_eps)
+        dtype = projected.dtype
+        factors = [factor.expand(size) for factor, size in zip(self.alpha.to(dtype), self.sizes, strict=True)]
+        logits = projected * torch.cat(factors) + self.bias.to(dtype)
+        pre, post, res = logits.split(self.sizes, dim=-1)
+        matrix = res.unflatten(-1, (self.config.expansion, self.config.expansion))
+        return pre.sigmoid(), 2 * post.sigmoid(), sinkhorn(matrix, self.config.sinkhorn_iterations)
+
+
+class BranchedStream:
+    """The residual stream on its way through a block.
+
+    Example:
+        >>> stream = BranchedStream(stream_BTMD)
+        >>> stream.write(sublayer(stream.read(connection)))
+        >>> stream_BTMD = stream.merged()
+    """
+
+    def __init__(self, stream_BTMD: Tensor) -> None:
+        self._base = stream_BTMD
+        self._outputs: tuple[Tensor, ...] = ()
+        self._weights: Tensor | None = None
+        self._written: tuple[Tensor, Tensor] | None = None
+
+    def read(self, connection: HyperConnection) -> Tensor:
+        """Returns H_pre x, the sublayer's input [B, T, D]. Its output is to be given to `write`."""
+        pre, post, res = connection(self._weights, self._base, *self._outputs)
+        self._written = (post, res)
+        weights_BTJI = self._composed(pre.unsqueeze(2))
+        return mix_branches(weights_BTJI, self._base, *self._outputs).squeeze(2)
+
+    def write(self, output_BTD: Tensor) -> None:
+        """Makes the stream H_res x + H_post^T F, with the mappings of the `read` before."""
+        if self._written is None:
+            raise RuntimeError("a sublayer's output can be written once, after its input was read")
+        post, res = self._written
+        self._weights = torch.cat((self._composed(res), post.unsqueeze(-1)), dim=-1)
+        self._outputs, self._written = (*self._outputs, output_BTD), None
+
+    def merged(self) -> Tensor:
+        """Returns the stream [B, T, M, D] in the dtype it began with."""
+        return self._base if self._weights is None else mix_branches(self._weights, self._base, *self._outputs)
+
+    def _composed(self, mapping_BTJM: Tensor) -> Tensor:
+        """A mapping of the stream as one of the base and the outputs."""
+        return mapping_BTJM if self._weights is None else mapping_BTJM @ self._weights
+
+
+def replicate(hidden_BTD: Tensor, branches: int) -> Tensor:
+    """The stream that begins with the same state in each branch, [B, T, M, D]; a view."""
+    return hidden_BTD.unsqueeze(2).expand(-1, -1, branches, -1)
+
+
+def _first_bias(branches: int, home: int) -> Tensor:
+    """b: reading leans to the branch `home`, writing goes to all alike, and the branches stay apart."""
+    lean_M = torch.full((branches,), -_LEANING)
+    lean_M[home] = _LEANING
+    keep_MM = _LEANING * (2 * torch.eye(branches) - 1)
+    return torch.cat((lean_M, torch.zeros(branches), keep_MM.flatten()))
