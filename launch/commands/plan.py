@@ -1,0 +1,41 @@
+"""`engram plan`."""
+
+import json
+
+import click
+
+_WIDTH = 140  # of a table that no terminal shows
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram plan configs/paper/engram-27b.yaml
+  engram plan configs/paper/engram-27b.yaml offload.row_dtype=bf16 --ranks 64 --json
+"""
+)
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--ranks", type=click.IntRange(1, 65536), default=8, show_default=True, help="That share the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) -> None:
+    """Count what the job that the YAML file CONFIG describes comes to, without building it.
+
+    Parameters by part, active a token, FLOPs a token, rows of the Engram tables, their memory. Takes no memory, and
+    needs neither the data nor the tokenizer.
+    """
+    from rich.console import Console
+
+    from launch.plan.figures import plan
+    from launch.plan.report import show
+    from train.config import JobConfig
+    from train.config_file import load
+
+    figures = plan(load(config, overrides, JobConfig), ranks)
+    if as_json:
+        click.echo(json.dumps(figures.to_json(), indent=2))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH)
+    show(figures, console)

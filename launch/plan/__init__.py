@@ -1,0 +1,1 @@
+"""Counting what a job comes to, before anything is built."""

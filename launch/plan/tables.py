@@ -1,0 +1,109 @@
+"""What the Engram tables of a job come to: rows, and bytes in host memory and in the windows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from model.config import EngramConfig
+from offload.addressing import choose_primes
+from offload.config import OffloadConfig, RowDtype, TableOptimizerConfig
+from offload.records import RecordLayout
+from offload.sharding import Sharding
+
+_ADAM, *_OTHERS = get_args(TableOptimizerConfig.model_fields["type"].annotation)
+_DTYPES: tuple[RowDtype, ...] = get_args(RowDtype)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of one Engram layer.
+
+    Attributes:
+        layer: counted from 0.
+        rows: of all heads.
+        parameters: weights of all rows.
+        heads: rows of each head's part, by n-gram order.
+    """
+
+    layer: int
+    rows: int
+    parameters: int
+    heads: dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """What the records of all rows take, once every row was touched.
+
+    Attributes:
+        optimizers: those whose records are of this size.
+        row_dtype: of the weights in a record.
+        record_bytes: weights, optimizer state and version of one row.
+        bytes: of all tables.
+        bytes_per_rank: of the largest rank's shard.
+        chosen: whether the job is set so.
+    """
+
+    optimizers: list[str]
+    row_dtype: RowDtype
+    record_bytes: int
+    bytes: int
+    bytes_per_rank: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a rank keeps on its device.
+
+    Attributes:
+        mode: of `offload`; `resident` keeps the whole shard there.
+        rows_per_rank: slots.
+        bytes_per_rank: of their records.
+    """
+
+    mode: str
+    rows_per_rank: int
+    bytes_per_rank: int
+
+
+def count_tables(engram: EngramConfig) -> list[Table]:
+    """The tables of a model. Needs no tokenizer: it decides where rows are, not how many there are."""
+    primes = choose_primes(len(engram.layers), [engram.rows_per_head] * len(engram.orders), engram.heads)
+    return [
+        Table(layer, sum(rows), sum(rows) * engram.row_dim, dict(_by_order(engram, rows)))
+        for layer, rows in zip(engram.layers, primes, strict=True)
+    ]
+
+
+def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> list[HostMemory]:
+    """What the tables take in host memory under each optimizer and row dtype there is."""
+    rows, shard_rows = sum(table.rows for table in tables), _largest_shard(tables, ranks)
+    found = []
+    for optimizers in ([_ADAM], _OTHERS):
+        for row_dtype in _DTYPES:
+            layout = RecordLayout.of(engram.row_dim, TableOptimizerConfig(type=optimizers[0]), row_dtype)
+            chosen = offload.optimizer.type in optimizers and offload.row_dtype == row_dtype
+            found.append(
+                HostMemory(optimizers, row_dtype, layout.bytes, rows * layout.bytes, shard_rows * layout.bytes, chosen)
+            )
+    return found
+
+
+def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> Window:
+    """What the window, or the resident shard, takes on each rank's device."""
+    slots = _largest_shard(tables, ranks)
+    if offload.mode == "window":
+        slots = min(offload.window_rows, slots)
+    layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
+    return Window(offload.mode, slots, slots * layout.bytes)
+
+
+def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list[int]]]:
+    for place, order in enumerate(engram.orders):
+        yield order, rows[place * engram.heads : (place + 1) * engram.heads]
+
+
+def _largest_shard(tables: list[Table], ranks: int) -> int:
+    sharding = Sharding(tuple(table.rows for table in tables), ranks)
+    return max(sharding.shard_rows(rank) for rank in range(ranks))

