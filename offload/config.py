@@ -54,8 +54,11 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
     planner_threads: int = Field(1, ge=1)
     """Cores that planning coming steps may take of each rank."""
-    engine: Literal["auto", "cpu"] = "auto"
-    """How rows are copied between host memory and the window."""
+    engine: Literal["auto", "zero_copy", "staged", "cpu"] = "auto"
+    """How rows are copied between host memory and the window. `zero_copy`: kernels on the GPU reach into host memory,
+    which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
+    carry; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` takes `cpu` where there is no
+    GPU, and else times the other two when the run starts and takes the faster one. All give the same bits."""
     host_file: str | None = None
     """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
     tables larger than RAM. Its whole size is reserved at the start and given back when the run ends, however it ends.
@@ -80,10 +83,14 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
             )
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
+        if self.host_file is not None and self.engine == "zero_copy":
+            raise ValueError("a file's memory cannot be pinned: set engine=staged, or host_file to null")
         return self
 
     @model_validator(mode="after")
-    def _resident_needs_no_link(self) -> "OffloadConfig":
+    def _link_needs_the_cpu_engine(self) -> "OffloadConfig":
         if self.mode == "resident" and self.emulate_link is not None:
             raise ValueError("emulate_link has no meaning with mode=resident, where no row travels: set it to null")
+        if self.engine in ("zero_copy", "staged") and self.emulate_link is not None:
+            raise ValueError(f"emulate_link has no meaning with engine={self.engine}: set one of them to null or auto")
         return self

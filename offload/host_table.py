@@ -9,6 +9,7 @@ from torch import Tensor
 from offload.host_limits import address_limits, local_ranks, memory_limits, require_room, size_text
 from offload.host_memory import advise, cores, map_anonymous, map_file, pages, touch
 from offload.host_numa import home_nodes, place
+from offload.pinned_memory import Driver, PinnedMemory
 
 
 class HostTable:
@@ -22,7 +23,7 @@ class HostTable:
         touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
             Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
             pages the first few steps would have to clear nearly the whole table. None: only if pinned.
-        pinned: whether the memory is going to be locked for a GPU's transfers.
+        pinned: whether the memory is going to be locked for a GPU's transfers (`pin`).
         device: of the window.
 
     Raises:
@@ -31,6 +32,8 @@ class HostTable:
 
     records_RW: Tensor
     """fp32 [R, W]: the memory itself. After `close` it is empty."""
+    device_RW: Tensor | None = None
+    """fp32 [R, W]: the same memory, as the GPU that `pin` was called for sees it; None until then and after `close`."""
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class HostTable:
             require_room(size, memory_limits(pinned=pinned), local_ranks())
             memory = map_anonymous(size)
         words_N = torch.frombuffer(memory, dtype=torch.float32)
+        self._words_N: Tensor | None = words_N
+        self._pinned: PinnedMemory | None = None
         self.records_RW = words_N[: num_rows * words].view(num_rows, words)
         self._nodes: set[int] = set()
         if file_folder is None:
@@ -68,10 +73,38 @@ class HostTable:
     def describe(self) -> str:
         """What the system gave, in a line for people. Walks the page tables: not for the training loop."""
         kind = "memory" if self._file_folder is None else f"a file in {self._file_folder}"
+        kind = f"pinned {kind}" if self._pinned is not None else kind
         nodes = f" on NUMA node {', '.join(map(str, sorted(self._nodes)))}" if self._nodes else ""
         return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self.records_RW)}"
 
+    def pin(self, driver: Driver, device: torch.device) -> Tensor:
+        """Locks the memory for the transfers of a GPU.
+
+        Returns:
+            `device_RW`.
+
+        Raises:
+            PinError: the driver refuses, which leaves everything as it was.
+        """
+        if self._words_N is None or self._pinned is not None:
+            raise RuntimeError("the table is closed or pinned already")
+        pinned = PinnedMemory(self._words_N, driver)
+        try:
+            self.device_RW = pinned.view(device)[: self.records_RW.numel()].view(self.records_RW.shape)
+        except BaseException:
+            pinned.close()
+            raise
+        self._pinned = pinned
+        return self.device_RW
+
     def close(self) -> None:
-        """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more."""
+        """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more.
+
+        Pinned memory is unregistered at once: nothing on the GPU may be using it.
+        """
+        self.device_RW = None
+        if self._pinned is not None:
+            self._pinned.close()
+        self._words_N = self._pinned = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
         self.records_RW = torch.empty(0, self.records_RW.shape[1])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
-from offload.store import Traffic
+from offload.store import Places, Traffic
 
 
 class ResidentStore:
@@ -23,6 +23,7 @@ class ResidentStore:
         num_rows = sharding.shard_rows(rank)
         self.records = torch.zeros(num_rows, layout.words, device=device)
         init.fill(layout, self.records, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
+        self._places = Places(device)
         self.traffic = Traffic()
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
@@ -32,7 +33,7 @@ class ResidentStore:
     def acquire(self, step: int, rows: Tensor) -> Tensor:
         """See `RowStore.acquire`."""
         self.traffic.requested += len(rows)
-        return rows.to(self.records.device)
+        return self._places.put(rows.numpy())
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
         """See `RowStore.finish`."""

@@ -15,12 +15,13 @@ from offload.addressing import AddressBook
 from offload.config import OffloadConfig
 from offload.exchange import exchange_gradients, exchange_values
 from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
+from offload.plan_uploads import PlanUploads
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit, torch_dtype
 from offload.resident import ResidentStore
 from offload.shadow import Shadow
 from offload.sharding import Sharding
-from offload.store import RowStore, Traffic
+from offload.store import Places, RowStore, Traffic
 from offload.updates import CurrentRows, RowUpdater
 from offload.verify import Verifier
 from offload.window import WindowStore
@@ -98,8 +99,9 @@ class EngramTables:
                 addresses, self.sharding, self._rank, shadow, self.updater, group, self.device, dtype
             )
             self._store = self._verifier.watch(self._store)
+        self._uploads, self._ids = PlanUploads(self.device), Places(self.device)
         self._planner = Planner(
-            lambda batches: make_plan(batches, addresses, self.sharding, self._rank, host_group),
+            lambda batches: self._uploads.pin(make_plan(batches, addresses, self.sharding, self._rank, host_group)),
             batches,
             config.planner_threads,
         )
@@ -107,6 +109,7 @@ class EngramTables:
         self._batches = batches
         self._step = -1
         self._rows: StepRows | None = None
+        self._plan: Plan | None = None  # the step's, on the device
         self._places_O = torch.empty(0, dtype=torch.int64)
         self._current: CurrentRows | None = None
         self._gradient_OD: Tensor | None = None
@@ -151,11 +154,12 @@ class EngramTables:
             self._verifier.check_plan(f"step {step + 1}", plan, self._batches(step))
         self._places_O = self._store.acquire(step, plan.rows_O)
         self._prefetch()
+        self._plan = self._uploads.take(step, plan)
         self._current = self.updater.read(self._store.records, self._places_O)
-        leaves = [leaf.requires_grad_() for leaf in self._exchange(plan, self._current.weights_UD)]
+        leaves = [leaf.requires_grad_() for leaf in self._exchange(self._plan, self._current.weights_UD)]
         if self._verifier:
             self._verifier.check_rows(f"step {step + 1}", plan, self._caught_up(self._stored()), leaves)
-        self._rows = StepRows(leaves, self._indices(plan))
+        self._rows = StepRows(leaves, self._indices(self._plan))
         return self._rows
 
     def reduce_gradients(self) -> Tensor:
@@ -164,15 +168,15 @@ class EngramTables:
         Returns:
             fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
         """
-        if self._rows is None:
+        if self._rows is None or self._plan is None:
             raise RuntimeError("no step has begun")
-        plan = self._planner.plan(self._step)
         gradients = [_gradient(leaf) for leaf in self._rows.leaves]
         parts = [
             exchange_gradients(part, gradient, part.owned.stop - part.owned.start, self._group)
-            for part, gradient in zip(plan.modules, gradients, strict=True)
+            for part, gradient in zip(self._plan.modules, gradients, strict=True)
         ]
         if self._verifier:
+            plan = self._planner.plan(self._step)
             self._verifier.check_gradients(f"step {self._step + 1}", plan, gradients, parts)
         self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
         norm_squared = torch.linalg.vector_norm(self._gradient_OD, dtype=torch.float64).square()
@@ -193,7 +197,7 @@ class EngramTables:
         plan = self._planner.plan(self._step)
         # They key the rounding of bf16 rows.
         rounds = self._config.row_dtype == "bf16"
-        row_ids = self.sharding.global_ids(self._rank, plan.rows_O).to(self.device) if rounds else None
+        row_ids = self._ids.put(self.sharding.global_ids(self._rank, plan.rows_O).numpy()) if rounds else None
         self.updater.update_at(
             self._store.records,
             self._places_O,
@@ -251,7 +255,11 @@ class EngramTables:
 
     def _prefetch(self) -> None:
         for ahead in range(self._step + 1, min(self._step + self._config.depth + 1, self._num_steps)):
-            if not self._planner.ready(ahead) or not self._store.prefetch(ahead, self._planner.plan(ahead).rows_O):
+            if not self._planner.ready(ahead):
+                return
+            plan = self._planner.plan(ahead)
+            self._uploads.send(ahead, plan)
+            if not self._store.prefetch(ahead, plan.rows_O):
                 return
 
     def _stored(self) -> Tensor:
@@ -274,7 +282,7 @@ class EngramTables:
     def _finish(self, *, updated: bool) -> None:
         self._store.finish(self._step, self._planner.plan(self._step).rows_O, updated=updated)
         self._planner.forget(self._step)
-        self._rows = self._current = self._gradient_OD = None
+        self._rows = self._plan = self._current = self._gradient_OD = None
         self._prefetch()
 
     def _require_room(self, step: int) -> Plan:

@@ -1,78 +1,147 @@
-"""Copies of records between host memory and the window, on one background worker a direction."""
+"""What carries records between host memory and the window: one interface, three engines.
 
+`zero_copy`: kernels that reach into pinned host memory. `staged`: the CPU gathers, the GPU's copy engines carry.
+`cpu`: the window is in host memory too. All give the same bits.
+"""
+
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from offload.config import LinkConfig
-from offload.workers import background_worker
+from offload.config import OffloadConfig
+from offload.copies import Copy
+from offload.host_limits import local_ranks
+from offload.host_memory import cores
+from offload.host_table import HostTable
+from offload.pinned_memory import CudaDriver, Driver, PinError
+from offload.shard import Shard
+from offload.streams import Streams, streams_of
+from offload.transfers_cpu import CpuTransfers
+from offload.transfers_staged import StagedTransfers
+from offload.transfers_zero_copy import ZeroCopyTransfers
 
-_STAGING_BYTES = 1 << 20
-"""Of each direction's buffer: a chunk of records that stays in a core's cache between its two copies."""
+_log = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 1 << 16
+_SAMPLES = 3
+_MAX_STAGING_THREADS = 8
 
 
-class CpuTransfers:
-    """The engine of ranks without a GPU: both the table and the window are in host memory.
+class Transfers(Protocol):
+    """An engine. Copies of one direction land in the order in which they were asked for."""
 
-    The two workers run at the same time, on one core each. Copies of one direction land in the order in which they
-    were asked for, through a buffer that is allocated once.
+    name: str
+    """The engine's, as `offload.engine` calls it."""
+    stream_ordered: bool
+    """Whether `Copy.order` of a write-back never makes the host wait."""
 
-    Args:
-        host_RW: the shard's records.
-        window_CW: the window's records; C slots.
-        complete: called on the worker with (records_UW, rows) of a fetch, to fill in what host memory does not hold.
-        link: emulates the time that this bus would take; null copies at full speed.
-    """
+    def fetch(self, rows: Tensor, slots: Tensor) -> Copy:
+        """Copies records of `rows` into `slots`, the initial weights of rows that were never updated included.
 
-    def __init__(
-        self,
-        host_RW: Tensor,
-        window_CW: Tensor,
-        complete: Callable[[Tensor, Tensor], None],
-        link: LinkConfig | None = None,
-    ) -> None:
-        self._host_RW, self._window_CW = host_RW, window_CW
-        self._complete = complete
-        self._link = link
-        self._chunk_rows = max(1, _STAGING_BYTES // (host_RW.shape[1] * host_RW.element_size()))
-        self._incoming, self._outgoing = host_RW.new_empty(2, self._chunk_rows, host_RW.shape[1])
-        self._fetcher = background_worker("engram-fetch")
-        self._writer = background_worker("engram-writeback")
+        It begins when what the caller's stream was given so far is done.
 
-    def fetch(self, rows: Tensor, slots: Tensor) -> Future[None]:
-        """Copies records of `rows` (int64) into `slots` (int64)."""
-        return self._fetcher.submit(self._fetch, rows, slots)
+        Args:
+            rows: places in the shard, int64, on the host.
+            slots: int64, on the host. Nobody may be copying them or these rows to host memory, unless that copy has
+                landed or was told to come first (`Copy.order`).
+        """
 
-    def write_back(self, slots: Tensor, rows: Tensor) -> Future[None]:
-        """Copies records of `slots` (int64) to `rows` (int64)."""
-        return self._writer.submit(self._write_back, slots, rows)
+    def write_back(self, slots: Tensor, rows: Tensor) -> Copy:
+        """Copies records of `slots` to `rows`. It begins when what the caller's stream was given so far is done."""
 
     def close(self) -> None:
-        """Waits for what is under way and ends the workers."""
-        self._fetcher.shutdown()
-        self._writer.shutdown()
+        """Waits for what is under way and ends background work."""
 
-    def _fetch(self, rows: Tensor, slots: Tensor) -> None:
+
+def pins(config: OffloadConfig, device: torch.device) -> bool:
+    """Whether the tables' host memory is going to be pinned, if the system allows it."""
+    return device.type == "cuda" and config.engine in ("auto", "zero_copy") and config.host_file is None
+
+
+def open_transfers(
+    config: OffloadConfig,
+    host: HostTable,
+    window_CW: Tensor,
+    shard: Shard,
+    driver_of: Callable[[torch.device], Driver] = CudaDriver,
+) -> Transfers:
+    """The engine that the config asks for, or, with `auto`, the one that proves faster here.
+
+    Args:
+        config: offload settings.
+        host: the shard's records. Pinned here, for the engine that needs it.
+        window_CW: the window's records, on the device. `auto` fetches into it.
+        shard: the rows.
+        driver_of: who pins memory for a GPU.
+
+    Raises:
+        ValueError: this device has no such engine, or host memory cannot be pinned.
+    """
+    device = window_CW.device
+    engine = "cpu" if config.engine == "auto" and device.type == "cpu" else config.engine
+    _require_possible(engine, config, device)
+    streams = streams_of(device)
+    if engine == "cpu":
+        return CpuTransfers(host.records_RW, window_CW, shard.fill, config.emulate_link)
+    if engine == "zero_copy":
+        return _zero_copy(host, window_CW, shard, streams, driver_of)
+    staged = StagedTransfers(host.records_RW, window_CW, shard.fill, streams, _staging_threads())
+    if engine == "staged" or config.host_file is not None:
+        return staged
+    try:
+        zero_copy = _zero_copy(host, window_CW, shard, streams, driver_of)
+    except PinError as error:
+        _log.warning("offload.engine: staged, since %s", error)
+        return staged
+    return _faster(zero_copy, staged, len(host.records_RW), window_CW)
+
+
+def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
+    if engine == "cpu" and device.type != "cpu":
+        raise ValueError(
+            f"offload.engine=cpu keeps the window in host memory, but the model is on {device}: set it to auto"
+        )
+    if engine != "cpu" and config.emulate_link is not None:
+        raise ValueError(f"offload.emulate_link has no meaning on {device}: set it to null, or train on the CPU")
+
+
+def _zero_copy(
+    host: HostTable, window_CW: Tensor, shard: Shard, streams: Streams, driver_of: Callable[[torch.device], Driver]
+) -> ZeroCopyTransfers:
+    device = window_CW.device
+    seen_RW = host.records_RW if device.type == "cpu" else host.pin(driver_of(device), device)
+    return ZeroCopyTransfers(seen_RW, window_CW, shard, streams)
+
+
+def _staging_threads() -> int:
+    """Cores for each direction's worker: a quarter of this rank's share."""
+    return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
+
+
+def _faster(one: Transfers, other: Transfers, num_rows: int, window_CW: Tensor) -> Transfers:
+    """Times fetches into slots that are still free; ends the slower engine."""
+    count = min(num_rows, len(window_CW), _SAMPLE_ROWS)
+    slots = torch.arange(count)
+    rows = slots * (num_rows // max(1, count))
+    seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
+    fastest, slowest = sorted(seconds, key=lambda engine: seconds[engine])
+    nbytes = count * window_CW.shape[1] * window_CW.element_size()
+    rates = ", ".join(f"{engine.name} {nbytes / 1e9 / s:.1f} GB/s" for engine, s in seconds.items())
+    _log.info("offload.engine: %s (measured: %s)", fastest.name, rates)
+    slowest.close()
+    return fastest
+
+
+def _fetch_s(engine: Transfers, rows: Tensor, slots: Tensor) -> float:
+    """The shortest of a few fetches, after one that may have to compile."""
+    engine.fetch(rows, slots).wait()
+    times = []
+    for _ in range(_SAMPLES):
         started = time.perf_counter()
-        for part, places in zip(rows.split(self._chunk_rows), slots.split(self._chunk_rows), strict=True):
-            records = torch.index_select(self._host_RW, 0, part, out=self._incoming[: len(part)])
-            self._complete(records, part)
-            self._window_CW.index_copy_(0, places, records)
-        self._occupy_link(started, len(rows))
-
-    def _write_back(self, slots: Tensor, rows: Tensor) -> None:
-        started = time.perf_counter()
-        for places, part in zip(slots.split(self._chunk_rows), rows.split(self._chunk_rows), strict=True):
-            records = torch.index_select(self._window_CW, 0, places, out=self._outgoing[: len(part)])
-            self._host_RW.index_copy_(0, part, records)
-        self._occupy_link(started, len(rows))
-
-    def _occupy_link(self, started: float, num_rows: int) -> None:
-        if self._link is None:
-            return
-        nbytes = num_rows * self._host_RW.shape[1] * self._host_RW.element_size()
-        lasts = self._link.latency_s + nbytes / self._link.bytes_per_second
-        time.sleep(max(0.0, started + lasts - time.perf_counter()))
+        engine.fetch(rows, slots).wait()
+        times.append(time.perf_counter() - started)
+    return min(times)

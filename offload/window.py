@@ -1,19 +1,20 @@
 """A shard in host memory, seen through a window of slots on the device."""
 
 from collections import deque
-from concurrent.futures import Future
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offload.config import OffloadConfig
+from offload.copies import Copy
 from offload.directory import Directory
 from offload.host_table import HostTable
 from offload.records import RecordLayout, RowInit
+from offload.shard import Shard
 from offload.sharding import Sharding
-from offload.store import Traffic
-from offload.transfers import CpuTransfers
+from offload.store import Places, Traffic
+from offload.transfers import open_transfers, pins
 
 
 class WindowStore:
@@ -26,7 +27,7 @@ class WindowStore:
         device: of the window.
 
     Raises:
-        ValueError: if host memory does not suffice.
+        ValueError: if host memory does not suffice, or the device has no such engine.
     """
 
     def __init__(
@@ -41,31 +42,47 @@ class WindowStore:
         num_rows = sharding.shard_rows(rank)
         num_slots = min(config.window_rows, num_rows)
         self._host = HostTable(
-            num_rows, layout.words, file_folder=config.host_file, touch_pages=config.host_touch, device=device
+            num_rows,
+            layout.words,
+            file_folder=config.host_file,
+            touch_pages=True if config.host_touch is None and pins(config, device) else config.host_touch,
+            pinned=pins(config, device) and config.engine == "zero_copy",
+            device=device,
         )
         self.records = torch.zeros(num_slots, layout.words, device=device)
         self._directory = Directory(num_rows, num_slots)
-        self._layout, self._init, self._sharding, self._rank = layout, init, sharding, rank
-        self._transfers = CpuTransfers(self._host.records_RW, self.records, self._fill, config.emulate_link)
-        self._fetches: dict[int, tuple[np.ndarray, Future[None]]] = {}
-        self._writebacks: deque[tuple[np.ndarray, Future[None]]] = deque()
+        self._shard = Shard(sharding, rank, layout, init)
+        try:
+            self._transfers = open_transfers(config, self._host, self.records, self._shard)
+        except BaseException:
+            self._host.close()
+            raise
+        self._places = Places(device)
+        self._fetches: dict[int, tuple[np.ndarray, Copy]] = {}
+        self._writebacks: deque[tuple[np.ndarray, Copy]] = deque()
+        self._landing: deque[Copy] = deque()  # what whoever needs to was told to come after
         self._wanted_free = 0
         self.traffic = Traffic()
+
+    @property
+    def engine(self) -> str:
+        """The engine that carries the records."""
+        return self._transfers.name
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """See `RowStore.prefetch`."""
         if step in self._fetches:
             return True
-        self._collect_writebacks(wait=False)
+        self._collect_writebacks()
         self._directory.keep(step, rows.numpy())
         self._wanted_free = self._directory.missing(rows.numpy())
         self._make_room()
-        admission = self._directory.admit(step, rows.numpy())
-        if admission is None:
-            return False
+        while (admission := self._directory.admit(step, rows.numpy())) is None:
+            if not self._writebacks or not self._transfers.stream_ordered:
+                return False
+            self._order_writeback()
         fetched, slots = admission
-        future = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
-        self._fetches[step] = slots, future
+        self._fetches[step] = slots, self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
         return True
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
@@ -73,10 +90,10 @@ class WindowStore:
         while not self.prefetch(step, rows):
             if not self._writebacks:
                 raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
-            self._collect_writebacks(wait=True)
-        slots, future = self._fetches.pop(step)
+            self._order_writeback()
+        slots, fetch = self._fetches.pop(step)
         with self.traffic.waiting():
-            future.result()
+            fetch.order()
         self._directory.fetched(slots)
         # Counted for the step that uses the rows, not for the earlier one during which they travelled.
         self.traffic.requested += len(rows)
@@ -84,8 +101,8 @@ class WindowStore:
         used = self._directory.slots(rows.numpy())
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):
-            self._collect_writebacks(wait=True)
-        return torch.from_numpy(used).to(self.records.device)
+            self._order_writeback()
+        return self._places.put(used)
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
         """See `RowStore.finish`."""
@@ -96,16 +113,18 @@ class WindowStore:
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""
+        self._land_writebacks()
         records = self._host.records_RW.index_select(0, rows)
+        self._shard.fill(records, rows)
+        records = records.to(self.records.device)
         slots = self._directory.slots(rows.numpy())
         held = np.flatnonzero(slots >= 0)
         # Rows on their way in are equal in both places, but may not have landed in the slot yet.
         held = held[~np.isin(slots[held], self._slots_in_flight())]
         if len(held):
-            places = torch.from_numpy(slots[held]).to(self.records.device)
-            records[torch.from_numpy(held)] = self.records.index_select(0, places).cpu()
-        self._fill(records, rows)
-        return records.to(self.records.device)
+            places, slots_held = (torch.from_numpy(part).to(self.records.device) for part in (held, slots[held]))
+            records.index_copy_(0, places, self.records.index_select(0, slots_held))
+        return records
 
     def in_host_memory(self, rows: Tensor) -> Tensor:
         """See `RowStore.in_host_memory`."""
@@ -114,10 +133,11 @@ class WindowStore:
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
         while self._writebacks:
-            self._collect_writebacks(wait=True)
+            self._order_writeback()
+        self._land_writebacks()
         dirty = np.flatnonzero(self._directory.dirty)
         rows = torch.from_numpy(self._directory.rows(dirty))
-        self._transfers.write_back(torch.from_numpy(dirty), rows).result()
+        self._transfers.write_back(torch.from_numpy(dirty), rows).wait()
         self._directory.cleaned(dirty)
         return self._host.records_RW
 
@@ -129,9 +149,6 @@ class WindowStore:
         """See `RowStore.close`."""
         self._transfers.close()
         self._host.close()
-
-    def _fill(self, records_UW: Tensor, rows: Tensor) -> None:
-        self._init.fill(self._layout, records_UW, self._sharding.global_ids(self._rank, rows))
 
     def _slots_in_flight(self) -> np.ndarray:
         flights = [slots for slots, _ in self._fetches.values()]
@@ -148,10 +165,23 @@ class WindowStore:
             self._writebacks.append((slots, self._transfers.write_back(torch.from_numpy(slots), rows)))
             self.traffic.written_back += len(slots)
 
-    def _collect_writebacks(self, wait: bool) -> None:
-        while self._writebacks and (wait or self._writebacks[0][1].done()):
-            slots, future = self._writebacks.popleft()
-            with self.traffic.waiting():
-                future.result()
-            self._directory.written(slots)
-            wait = False
+    def _collect_writebacks(self) -> None:
+        """Takes note of what has landed; never waits."""
+        while self._landing and self._landing[0].done():
+            self._landing.popleft()
+        while self._writebacks and self._writebacks[0][1].done():
+            self._order_writeback()
+
+    def _order_writeback(self) -> None:
+        """Has whoever may touch the rows and slots of the oldest write-back come after it, as if it had landed."""
+        slots, copy = self._writebacks.popleft()
+        with self.traffic.waiting():
+            copy.order()
+        self._directory.written(slots)
+        if self._transfers.stream_ordered:
+            self._landing.append(copy)
+
+    def _land_writebacks(self) -> None:
+        """The host is about to read memory itself."""
+        while self._landing:
+            self._landing.popleft().wait()

@@ -51,15 +51,10 @@ def open_tables(
     """This rank's shard of the tables, looking ahead in the loader's batches; None without Engram. Collective.
 
     Raises:
-        UserError: host memory does not suffice, or rows would have to travel to a GPU.
+        UserError: host memory does not suffice or cannot be pinned, or the device has not the engine asked for.
     """
     if addresses is None or job.model.engram is None:
         return None
-    if job.offload.mode == "window" and device.type != "cpu":
-        raise UserError(
-            "offload.mode: a window on a GPU is not supported yet: set offload.mode=resident to keep all rows on the "
-            "GPU, or DS_ACCELERATOR=cpu in the environment to train on the CPU"
-        )
     # The planner's collectives run on a thread of their own, so they need a group of their own.
     host_group = dist.new_group(backend="gloo")
     try:

@@ -1,0 +1,116 @@
+"""Queues of work on the device, and the marks by which one waits for another.
+
+A GPU works through several streams at a time; the host only fills them. On a CPU there is one thread of work, which
+has always finished what it was given: the same engines run there, with nothing to wait for.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """A mark in a stream."""
+
+    def query(self) -> bool:
+        """Whether all work before the mark is done; never waits."""
+
+    def synchronize(self) -> None:
+        """The host waits until all work before the mark is done."""
+
+
+class Stream(Protocol):
+    """Work that is done in the order in which it was given."""
+
+    def record_event(self) -> Event:
+        """A mark behind the work given so far."""
+
+    def wait_event(self, event: Any) -> None:
+        """Work given from now on comes after the mark, an event of the same device. The host does not wait."""
+
+
+class Streams(Protocol):
+    """The streams of a device."""
+
+    def new(self) -> Stream:
+        """A stream that yields to the others where the device can choose."""
+
+    def current(self) -> Stream:
+        """The stream that this thread gives its work to."""
+
+    def use(self, stream: Stream) -> AbstractContextManager[object]:
+        """This thread's work goes to `stream` while inside."""
+
+    def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialised host memory that the device copies from and to without the host's help."""
+
+
+class CudaStreams:
+    """The streams of an NVIDIA GPU.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def new(self) -> Stream:
+        """See `Streams.new`."""
+        return torch.cuda.Stream(self._device, priority=0)  # the lowest there is
+
+    def current(self) -> Stream:
+        """See `Streams.current`."""
+        return torch.cuda.current_stream(self._device)
+
+    def use(self, stream: Stream) -> AbstractContextManager[object]:
+        """See `Streams.use`."""
+        assert isinstance(stream, torch.cuda.Stream)
+        return torch.cuda.stream(stream)
+
+    def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """See `Streams.pinned`."""
+        return torch.empty(*shape, dtype=dtype, pin_memory=True)
+
+
+class _Done:
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _Immediate:
+    def record_event(self) -> _Done:
+        return _Done()
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+
+class HostStreams:
+    """A CPU's only stream: the calling thread."""
+
+    def new(self) -> Stream:
+        """See `Streams.new`."""
+        return _Immediate()
+
+    def current(self) -> Stream:
+        """See `Streams.current`."""
+        return _Immediate()
+
+    def use(self, stream: Stream) -> AbstractContextManager[object]:
+        """See `Streams.use`."""
+        return nullcontext()
+
+    def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """See `Streams.pinned`."""
+        return torch.empty(*shape, dtype=dtype)
+
+
+def streams_of(device: torch.device) -> Streams:
+    """The streams of a device."""
+    return CudaStreams(device) if device.type == "cuda" else HostStreams()
