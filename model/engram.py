@@ -59,16 +59,15 @@ class Engram(nn.Module):
         """
         memory_BTE = self._lookup(memory, hidden_BTMD)
         key_BTMD = torch.stack([project(memory_BTE) for project in self.key_projs], dim=2)
-        gate_BTM = engram_gate(
+        gated_BTMD = engram_gate(
             hidden_BTMD,
             key_BTMD,
+            self.value_proj(memory_BTE),
             self.query_norm_weight.view(self.branches, -1),
             self.key_norm_weight.view(self.branches, -1),
             eps=self.config.gate_eps,
             signed_sqrt=self.config.gate == "signed_sqrt",
         )
-        value_BTD = self.value_proj(memory_BTE)
-        gated_BTMD = (gate_BTM.unsqueeze(-1) * value_BTD.unsqueeze(2)).to(value_BTD.dtype)
         return gated_BTMD if self.convolution is None else self.convolution(gated_BTMD, positions_BT)
 
     def _lookup(self, memory: MemoryRows, hidden_BTMD: Tensor) -> Tensor:
