@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from kernels import records, records_triton
+from tests.kernels.record_tables import RecordShape, random_records, sparse_words
+
+BF16 = torch.bfloat16
+SHAPES = [
+    RecordShape(3, 1),
+    RecordShape(1, 0),
+    RecordShape(80, 1, BF16),  # 168 bytes
+    RecordShape(33, 2, BF16, before=5),  # an odd row, memory that does not start at a line
+    RecordShape(40, 20, apart=3),  # 64 words apart: every record at a line's start
+    RecordShape(80, 47),  # 512 bytes
+    RecordShape(80, 160),  # Adam, fp32: 964 bytes, aligned to words alone
+    RecordShape(80, 160, apart=3),  # 244 words apart: aligned to 16 bytes
+    RecordShape(80, 207),  # 1152 bytes
+    RecordShape(1500, 3000, before=1),  # a record larger than a tile
+]
+RANGES = torch.tensor([[0, 2**40], [7, -7], [7, 5], [30, 1]])
+
+
+def everything(records):
+    """All words of the memory that records lie in, those between them included."""
+    return torch.tensor([]).set_(records.cpu().untyped_storage()).view(torch.int32)
+
+
+def some(count, limit, seed, dtype=torch.int64):
+    return torch.randperm(limit, generator=torch.Generator().manual_seed(seed))[:count].to(dtype)
+
+
+def tables(shape, device):
+    """Host memory and a window for a kernel, and the same for the reference."""
+    host = random_records(shape, 300, seed=0, pinned=device.type == "cuda")
+    window = random_records(shape, 200, seed=1)
+    return host, window.to(device), random_records(shape, 300, seed=0), window.clone()
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16)])
+def test_fetch_is_that_of_the_reference(kernel_device, shape, count, programs):
+    host, window, same_host, same_window = tables(shape, kernel_device)
+    rows, slots = some(count, 300, 2), some(count, 200, 3)
+    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
+    records_triton.fetch_records(
+        host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, programs=programs
+    )
+    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
+    assert torch.equal(everything(host), everything(same_host))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16)])
+def test_write_is_that_of_the_reference(kernel_device, shape, count, programs):
+    host, window, same_host, same_window = tables(shape, kernel_device)
+    rows, slots = some(count, 300, 2), some(count, 200, 3)
+    records_triton.write_records(window, slots.to(kernel_device), host, rows.to(kernel_device), programs=programs)
+    synchronize(kernel_device)
+    records.write_records(same_window, slots, same_host, rows)
+    assert torch.equal(everything(host), everything(same_host))
+    assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
+
+
+@pytest.mark.parametrize(("row_type", "slot_type"), [(torch.int32, torch.int64), (torch.int64, torch.int32)])
+def test_numbers_of_32_bits(kernel_device, row_type, slot_type):
+    shape = RecordShape(80, 47)
+    host, window, _, expected = tables(shape, kernel_device)
+    rows, slots = some(50, 300, 2, row_type), some(50, 200, 3, slot_type)
+    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
+    records_triton.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, programs=2)
+    records.fetch_records(host.clone(), rows, expected, slots, id_ranges_M2=RANGES, **shape.initial)
+    assert torch.equal(window.cpu().view(torch.int32), expected.view(torch.int32))
+    before = host.clone()
+    records_triton.write_records(window, here[1], host, here[0], programs=2)
+    synchronize(kernel_device)
+    records.write_records(expected, slots, before, rows)
+    assert torch.equal(host.view(torch.int32), before.view(torch.int32))
+
+
+def test_nothing_to_move(kernel_device):
+    shape = RecordShape(5, 2)
+    host, window, same_host, same_window = tables(shape, kernel_device)
+    none = torch.empty(0, dtype=torch.int64, device=kernel_device)
+    ranges = RANGES.to(kernel_device)
+    records_triton.fetch_records(host, none, window, none, id_ranges_M2=ranges, **shape.initial, programs=2)
+    records_triton.write_records(window, none, host, none, programs=2)
+    assert torch.equal(everything(host), everything(same_host))
+    assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
+
+
+def test_tables_of_more_than_2_31_words(kernel_device):
+    shape = RecordShape(5, 2)
+    num_rows = 2**31 // shape.words + 100
+    host = (
+        sparse_words(num_rows * shape.words)
+        if kernel_device.type == "cpu"
+        else torch.zeros(num_rows * shape.words, device=kernel_device)
+    )
+    host = host.view(num_rows, shape.words)
+    rows = torch.tensor([num_rows - 1, 0, 2**28, 2**28 - 1, 2**27], device=kernel_device)
+    slots = torch.tensor([4, 3, 2, 1, 0], device=kernel_device)
+    window = random_records(shape, 5, seed=0, fresh=0).to(kernel_device)
+    records_triton.write_records(window, slots, host, rows, programs=1)
+    assert torch.equal(host[rows].view(torch.int32), window[slots].view(torch.int32))
+    back = torch.zeros_like(window)
+    ranges = RANGES.to(kernel_device)
+    records_triton.fetch_records(host, rows, back, slots, id_ranges_M2=ranges, **shape.initial, programs=1)
+    assert torch.equal(back.view(torch.int32), window.view(torch.int32))
