@@ -39,7 +39,7 @@ class Seen:
 
 
 @contextmanager
-def random_delays(seed: int, longest_s: float = LONGEST_S) -> Iterator[Seen]:
+def random_delays(seed: int, longest_s: float = LONGEST_S, longest_write_back_s: float = LONGEST_S) -> Iterator[Seen]:
     """Delays the fetches, write-backs, plans and exchanges of all tables of this process at random, by `seed`.
 
     Each copy is also torn in two, with a pause between: half of its rows have landed, the other half has not.
@@ -50,8 +50,9 @@ def random_delays(seed: int, longest_s: float = LONGEST_S) -> Iterator[Seen]:
         def patch(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
             patches.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name))))
 
-        for name in ("_fetch", "_write_back"):
-            patch(CpuTransfers, name, lambda copy, name=name: _torn(copy, _Pauses(seed, name, longest_s)))
+        for name, longest in (("_fetch", longest_s), ("_write_back", longest_write_back_s)):
+            pauses = _Pauses(seed, name, longest)
+            patch(CpuTransfers, name, lambda copy, pauses=pauses: _torn(copy, pauses))
         for name in ("make_plan", "exchange_values", "exchange_gradients"):
             patch(tables, name, lambda call, name=name: _late(call, _Pauses(seed, name, longest_s)))
         written: set[int] = set()

@@ -2,9 +2,9 @@
 
 import copy
 import faulthandler
-import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,8 @@ from offload.plan import TokenBatch
 from offload.records import RowInit
 from offload.sharding import Sharding
 from offload.tables import EngramTables
-from tests.offload.delays import Seen, random_delays
+from tests.offload import broken_rules
+from tests.offload.delays import LONGEST_S, Seen, random_delays
 
 DIM = 5
 SEED = 3
@@ -57,6 +58,7 @@ class Job:
         abandoned: steps whose rows were handed out, used, and given up without a backward.
         evaluated: steps after which other rows are looked up.
         saved: steps after which the rows are saved.
+        windows: depths, and spare slots beyond those of the fullest step, that the job is made for.
     """
 
     steps: tuple[Tokens, ...]
@@ -66,6 +68,7 @@ class Job:
     abandoned: frozenset[int] = frozenset()
     evaluated: frozenset[int] = frozenset()
     saved: frozenset[int] = frozenset()
+    windows: tuple[tuple[int, int], ...] = ()
     learning_rates: tuple[float, ...] = (0.01, 0.02, 0.005)
     addresses: Addresses = Addresses()
 
@@ -76,7 +79,9 @@ class Job:
 
     def loss(self, rows_ND: Tensor, tokens_BT: Tensor, module: int) -> Tensor:
         if not self.exact:
-            return ((rows_ND + 0.1 * (module + 1)) ** 2).sum()
+            # Multiples of one number would add up to the same bits in almost any order.
+            weights_N1 = torch.arange(1.0, len(rows_ND) + 1).sqrt()[:, None]
+            return (weights_N1 * (rows_ND + 0.1 * (module + 1)) ** 2).sum()
         pattern_ND = (5 * tokens_BT.flatten()[:, None] + 3 * torch.arange(DIM) + module) % 7 - 3
         return (rows_ND * pattern_ND / 8).sum()
 
@@ -124,22 +129,61 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """A job under a config and seeded delays, from the start or from an image."""
+    """A job under a config and seeded delays.
+
+    Attributes:
+        image: what to start from, if not from the start.
+        broken: the rule of `broken_rules` that is broken, if any.
+        longest_write_back_s: the longest pause of a write-back.
+    """
 
     job: Job
     config: OffloadConfig
     seed: int = 0
     image: Image | None = None
+    broken: str | None = None
+    longest_write_back_s: float = LONGEST_S
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that a case runs on.
+
+    Attributes:
+        rank, size: this process's place among them, and how many there are.
+        group, host_group: theirs, for the training loop and for the planner; None without other processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    host_group: dist.ProcessGroup | None = None
+
+
+_ranks: Ranks | None = None
+
+
+def ranks() -> Ranks:
+    """Those of `running_on`, else all processes. Groups are made once: making one takes longer than a case."""
+    global _ranks
+    if _ranks is None:
+        _ranks = Ranks()
+        if dist.is_initialized():
+            _ranks = Ranks(dist.get_rank(), dist.get_world_size(), None, dist.new_group(backend="gloo"))
+    return _ranks
+
+
+@contextmanager
+def running_on(some: Ranks) -> Iterator[None]:
+    """Runs cases on some of the processes."""
+    global _ranks
+    before, _ranks = _ranks, some
+    yield
+    _ranks = before
 
 
 def rank_and_size() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-@functools.cache
-def host_group() -> dist.ProcessGroup | None:
-    """One for all cases of a rank: making a group takes longer than a case."""
-    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+    return ranks().rank, ranks().size
 
 
 def open_tables(case: Case) -> EngramTables:
@@ -151,7 +195,8 @@ def open_tables(case: Case) -> EngramTables:
         init=RowInit(SEED, 0.02),
         batches=lambda step: case.job.batches(step, rank, world_size),
         num_steps=len(case.job.steps),
-        host_group=host_group(),
+        group=ranks().group,
+        host_group=ranks().host_group,
     )
     if case.image is not None:
         tables.updater.load_state(case.image.state)
@@ -227,7 +272,10 @@ def leaks(tables: EngramTables) -> dict[str, int]:
 def run_case(case: Case) -> Outcome:
     """Trains a case to its end on this rank."""
     job, results, images = case.job, [], []
-    with random_delays(1000 * case.seed + rank_and_size()[0]) as seen:
+    # The delays come last: they count what really happens.
+    broken = getattr(broken_rules, case.broken)() if case.broken else nullcontext()
+    seed = 1000 * case.seed + rank_and_size()[0]
+    with broken, random_delays(seed, longest_write_back_s=case.longest_write_back_s) as seen:
         tables = open_tables(case)
         try:
             if case.image:
@@ -246,13 +294,36 @@ def run_case(case: Case) -> Outcome:
     return Outcome(losses, norms, rows, images, left, seen)
 
 
-def run_cases(cases: Sequence[Case]) -> list[Outcome]:
-    """Cases one after another on the same ranks. A rank that hangs is ended, with its threads' tracebacks."""
+def run_cases_by_size(cases: Mapping[int, Sequence[Case]]) -> dict[tuple[int, int], Outcome]:
+    """Runs cases for each number of ranks, on processes of which there are enough; every process must call it.
+
+    As many cases run at a time as there are ranks for. A rank that hangs is ended, with its threads' tracebacks.
+
+    Returns:
+        What this process saw, by number of ranks and by the case's place among the cases for that number.
+    """
     faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True)
     try:
-        return [run_case(case) for case in cases]
+        teams = {size: _teams(size) for size in cases}
+        outcomes = {}
+        for size, (mine, number, count) in teams.items():
+            if mine is not None:
+                with running_on(mine):
+                    places = range(number, len(cases[size]), count)
+                    outcomes |= {(size, place): run_case(cases[size][place]) for place in places}
+        return outcomes
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _teams(size: int) -> tuple[Ranks | None, int, int]:
+    """Splits all processes into teams; returns this one's, its number, and how many teams there are."""
+    rank, count = dist.get_rank(), dist.get_world_size() // size
+    members = [range(team * size, (team + 1) * size) for team in range(count)]
+    # Every process must take part in the making of every group.
+    groups = [[dist.new_group(list(team), backend="gloo") for _ in range(2)] for team in members]
+    number = rank // size
+    return (Ranks(rank % size, size, *groups[number]) if number < count else None), number, count
 
 
 def merged(parts: Sequence[dict[int, bytes]]) -> dict[int, bytes]:

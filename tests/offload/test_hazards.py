@@ -1,11 +1,9 @@
 """The hazards of a table that is fetched ahead and written back behind, each by its number (docs/hazards.md).
 
-Everything that runs beside the training loop is delayed at random, and every copy is torn in two. Each number of
-ranks is started once and runs all its cases.
+Everything that runs beside the training loop is delayed at random, and every copy is torn in two. What runs on a
+number of ranks is in `hazard_runs.py`; that a broken rule would be noticed, in `test_broken_rules.py`.
 """
 
-import functools
-import itertools
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -15,26 +13,32 @@ from hypothesis import strategies as st
 
 from kernels.row_init import initial_rows
 from offload.config import OffloadConfig, TableOptimizerConfig
-from tests.distributed import run_ranks
 from tests.offload.delays import Seen
 from tests.offload.hazard_job import (
     DIM,
     SEED,
-    SEQUENCES,
     Addresses,
     Case,
     Image,
     Job,
     Outcome,
-    Tokens,
     merged,
     open_tables,
     run_case,
-    run_cases,
     train_step,
     use_rows,
 )
 from tests.offload.hazard_reference import reference_rows
+from tests.offload.hazard_runs import (
+    JOBS,
+    NOTHING,
+    Runs,
+    drawn,
+    periodic,
+    reload_cases,
+    tokens_of,
+    variants,
+)
 
 EXACT_ADAM = TableOptimizerConfig()
 ROWS = {
@@ -45,91 +49,6 @@ ROWS = {
     "adam-bf16": OffloadConfig(row_dtype="bf16", exchange_dtype="bf16"),
 }
 DEPTHS = (0, 1, 2, 4)
-LENGTH = 3
-
-
-def tokens_of(ids: Iterable[int]) -> Tokens:
-    """A step that uses these token ids, again and again until its sequences are full."""
-    endless = itertools.cycle(ids)
-    return tuple(tuple(itertools.islice(endless, LENGTH)) for _ in range(SEQUENCES))
-
-
-def periodic(depth: int, steps: int = 14) -> tuple[Tokens, ...]:
-    """Token 0 at every step, tokens 1 to 3 every d, d + 1 and d + 2 steps, and others that push them out."""
-    periods = {0: 1, 1: max(1, depth), 2: depth + 1, 3: depth + 2}
-    others = [[10 + (6 * step + n) % 80 for n in range(6)] for step in range(steps)]
-    return tuple(
-        tokens_of([token for token, period in periods.items() if step % period == 0] + others[step])
-        for step in range(steps)
-    )
-
-
-def drawn(seed: int, steps: int, low: int = 0, high: int = 97, width: int = 97) -> tuple[Tokens, ...]:
-    """Random tokens out of a narrow range that moves: rows come back after one, a few, or many steps."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def step() -> Tokens:
-        start = int(torch.randint(low, max(low, high - width) + 1, (), generator=generator))
-        ids = torch.randint(start, min(start + width, high), (SEQUENCES, LENGTH), generator=generator)
-        return tuple(map(tuple, ids.tolist()))
-
-    return tuple(step() for _ in range(steps))
-
-
-EVERY = frozenset(range(100))
-NOTHING: Tokens = ((),) * SEQUENCES
-JOBS = {
-    "periodic": Job(periodic(2)),
-    "churn": Job(drawn(1, 14, width=12)),
-    "alternating": Job((tokens_of(range(12)), tokens_of(range(30, 42))) * 6),
-    "one row": Job((tokens_of([7]), tokens_of([7, 8]), *drawn(2, 2), tokens_of([7])) * 2, exact=True),
-    "quadratic": Job(drawn(3, 6, width=30), micro_batches=3),
-    "one micro-batch": Job(drawn(4, 6, width=30), exact=True),
-    "micro-batches": Job(drawn(4, 6, width=30), exact=True, micro_batches=3),
-    "skips": Job(
-        drawn(5, 12, width=12), skipped=frozenset({0, 3, 4, 9}), abandoned=frozenset({2, 4, 10}), evaluated=EVERY
-    ),
-    "saves": Job(drawn(6, 9, width=14), exact=True, saved=EVERY, skipped=frozenset({4})),
-    "nothing": Job(
-        (NOTHING, tokens_of([0]), NOTHING, NOTHING, tokens_of([0, 1]), tokens_of([1])),
-        addresses=Addresses((2, 1)),
-        evaluated=EVERY,
-    ),
-    "skewed": Job(drawn(7, 8, high=20, width=9) + drawn(8, 3)),
-}
-THOROUGH = ("periodic", "churn", "alternating", "skips", "skewed")
-"""Jobs whose hazards lie in the timing: they run in every variant."""
-
-
-def variants(job: Job, world_size: int, base: OffloadConfig | None = None) -> list[Case]:
-    """A job on the device alone, in windows as small as can be, and in larger ones."""
-    tiny = max(1, job.most_rows(world_size))
-    windows = [(2, tiny), (0, tiny), (0, 2 * tiny), (4, tiny + 2), (1, 1000)]
-    changes: list[dict] = [{"mode": "resident"}]
-    changes += [{"depth": depth, "window_rows": rows} for depth, rows in windows]
-    configs = [(base or OffloadConfig()).model_copy(update=change) for change in changes]
-    return [Case(job, config, seed) for seed, config in enumerate(configs)]
-
-
-def reload_cases(world_size: int) -> list[Case]:
-    """On to the end from what one rank saved: from every image on one rank, in turns on several."""
-    (alone,) = outcomes(1)["saves"][1]
-    images = alone.images if world_size == 1 else alone.images[world_size - 2 :: 3]
-    config = OffloadConfig(depth=2, window_rows=JOBS["saves"].most_rows(1))
-    return [Case(JOBS["saves"], config, image.done, image) for image in images]
-
-
-@functools.cache
-def outcomes(world_size: int) -> dict[str, list[list[Outcome]]]:
-    """For each job, and each of its variants, what every rank saw."""
-    jobs = JOBS if world_size != 3 else {"saves": JOBS["saves"]}
-    cases = {name: variants(job, world_size)[: None if name in THOROUGH else 2] for name, job in jobs.items()}
-    if world_size > 1:
-        cases["reloads"] = reload_cases(world_size)
-    flat = list(itertools.chain.from_iterable(cases.values()))
-    by_rank = [run_cases(flat)] if world_size == 1 else run_ranks(run_cases, world_size, flat)
-    by_case = iter(zip(*by_rank, strict=True))
-    return {name: [list(next(by_case)) for _ in part] for name, part in cases.items()}
 
 
 def rows_of(ranks: Sequence[Outcome]) -> dict[int, bytes]:
@@ -140,8 +59,8 @@ def seen_by(variants_: Iterable[Sequence[Outcome]]) -> Seen:
     return sum((outcome.seen for ranks in variants_ for outcome in ranks), start=Seen())
 
 
-def require_same_bits(job: str, world_size: int) -> None:
-    resident, *windows = outcomes(world_size)[job]
+def require_same_bits(runs: Runs, job: str, world_size: int) -> None:
+    resident, *windows = runs[world_size][job]
     for number, ranks in enumerate(windows):
         for rank, (found, expected) in enumerate(zip(ranks, resident, strict=True)):
             place = f"variant {number + 1} on rank {rank} of {world_size}"
@@ -164,27 +83,28 @@ def test_1_no_row_is_read_before_its_last_update_landed_at_any_period(depth: int
 
 
 @on_ranks
-def test_1_at_all_depths_on_several_ranks(world_size: int) -> None:
-    require_same_bits("periodic", world_size)
+def test_1_at_all_depths_on_several_ranks(runs: Runs, world_size: int) -> None:
+    require_same_bits(runs, "periodic", world_size)
 
 
 @on_ranks
-def test_2_rows_evicted_fetched_again_and_resurrected_keep_their_bits(world_size: int) -> None:
+def test_2_rows_evicted_fetched_again_and_resurrected_keep_their_bits(runs: Runs, world_size: int) -> None:
     """Evict, refetch, resurrect: windows that hold one step, write-backs that land late."""
-    require_same_bits("churn", world_size)
-    require_same_bits("alternating", world_size)
-    seen = seen_by(outcomes(world_size)["alternating"])
+    require_same_bits(runs, "churn", world_size)
+    require_same_bits(runs, "alternating", world_size)
+    require_same_bits(runs, "returning", world_size)
+    seen = seen_by(runs[world_size]["returning"])
     assert seen.resurrected > 0, "no row was resurrected: the test would prove nothing"
     assert seen.waited > 0, "no update had to wait for a copy: the test would prove nothing"
 
 
 @on_ranks
-def test_3_a_slot_is_not_reused_while_it_is_read(world_size: int) -> None:
+def test_3_a_slot_is_not_reused_while_it_is_read(runs: Runs, world_size: int) -> None:
     """Write after read: slots go to other rows while late write-backs read them."""
-    seen = seen_by(outcomes(world_size)["churn"])
+    seen = seen_by(runs[world_size]["churn"])
     assert seen.reused > 50, "hardly a slot was reused: the test would prove nothing"
     assert seen.full > 0, "no step ever found the window full: the test would prove nothing"
-    require_same_bits("churn", world_size)
+    require_same_bits(runs, "churn", world_size)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -199,38 +119,36 @@ def test_4_torn_and_delayed_copies_leave_every_version_right(name: str) -> None:
 
 
 @on_ranks
-def test_5_a_row_that_all_ranks_use_is_updated_once_with_all_their_gradients(world_size: int) -> None:
+def test_5_a_row_that_all_ranks_use_is_updated_once_with_all_their_gradients(runs: Runs, world_size: int) -> None:
     """Lost or double update: with sums that no order changes, any number of ranks gives the bits of one."""
-    require_same_bits("one row", world_size)
-    for ranks in outcomes(world_size)["one row"]:
-        assert rows_of(ranks) == rows_of(outcomes(1)["one row"][0])
+    require_same_bits(runs, "one row", world_size)
+    for ranks in runs[world_size]["one row"]:
+        assert rows_of(ranks) == rows_of(runs[1]["one row"][0])
 
 
 @on_ranks
-def test_6_sums_are_taken_in_lookup_order_then_by_micro_batch_then_by_rank(world_size: int) -> None:
+def test_6_sums_are_taken_in_lookup_order_then_by_micro_batch_then_by_rank(runs: Runs, world_size: int) -> None:
     """Summation order: the bits of a plain loop that emulates the ranks."""
-    require_same_bits("quadratic", world_size)
+    require_same_bits(runs, "quadratic", world_size)
     expected = reference_rows(JOBS["quadratic"], EXACT_ADAM, world_size)
-    assert rows_of(outcomes(world_size)["quadratic"][0]) == expected
-    assert rows_of(outcomes(world_size)["quadratic"][1]) == expected
+    assert rows_of(runs[world_size]["quadratic"][0]) == expected
+    assert rows_of(runs[world_size]["quadratic"][1]) == expected
 
 
 @on_ranks
-def test_7_micro_batches_add_up_to_the_whole_batch(world_size: int) -> None:
+def test_7_micro_batches_add_up_to_the_whole_batch(runs: Runs, world_size: int) -> None:
     """Gradient accumulation: with sums that no order changes, three micro-batches give the bits of one."""
-    require_same_bits("micro-batches", world_size)
-    for parts, whole in zip(
-        *(outcomes(world_size)[name] for name in ("micro-batches", "one micro-batch")), strict=True
-    ):
-        assert rows_of(parts) == rows_of(whole) == rows_of(outcomes(1)["one micro-batch"][0])
+    require_same_bits(runs, "micro-batches", world_size)
+    for parts, whole in zip(*(runs[world_size][name] for name in ("micro-batches", "one micro-batch")), strict=True):
+        assert rows_of(parts) == rows_of(whole) == rows_of(runs[1]["one micro-batch"][0])
 
 
 @on_ranks
-def test_8_skipped_and_abandoned_steps_and_evaluations_leave_no_trace(world_size: int) -> None:
+def test_8_skipped_and_abandoned_steps_and_evaluations_leave_no_trace(runs: Runs, world_size: int) -> None:
     """Skips, evaluation between steps, forward without backward: no row, counter or queue knows of them."""
-    require_same_bits("skips", world_size)
+    require_same_bits(runs, "skips", world_size)
     skips = JOBS["skips"]
-    assert rows_of(outcomes(world_size)["skips"][4]) == reference_rows(skips, EXACT_ADAM, world_size)
+    assert rows_of(runs[world_size]["skips"][-1]) == reference_rows(skips, EXACT_ADAM, world_size)
 
 
 def test_8_a_step_whose_loss_was_never_computed_backward_gives_zeros() -> None:
@@ -291,41 +209,39 @@ def test_9_a_repeated_or_dropped_step_is_refused(wrong: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_10_every_step_saved_under_load_is_the_same_on_any_number_of_ranks(world_size: int) -> None:
+def test_10_every_step_saved_under_load_is_the_same_on_any_number_of_ranks(runs: Runs, world_size: int) -> None:
     """Checkpoint in flight: fetches and write-backs are under way at every save."""
-    (alone,) = outcomes(1)["saves"][0]
-    for ranks in outcomes(world_size)["saves"]:
+    (alone,) = runs[1]["saves"][0]
+    for ranks in runs[world_size]["saves"]:
         for number, image in enumerate(alone.images):
             assert merged([outcome.images[number].rows for outcome in ranks]) == image.rows, f"step {image.done}"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_10_a_save_loads_and_goes_on_bitwise_on_any_number_of_ranks(world_size: int) -> None:
+def test_10_a_save_loads_and_goes_on_bitwise_on_any_number_of_ranks(runs: Runs, world_size: int) -> None:
     """Resume at another world size: what was saved is what is there, and the end is the end of the unbroken run."""
-    (alone,) = outcomes(1)["saves"][0]
-    cases = reload_cases(world_size)
-    reloads = outcomes(world_size)["reloads"] if world_size > 1 else [[run_case(case)] for case in cases]
-    for case, ranks in zip(cases, reloads, strict=True):
+    (alone,) = runs[1]["saves"][0]
+    for case, ranks in zip(reload_cases(alone, world_size), runs[world_size]["reloads"], strict=True):
         assert merged([outcome.images[0].rows for outcome in ranks]) == case.image.rows
         assert rows_of(ranks) == alone.rows, f"resumed after {case.image.done} steps"
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_10_what_several_ranks_saved_one_rank_loads(world_size: int) -> None:
+def test_10_what_several_ranks_saved_one_rank_loads(runs: Runs, world_size: int) -> None:
     """The way back: the images of several ranks, merged, go on to the same end on one."""
-    (alone,) = outcomes(1)["saves"][0]
+    (alone,) = runs[1]["saves"][0]
     for number in (0, 5):
-        parts = [outcome.images[number] for outcome in outcomes(world_size)["saves"][1]]
+        parts = [outcome.images[number] for outcome in runs[world_size]["saves"][1]]
         image = Image(merged([part.rows for part in parts]), parts[0].state, parts[0].done)
         config = OffloadConfig(depth=1, window_rows=JOBS["saves"].most_rows(1))
         assert run_case(Case(JOBS["saves"], config, image=image)).rows == alone.rows
 
 
 @on_ranks
-def test_12_steps_without_tokens_and_ranks_without_rows(world_size: int) -> None:
+def test_12_steps_without_tokens_and_ranks_without_rows(runs: Runs, world_size: int) -> None:
     """Empty shards and zero ids: three rows in all, and steps that use none."""
-    require_same_bits("nothing", world_size)
-    assert rows_of(outcomes(world_size)["nothing"][0]).keys() == {0, 1, 2}
+    require_same_bits(runs, "nothing", world_size)
+    assert rows_of(runs[world_size]["nothing"][0]).keys() == {0, 1, 2}
 
 
 STEPS = st.lists(st.lists(st.integers(0, 30), max_size=9), min_size=1, max_size=12)
@@ -351,11 +267,11 @@ def test_12_a_window_that_just_holds_each_step_is_enough_for_any_ids(
 
 
 @on_ranks
-def test_13_ranks_that_stall_at_different_times_do_not_wait_for_each_other_forever(world_size: int) -> None:
+def test_13_ranks_that_stall_at_different_times_do_not_wait_for_each_other_forever(runs: Runs, world_size: int) -> None:
     """Deadlock: most rows are one rank's, each rank is delayed by a seed of its own; a hang ends the rank."""
-    require_same_bits("skewed", world_size)
+    require_same_bits(runs, "skewed", world_size)
     if world_size > 1:
-        stalls = [[outcome.seen.full for outcome in ranks] for ranks in outcomes(world_size)["skewed"]]
+        stalls = [[outcome.seen.full for outcome in ranks] for ranks in runs[world_size]["skewed"]]
         assert any(len(set(ranks)) > 1 for ranks in stalls), "all ranks stalled alike: the test would prove nothing"
 
 

@@ -18,7 +18,7 @@ from tests.distributed import run_ranks
 from tests.offload import breakages
 from tests.offload.breakages import Breakage
 from tests.offload.hazard_job import Case, Job, look_up, open_tables, train_step
-from tests.offload.test_hazards import drawn
+from tests.offload.hazard_runs import drawn
 
 JOB = Job(drawn(21, 12, width=10), skipped=frozenset({3}), micro_batches=2)
 AT = 6
