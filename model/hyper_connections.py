@@ -16,6 +16,9 @@ before training the network computes what it would with a plain residual, up to 
 to 1.1, not 1, for n = 4, which the norm that follows takes out). With Engram each branch has a gate of its own from the
 beginning. Branches learn to differ because each sublayer begins with a branch of its own to read.
 
+All is computed in fp32, from the stream and the parameters as they are: in a bf16 model P, alpha and b are rounded to
+bf16 like every parameter, and their optimizer's masters are not.
+
 Kept for the backward, a token and block of two sublayers, beyond what a plain residual keeps (b bytes an element):
 
     (n + 2) D b + 4 (7 n^2 + 16 n + 3) bytes        the stream at the block's start, two outputs, small coefficients

@@ -78,11 +78,17 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(corpus: Path, tmp_path: Path
 
 
 KINDS = {
-    "zero-3-bf16-accumulated": ["train.dtype=bf16", "deepspeed.zero_optimization.stage=3", "offload.depth=2"],
+    "zero-3-bf16-accumulated-branched": [
+        "train.dtype=bf16",
+        "deepspeed.zero_optimization.stage=3",
+        "offload.depth=2",
+        "model.hyper_connections={expansion: 4}",
+    ],
     "expert-parallel": [
         "deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
         "deepspeed.zero_optimization.stage=2",
         "optimizer.name=adamw",
+        "model.hyper_connections={expansion: 2}",
     ],
     "no-memory": ["model.engram=null", "deepspeed.zero_optimization.stage=0"],
     "dense": ["model.moe=null", "offload.optimizer.type=rowwise_adagrad", "wandb.mode=offline"],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.attention import attention_context
 from model.config import HyperConnectionsConfig
 from model.hyper_connections import BranchedStream, HyperConnection
 from model.transformer import LanguageModel
@@ -154,8 +155,6 @@ def test_engram_is_added_to_every_branch_before_it_is_read() -> None:
     seen: list[Tensor] = []
     block.attn_hyper_connection.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
     stream = _stream(1, 6, 4, 16)
-    from model.attention import attention_context
-
     block(stream, attention_context(place, model.config.attention, stream.dtype), place, memory)
     torch.testing.assert_close(seen[0] - stream, block.engram(stream, memory, place))
 
@@ -176,6 +175,9 @@ def test_names_and_shapes_of_the_parameters() -> None:
 
 # Signals through many layers
 
+_LOGITS_TO_IDENTITY = (torch.eye(4) - 3 * (2 * torch.eye(4) - 1)).flatten()
+"""Takes the static part of four residual mappings from where it begins as logits to the identity."""
+
 
 def _gains(layers: int, std: float, *, identity: bool) -> tuple[float, float]:
     """Largest absolute row and column sum of the residual mappings' product, two a layer: forward, backward gain.
@@ -187,7 +189,7 @@ def _gains(layers: int, std: float, *, identity: bool) -> tuple[float, float]:
     with torch.no_grad():
         for number, connection in enumerate(connections):
             if identity:
-                connection.bias[8:] += torch.eye(4).flatten() - 3 * (2 * torch.eye(4) - 1).flatten()
+                connection.bias[8:] += _LOGITS_TO_IDENTITY
             stream = torch.randn(1, 64, 4, WIDTH, generator=torch.Generator().manual_seed(number))
             product = connection(None, stream)[2].double() @ product
     return product.sum(-1).abs().max().item(), product.sum(-2).abs().max().item()
@@ -221,6 +223,32 @@ def test_signals_and_gradients_pass_silent_layers_unamplified(layers: int) -> No
         passed = mapping @ passed
     gradient = torch.autograd.grad(passed.sum(), start)[0]
     assert 0.75 < gradient.min() <= gradient.max() < 1.25
+
+
+def _embedding_gradient(layers: int, expansion: int, *, identity: bool = False) -> float:
+    """Norm of the loss's gradient at the embedding of a dense network, with perturbed mappings; `identity` as above."""
+    torch.manual_seed(0)
+    config = HyperConnectionsConfig(expansion=expansion)
+    changes = {"num_layers": layers, "dense_layers": 0, "moe": None, "engram": None, "hyper_connections": config}
+    model = LanguageModel(tiny_config(**changes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "hyper_connection" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+            if identity and name.endswith("hyper_connection.bias"):
+                parameter[8:] += _LOGITS_TO_IDENTITY
+    model(random_tokens(2, 12), positions(12, batch=2), labels_BT=random_tokens(2, 12, seed=2)).backward()
+    gradient = model.model.embed_tokens.weight.grad
+    assert gradient is not None
+    return gradient.norm().item()
+
+
+@pytest.mark.parametrize("layers", [30, 60])
+def test_a_deep_network_has_the_gradients_of_a_plain_one(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = _embedding_gradient(layers, expansion=1)
+    assert 1 / 2 < _embedding_gradient(layers, expansion=4) / reference < 2
+    monkeypatch.setattr("model.hyper_connections.sinkhorn", lambda logits, _: logits)
+    assert _embedding_gradient(layers, expansion=4, identity=True) / reference > 20
 
 
 # Memory
