@@ -13,10 +13,13 @@ class Copy(Protocol):
         """Whether it has landed; never waits."""
 
     def order(self) -> None:
-        """Whatever is given to the device, or asked of the same transfers, from now on comes after this copy.
+        """Work that the caller's stream is given from now on comes after this copy.
 
         The host waits only where there is no other way.
         """
+
+    def order_fetches(self) -> None:
+        """Fetches that the same engine is asked for from now on come after this copy. The host waits as in `order`."""
 
     def wait(self) -> None:
         """The host waits until it has landed."""
@@ -40,6 +43,10 @@ class WorkerCopy:
         """See `Copy.order`."""
         self._future.result()
 
+    def order_fetches(self) -> None:
+        """See `Copy.order_fetches`."""
+        self._future.result()
+
     def wait(self) -> None:
         """See `Copy.wait`."""
         self._future.result()
@@ -51,11 +58,11 @@ class StreamCopy:
     Args:
         event: behind it.
         streams: of the device.
-        followers: streams whose coming work is ordered after the copy, beside the stream of the caller.
+        fetches: the stream of coming fetches.
     """
 
-    def __init__(self, event: Event, streams: Streams, followers: tuple[Stream, ...] = ()) -> None:
-        self._event, self._streams, self._followers = event, streams, followers
+    def __init__(self, event: Event, streams: Streams, fetches: Stream) -> None:
+        self._event, self._streams, self._fetches = event, streams, fetches
 
     def done(self) -> bool:
         """See `Copy.done`."""
@@ -63,8 +70,11 @@ class StreamCopy:
 
     def order(self) -> None:
         """See `Copy.order`."""
-        for stream in (self._streams.current(), *self._followers):
-            stream.wait_event(self._event)
+        self._streams.current().wait_event(self._event)
+
+    def order_fetches(self) -> None:
+        """See `Copy.order_fetches`."""
+        self._fetches.wait_event(self._event)
 
     def wait(self) -> None:
         """See `Copy.wait`."""
@@ -89,6 +99,9 @@ class HandedCopy:
     def order(self) -> None:
         """See `Copy.order`. The host waits until the thread has given everything to the device."""
         self._streams.current().wait_event(self._future.result())
+
+    def order_fetches(self) -> None:
+        """See `Copy.order_fetches`: fetches are in order among each other."""
 
     def wait(self) -> None:
         """See `Copy.wait`."""

@@ -37,7 +37,7 @@ class Transfers(Protocol):
     name: str
     """The engine's, as `offload.engine` calls it."""
     stream_ordered: bool
-    """Whether `Copy.order` of a write-back never makes the host wait."""
+    """Whether `Copy.order_fetches` of a write-back never makes the host wait."""
 
     def fetch(self, rows: Tensor, slots: Tensor) -> Copy:
         """Copies records of `rows` into `slots`, the initial weights of rows that were never updated included.
@@ -47,7 +47,7 @@ class Transfers(Protocol):
         Args:
             rows: places in the shard, int64, on the host.
             slots: int64, on the host. Nobody may be copying them or these rows to host memory, unless that copy has
-                landed or was told to come first (`Copy.order`).
+                landed or was told to come first (`Copy.order_fetches`).
         """
 
     def write_back(self, slots: Tensor, rows: Tensor) -> Copy:

@@ -59,7 +59,7 @@ class ZeroCopyTransfers:
             fetch_records(self._host_RW, rows_U, self._window_CW, slots_U, **self._initial)
         landed = self._in.record_event()
         self._incoming.keep_until(landed)
-        return StreamCopy(landed, self._streams)
+        return StreamCopy(landed, self._streams, self._in)
 
     def write_back(self, slots: Tensor, rows: Tensor) -> StreamCopy:
         """See `Transfers.write_back`."""
@@ -70,8 +70,7 @@ class ZeroCopyTransfers:
             write_records(self._window_CW, slots_U, self._host_RW, rows_U)
         landed = self._out.record_event()
         self._outgoing.keep_until(landed)
-        # A fetch may take these slots, or read these rows of host memory.
-        return StreamCopy(landed, self._streams, followers=(self._in,))
+        return StreamCopy(landed, self._streams, self._in)
 
     def close(self) -> None:
         """See `Transfers.close`."""

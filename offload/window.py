@@ -60,7 +60,10 @@ class WindowStore:
         self._places = Places(device)
         self._fetches: dict[int, tuple[np.ndarray, Copy]] = {}
         self._writebacks: deque[tuple[np.ndarray, Copy]] = deque()
-        self._landing: deque[Copy] = deque()  # what whoever needs to was told to come after
+        # Copies to host memory that fetches were told to come after, by number; and each slot's last one.
+        self._landing: dict[int, Copy] = {}
+        self._last_landing = np.zeros(num_slots, np.int64)
+        self._num_ordered = 0
         self._wanted_free = 0
         self.traffic = Traffic()
 
@@ -75,12 +78,13 @@ class WindowStore:
             return True
         self._collect_writebacks()
         self._directory.keep(step, rows.numpy())
-        self._wanted_free = self._directory.missing(rows.numpy())
-        self._make_room()
+        self._make_room(self._directory.missing(rows.numpy()))
         while (admission := self._directory.admit(step, rows.numpy())) is None:
             if not self._writebacks or not self._transfers.stream_ordered:
                 return False
             self._order_writeback()
+            # More may be missing now: rows of the step itself that were on their way out.
+            self._make_room(self._directory.missing(rows.numpy()))
         fetched, slots = admission
         self._fetches[step] = slots, self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
         return True
@@ -102,6 +106,8 @@ class WindowStore:
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):
             self._order_writeback()
+        if self._landing and (last := int(self._last_landing[used].max(initial=0))) in self._landing:
+            self._landing[last].order()
         return self._places.put(used)
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
@@ -109,7 +115,7 @@ class WindowStore:
         used = self._directory.slots(rows.numpy())
         self._directory.finish(step, used if updated else used[:0])
         # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
-        self._make_room()
+        self._make_room(self._wanted_free)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""
@@ -154,9 +160,10 @@ class WindowStore:
         flights = [slots for slots, _ in self._fetches.values()]
         return np.concatenate(flights) if flights else np.empty(0, np.int64)
 
-    def _make_room(self) -> None:
+    def _make_room(self, wanted: int) -> None:
+        self._wanted_free = wanted
         coming = sum(len(slots) for slots, _ in self._writebacks)
-        shortage = self._wanted_free - self._directory.num_free - coming
+        shortage = wanted - self._directory.num_free - coming
         if shortage <= 0:
             return
         slots = self._directory.evict(shortage)
@@ -167,21 +174,24 @@ class WindowStore:
 
     def _collect_writebacks(self) -> None:
         """Takes note of what has landed; never waits."""
-        while self._landing and self._landing[0].done():
-            self._landing.popleft()
+        while self._landing and self._landing[first := next(iter(self._landing))].done():
+            del self._landing[first]
         while self._writebacks and self._writebacks[0][1].done():
             self._order_writeback()
 
     def _order_writeback(self) -> None:
-        """Has whoever may touch the rows and slots of the oldest write-back come after it, as if it had landed."""
+        """Has fetches come after the oldest write-back, so that they may use its slots and rows as if it had landed."""
         slots, copy = self._writebacks.popleft()
         with self.traffic.waiting():
-            copy.order()
+            copy.order_fetches()
         self._directory.written(slots)
         if self._transfers.stream_ordered:
-            self._landing.append(copy)
+            self._num_ordered += 1
+            self._landing[self._num_ordered] = copy
+            self._last_landing[slots] = self._num_ordered
 
     def _land_writebacks(self) -> None:
         """The host is about to read memory itself."""
-        while self._landing:
-            self._landing.popleft().wait()
+        for copy in self._landing.values():
+            copy.wait()
+        self._landing.clear()
