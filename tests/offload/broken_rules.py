@@ -13,9 +13,11 @@ from torch import Tensor
 
 from offload import tables as tables_module
 from offload.config import TableOptimizerConfig
+from offload.copies import WorkerCopy
 from offload.directory import NEVER, Directory, SlotState
 from offload.plan import ModulePlan
 from offload.records import RecordLayout
+from offload.shard import Shard
 from offload.tables import EngramTables, StepRows
 from offload.transfers import CpuTransfers
 from offload.updates import RowUpdater
@@ -94,7 +96,7 @@ def dirt_forgotten() -> Broken:
 
 def initial_values_not_drawn() -> Broken:
     """A fetch brings what host memory holds, also for rows that were never updated."""
-    return mock.patch.object(WindowStore, "_fill", return_value=None)
+    return mock.patch.object(Shard, "fill", return_value=None)
 
 
 def stale_look_up() -> Broken:
@@ -210,11 +212,11 @@ def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Br
     return mock.patch.object(tables_module, "exchange_gradients", exchange)
 
 
-def _landed_at_once(call: Callable[..., Future[None]], self: CpuTransfers, *args: Any) -> Future[None]:
+def _landed_at_once(call: Callable[..., WorkerCopy], self: CpuTransfers, *args: Any) -> WorkerCopy:
     call(self, *args)
     landed: Future[None] = Future()
     landed.set_result(None)
-    return landed
+    return WorkerCopy(landed)
 
 
 def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Broken:
