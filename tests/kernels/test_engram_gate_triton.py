@@ -139,15 +139,15 @@ def test_nan_is_not_hidden(kernel_device: torch.device, signed_sqrt: bool) -> No
 
 
 def test_offsets_beyond_32_bits(kernel_device: torch.device) -> None:
-    """Tokens and branches 2^31 numbers apart, in memory of which only the pages in use exist on a CPU."""
-    far, shape = 2**31, (1, 2, 2, 16)
-    memory = torch.empty(far + 4096, dtype=BF16, device=kernel_device)
+    """Strides that fit 32 bits, offsets that do not, in memory of which only the pages in use exist on a CPU."""
+    far, shape = 2**30, (1, 3, 3, 16)
+    memory = torch.empty(2 * far + 4096, dtype=BF16, device=kernel_device)
     inputs = _inputs(shape, BF16, kernel_device)
     strides = {0: (0, far, 16, 1), 1: (0, 16, far, 1), 2: (0, far, 1), 5: (0, far, 16, 1)}
     for slot, (place, stride) in enumerate(strides.items()):
-        inputs[place] = memory.as_strided(inputs[place].shape, stride, 64 * slot).copy_(inputs[place])
+        inputs[place] = memory.as_strided(inputs[place].shape, stride, 256 * slot).copy_(inputs[place])
     _check(inputs)
-    grad_apart = memory.as_strided(shape, (0, 16, far, 1), 1024).copy_(inputs[5])
+    grad_apart = memory.as_strided(shape, (0, 16, far, 1), 2048).copy_(inputs[5])
     _check([*inputs[:5], grad_apart])
 
 
