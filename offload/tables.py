@@ -22,7 +22,7 @@ from offload.resident import ResidentStore
 from offload.shadow import Shadow
 from offload.sharding import Sharding
 from offload.store import Places, RowStore, Traffic
-from offload.updates import CurrentRows, RowUpdater
+from offload.updates import RowUpdater
 from offload.verify import Verifier
 from offload.window import WindowStore
 
@@ -87,8 +87,8 @@ class EngramTables:
         self._rank = dist.get_rank(group) if dist.is_initialized() else 0
         self.sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), self._world_size)
         self.layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
-        self.updater = RowUpdater(config.optimizer, self.layout, seed=init.seed)
         self.device = torch.device(device)
+        self.updater = RowUpdater(config.optimizer, self.layout, seed=init.seed, device=self.device)
         shard = (self.sharding, self._rank, self.layout, init, self.device)
         self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
         self._verifier: Verifier | None = None
@@ -111,7 +111,6 @@ class EngramTables:
         self._rows: StepRows | None = None
         self._plan: Plan | None = None  # the step's, on the device
         self._places_O = torch.empty(0, dtype=torch.int64)
-        self._current: CurrentRows | None = None
         self._gradient_OD: Tensor | None = None
 
     @property
@@ -132,6 +131,8 @@ class EngramTables:
 
     def begin(self, step: int, tokens: Sequence[Tensor]) -> StepRows:
         """Hands out the rows of `step`, with exactly the updates of the steps before it. Collective.
+
+        The leaves stand in memory that the next step's may overwrite.
 
         Args:
             step: one more than the last, or the first after a resume.
@@ -155,8 +156,8 @@ class EngramTables:
         self._places_O = self._store.acquire(step, plan.rows_O)
         self._prefetch()
         self._plan = self._uploads.take(step, plan)
-        self._current = self.updater.read(self._store.records, self._places_O)
-        leaves = [leaf.requires_grad_() for leaf in self._exchange(self._plan, self._current.weights_UD)]
+        weights_OD = self.updater.read(self._store.records, self._places_O)
+        leaves = [leaf.requires_grad_() for leaf in self._exchange(self._plan, weights_OD)]
         if self._verifier:
             self._verifier.check_rows(f"step {step + 1}", plan, self._caught_up(self._stored()), leaves)
         self._rows = StepRows(leaves, self._indices(self._plan))
@@ -179,7 +180,7 @@ class EngramTables:
             plan = self._planner.plan(self._step)
             self._verifier.check_gradients(f"step {self._step + 1}", plan, gradients, parts)
         self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        norm_squared = torch.linalg.vector_norm(self._gradient_OD, dtype=torch.float64).square()
+        norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         if self._world_size > 1:
             dist.all_reduce(norm_squared, group=self._group)
         return norm_squared / self._world_size**2
@@ -191,7 +192,7 @@ class EngramTables:
             lr: the backbone's learning rate of this step; the rows' factor is applied here.
             gradient_scale: multiplied with the gradient first (clipping).
         """
-        if self._current is None or self._gradient_OD is None:
+        if self._gradient_OD is None:
             raise RuntimeError("gradients were not reduced")
         scale = gradient_scale / self._world_size
         plan = self._planner.plan(self._step)
@@ -201,7 +202,6 @@ class EngramTables:
         self.updater.update_at(
             self._store.records,
             self._places_O,
-            self._current,
             self._gradient_OD,
             lr,
             row_ids,
@@ -282,7 +282,7 @@ class EngramTables:
     def _finish(self, *, updated: bool) -> None:
         self._store.finish(self._step, self._planner.plan(self._step).rows_O, updated=updated)
         self._planner.forget(self._step)
-        self._rows = self._plan = self._current = self._gradient_OD = None
+        self._rows = self._plan = self._gradient_OD = None
         self._prefetch()
 
     def _require_room(self, step: int) -> Plan:

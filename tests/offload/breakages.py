@@ -98,7 +98,13 @@ def updated_twice(tables: EngramTables, step: int) -> AbstractContextManager[obj
 
 def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Rows used without the steps that they missed."""
-    return mock.patch.object(tables.updater._rule, "replays", False)
+    read = tables.updater.read
+
+    def as_stored(records: Tensor, slots: Tensor) -> Tensor:
+        read(records, slots)
+        return tables.layout.weights(records)[slots].float()
+
+    return mock.patch.multiple(tables.updater, read=as_stored, catch_up=lambda records: None)
 
 
 def other_rows(tables: EngramTables, step: int) -> AbstractContextManager[object]:

@@ -80,12 +80,12 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
             before = window.clone()
             updater.read(window, slot_of)
             assert torch.equal(window, before)
-        current = updater.read(window, slot_of[rows])
+        weights = updater.read(window, slot_of[rows])
         seen = layout.unpack(window[slot_of[rows]])
         updater.catch_up(seen)
-        assert torch.equal(current.weights_UD, layout.unpacked.weights(seen))
+        assert torch.equal(weights, layout.unpacked.weights(seen))
         grad = gradient(step, len(rows))
-        updater.update_at(window, slot_of[rows], current, grad, rate(step), ids(rows), gradient_scale=0.3)
+        updater.update_at(window, slot_of[rows], grad, rate(step), ids(rows), gradient_scale=0.3)
     expected = in_order(config, row_dtype)
     assert torch.equal(window[slot_of].view(torch.int32), expected.view(torch.int32))
     free = torch.ones(70, dtype=torch.bool).index_fill_(0, slot_of, False)
@@ -201,13 +201,13 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
     everywhere = torch.arange(ROWS)
     for step in range(STEPS):
         rows = used_rows(step)
-        current = updater.read(table, rows)
-        updater.update_at(table, rows, current, gradient(step, len(rows)) * 0.3, rate(step), ids(rows))
+        weights = updater.read(table, rows)
+        updater.update_at(table, rows, gradient(step, len(rows)) * 0.3, rate(step), ids(rows))
         if step % 13 == 0:
             state, updater = updater.state(), RowUpdater(config, layout, seed=SEED)
             updater.load_state(state)
     assert torch.equal(table.view(torch.int32), in_order(config, row_dtype).view(torch.int32))
-    assert updater.read(table, everywhere).weights_UD.shape == (ROWS, DIM)
+    assert updater.read(table, everywhere).shape == (ROWS, DIM)
 
 
 def test_bf16_rows_without_ids_are_refused() -> None:
@@ -223,7 +223,7 @@ def test_no_rows(name: str, row_dtype: RowDtype) -> None:
     layout = RecordLayout.of(DIM, OPTIMIZERS[name], row_dtype)
     updater, window = RowUpdater(OPTIMIZERS[name], layout), torch.zeros(3, layout.words)
     nothing = torch.zeros(0, dtype=torch.int64)
-    current = updater.read(window, nothing)
-    updater.update_at(window, nothing, current, torch.zeros(0, DIM), 0.1, nothing)
+    weights = updater.read(window, nothing)
+    updater.update_at(window, nothing, torch.zeros(0, DIM), 0.1, nothing)
     assert not window.any()
     assert updater.state()["learning_rates"] == [0.5]
