@@ -201,7 +201,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
     everywhere = torch.arange(ROWS)
     for step in range(STEPS):
         rows = used_rows(step)
-        weights = updater.read(table, rows)
+        updater.read(table, rows)
         updater.update_at(table, rows, gradient(step, len(rows)) * 0.3, rate(step), ids(rows))
         if step % 13 == 0:
             state, updater = updater.state(), RowUpdater(config, layout, seed=SEED)
@@ -223,7 +223,7 @@ def test_no_rows(name: str, row_dtype: RowDtype) -> None:
     layout = RecordLayout.of(DIM, OPTIMIZERS[name], row_dtype)
     updater, window = RowUpdater(OPTIMIZERS[name], layout), torch.zeros(3, layout.words)
     nothing = torch.zeros(0, dtype=torch.int64)
-    weights = updater.read(window, nothing)
+    updater.read(window, nothing)
     updater.update_at(window, nothing, torch.zeros(0, DIM), 0.1, nothing)
     assert not window.any()
     assert updater.state()["learning_rates"] == [0.5]
