@@ -1,0 +1,236 @@
+"""The engines that carry records are interchangeable: the same bits. `auto` takes the faster one that works here."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
+from kernels import records, records_triton
+from offload import transfers, transfers_zero_copy
+from offload.config import LinkConfig, OffloadConfig
+from offload.host_table import HostTable
+from offload.pinned_memory import PinError
+from offload.records import RecordLayout, RowInit
+from offload.shard import Shard
+from offload.sharding import Sharding
+from offload.streams import HostStreams
+from offload.transfers import open_transfers, pins
+from offload.transfers_staged import StagedTransfers
+from offload.transfers_zero_copy import ZeroCopyTransfers
+from tests.distributed import run_ranks
+from tests.offload.tables_job import Job, run_job, run_jobs
+from tests.offload.test_pinned_memory import FakeDriver, same_memory
+from tests.offload.test_tables import JOB, TABLES, TINY
+
+WINDOWS = [{"depth": depth, "window_rows": window} for depth, window in ((0, TINY), (1, TINY), (4, TINY), (2, 1000))]
+
+
+def configs(base: OffloadConfig, engine: str) -> list[OffloadConfig]:
+    return [base.model_copy(update={"engine": engine, **window}) for window in WINDOWS]
+
+
+@pytest.mark.parametrize("engine", ["zero_copy", "staged"])
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "rmsprop-exact-bf16-both"])
+def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -> None:
+    resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
+    for config in configs(TABLES[name], engine):
+        outcome = run_job(JOB, config)
+        assert outcome.digest == resident.digest, config
+        assert outcome.written_back > 0 or config.window_rows > TINY, (
+            "no row went to the host: the test would prove nothing"
+        )
+
+
+def test_two_ranks_have_the_same_bits_under_every_engine() -> None:
+    base = TABLES["adam-exact"].model_copy(update=WINDOWS[2])
+    engines = [base.model_copy(update={"engine": engine}) for engine in ("cpu", "zero_copy", "staged")]
+    for outcomes in run_ranks(run_jobs, 2, [(JOB, config) for config in engines]):
+        assert len({outcome.digest for outcome in outcomes}) == 1
+
+
+def test_staged_gives_the_same_bits_from_a_file(tmp_path: Any) -> None:
+    config = OffloadConfig(engine="staged", depth=1, window_rows=TINY)
+    in_file = config.model_copy(update={"host_file": str(tmp_path)})
+    assert run_job(JOB, in_file).digest == run_job(JOB, config).digest
+
+
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16"])
+def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine as on a GPU, with its kernels in Triton's interpreter."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here: no interpreter for CPU tensors")
+    for call in ("fetch_records", "write_records"):
+        on_gpu = getattr(records_triton, call)
+        monkeypatch.setattr(transfers_zero_copy, call, _with_programs(on_gpu))
+    job = Job(steps=6, skipped=(3,), evaluate=True)
+    base = TABLES[name]
+    resident = run_job(job, base.model_copy(update={"mode": "resident"}))
+    outcome = run_job(job, base.model_copy(update={"engine": "zero_copy", "depth": 2, "window_rows": TINY}))
+    assert outcome.digest == resident.digest
+    assert outcome.written_back > 0, "no row went to the host: the test would prove nothing"
+
+
+def _with_programs(call: Callable[..., None]) -> Callable[..., None]:
+    return lambda *args, **keywords: call(*args, **keywords, programs=records.PROGRAMS)
+
+
+def shard(num_rows: int = 300) -> Shard:
+    layout = RecordLayout(6, 12)
+    return Shard(Sharding((num_rows - 100, 100), 1), 0, layout, RowInit(3, 0.02))
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 300])
+@pytest.mark.parametrize("engine", [ZeroCopyTransfers, StagedTransfers])
+def test_records_arrive_whole_in_chunks_of_any_size(engine: type, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.transfers_staged._CHUNK_BYTES", 7 * 19 * 4)
+    rows_of = shard()
+    host_RW = torch.randn(300, 19)
+    rows_of.layout.version(host_RW)[:] = torch.arange(300, dtype=torch.int32) % 3  # every third was never updated
+    expected_RW = host_RW.clone()
+    rows_of.fill(expected_RW, torch.arange(300))
+    window_CW = torch.zeros(300, 19)
+    extra = rows_of if engine is ZeroCopyTransfers else rows_of.fill
+    carrier = engine(host_RW, window_CW, extra, HostStreams())
+    rows = torch.randperm(300)[:count].sort().values
+    slots = torch.randperm(300)[:count]
+    fetch = carrier.fetch(rows, slots)
+    fetch.order()
+    fetch.wait()
+    assert fetch.done()
+    assert torch.equal(window_CW[slots], expected_RW[rows])
+    assert int(window_CW.count_nonzero(1).bool().sum()) == count, "other slots were written"
+    window_CW += 1.0
+    before_RW = host_RW.clone()
+    carrier.write_back(slots, rows).wait()
+    before_RW[rows] = window_CW[slots]
+    assert torch.equal(host_RW, before_RW)
+    carrier.close()
+
+
+def test_a_fetch_that_fails_is_told_where_it_is_waited_for() -> None:
+    def fail(records: torch.Tensor, rows: torch.Tensor) -> None:
+        raise OSError("no such row")
+
+    carrier = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), fail, HostStreams())
+    fetch = carrier.fetch(torch.arange(3), torch.arange(3))
+    with pytest.raises(OSError, match="no such row"):
+        fetch.order()
+    carrier.close()
+
+
+class SlowEngine:
+    """Copies nothing, and takes its time for it."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name, self._seconds, self.closed, self.fetched = name, seconds, False, 0
+
+    def fetch(self, rows: torch.Tensor, slots: torch.Tensor) -> "SlowEngine":
+        self.fetched += len(rows)
+        return self
+
+    def wait(self) -> None:
+        time.sleep(self._seconds)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("faster", ["zero_copy", "staged"])
+def test_auto_times_both_engines_and_keeps_the_faster(faster: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engines = [SlowEngine(name, 0.0 if name == faster else 0.02) for name in ("zero_copy", "staged")]
+    kept = transfers._faster(*engines, 1000, torch.zeros(50, 19))
+    assert kept.name == faster
+    assert [engine.closed for engine in engines] == [engine.name != faster for engine in engines]
+    assert all(engine.fetched >= 50 for engine in engines)
+    assert f"offload.engine: {faster} (measured: zero_copy " in caplog.text
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it is on a GPU."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one."""
+    monkeypatch.setattr(transfers, "streams_of", lambda device: HostStreams())
+    monkeypatch.setattr(transfers, "StagedTransfers", lambda *args: SlowEngine("staged", 0.01))
+    monkeypatch.setattr(transfers, "ZeroCopyTransfers", lambda *args: SlowEngine("zero_copy", 0.0))
+    monkeypatch.setattr("offload.pinned_memory.torch.as_tensor", lambda array, device: same_memory(array, device))
+
+    def choose(config: OffloadConfig, driver: FakeDriver) -> str:
+        host = HostTable(300, 19)
+        monkeypatch.setattr(host, "pin", lambda driver, device: HostTable.pin(host, driver, torch.device("cpu")))
+        try:
+            window = torch.zeros(50, 19).as_subclass(OnGpu)
+            return open_transfers(config, host, window, shard(), lambda device: driver).name
+        finally:
+            host.close()
+            assert driver.registered == {}
+
+    return choose
+
+
+def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must(
+    on_gpu: Callable[..., str], caplog: pytest.LogCaptureFixture, tmp_path: Any
+) -> None:
+    driver = FakeDriver()
+    assert on_gpu(OffloadConfig(), driver) == "zero_copy"
+    assert driver.calls["register"] == 1
+    refusing = FakeDriver({("register", 0): 2})
+    assert on_gpu(OffloadConfig(), refusing) == "staged"
+    assert "offload.engine: staged, since registering 22.27 KiB" in caplog.text
+    with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        on_gpu(OffloadConfig(engine="zero_copy"), FakeDriver({("register", 0): 2}))
+    for config in (OffloadConfig(engine="staged"), OffloadConfig(host_file=str(tmp_path))):
+        unused = FakeDriver()
+        assert on_gpu(config, unused) == "staged"
+        assert unused.calls["register"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            OffloadConfig(engine="cpu"),
+            r"^offload.engine=cpu keeps the window in host memory, but the model is on cuda:0",
+        ),
+        (
+            OffloadConfig(emulate_link=LinkConfig(bytes_per_second=1e9)),
+            r"^offload.emulate_link has no meaning on cuda:0",
+        ),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_refused(on_gpu: Callable[..., str], config: OffloadConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        on_gpu(config, FakeDriver())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"engine": "zero_copy", "host_file": "/somewhere"},
+        {"engine": "staged", "emulate_link": {"bytes_per_second": 1e9}},
+        {"engine": "zero_copy", "emulate_link": {"bytes_per_second": 1e9}},
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"set .* to null"):
+        OffloadConfig(**wrong)
+
+
+def test_host_memory_is_pinned_for_a_gpu_that_may_read_it_alone() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert pins(OffloadConfig(), gpu)
+    assert pins(OffloadConfig(engine="zero_copy"), gpu)
+    assert not pins(OffloadConfig(engine="staged"), gpu)
+    assert not pins(OffloadConfig(host_file="/somewhere"), gpu)
+    assert not pins(OffloadConfig(), cpu)
