@@ -22,7 +22,10 @@ class PlanUploads:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._streams = device, streams_of(device)
+        # Told apart from "the current GPU", which is another one for the planner's thread.
+        on_gpu = device.type == "cuda" and device.index is None
+        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else device
+        self._streams = streams_of(self._device)
         self._stream = self._streams.new()
         self._sent: dict[int, tuple[tuple[ModulePlan, ...], Event]] = {}
 

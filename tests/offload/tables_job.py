@@ -46,6 +46,7 @@ class Job:
     evaluate: bool = False
     learning_rates: tuple[float, ...] = (0.01, 0.02, 0.005)
     seed: int = 5
+    device: str = "cpu"
     window: dict = field(default_factory=dict)
 
     def batches(self, step: int, rank: int, world_size: int) -> list[TokenBatch]:
@@ -85,6 +86,7 @@ def open_tables(job: Job, config: OffloadConfig) -> EngramTables:
         batches=lambda step: job.batches(step, rank, world_size),
         num_steps=job.steps,
         host_group=host_group,
+        device=job.device,
     )
 
 
