@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +15,10 @@ SHAPES = [
     RecordShape(1, 0),
     RecordShape(80, 1, BF16),  # 168 bytes
     RecordShape(33, 2, BF16, before=5),  # an odd row, memory that does not start at a line
-    RecordShape(40, 20, apart=3),  # 64 words apart: every record at a line's start
+    RecordShape(20, 19),  # 160 bytes
+    RecordShape(40, 20, apart=3),  # 256 bytes apart: every record at a line's start
     RecordShape(80, 47),  # 512 bytes
+    RecordShape(80, 159),  # 960 bytes
     RecordShape(80, 160),  # Adam, fp32: 964 bytes, aligned to words alone
     RecordShape(80, 160, apart=3),  # 244 words apart: aligned to 16 bytes
     RecordShape(80, 207),  # 1152 bytes
@@ -112,3 +119,52 @@ def test_tables_of_more_than_2_31_words(kernel_device):
     ranges = RANGES.to(kernel_device)
     records_triton.fetch_records(host, rows, back, slots, id_ranges_M2=ranges, **shape.initial, programs=1)
     assert torch.equal(back.view(torch.int32), window.view(torch.int32))
+
+
+@pytest.mark.gpu
+def test_the_public_functions_wait_for_nothing():
+    device, shape = torch.device("cuda"), RecordShape(80, 160)
+    host, window, same_host, same_window = tables(shape, device)
+    rows, slots = some(150, 300, 2), some(150, 200, 3)
+    here = [t.to(device) for t in (rows, slots, RANGES)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        records.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial)
+        records.write_records(window, here[1], host, here[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    synchronize(device)
+    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    records.write_records(same_window, slots, same_host, rows)
+    assert torch.equal(everything(host), everything(same_host))
+    assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
+
+
+def test_compiles_once_for_a_table_with_wide_accesses_in_flight():
+    script = """
+import torch
+
+from kernels.records_triton import fetch_records, write_records
+from tests.kernels.ahead_of_time import compiling
+
+numbers, ranges, host = torch.arange(300), torch.tensor([[0, 1], [7, 2]]), torch.zeros(300, 256)
+with compiling() as kernels:
+    for seed, here in [(1, numbers), (2**40, numbers[1:]), (-1, numbers[:16]), (0, numbers[:1])]:
+        initial = {"id_ranges_M2": ranges, "dim": 80, "row_dtype": torch.float32, "seed": seed, "std": 0.1}
+        fetch_records(host, here, host, here, **initial, programs=16)
+        write_records(host, here, host, here, programs=16)
+fetches, writes = kernels[::2], kernels[1::2]
+print(len(set(map(id, fetches))), len(set(map(id, writes))))
+for kernel, store in [(fetches[0], "st.global.v4"), (writes[0], "st.global.cs.v4")]:
+    code = kernel.asm["ptx"]
+    print(len(kernel.asm["cubin"]) > 0, "cp.async.cg" in code, store in code, kernel.metadata.shared <= 100_000)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["1 1", *["True True True True"] * 2]
