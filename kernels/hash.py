@@ -4,6 +4,7 @@ B batch, T sequence, S slots a token (orders x heads), K multipliers (the larges
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -38,8 +39,18 @@ class HashSpec:
         tensors = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
         return type(self)(**{**moved, **tensors})
 
+    @cached_property
+    def reciprocals_LS(self) -> Tensor:
+        """floor((2^64 - 1) / modulus) of every slot, shaped as the moduli: the bits of an unsigned word, in int64."""
+        largest = 2**63 - 1  # 2^64 - 1 = 2 * largest + 1, with nothing above int64 on the way
+        rest_LS = largest % self.moduli_LS
+        carry_LS = rest_LS >= self.moduli_LS - 1 - rest_LS
+        return largest // self.moduli_LS * 2 + carry_LS
 
-def hash_ngrams(tokens_BT: Tensor, positions_BT: Tensor, spec: HashSpec) -> Tensor:
+
+def hash_ngrams(
+    tokens_BT: Tensor, positions_BT: Tensor, spec: HashSpec, *, compressed_V: Tensor | None = None
+) -> Tensor:
     """Row of every slot of every token, in the module's table: int64 [B, T, S], or [L, B, T, S] for stacked modules.
 
     With x the token ids looked back at and m the multipliers, the order-n slots of a token take the row
@@ -51,7 +62,22 @@ def hash_ngrams(tokens_BT: Tensor, positions_BT: Tensor, spec: HashSpec) -> Tens
         tokens_BT: integer compressed token ids, none negative. Negative ids are not looked for.
         positions_BT: integer position of every token in its document, 0 at the first one in this sequence.
         spec: the hash, its tensors on the device of the tokens.
+        compressed_V: compressed id of every raw one, if the tokens are raw ids. A GPU takes the pad id for ids that it
+            does not hold, because to report them would make the host wait; the CPU raises an IndexError.
     """
+    if tokens_BT.is_cuda:
+        from kernels.hash_triton import hash_ngrams_triton
+
+        return hash_ngrams_triton(tokens_BT, positions_BT, spec, compressed_V)
+    return hash_ngrams_reference(tokens_BT, positions_BT, spec, compressed_V)
+
+
+def hash_ngrams_reference(
+    tokens_BT: Tensor, positions_BT: Tensor, spec: HashSpec, compressed_V: Tensor | None = None
+) -> Tensor:
+    """`hash_ngrams` in PyTorch's operations, on any device."""
+    if compressed_V is not None:
+        tokens_BT = compressed_V[tokens_BT.long()]
     # No sign enters anywhere: products stay below 2**63 by the choice of the multipliers, and so does their XOR.
     mix_LBT = torch.zeros((), dtype=torch.int64, device=tokens_BT.device)
     mixes = []

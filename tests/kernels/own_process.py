@@ -1,0 +1,30 @@
+"""Compiles what Triton calls launch, in a process of its own: kernels defined in this one are the interpreter's."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from unittest.mock import patch
+
+
+def compile_launches(calls: Callable[[], object]) -> list[tuple[str, str]]:
+    """Name and PTX of every kernel that `calls()`, a function of a module, launches with CPU tensors.
+
+    Each is compiled to an H100's machine code and is not run.
+    """
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict(os.environ, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0"),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+    ):
+        return pool.submit(_compile, calls).result()
+
+
+def _compile(calls: Callable[[], object]) -> list[tuple[str, str]]:
+    from tests.kernels.ahead_of_time import compiling
+
+    with compiling() as kernels:
+        calls()
+    assert all(len(kernel.asm["cubin"]) > 0 for kernel in kernels)
+    return [(kernel.metadata.name, kernel.asm["ptx"]) for kernel in kernels]
