@@ -66,9 +66,8 @@ def test_remainders_are_exact(kernel_device, pairs):
     """Every value below 2^63 by every modulus: with multiplier 1, the token id is what is divided."""
     moduli, values = (torch.tensor(part) for part in zip(*pairs, strict=True))
     spec = HashSpec(torch.tensor([1]), moduli, torch.zeros_like(moduli), (1,), pad_id=0)
-    rows = hash_ngrams_triton(
-        values[:, None].to(kernel_device), torch.zeros_like(values[:, None]), spec.to(kernel_device)
-    )
+    tokens = values[:, None].to(kernel_device)
+    rows = hash_ngrams_triton(tokens, torch.zeros_like(tokens), spec.to(kernel_device))
     expected = [[value % modulus for modulus, _ in pairs] for _, value in pairs]
     assert rows[:, 0].tolist() == expected
     assert [word % 2**64 for word in spec.reciprocals_LS.tolist()] == [(2**64 - 1) // modulus for modulus, _ in pairs]
