@@ -97,14 +97,19 @@ class HostTable:
         self._pinned = pinned
         return self.device_RW
 
+    def unpin(self) -> None:
+        """Undoes `pin`, if need be. Nothing on the GPU may be using the memory."""
+        self.device_RW = None
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            pinned.close()
+
     def close(self) -> None:
         """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more.
 
-        Pinned memory is unregistered at once: nothing on the GPU may be using it.
+        Pinned memory is unpinned at once.
         """
-        self.device_RW = None
-        if self._pinned is not None:
-            self._pinned.close()
-        self._words_N = self._pinned = None
+        self.unpin()
+        self._words_N = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
         self.records_RW = torch.empty(0, self.records_RW.shape[1])

@@ -97,7 +97,10 @@ def open_transfers(
     except PinError as error:
         _log.warning("offload.engine: staged, since %s", error)
         return staged
-    return _faster(zero_copy, staged, len(host.records_RW), window_CW)
+    fastest = _faster(zero_copy, staged, len(host.records_RW), window_CW)
+    if fastest is staged:
+        host.unpin()
+    return fastest
 
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:

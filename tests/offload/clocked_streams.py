@@ -71,6 +71,11 @@ class ClockedStreams:
         lag: how often an event that is asked for is not reached yet; 1 for a device that never is.
         seed: of chance.
         ignored: pairs (waiting stream, stream of the event): waits that are left out, to see that it is noticed.
+
+    Attributes:
+        host_waits: how often the host waited.
+        accesses: pairs of accesses that were checked.
+        fetched, written: rows of each copy.
     """
 
     def __init__(self, lag: float, seed: int = 0, ignored: Iterable[tuple[str, str]] = ()) -> None:
@@ -81,6 +86,8 @@ class ClockedStreams:
         self._writes: dict[tuple[str, int], tuple[str, int]] = {}
         self._reads: dict[tuple[str, int], Clock] = {}
         self.host_waits = self.accesses = 0
+        self.fetched: list[int] = []
+        self.written: list[int] = []
 
     def new(self) -> ClockedStream:
         return ClockedStream(self, next(self._names))
@@ -140,10 +147,12 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
 
     def fetch_records(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **initial: Any) -> None:
         streams.work(reads=[("row", rows)], writes=[("slot", slots)])
+        streams.fetched.append(len(rows))
         fetch(host, rows, window, slots, **initial)
 
     def write_records(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor) -> None:
         streams.work(reads=[("slot", slots)], writes=[("row", rows)])
+        streams.written.append(len(rows))
         write(window, slots, host, rows)
 
     def read_rows(store: WindowStore, rows: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def step(tables: EngramTables, job: Job, number: int) -> None:
 @pytest.mark.parametrize("engine", ["zero_copy", "staged", "resident"])
 def test_the_loop_waits_for_nothing_and_takes_no_new_memory(engine: str, tables: str) -> None:
     config = TABLES[tables].model_copy(update={"mode": "resident"})
-    opened = open_tables(LONG_JOB, config if engine == "resident" else window(engine, 2, 200, tables))
+    opened = open_tables(LONG_JOB, config if engine == "resident" else window(engine, 2, TINY, tables))
     try:
         for number in range(10):  # kernels are compiled, and torch's own memory grows to its size
             step(opened, LONG_JOB, number)

@@ -1,6 +1,7 @@
 """The engines that carry records are interchangeable: the same bits. `auto` takes the faster one that works here."""
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
 from kernels import records, records_triton
-from offload import transfers, transfers_zero_copy
+from offload import transfers, transfers_staged, transfers_zero_copy
 from offload.config import LinkConfig, OffloadConfig
 from offload.host_table import HostTable
 from offload.pinned_memory import PinError
@@ -43,6 +44,31 @@ def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -
         assert outcome.written_back > 0 or config.window_rows > TINY, (
             "no row went to the host: the test would prove nothing"
         )
+
+
+def test_staged_is_exact_however_late_and_torn_its_chunks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that pause at random between chunks of three rows, one direction slower than the other."""
+    resident = run_job(JOB, TABLES["adam-exact"].model_copy(update={"mode": "resident"}))
+    monkeypatch.setattr(transfers_staged, "_CHUNK_BYTES", 3 * 19 * 4)
+    for seed, (fetch_s, write_back_s) in enumerate([(0.002, 0.0), (0.0, 0.002), (0.001, 0.001)]):
+        chance = random.Random(seed)
+        with monkeypatch.context() as patches:
+            for name, longest_s in (("_next", fetch_s), ("_Chunk.wait", write_back_s)):
+                owner, _, call = name.rpartition(".")
+                late = _late(transfers_staged._Chunk if owner else transfers_staged, call, chance, longest_s)
+                patches.setattr(f"offload.transfers_staged.{name}", late)
+            outcome = run_job(JOB, OffloadConfig(engine="staged", depth=2, window_rows=TINY))
+        assert outcome.digest == resident.digest
+
+
+def _late(owner: Any, name: str, chance: random.Random, longest_s: float) -> Callable[..., Any]:
+    call = getattr(owner, name)
+
+    def late(*args: Any) -> Any:
+        time.sleep(longest_s * chance.choice((0, 0, 0.1, 1)))
+        return call(*args)
+
+    return late
 
 
 def test_two_ranks_have_the_same_bits_under_every_engine() -> None:
@@ -86,7 +112,7 @@ def shard(num_rows: int = 300) -> Shard:
 @pytest.mark.parametrize("count", [0, 1, 40, 300])
 @pytest.mark.parametrize("engine", [ZeroCopyTransfers, StagedTransfers])
 def test_records_arrive_whole_in_chunks_of_any_size(engine: type, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.transfers_staged._CHUNK_BYTES", 7 * 19 * 4)
+    monkeypatch.setattr(transfers_staged, "_CHUNK_BYTES", 7 * 19 * 4)
     rows_of = shard()
     host_RW = torch.randn(300, 19)
     rows_of.layout.version(host_RW)[:] = torch.arange(300, dtype=torch.int32) % 3  # every third was never updated
@@ -163,15 +189,20 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one."""
     monkeypatch.setattr(transfers, "streams_of", lambda device: HostStreams())
     monkeypatch.setattr(transfers, "StagedTransfers", lambda *args: SlowEngine("staged", 0.01))
-    monkeypatch.setattr(transfers, "ZeroCopyTransfers", lambda *args: SlowEngine("zero_copy", 0.0))
+    monkeypatch.setattr(transfers, "ZeroCopyTransfers", lambda *args: SlowEngine("zero_copy", bus_s[0]))
     monkeypatch.setattr("offload.pinned_memory.torch.as_tensor", lambda array, device: same_memory(array, device))
 
-    def choose(config: OffloadConfig, driver: FakeDriver) -> str:
+    bus_s = [0.0]
+
+    def choose(config: OffloadConfig, driver: FakeDriver, zero_copy_s: float = 0.0) -> str:
+        bus_s[0] = zero_copy_s
         host = HostTable(300, 19)
         monkeypatch.setattr(host, "pin", lambda driver, device: HostTable.pin(host, driver, torch.device("cpu")))
         try:
             window = torch.zeros(50, 19).as_subclass(OnGpu)
-            return open_transfers(config, host, window, shard(), lambda device: driver).name
+            engine = open_transfers(config, host, window, shard(), lambda device: driver).name
+            assert bool(driver.registered) == (engine == "zero_copy"), "pinned for nothing"
+            return engine
         finally:
             host.close()
             assert driver.registered == {}
@@ -185,6 +216,7 @@ def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must
     driver = FakeDriver()
     assert on_gpu(OffloadConfig(), driver) == "zero_copy"
     assert driver.calls["register"] == 1
+    assert on_gpu(OffloadConfig(), FakeDriver(), zero_copy_s=0.03) == "staged"
     refusing = FakeDriver({("register", 0): 2})
     assert on_gpu(OffloadConfig(), refusing) == "staged"
     assert "offload.engine: staged, since registering 22.27 KiB" in caplog.text
