@@ -305,7 +305,7 @@ def run_cases_by_size(cases: Mapping[int, Sequence[Case]]) -> dict[tuple[int, in
     faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True)
     try:
         teams = {size: _teams(size) for size in cases}
-        outcomes = {}
+        outcomes: dict[tuple[int, int], Outcome] = {}
         for size, (mine, number, count) in teams.items():
             if mine is not None:
                 with running_on(mine):

@@ -12,11 +12,14 @@ import torch
 
 from offload.config import OffloadConfig
 from tests.distributed import run_ranks
+from tests.offload.delays import LONGEST_S
 from tests.offload.hazard_job import SEQUENCES, Addresses, Case, Job, Outcome, Tokens, run_case, run_cases_by_size
 
 RANKS = 4
 LENGTH = 3
 ROOM = 18
+LATE_S = 0.02
+"""The longest pause of a write-back in the windows that a job is made for: longer than a step lasts."""
 EVERY = frozenset(range(100))
 NOTHING: Tokens = ((),) * SEQUENCES
 
@@ -111,7 +114,11 @@ def variants(job: Job, world_size: int, base: OffloadConfig | None = None) -> li
     changes: list[dict] = [{"mode": "resident"}]
     changes += [{"depth": depth, "window_rows": rows} for depth, rows in windows]
     configs = [(base or OffloadConfig()).model_copy(update=change) for change in changes]
-    return [Case(job, config, seed) for seed, config in enumerate(configs)]
+    late = range(1, len(job.windows) + 1)
+    return [
+        Case(job, config, seed, longest_write_back_s=LATE_S if seed in late else LONGEST_S)
+        for seed, config in enumerate(configs)
+    ]
 
 
 def reload_cases(saved: Outcome, world_size: int) -> list[Case]:
