@@ -85,9 +85,18 @@ def tile_rows(block: int) -> int:
 
 
 def scaling(gradient_scale: float | Tensor) -> dict[str, Any]:
-    """The arguments of a kernel that calls `load_gradients`."""
-    on_device = isinstance(gradient_scale, Tensor)
-    return {"scale": gradient_scale if on_device else float(gradient_scale), "SCALE_ON_DEVICE": on_device}
+    """The arguments of a kernel that calls `load_gradients`.
+
+    Raises:
+        ValueError: a tensor that is not one float32.
+    """
+    if not isinstance(gradient_scale, Tensor):
+        return {"scale": float(gradient_scale), "SCALE_ON_DEVICE": False}
+    if gradient_scale.dtype != torch.float32 or gradient_scale.numel() != 1:
+        raise ValueError(
+            f"one float32 is expected to scale by, not {gradient_scale.dtype} {list(gradient_scale.shape)}"
+        )
+    return {"scale": gradient_scale, "SCALE_ON_DEVICE": True}
 
 
 def rounding_ids(row_ids_U: Tensor | None, slots_U: Tensor, bf16: bool) -> Tensor:

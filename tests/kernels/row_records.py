@@ -1,6 +1,8 @@
 """Tables of records for tests of kernels that work on them in their slots."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -68,3 +70,15 @@ def far_apart(offset: int, count: int, device: torch.device) -> tuple[Tensor, Te
 def float_operations(ptx: str) -> list[str]:
     """The arithmetic on float32 in compiled code, each as often as it is written there."""
     return re.findall(r"\b(?:add|sub|mul|fma|mad|div|sqrt|rsqrt|rcp|ex2)\.[a-z.]*f32\b", ptx)
+
+
+@contextlib.contextmanager
+def without_waiting_or_allocating() -> Iterator[None]:
+    """On a GPU: what happens within neither waits for the device nor takes memory from it."""
+    taken = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == taken

@@ -10,7 +10,14 @@ from kernels.row_adam_triton import read_rows, update_rows
 from kernels.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels import exact_fma
 from tests.kernels.own_process import compile_launches
-from tests.kernels.row_records import Table, far_apart, float_operations, same_bits, values_of_all_sizes
+from tests.kernels.row_records import (
+    Table,
+    far_apart,
+    float_operations,
+    same_bits,
+    values_of_all_sizes,
+    without_waiting_or_allocating,
+)
 
 USUAL = ((0.9, 0.95), 1e-8)
 
@@ -163,6 +170,41 @@ def test_long_gaps(kernel_device, fused, betas, eps, steps):
     assert len(fused) < 2 * 2 * 400  # in the interpreter
 
 
+def test_rows_that_were_never_updated_are_not_replayed(kernel_device, fused):
+    table = Table(3, 6)
+    slots = table.place(torch.randn(2, 3), torch.zeros(2, 6), torch.zeros(2)).to(kernel_device)
+    records, rows = table.records.to(kernel_device), torch.ones(2, 3, device=kernel_device)
+    rates = AdamRates(RateHistory(rates_of(40)), *USUAL, kernel_device)
+    update_rows(records, slots, rates, rows)
+    assert len(fused) == (2 * 2 if kernel_device.type == "cpu" else 0)
+    records.view(torch.int32)[:, -1] = 0
+    read_rows(records, slots, rates, rows)
+    assert same_bits(rows, records[slots, :3])
+
+
+@pytest.mark.gpu
+def test_steps_neither_wait_nor_allocate():
+    table, generator = Table(80, 160), torch.Generator().manual_seed(0)
+    slots = table.place(*states(table, LAST, generator)).cuda()
+    history = RateHistory(rates_of(50))
+    records, rows, scale = (
+        table.records.cuda(),
+        torch.zeros(len(LAST), 80, device="cuda"),
+        torch.ones((), device="cuda"),
+    )
+    rates = AdamRates(history, *USUAL, "cuda")
+
+    def step():
+        read_rows(records, slots, rates, rows)
+        history.append(1e-3)
+        update_rows(records, slots, rates, rows, gradient_scale=scale)
+
+    step()
+    with without_waiting_or_allocating():
+        for _ in range(5):
+            step()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dim", [64, 80, 240, 320, 1024])
@@ -241,16 +283,21 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
         ({"records": torch.zeros(16, 4).T}, "contiguous"),
         ({"slots": torch.tensor([1, 2], dtype=torch.int32)}, "int64"),
         ({"grad": torch.zeros(3, 5)}, "2 rows"),
+        ({"scale": torch.tensor(1.0, dtype=torch.float64)}, "one float32"),
+        ({"scale": torch.ones(2)}, "one float32"),
         ({"bf16": True, "records": torch.zeros(4, 14)}, "ids"),
         ({"bf16": True, "records": torch.zeros(4, 14), "ids": torch.zeros(3, dtype=torch.int64)}, "2 row ids"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     given = {"records": torch.zeros(4, 16), "slots": torch.tensor([1, 2]), "grad": torch.zeros(2, 5), "ids": None}
-    given |= {"bf16": False} | change
+    given |= {"bf16": False, "scale": 1.0} | change
     rates = AdamRates(RateHistory([1e-3]), *USUAL, "cpu")
     with pytest.raises(ValueError, match=message):
-        update_rows(given["records"], given["slots"], rates, given["grad"], given["ids"], bf16=given["bf16"])
+        update_rows(
+            given["records"], given["slots"], rates, given["grad"], given["ids"], bf16=given["bf16"],
+            gradient_scale=given["scale"],
+        )  # fmt: skip
 
 
 def compiled_calls():

@@ -9,7 +9,14 @@ from kernels.row_records_triton import read_rows
 from kernels.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels import exact_fma
 from tests.kernels.own_process import compile_launches
-from tests.kernels.row_records import Table, far_apart, float_operations, same_bits, values_of_all_sizes
+from tests.kernels.row_records import (
+    Table,
+    far_apart,
+    float_operations,
+    same_bits,
+    values_of_all_sizes,
+    without_waiting_or_allocating,
+)
 
 STEP, LR, BETA2, EPS, SEED = 50, 3e-3, 0.95, 1e-8, 7
 LAST = torch.tensor([49, 0, 1, 48, 49, 30, 0, 45], dtype=torch.int32)  # versions of rows before step 50
@@ -95,6 +102,27 @@ def test_many_rows_have_the_bits_of_the_reference(optimizer, dim, bf16):
     generator = torch.Generator().manual_seed(0)
     last = torch.randint(0, 400, (5001,), generator=generator, dtype=torch.int32)
     check(torch.device("cuda"), optimizer, Table(dim, 1, bf16), rows_of(dim, last, generator), step=400)
+
+
+@pytest.mark.gpu
+@OPTIMIZERS
+def test_steps_neither_wait_nor_allocate(optimizer):
+    table = Table(80, 1)
+    slots = table.place(*rows_of(80, LAST, torch.Generator().manual_seed(0))).cuda()
+    records, rows, scale = (
+        table.records.cuda(),
+        torch.zeros(len(LAST), 80, device="cuda"),
+        torch.ones((), device="cuda"),
+    )
+
+    def run(step):
+        read_rows(records, slots, rows)
+        update(optimizer, records, slots, rows, step=step, gradient_scale=scale)
+
+    run(STEP)
+    with without_waiting_or_allocating():
+        for step in range(STEP + 1, STEP + 6):
+            run(step)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 13, 31, 240, 1000, 1023])
