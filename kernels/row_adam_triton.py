@@ -230,7 +230,7 @@ def _replay(
     return weights, means, squares
 
 
-@triton.jit(do_not_specialize=["now"])
+@triton.jit(do_not_specialize=["slots", "now"])
 def _read_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
@@ -267,7 +267,7 @@ def _read_kernel(
     tl.store(out + row * row_stride + columns.to(tl.int64) * column_stride, weights, mask=inside)
 
 
-@triton.jit(do_not_specialize=["step", "key"])
+@triton.jit(do_not_specialize=["slots", "row_ids", "scale", "step", "key"])
 def _update_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,

@@ -191,7 +191,7 @@ def _decayed(values: tl.tensor, times: tl.tensor, factor: tl.tensor) -> tl.tenso
     return values
 
 
-@triton.jit(do_not_specialize=["num_rows", "step", "key"])
+@triton.jit(do_not_specialize=["slots", "row_ids", "scale", "num_rows", "step", "key"])
 def _update_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,

@@ -170,7 +170,7 @@ def same_bits(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     return a.to(tl.int32, bitcast=True) == b.to(tl.int32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["slots", "num_rows"])
 def _read_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,

@@ -301,16 +301,16 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 def compiled_calls():
-    """Launches of every form, each at two steps that nothing may be compiled anew for."""
+    """Launches of every form, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
     slots, ids = torch.arange(40), torch.arange(40)
     for dim, bf16 in ((80, True), (1024, False)):
         records, grad = torch.zeros(40, Table(dim, 2 * dim, bf16).records.shape[1]), torch.zeros(40, dim)
-        for step, rows, scale in ((1, 16, 1.0), (48, 33, 0.5)):
+        for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
             rates = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu")
-            given = (records, slots[:rows], rates, grad[:rows])
+            given = (records, slots[start:end], rates, grad[: end - start])
             read_rows(*given, bf16=bf16)
-            update_rows(*given, ids[:rows], bf16=bf16, replays=False, gradient_scale=scale)
-            update_rows(*given, ids[:rows], bf16=bf16, gradient_scale=torch.tensor(scale))
+            update_rows(*given, ids[start:end], bf16=bf16, replays=False, gradient_scale=scale)
+            update_rows(*given, ids[start:end], bf16=bf16, gradient_scale=torch.tensor(scale))
 
 
 def test_what_is_compiled_for_a_gpu_rounds_as_written():
