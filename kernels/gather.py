@@ -1,5 +1,7 @@
 """Gathers table rows for every lookup; the backward sums the lookups' gradients row by row, in a planned order.
 
+Both directions are custom operators, which torch.compile takes as they are: it copies no table and sorts nothing.
+
 N lookups (batch x sequence x slots), U unique rows, D columns of a row.
 """
 
@@ -7,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
+
+from kernels.segment_sum import segment_sum
 
 
 class RowIndex(NamedTuple):
@@ -51,42 +53,68 @@ def row_index(index_N: Tensor, num_rows: int) -> RowIndex:
 def gather(rows_UD: Tensor, index: RowIndex, *, out_dtype: torch.dtype | None = None) -> Tensor:
     """Row of every lookup, [N, D].
 
-    The gradient of `rows_UD` is the sum over each row's lookups in the type of `rows_UD`, added one by one in lookup
-    order: it has the same bits on every run and at any number of threads, and zeros for rows that no lookup reads.
+    The gradient of `rows_UD` is the sum over each row's lookups, in lookup order and in chunks as in
+    kernels/segment_sum.py: it has the same bits on every run, at any number of threads, on CPU and GPU, and zeros for
+    rows that no lookup reads.
 
     Args:
         rows_UD: the rows, float32 in training.
         index: built by `row_index` for U rows, on the device of the rows.
         out_dtype: type of the result, by default that of the rows. Gradients arrive in it and are summed in the
-            type of the rows.
+            type of the rows, or in float32 where that is narrower.
 
     Raises:
         ValueError: the index was built for another number of rows.
     """
     if index.offsets_U.shape[0] != rows_UD.shape[0]:
         raise ValueError(f"the index was built for {index.offsets_U.shape[0]} rows, but {rows_UD.shape[0]} are given")
-    return _Gather.apply(rows_UD, *index, out_dtype or rows_UD.dtype)
+    return _gather(rows_UD, *index, out_dtype or rows_UD.dtype)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, out_dtype: torch.dtype
-    ) -> Tensor:
-        ctx.save_for_backward(order_N, offsets_U)
-        ctx.rows_dtype = rows_UD.dtype
-        # Casting commutes with selecting; the smaller of the two tensors is the cheaper one to cast.
-        if rows_UD.shape[0] <= index_N.shape[0]:
-            return rows_UD.to(out_dtype).index_select(0, index_N)
-        return rows_UD.index_select(0, index_N).to(out_dtype)
+@torch.library.custom_op("engram::gather", mutates_args=())
+def _gather(rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, out_dtype: torch.dtype) -> Tensor:
+    if rows_UD.is_cuda:
+        from kernels.gather_triton import gather_rows
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        order_N, offsets_U = ctx.saved_tensors
-        return _segment_sum(grad_ND.to(ctx.rows_dtype), order_N, offsets_U), None, None, None, None
+        out_ND = rows_UD.new_empty(len(index_N), rows_UD.shape[1], dtype=out_dtype)
+        gather_rows(rows_UD, index_N, out_ND)
+        return out_ND
+    # Casting commutes with selecting; the smaller of the two tensors is the cheaper one to cast.
+    if rows_UD.shape[0] <= index_N.shape[0]:
+        return rows_UD.to(out_dtype).index_select(0, index_N)
+    return rows_UD.index_select(0, index_N).to(out_dtype)
 
 
-def _segment_sum(values_ND: Tensor, order_N: Tensor, offsets_U: Tensor) -> Tensor:
-    # A bag is summed by one thread, in order: deterministic without atomics, and no slower than index_add_.
-    return embedding_bag(order_N, values_ND, offsets_U, mode="sum")
+@_gather.register_fake
+def _(rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return rows_UD.new_empty(index_N.shape[0], rows_UD.shape[1], dtype=out_dtype)
+
+
+@torch.library.custom_op("engram::gather_backward", mutates_args=())
+def _gather_backward(
+    grad_ND: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, rows_dtype: torch.dtype
+) -> Tensor:
+    sum_dtype = torch.promote_types(rows_dtype, torch.float32)
+    if grad_ND.is_cuda:
+        from kernels.gather_triton import sum_gradients
+
+        return sum_gradients(grad_ND, index_N, order_N, offsets_U, sum_dtype).to(rows_dtype)
+    return segment_sum(grad_ND.to(sum_dtype), order_N, offsets_U).to(rows_dtype)
+
+
+@_gather_backward.register_fake
+def _(grad_ND: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, rows_dtype: torch.dtype) -> Tensor:
+    return grad_ND.new_empty(offsets_U.shape[0], grad_ND.shape[1], dtype=rows_dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows_UD, index_N, order_N, offsets_U, _ = inputs
+    ctx.save_for_backward(index_N, order_N, offsets_U)
+    ctx.rows_dtype = rows_UD.dtype
+
+
+def _differentiate(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+    return _gather_backward(grad_ND, *ctx.saved_tensors, ctx.rows_dtype), None, None, None, None
+
+
+_gather.register_autograd(_differentiate, setup_context=_save)

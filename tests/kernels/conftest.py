@@ -2,11 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 _patch_lang_tensor = interpreter._patch_lang_tensor
+_convert_float = interpreter._convert_float
 
 
 def _patch_with_indices(tensor: type, scope: "interpreter._LangPatchScope") -> None:
@@ -16,7 +19,15 @@ def _patch_with_indices(tensor: type, scope: "interpreter._LangPatchScope") -> N
     scope.set_attr(tensor, "__index__", lambda scalar: scalar.handle.data.item())
 
 
+def _convert_as_a_gpu(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object) -> np.ndarray:
+    # The interpreter cuts float32 off where a GPU rounds to the nearest bf16.
+    if rounding is None and source == tl.float32 and target == tl.bfloat16:
+        return torch.from_numpy(np.array(values)).bfloat16().view(torch.uint16).numpy()
+    return _convert_float(values, source, target, rounding)
+
+
 interpreter._patch_lang_tensor = _patch_with_indices
+interpreter._convert_float = _convert_as_a_gpu
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

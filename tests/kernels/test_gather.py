@@ -3,6 +3,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from kernels.gather import gather, row_index
 
@@ -11,11 +13,30 @@ def bits(tensor):
     return tensor.contiguous().view(torch.int32)
 
 
-def sequential_sum(index, grads, num_rows):
-    """Adds the lookups' gradients one by one, in lookup order, in float32."""
+def one_by_one(parts):
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total = total + part
+    return total
+
+
+def chunked_sum(parts, size=32):
+    """In chunks of 32, one by one; the chunks' sums in groups of 128, one by one, until there is one."""
+    while True:
+        parts = [one_by_one(parts[start : start + size]) for start in range(0, len(parts), size)]
+        if len(parts) == 1:
+            return parts[0]
+        size = 128
+
+
+def planned_sum(index, grads, num_rows):
+    """The lookups' gradients added in float32 in the planned order, row by row."""
     sums = np.zeros((num_rows, grads.shape[1]), np.float32)
+    parts = {}
     for row, grad in zip(index.tolist(), grads.float().numpy(), strict=True):
-        sums[row] += grad
+        parts.setdefault(row, []).append(grad)
+    for row, grads_of_row in parts.items():
+        sums[row] = chunked_sum(grads_of_row)
     return torch.from_numpy(sums)
 
 
@@ -34,7 +55,26 @@ def test_values_and_gradients_are_those_of_a_loop(data, num_rows, num_lookups, d
     rows, grads = (torch.randn(n, dim, generator=generator) for n in (num_rows, len(lookups)))
     index = row_index(index_N, num_rows)
     assert torch.equal(gather(rows, index), rows[index_N])
-    assert torch.equal(bits(gradient(rows, index, grads)), bits(sequential_sum(index_N, grads, num_rows)))
+    assert torch.equal(bits(gradient(rows, index, grads)), bits(planned_sum(index_N, grads, num_rows)))
+
+
+@pytest.mark.parametrize(
+    "counts", [[31, 32, 33], [0, 64, 1, 65, 0], [95, 96, 97], [4095, 1, 4096], [4097, 0, 33, 8300]]
+)
+def test_gradients_of_rows_of_several_chunks(counts):
+    index_N = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    index_N = index_N[torch.randperm(len(index_N), generator=torch.Generator().manual_seed(0))]
+    rows, grads = torch.randn(len(counts), 3), torch.randn(len(index_N), 3)
+    result = gradient(rows, row_index(index_N, len(counts)), grads)
+    assert torch.equal(bits(result), bits(planned_sum(index_N, grads, len(counts))))
+
+
+def test_the_bits_of_a_row_do_not_depend_on_the_others():
+    index_N = torch.tensor([0, 1, 2] * 500)
+    rows, grads = torch.randn(3, 5), torch.randn(1500, 5)
+    together = gradient(rows, row_index(index_N, 3), grads)
+    alone = gradient(rows[:1], row_index(torch.zeros(500, dtype=torch.int32), 1), grads[::3])
+    assert torch.equal(bits(together[:1]), bits(alone))
 
 
 def test_gradient_has_the_same_bits_at_any_number_of_threads():
@@ -50,7 +90,7 @@ def test_gradient_has_the_same_bits_at_any_number_of_threads():
             results.append(gradient(rows, index, grads))
     finally:
         torch.set_num_threads(threads)
-    expected = sequential_sum(index_N, grads, 700)
+    expected = planned_sum(index_N, grads, 700)
     assert all(torch.equal(bits(result), bits(expected)) for result in results)
 
 
@@ -66,7 +106,7 @@ def test_half_precision_results_sum_their_gradients_in_float32(num_rows):
     grads = torch.randn(1000, 8, generator=generator).bfloat16()
     result = gradient(rows, index, grads, out_dtype=torch.bfloat16)
     assert result.dtype == torch.float32
-    assert torch.equal(bits(result), bits(sequential_sum(index_N, grads, num_rows)))
+    assert torch.equal(bits(result), bits(planned_sum(index_N, grads, num_rows)))
 
 
 def test_micro_batches_accumulate_in_one_leaf():
@@ -105,3 +145,37 @@ def test_rows_outside_the_table_are_refused(lookups):
 def test_index_of_another_table_is_refused():
     with pytest.raises(ValueError, match="built for 3 rows, but 4 are given"):
         gather(torch.zeros(4, 2), row_index(torch.tensor([0]), 3))
+
+
+def test_operators_keep_their_promises():
+    index = row_index(torch.tensor([1, 1, 0, 3]), 4)
+    rows = torch.randn(4, 3, requires_grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index, dtype))
+        grads = torch.randn(4, 3).to(dtype)
+        torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index, torch.float32))
+
+
+def test_compiled_whole_and_without_a_copy_of_the_table():
+    graphs = []
+
+    def capture(graph, _inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    @torch.compile(backend=aot_autograd(fw_compiler=capture, bw_compiler=capture), fullgraph=True)
+    def loss(rows, index):
+        return gather(rows, index, out_dtype=torch.bfloat16).view(-1, 16).float().square().sum()
+
+    index = row_index(torch.randint(0, 50, (100,)), 50)
+    rows = torch.randn(50, 8, requires_grad=True)
+    loss(rows, index).backward()
+    made = [
+        node.target for graph in graphs for node in graph.graph.nodes
+        if node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor)
+        and node.meta["val"].shape == rows.shape
+    ]  # fmt: skip
+    assert made == [torch.ops.engram.gather_backward.default]
+    again = rows.detach().clone().requires_grad_()
+    gather(again, index, out_dtype=torch.bfloat16).float().square().sum().backward()
+    assert torch.equal(rows.grad, again.grad)
