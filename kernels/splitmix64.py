@@ -7,15 +7,15 @@ int64 products and sums wrap in the same way, and right shifts are made logical.
 from torch import Tensor
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_LAST_SHIFT = 31
+ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+LAST_SHIFT = 31
 
 
 def mix_(state: Tensor) -> Tensor:
     """The finalizer, a bijection of 64-bit words: int64, in place."""
-    for shift, factor in _ROUNDS:
+    for shift, factor in ROUNDS:
         state.bitwise_xor_(_shift_right(state, shift)).mul_(signed(factor))
-    return state.bitwise_xor_(_shift_right(state, _LAST_SHIFT))
+    return state.bitwise_xor_(_shift_right(state, LAST_SHIFT))
 
 
 def counter_keys(counters: Tensor, key: int = 0) -> Tensor:
@@ -26,9 +26,9 @@ def counter_keys(counters: Tensor, key: int = 0) -> Tensor:
 def derived_key(counter: int, key: int = 0) -> int:
     """A key of its own for every (counter, key): close ones must not give shifted copies of each other's words."""
     state = (counter * GOLDEN_GAMMA + key) % 2**64
-    for shift, factor in _ROUNDS:
+    for shift, factor in ROUNDS:
         state = (state ^ state >> shift) * factor % 2**64
-    return state ^ state >> _LAST_SHIFT
+    return state ^ state >> LAST_SHIFT
 
 
 def signed(value: int) -> int:
