@@ -9,6 +9,9 @@ of pinned memory. They run on the current stream and wait for nothing. On a CPU 
 R rows of the shard, C slots, U rows to move, W words of a record, D columns of a row, M modules.
 """
 
+from collections.abc import Iterator
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,9 @@ from kernels.row_init import initial_rows
 
 PROGRAMS = 16
 """On how many of a GPU's processors a copy runs by default: they are lost to what is computed meanwhile."""
+
+_COMPILES = find_spec("numba") is not None
+_CHUNK_BYTES = 1 << 20  # of records that stay in a core's cache between two copies
 
 
 def fetch_records(
@@ -68,13 +74,19 @@ def fetch_records(
             programs=programs,
         )
         return
-    records_UW = host_RW.index_select(0, rows_U)
-    fresh = (records_UW.view(torch.int32)[:, -1] == 0).nonzero().flatten()
-    if fresh.numel():
-        ids = job_wide_ids(rows_U[fresh], id_ranges_M2)
-        drawn = initial_rows(ids, dim, seed=seed, std=std).to(row_dtype)
-        records_UW.view(row_dtype)[:, :dim].index_copy_(0, fresh, drawn)
-    window_CW.index_copy_(0, slots_U.long(), records_UW)
+    ids_U = job_wide_ids(rows_U, id_ranges_M2)
+    if row_dtype == torch.float32 and _COMPILES:
+        from kernels.records_numba import fetch_fp32_records
+
+        fetch_fp32_records(host_RW, rows_U.long(), window_CW, slots_U.long(), ids_U, dim=dim, seed=seed, std=std)
+        return
+    for part in _chunks(host_RW, rows_U):
+        records_BW = host_RW.index_select(0, rows_U[part])
+        fresh = (records_BW.view(torch.int32)[:, -1] == 0).nonzero().flatten()
+        if fresh.numel():
+            drawn = initial_rows(ids_U[part][fresh], dim, seed=seed, std=std).to(row_dtype)
+            records_BW.view(row_dtype)[:, :dim].index_copy_(0, fresh, drawn)
+        window_CW.index_copy_(0, slots_U[part].long(), records_BW)
 
 
 def write_records(
@@ -87,13 +99,25 @@ def write_records(
 
         on_gpu(window_CW, slots_U, host_RW, rows_U, programs=programs)
         return
-    host_RW.index_copy_(0, rows_U.long(), window_CW.index_select(0, slots_U))
+    if _COMPILES:
+        from kernels.records_numba import copy_records
+
+        copy_records(window_CW, slots_U.long(), host_RW, rows_U.long())
+        return
+    for part in _chunks(host_RW, rows_U):
+        host_RW.index_copy_(0, rows_U[part].long(), window_CW.index_select(0, slots_U[part]))
 
 
 def job_wide_ids(rows_U: Tensor, id_ranges_M2: Tensor) -> Tensor:
     """The job-wide ids of a shard's rows: int64 [U]. Arguments as of `fetch_records`."""
     ranges = torch.searchsorted(id_ranges_M2[:, 0].contiguous(), rows_U.long(), right=True) - 1
     return rows_U + id_ranges_M2[ranges, 1]
+
+
+def _chunks(host_RW: Tensor, rows_U: Tensor) -> Iterator[slice]:
+    rows = max(1, _CHUNK_BYTES // (4 * host_RW.shape[1]))
+    for start in range(0, len(rows_U), rows):
+        yield slice(start, start + rows)
 
 
 def _check(host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor) -> None:

@@ -31,7 +31,15 @@ def copy_records(from_RW: Tensor, rows_U: Tensor, to_CW: Tensor, slots_U: Tensor
 
 
 def fetch_fp32_records(
-    host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor, row_ids_U: Tensor, *, dim: int, seed: int, std: float
+    host_RW: Tensor,
+    rows_U: Tensor,
+    window_CW: Tensor,
+    slots_U: Tensor,
+    row_ids_U: Tensor,
+    *,
+    dim: int,
+    seed: int,
+    std: float,
 ) -> None:
     """Copies records of rows to slots, with initial weights for rows of version 0.
 

@@ -1,11 +1,12 @@
 """A rank's rows: their ids, and the values of those that were never updated, which no memory holds."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from offload.records import RecordLayout, RowInit
+from offload.records import RecordLayout, RowInit, torch_dtype
 from offload.sharding import Sharding
 
 
@@ -34,6 +35,16 @@ class Shard:
         bases = torch.tensor([sum(self.sharding.num_rows[:module]) for module in modules])
         starts = torch.tensor([self.sharding.owned(module, self.rank).start for module in modules])
         return torch.stack([firsts, bases + starts - firsts], dim=1)
+
+    def initial(self, device: torch.device) -> dict[str, Any]:
+        """What `kernels.records.fetch_records` wants to know of rows that were never updated."""
+        return {
+            "id_ranges_M2": self.id_ranges().to(device),
+            "dim": self.layout.dim,
+            "row_dtype": torch_dtype(self.layout.row_dtype),
+            "seed": self.init.seed,
+            "std": self.init.std,
+        }
 
     def fill(self, records_UW: Tensor, rows: Tensor) -> None:
         """Writes the initial weights of those of the rows whose version is 0."""

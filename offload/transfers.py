@@ -86,7 +86,7 @@ def open_transfers(
     _require_possible(engine, config, device)
     streams = streams_of(device)
     if engine == "cpu":
-        return CpuTransfers(host.records_RW, window_CW, shard.fill, config.emulate_link)
+        return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
     if engine == "zero_copy":
         return _zero_copy(host, window_CW, shard, streams, driver_of)
     staged = StagedTransfers(host.records_RW, window_CW, shard.fill, streams, _staging_threads())

@@ -1,29 +1,26 @@
 """Copies of records between host memory and a window in host memory, on one background worker a direction."""
 
 import time
-from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from kernels.records import fetch_records, write_records
 from offload.config import LinkConfig
 from offload.copies import WorkerCopy
+from offload.shard import Shard
 from offload.workers import background_worker
-
-_STAGING_BYTES = 1 << 20
-"""Of each direction's buffer: a chunk of records that stays in a core's cache between its two copies."""
 
 
 class CpuTransfers:
     """The engine of ranks without a GPU: both the table and the window are in host memory.
 
     The two workers run at the same time, on one core each. Copies of one direction land in the order in which they
-    were asked for, through a buffer that is allocated once.
+    were asked for.
 
     Args:
         host_RW: the shard's records.
         window_CW: the window's records; C slots.
-        complete: called on the worker with (records_UW, rows) of a fetch, to fill in what host memory does not hold.
+        shard: the rows.
         link: emulates the time that this bus would take; null copies at full speed.
     """
 
@@ -34,14 +31,11 @@ class CpuTransfers:
         self,
         host_RW: Tensor,
         window_CW: Tensor,
-        complete: Callable[[Tensor, Tensor], None],
+        shard: Shard,
         link: LinkConfig | None = None,
     ) -> None:
         self._host_RW, self._window_CW = host_RW, window_CW
-        self._complete = complete
-        self._link = link
-        self._chunk_rows = max(1, _STAGING_BYTES // (host_RW.shape[1] * host_RW.element_size()))
-        self._incoming, self._outgoing = host_RW.new_empty(2, self._chunk_rows, host_RW.shape[1])
+        self._initial, self._link = shard.initial(window_CW.device), link
         self._fetcher = background_worker("engram-fetch")
         self._writer = background_worker("engram-writeback")
 
@@ -60,17 +54,12 @@ class CpuTransfers:
 
     def _fetch(self, rows: Tensor, slots: Tensor) -> None:
         started = time.perf_counter()
-        for part, places in zip(rows.split(self._chunk_rows), slots.split(self._chunk_rows), strict=True):
-            records = torch.index_select(self._host_RW, 0, part, out=self._incoming[: len(part)])
-            self._complete(records, part)
-            self._window_CW.index_copy_(0, places, records)
+        fetch_records(self._host_RW, rows, self._window_CW, slots, **self._initial)
         self._occupy_link(started, len(rows))
 
     def _write_back(self, slots: Tensor, rows: Tensor) -> None:
         started = time.perf_counter()
-        for places, part in zip(slots.split(self._chunk_rows), rows.split(self._chunk_rows), strict=True):
-            records = torch.index_select(self._window_CW, 0, places, out=self._outgoing[: len(part)])
-            self._host_RW.index_copy_(0, part, records)
+        write_records(self._window_CW, slots, self._host_RW, rows)
         self._occupy_link(started, len(rows))
 
     def _occupy_link(self, started: float, num_rows: int) -> None:

@@ -3,13 +3,10 @@
 Shape suffixes: R rows of the shard, C slots, U rows of a copy, W words of a record.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from kernels.records import fetch_records, write_records
 from offload.copies import StreamCopy
-from offload.records import torch_dtype
 from offload.shard import Shard
 from offload.streams import Streams
 from offload.uploads import UploadRing
@@ -39,13 +36,7 @@ class ZeroCopyTransfers:
         streams: Streams,
     ) -> None:
         self._host_RW, self._window_CW, self._streams = host_RW, window_CW, streams
-        self._initial: dict[str, Any] = {
-            "id_ranges_M2": shard.id_ranges().to(window_CW.device),
-            "dim": shard.layout.dim,
-            "row_dtype": torch_dtype(shard.layout.row_dtype),
-            "seed": shard.init.seed,
-            "std": shard.init.std,
-        }
+        self._initial = shard.initial(window_CW.device)
         self._in, self._out = streams.new(), streams.new()
         numbers = UploadRing.size(2, _WINDOWS * len(window_CW))
         self._incoming, self._outgoing = (UploadRing(streams, window_CW.device, numbers) for _ in range(2))
