@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import recycled
 from kernels.segment_sum import segment_sum
 
 
@@ -81,8 +82,13 @@ def _gather(rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor
         return out_ND
     # Casting commutes with selecting; the smaller of the two tensors is the cheaper one to cast.
     if rows_UD.shape[0] <= index_N.shape[0]:
-        return rows_UD.to(out_dtype).index_select(0, index_N)
-    return rows_UD.index_select(0, index_N).to(out_dtype)
+        return _select(rows_UD.to(out_dtype), index_N)
+    return _select(rows_UD, index_N).to(out_dtype)
+
+
+def _select(rows_UD: Tensor, index_N: Tensor) -> Tensor:
+    out_ND = recycled.empty((len(index_N), rows_UD.shape[1]), rows_UD.dtype)
+    return torch.index_select(rows_UD, 0, index_N, out=out_ND)
 
 
 @_gather.register_fake

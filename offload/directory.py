@@ -65,15 +65,16 @@ class Directory:
         """The row in each slot."""
         return self._row_of[slots]
 
-    def missing(self, rows: Rows) -> int:
-        """How many of the rows have no slot."""
-        return int((self._slot_of[rows] == NEVER).sum())
+    def keep(self, step: int, rows: Rows) -> int:
+        """Holds those of the rows that have a slot until `step` is finished, admitted yet or not.
 
-    def keep(self, step: int, rows: Rows) -> None:
-        """Holds those of the rows that have a slot until `step` is finished, admitted yet or not."""
+        Returns:
+            how many of the rows have none.
+        """
         held = self._slot_of[rows]
         held = held[held != NEVER]
         self._last_use[held] = np.maximum(self._last_use[held], step)
+        return len(rows) - len(held)
 
     def admit(self, step: int, rows: Rows) -> tuple[Rows, Slots] | None:
         """Gives every row of the step a slot, held until the step is finished.
@@ -86,9 +87,11 @@ class Directory:
         """
         if step <= self._admitted:
             raise RuntimeError(f"step {step} was admitted after step {self._admitted}")
-        self.keep(step, rows)
-        fetched = rows[self._slot_of[rows] == NEVER]
+        used = self.slots(rows)
+        absent = used == NEVER
+        fetched = rows[absent]
         if len(fetched) > self._num_free:
+            self.keep(step, rows)
             return None
         self._admitted = step
         taken = self._free[self._num_free - len(fetched) : self._num_free].copy()
@@ -96,8 +99,8 @@ class Directory:
         self._slot_of[fetched] = taken
         self._row_of[taken] = fetched
         self.state[taken] = SlotState.FETCHING
-        self._last_use[taken] = step
-        used = self.slots(rows)
+        used[absent] = taken
+        self._last_use[used] = np.maximum(self._last_use[used], step)
         self.state[used[self.state[used] == SlotState.WRITEBACK]] = SlotState.RESIDENT
         self._record_use(step, used)
         return fetched, taken

@@ -77,14 +77,13 @@ class WindowStore:
         if step in self._fetches:
             return True
         self._collect_writebacks()
-        self._directory.keep(step, rows.numpy())
-        self._make_room(self._directory.missing(rows.numpy()))
+        self._make_room(self._directory.keep(step, rows.numpy()))
         while (admission := self._directory.admit(step, rows.numpy())) is None:
             if not self._writebacks or not self._transfers.stream_ordered:
                 return False
             self._order_writeback()
             # More may be missing now: rows of the step itself that were on their way out.
-            self._make_room(self._directory.missing(rows.numpy()))
+            self._make_room(self._directory.keep(step, rows.numpy()))
         fetched, slots = admission
         self._fetches[step] = slots, self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
         return True
