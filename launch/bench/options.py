@@ -1,7 +1,7 @@
 """What a user may choose, and the settings of the tables that follow from it."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from launch.bench.workload import DrawnSteps, Workload
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
@@ -23,6 +23,7 @@ class BenchOptions:
         workload: what is looked up.
         steps, warmup: timed steps, and those before them that are not counted.
         optimizer: a key of `OPTIMIZERS`.
+        mode: of our tables: `window` over host memory, or `resident`, the whole table where the model computes.
         depth: look-ahead.
         window_rows: slots; None for what the depth needs and two steps' rows more.
         threads: of PyTorch, all ranks together.
@@ -36,6 +37,7 @@ class BenchOptions:
     steps: int = 20
     warmup: int = 5
     optimizer: str = "adam"
+    mode: Literal["window", "resident"] = "window"
     depth: int = 1
     window_rows: int | None = None
     threads: int = 1
@@ -79,6 +81,7 @@ class BenchOptions:
         depth = self.depth if depth is None else depth
         deepest = depth if window_depth is None else window_depth
         return OffloadConfig(
+            mode=self.mode,
             depth=depth,
             window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
             engine="cpu",

@@ -47,7 +47,7 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
     missing = {entry.name: entry.reason for entry in entries if isinstance(entry, _Missing)}
     rows = [_row(entry.name, by_name.get(entry.name), by_name["engram"], missing) for entry in entries]
     return Section(
-        f"Table path: lookup, backward, update ({options.optimizer}, depth {options.depth})",
+        f"Table path: lookup, backward, update ({options.optimizer}, {options.mode}, depth {options.depth})",
         rows,
         _measures(by_name),
         _notes(options, drawn.unique_counts[options.warmup :], ours),

@@ -1,11 +1,13 @@
 """`engram bench`."""
 
 import json
+from typing import Literal
 
 import click
 
 _PARTS = ("path", "scaling", "planning", "stall", "job")
 _WIDTH = 140  # of a table that no terminal shows
+_MODES = ("window", "resident")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
@@ -32,6 +34,7 @@ Examples:
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps.")
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
 @click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="adam", show_default=True, help="Of our tables.")
+@click.option("--mode", type=click.Choice(_MODES), default="window", show_default=True, help="Of our tables.")
 @click.option("--depth", type=click.IntRange(0, 64), default=1, show_default=True, help="Look-ahead in steps.")
 @click.option("--window-rows", type=click.IntRange(min=1), help="Slots of the window; default: what the depth needs.")
 @click.option(
@@ -52,6 +55,7 @@ def offload(
     steps: int,
     warmup: int,
     optimizer: str,
+    mode: Literal["window", "resident"],
     depth: int,
     window_rows: int | None,
     compute_ms: float,
@@ -84,6 +88,7 @@ def offload(
         steps=steps,
         warmup=warmup,
         optimizer=optimizer,
+        mode=mode,
         depth=depth,
         window_rows=window_rows,
         threads=threads or usable_cores(),
