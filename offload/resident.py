@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from offload.host_memory import zeros_on
 from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
 from offload.store import Places, Traffic
@@ -21,7 +22,7 @@ class ResidentStore:
         self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        self.records = torch.zeros(num_rows, layout.words, device=device)
+        self.records = zeros_on(device, num_rows, layout.words)
         init.fill(layout, self.records, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
         self._places = Places(device)
         self.traffic = Traffic()

@@ -9,6 +9,7 @@ from torch import Tensor
 from offload.config import OffloadConfig
 from offload.copies import Copy
 from offload.directory import Directory
+from offload.host_memory import zeros_on
 from offload.host_table import HostTable
 from offload.records import RecordLayout, RowInit
 from offload.shard import Shard
@@ -49,7 +50,7 @@ class WindowStore:
             pinned=pins(config, device) and config.engine == "zero_copy",
             device=device,
         )
-        self.records = torch.zeros(num_slots, layout.words, device=device)
+        self.records = zeros_on(device, num_slots, layout.words)
         self._directory = Directory(num_rows, num_slots)
         self._shard = Shard(sharding, rank, layout, init)
         try:
