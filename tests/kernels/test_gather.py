@@ -7,26 +7,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from kernels.gather import gather, row_index
+from tests.kernels.slow_sums import chunked_sum
 
 
 def bits(tensor):
     return tensor.contiguous().view(torch.int32)
-
-
-def one_by_one(parts):
-    total = np.zeros_like(parts[0])
-    for part in parts:
-        total = total + part
-    return total
-
-
-def chunked_sum(parts, size=32):
-    """In chunks of 32, one by one; the chunks' sums in groups of 128, one by one, until there is one."""
-    while True:
-        parts = [one_by_one(parts[start : start + size]) for start in range(0, len(parts), size)]
-        if len(parts) == 1:
-            return parts[0]
-        size = 128
 
 
 def planned_sum(index, grads, num_rows):

@@ -1,7 +1,7 @@
 """The tables as one array, updated step by step in plain loops: what every window on every number of ranks must equal.
 
-It emulates the ranks of a job on one: gradients are added lookup by lookup, then micro-batch by micro-batch, then rank
-by rank, in that order.
+It emulates the ranks of a job on one: gradients are added lookup by lookup (in chunks), then micro-batch by
+micro-batch, then rank by rank, in that order.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from offload.config import TableOptimizerConfig
 from offload.records import RecordLayout, RowInit
 from offload.updates import RowUpdater
+from tests.kernels.slow_sums import chunked_sum
 from tests.offload.hazard_job import DIM, SEED, Job
 
 
@@ -49,8 +50,11 @@ def _rank_gradient(job: Job, micro_batches: list, weights_RD: Tensor, world_size
             rows = _rows(job, tokens, module)
             values_ND = weights_RD[rows].requires_grad_()
             (job.loss(values_ND, tokens, module) * world_size).backward()
+            gradients: dict[int, list[Tensor]] = {}
             for row, gradient in zip(rows.tolist(), values_ND.grad, strict=True):
-                part_RD[row] += gradient
+                gradients.setdefault(row, []).append(gradient)
+            for row, row_gradients in gradients.items():
+                part_RD[row] = chunked_sum(row_gradients)
         parts.append(part_RD)
     total_RD = parts[0]
     for part_RD in parts[1:]:
