@@ -14,6 +14,8 @@ _CHUNK = tl.constexpr(segment_sum.CHUNK)
 _GROUP = tl.constexpr(segment_sum.GROUP)
 _ELEMENTS = 2048
 _WARPS = 4
+# Different every step: nothing is compiled anew for their sizes and alignments.
+_PLAN = ["index", "order", "offsets", "num_lookups", "num_rows"]
 _LOADS = tl.constexpr(8)  # in flight together, in a sum that is otherwise one by one
 
 
@@ -82,7 +84,7 @@ def _tile(
     return lane_R, column_C, column_C < D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index", "num_lookups"])
 def _gather_kernel(
     rows: tl.tensor, index: tl.tensor, out: tl.tensor, num_lookups: tl.int64,
     row_stride: tl.tensor, row_column: tl.tensor, out_stride: tl.tensor, out_column: tl.tensor,
@@ -96,7 +98,7 @@ def _gather_kernel(
     tl.store(out + lookup_R[:, None] * out_stride + column_C[None, :] * out_column, values, live_RC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["offsets", "num_lookups", "num_rows"])
 def _zero_unread_rows(
     sums: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
@@ -132,7 +134,7 @@ def _next_chunk(
     return tl.where(live_R, tl.minimum(chunk_R, end_R), num_lookups), (chunk_R >= end_R) | (chunk_R == start_R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAN)
 def _sum_chunks(
     sums: tl.tensor, later: tl.tensor, grads: tl.tensor,
     index: tl.tensor, order: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64,
@@ -179,7 +181,7 @@ def _store_chunk(
     tl.store(later + places_R[:, None] * D + column_C[None, :], total_RC, live_RC & ~first_R[:, None])
 
 
-@triton.jit(do_not_specialize=["apart"])
+@triton.jit(do_not_specialize=[*_PLAN, "apart"])
 def _sum_groups(
     sums: tl.tensor, later: tl.tensor,
     index: tl.tensor, order: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64, apart: tl.int64,

@@ -135,10 +135,9 @@ def test_index_of_another_table_is_refused():
 def test_operators_keep_their_promises():
     index = row_index(torch.tensor([1, 1, 0, 3]), 4)
     rows = torch.randn(4, 3, requires_grad=True)
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index, dtype))
-        grads = torch.randn(4, 3).to(dtype)
-        torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index, torch.float32))
+    torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index, torch.bfloat16))
+    grads = torch.randn(4, 3, dtype=torch.bfloat16)
+    torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index, torch.float32))
 
 
 def test_compiled_whole_and_without_a_copy_of_the_table():

@@ -66,7 +66,7 @@ def test_empty_and_smallest(kernel_device, num_rows, num_lookups, dim):
     assert torch.equal(sums, torch.zeros(num_rows, dim, device=kernel_device).index_add_(0, index.index_N, grads))
 
 
-@pytest.mark.parametrize(("dim", "dtype"), [(1, FP32), (20, BF16), (80, BF16), (130, FP32)])
+@pytest.mark.parametrize(("dim", "dtype"), [(1, FP32), (20, BF16), (80, BF16)])
 def test_sums_have_the_bits_of_the_reference(kernel_device, dim, dtype):
     index = heavy_tailed()
     assert_sums(kernel_device, randn(1000, dim, dtype=dtype).to(kernel_device), index)
@@ -80,8 +80,8 @@ def test_sums_have_the_bits_of_the_reference(kernel_device, dim, dtype):
         [31, 32, 33, 1, 0, 64, 65, 30, 2, 31, 1, 63],
         [33] * 9,
         [1, 4096, 4097, 31],
-        [7, 4128, 0, 4129, 8192, 8193],
-        [12500],
+        [7, 4128, 0, 4129],
+        [8300],
     ],
     ids=lambda counts: f"{len(counts)}-rows-{max(counts)}",
 )
@@ -155,19 +155,20 @@ def test_public_function_on_a_gpu_has_the_bits_of_the_cpu(out_dtype):
 
 
 def launches():
-    index = heavy_tailed(200, 40000)
-    gather_rows(randn(200, 80), index.index_N, torch.empty(40000, 80, dtype=BF16))
-    sum_gradients(torch.empty(40000, 80, dtype=BF16), *index, FP32)
-    gather_rows(randn(200, 3).T, index.index_N, torch.empty(40000, 200).T.T)
-    sum_gradients(torch.empty(1, 1).expand(40000, 7), *index, torch.float64)
+    for num_rows, num_lookups, shift in ((160, 40000, 0), (321, 35001, 1)):
+        index = heavy_tailed(num_rows, num_lookups)
+        index = index._replace(index_N=torch.cat([index.index_N[:shift], index.index_N])[shift:])  # other alignment
+        gather_rows(randn(num_rows, 80), index.index_N, torch.empty(num_lookups, 80, dtype=BF16))
+        sum_gradients(torch.empty(num_lookups, 80, dtype=BF16), *index, FP32)
 
 
-def test_compiles_without_atomics_and_with_wide_accesses():
+def test_compiles_once_without_atomics_and_with_wide_accesses():
     compiled = compile_launches(launches)
-    backward = ["_zero_unread_rows", "_sum_chunks", "_sum_groups", "_sum_groups"]
-    assert [name for name, _ in compiled] == ["_gather_kernel", *backward] * 2
-    assert not [name for name, code in compiled if "atom" in code or "red.global" in code or ".local" in code]
+    kernels = ["_gather_kernel", "_zero_unread_rows", "_sum_chunks", "_sum_groups", "_sum_groups"]
+    assert [name for name, _ in compiled] == kernels * 2
+    assert compiled[5:] == compiled[:5]  # for other sizes the same code
+    wide_loads = {"_gather_kernel": "ld.global.v4.b32", "_sum_chunks": "ld.global.v2.b32"}  # four floats, four bf16
     for name, code in compiled[:5]:
+        assert not any(word in code for word in ("atom", "red.global", ".local")), name
         assert "st.global.v4.b32" in code, name
-        wide = {"_gather_kernel": "ld.global.v4.b32", "_sum_chunks": "ld.global.v2.b32"}  # four floats, four bf16
-        assert wide.get(name, "") in code, name
+        assert wide_loads.get(name, "") in code, name

@@ -91,7 +91,7 @@ def test_any_strides_and_integer_types(kernel_device):
     tokens, positions = random_batch(kernel_device, 4, 90, vocabulary=30000)
     spec = stacked_spec(pad_id=3)
     assert_like_the_reference(tokens[::2, ::3], positions[::2, ::3], spec)
-    assert_like_the_reference(tokens.T, positions.T, spec)
+    assert_like_the_reference(tokens[:, :9].T, positions[:, :9].T, spec)
     assert_like_the_reference(tokens, positions[:1].expand(4, -1), spec)
     assert_like_the_reference(tokens.to(torch.int16), positions.to(torch.int32), spec)
 
