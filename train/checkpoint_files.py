@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from offload.tables import EngramTables
-from train.engine import EngineState
+
+if TYPE_CHECKING:
+    from train.engine import EngineState
 
 STATE_FILE = "state.json"
 BACKBONE_FILE = "backbone.safetensors"
@@ -42,7 +44,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
 
 
-def save_backbone(folder: Path, state: EngineState) -> None:
+def save_backbone(folder: Path, state: "EngineState") -> None:
     """Writes an engine's tensors.
 
     Raises:
@@ -53,12 +55,14 @@ def save_backbone(folder: Path, state: EngineState) -> None:
     _save(tensors, folder / BACKBONE_FILE)
 
 
-def load_backbone(folder: Path, steps: int) -> EngineState:
+def load_backbone(folder: Path, steps: int) -> "EngineState":
     """Reads an engine's tensors; `steps` is how many it had applied.
 
     Raises:
         Damaged: the file cannot be read.
     """
+    from train.engine import EngineState  # loads DeepSpeed, which a reader of weights alone does not need
+
     state = EngineState(steps)
     with _reading(folder / BACKBONE_FILE):
         tensors = load_file(folder / BACKBONE_FILE)
@@ -69,6 +73,17 @@ def load_backbone(folder: Path, steps: int) -> EngineState:
         else:
             state.parameters.setdefault(name, {})[slot] = value
     return state
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads the fp32 weights and the buffers alone, by name; memory-mapped, so they are read when they are used.
+
+    Raises:
+        Damaged: the file cannot be read.
+    """
+    with _reading(folder / BACKBONE_FILE), safe_open(folder / BACKBONE_FILE, framework="pt") as file:
+        keys = [key.partition("/") for key in file.keys()]  # noqa: SIM118
+        return {name: file.get_tensor(f"{slot}/{name}") for slot, _, name in keys if slot in ("weight", "buffer")}
 
 
 def tables_file(rank: int, ranks: int) -> str:

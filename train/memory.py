@@ -1,5 +1,7 @@
 """Joins the model's Engram config, the data's tokenizer and the tables: which rows there are, and where they live."""
 
+from typing import Protocol
+
 import torch
 import torch.distributed as dist
 
@@ -10,12 +12,23 @@ from offload.records import RecordLayout, RowInit
 from offload.tables import EngramTables
 from train.config import JobConfig
 from train.data.loader import Loader
-from train.data.store import TokenStore
+from train.data.tokenizer import Tokenizer
 from train.errors import UserError
 
 
-def address_book(model: ModelConfig, store: TokenStore) -> AddressBook | None:
-    """The addresses of a model's tables for the tokens of a store; None for a model without Engram.
+class TokenSource(Protocol):
+    """What addresses are made for: a token store, or anything else that knows its tokenizer."""
+
+    @property
+    def pad_id(self) -> int:
+        """Padding token."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the tokens."""
+
+
+def address_book(model: ModelConfig, source: TokenSource) -> AddressBook | None:
+    """The addresses of a model's tables for the tokens of a source; None for a model without Engram.
 
     Raises:
         UserError: `model.engram.pad_id` is no token.
@@ -25,7 +38,7 @@ def address_book(model: ModelConfig, store: TokenStore) -> AddressBook | None:
         return None
     try:
         return AddressBook(
-            _vocabulary(model, store),
+            compressed_vocabulary(model, source),
             layers=engram.layers,
             orders=engram.orders,
             heads=engram.heads,
@@ -72,9 +85,14 @@ def open_tables(
         raise UserError(str(error)) from None
 
 
-def _vocabulary(model: ModelConfig, store: TokenStore) -> CompressedVocabulary:
+def compressed_vocabulary(model: ModelConfig, source: TokenSource) -> CompressedVocabulary:
+    """The ids that the hash sees, for a model with Engram.
+
+    Raises:
+        ValueError: `model.engram.pad_id` is no token.
+    """
     assert model.engram is not None
-    pad_id = store.pad_id if model.engram.pad_id is None else model.engram.pad_id
+    pad_id = source.pad_id if model.engram.pad_id is None else model.engram.pad_id
     if not model.engram.compress_tokens:
         return identity_vocabulary(model.vocab_size, pad_id=pad_id)
-    return compress_tokenizer(store.tokenizer().backend, pad_id=pad_id, vocabulary_size=model.vocab_size)
+    return compress_tokenizer(source.tokenizer().backend, pad_id=pad_id, vocabulary_size=model.vocab_size)

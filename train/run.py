@@ -100,9 +100,10 @@ class _Run:
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
 
     def record_config(self) -> None:
-        """Writes the resolved config into the run's folder, once it is known to go with what is there."""
+        """Writes config and tokenizer into the run's folder, once they are known to go with what is there."""
         if self.rank == 0:
             dump(self.job, self.folder / CONFIG_FILE)
+            self.store.tokenizer().save(self.folder)
 
     def close(self) -> None:
         """Leaves the job's ranks. Collective.

@@ -1,0 +1,86 @@
+"""`engram eval`."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram eval runs/tiny
+  engram eval tiny --data data/mine --json
+  engram eval tiny --tasks arc_easy,hellaswag --limit 200
+"""
+)
+@click.argument("run")
+@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
+@click.option("--data", metavar="DIR", help="Prepared text; default: the run's own.")
+@click.option("--split", type=click.Choice(["validation", "all"]), help="Documents; default: validation of the run's "
+              "own text, all of another.")  # fmt: skip
+@click.option("--sequences", type=click.IntRange(min=1), help="Take only the first ones.")
+@click.option("--tasks", metavar="NAME[,NAME...]", help="Run tasks of lm-evaluation-harness instead.")
+@click.option("--include", metavar="DIR", help="Folder of more task files (YAML) for --tasks.")
+@click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question of --tasks.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first questions of each of --tasks.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(
+    run: str,
+    step: int | None,
+    data: str | None,
+    split: Literal["validation", "all"] | None,
+    sequences: int | None,
+    tasks: str | None,
+    include: str | None,
+    shots: int | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the trained RUN (a run's folder, or its name in runs/).
+
+    On text: the loss in nats a token, and in bits a byte. With --tasks: what lm-evaluation-harness reports.
+    """
+    from train.saved_run import SavedRun
+
+    for option, value in (("--include", include), ("--shots", shots), ("--limit", limit)):
+        if value is not None and tasks is None:
+            raise click.UsageError(f"{option} has no meaning without --tasks.")
+    for option, value in (("--data", data), ("--split", split), ("--sequences", sequences)):
+        if value is not None and tasks is not None:
+            raise click.UsageError(f"{option} has no meaning with --tasks.")
+    saved = SavedRun.open(run, step)
+    if tasks is not None:
+        from train.harness import run_tasks
+
+        _show_tasks(run_tasks(saved, tasks.split(","), folder=include, shots=shots, limit=limit), as_json)
+        return
+    from dataclasses import asdict
+
+    from train.data.open import open_data
+    from train.data.store import TokenStore
+    from train.scoring import score
+
+    if data is None:
+        store = open_data(saved.job.data)
+    else:  # a prepared folder has its own tokenizer
+        store = TokenStore.open(data, tokenizer=None if Path(data).is_dir() else saved.tokenizer)
+    own = data is None or store.fingerprint == saved.state["data"]["fingerprint"]
+    found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    click.echo(f"step {found.step}: {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte")
+    click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
+
+
+def _show_tasks(results: dict[str, Any], as_json: bool) -> None:
+    """Prints figures by task, as `train.harness.run_tasks` returns them."""
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+        return
+    for task, figures in results["tasks"].items():
+        click.echo(task)
+        for name, value in figures.items():
+            click.echo(f"  {name:<28} {value:.4f}" if isinstance(value, float) else f"  {name:<28} {value}")

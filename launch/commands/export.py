@@ -1,0 +1,63 @@
+"""`engram export`."""
+
+import json
+import re
+from typing import Literal
+
+import click
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class FileSize(click.ParamType):
+    """A size such as 5GB or 500MB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of `value`."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", value.strip().upper())
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size; give one such as 5GB or 500MB.", param, ctx)
+        return size
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram export runs/tiny --to tiny-hf
+  engram export tiny --to tiny-hf --dtype bf16 --shard-size 2GB
+"""
+)
+@click.argument("run")
+@click.option("--to", required=True, metavar="DIR", help="Folder to make; it must not hold anything.")
+@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "bf16"]), help="Of weights and rows; default: the run's train.dtype."
+)
+@click.option("--shard-size", type=FileSize(), default="5GB", show_default=True, help="Most bytes of a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(
+    run: str, to: str, step: int | None, dtype: Literal["fp32", "bf16"] | None, shard_size: int, as_json: bool
+) -> None:
+    """Write the trained RUN (a run's folder, or its name in runs/) as safetensors, tables included.
+
+    The folder has an index, the tokenizer, and a config that names every shape and all that table addresses derive
+    from. Tables are streamed from the checkpoint and never loaded whole.
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from train.export import export
+    from train.saved_run import SavedRun
+
+    found = export(SavedRun.open(run, step), Path(to), dtype=dtype, shard_bytes=shard_size)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    click.echo(
+        f"step {found.step}: {found.tensors} tensors, {found.bytes / 1e9:.3f} GB in {found.files} file(s) of {to}"
+    )

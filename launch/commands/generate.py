@@ -1,0 +1,48 @@
+"""`engram generate`."""
+
+import json
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram generate runs/tiny "def main("
+  engram generate tiny "import os" --tokens 100 --temperature 0.7 --top-k 40 --seed 1
+"""
+)
+@click.argument("run")
+@click.argument("prompt")
+@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
+@click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="New tokens at most.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+              help="0 takes the likeliest token.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many likeliest tokens only.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(
+    run: str,
+    prompt: str,
+    step: int | None,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Continue the text PROMPT with the trained RUN (a run's folder, or its name in runs/).
+
+    Table rows are read from the checkpoint as new tokens ask for them; the tables are never loaded.
+    """
+    from train.generation import continuation
+    from train.saved_run import SavedRun
+
+    saved = SavedRun.open(run, step)
+    ids = saved.tokenizer.encode(prompt)
+    new = list(continuation(saved, ids, num_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
+    text = saved.tokenizer.decode([*ids, *new])
+    if as_json:
+        click.echo(json.dumps({"step": saved.step, "text": text, "prompt_tokens": len(ids), "new_tokens": len(new)}))
+        return
+    click.echo(text)
