@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T sequence, D hidden, H heads, P rotary pairs, V value columns.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ def attention_context(positions_BT: Tensor, config: AttentionConfig, dtype: torc
     return AttentionContext(mask_BTT.unsqueeze(1), *rotary_angles(positions_BT, config.qk_rope_dim, config.rope_theta))
 
 
+class Cache(Protocol):
+    """Keys and values of a text's earlier tokens; see `model.decoding`."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes those of new tokens; returns those of all tokens so far."""
+
+
 class Attention(nn.Module):
     """Queries, keys and values through narrow latents; one rotary key shared by all heads.
 
@@ -45,6 +52,7 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig, hidden_size: int, *, norm_eps: float, std: float, output_std: float):
         super().__init__()
         self.config = config
+        self.cache: Cache | None = None
         query_width = config.heads * (config.qk_nope_dim + config.qk_rope_dim)
         if config.q_lora_rank is None:
             self.q_proj = Linear(hidden_size, query_width, std)
@@ -61,6 +69,8 @@ class Attention(nn.Module):
         """Returns [B, T, D] in the dtype of `hidden_BTD`."""
         query = self._query(hidden_BTD, context)
         key, value = self._key_value(hidden_BTD, context)
+        if self.cache is not None:
+            key, value = self.cache.extend(key, value)
         mixed_BHTV = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=context.mask_B1TT
         )

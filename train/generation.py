@@ -1,78 +1,89 @@
 """Continues a text with a saved run.
 
-Shape suffixes: B batch (1), T tokens so far, S slots a token, U rows that the context reads, V vocabulary.
+Shape suffixes: B batch (1), T tokens of a call, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from kernels.gather import row_index
-from model.engram import MemoryRows
+from model.decoding import decoding
 from model.transformer import LanguageModel
 from train.saved_run import SavedRun
 from train.saved_tables import SavedTables
 
 
-class ContextRows:
-    """The rows that a growing context reads: each is read from the tables once, when a token first asks for it.
+class Decoder:
+    """A text that grows token by token, and the logits of what comes next.
+
+    The first logits are those of training's forward over the text, bit by bit; later ones are computed for the new
+    token alone, and equal them up to the rounding of other matrix shapes. Only a new token's rows are looked up; its
+    n-grams reach back over all that is there, a prompt included.
 
     Args:
-        tables: where rows come from.
-        device: of the model.
-    """
-
-    def __init__(self, tables: SavedTables, device: torch.device | str = "cpu") -> None:
-        self._tables, self._device = tables, device
-        modules = range(tables.addresses.num_modules)
-        self._held = [torch.empty(0, dtype=torch.int64) for _ in modules]
-        self._rows = [torch.empty(0, tables.dim, device=device) for _ in modules]
-
-    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor) -> list[MemoryRows]:
-        """What the model reads for a context, an entry for each Engram layer. Rows it no longer reads are let go."""
-        looked_up = []
-        for module, rows_BTS in enumerate(self._tables.addresses.all_rows(tokens_BT, positions_BT)):
-            unique_U, index_N = rows_BTS.flatten().unique(return_inverse=True)
-            self._fetch(module, unique_U)
-            index = row_index(index_N, len(unique_U)).to(self._device)
-            looked_up.append(MemoryRows(self._rows[module], index))
-        return looked_up
-
-    def _fetch(self, module: int, unique_U: Tensor) -> None:
-        held, old = self._held[module], self._rows[module]
-        known_U = torch.isin(unique_U, held)
-        rows_UD = old.new_empty(len(unique_U), old.shape[1])
-        rows_UD[known_U.to(old.device)] = old[torch.searchsorted(held, unique_U[known_U]).to(old.device)]
-        if not bool(known_U.all()):
-            rows_UD[~known_U.to(old.device)] = self._tables.rows(module, unique_U[~known_U]).to(old.device)
-        self._held[module], self._rows[module] = unique_U, rows_UD
-
-
-class Predictor:
-    """The logits of the token after a context: those of training's forward over that context, bit by bit.
-
-    Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its forward belongs to the decoder while it is open.
         tables: None without Engram.
-        max_length: tokens that the model looks back over at most. What is left of a longer context counts as the
-            rest of a document, as it does where training cuts one.
+        max_length: tokens that the model looks back over at most. Where the text outgrows it, the newer half stays,
+            as the rest of a document, which is what training makes of documents that it cuts.
+
+    Example:
+        >>> with Decoder(model, tables, max_length=256) as decoder:
+        ...     logits_V = decoder.append(prompt)
+        ...     logits_V = decoder.append([int(logits_V.argmax())])
     """
 
     def __init__(self, model: LanguageModel, tables: SavedTables | None, max_length: int) -> None:
-        self._model, self._max_length = model, max_length
+        self._model, self._tables, self._max_length = model, tables, max_length
         self._device = next(model.parameters()).device
-        self._rows = ContextRows(tables, self._device) if tables else None
+        self._caches = ExitStack()
+        self._ids: list[int] = []
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        self._caches.enter_context(decoding(self._model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._caches.close()
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """fp32 [V], on the CPU, after a context of at least one token."""
-        tokens_BT = torch.tensor([list(ids[-self._max_length :])])
-        positions_BT = torch.arange(tokens_BT.shape[1]).unsqueeze(0)
-        memory = self._rows.look_up(tokens_BT, positions_BT) if self._rows else []
-        hidden_BTD = self._model.model(tokens_BT.to(self._device), positions_BT.to(self._device), memory)
+    def append(self, ids: Sequence[int]) -> Tensor:
+        """Adds tokens, any number at first and one at a time then; returns the next token's logits, fp32 [V], on the
+        CPU."""
+        self._ids += ids
+        if len(self._ids) > self._max_length:
+            self._ids = self._ids[-max(1, self._max_length // 2) :] if self._done else self._ids[-self._max_length :]
+            self._restart()
+        hidden_BTD = self._forward()
+        self._done = len(self._ids)
         # The head alone of what the forward computes needs no more than the last token.
         return self._model.lm_head(hidden_BTD[:, -1:])[0, 0].float().cpu()
+
+    def _forward(self) -> Tensor:
+        tokens_BT = torch.tensor([self._ids])
+        positions_BT = torch.arange(len(self._ids)).unsqueeze(0)
+        memory = []
+        if self._tables:
+            first = max(0, self._done + 1 - self._tables.longest_order)
+            memory = self._tables.look_up(
+                tokens_BT[:, first:], positions_BT[:, first:], self._device, skip=self._done - first
+            )
+        new = slice(self._done, None)
+        hidden_BTD: Tensor = self._model.model(
+            tokens_BT[:, new].to(self._device), positions_BT[:, new].to(self._device), memory
+        )
+        return hidden_BTD
+
+    def _restart(self) -> None:
+        self._caches.close()
+        self._caches.enter_context(decoding(self._model))
+        self._done = 0
 
 
 def continuation(
@@ -87,16 +98,17 @@ def continuation(
         top_k: draws from this many likeliest tokens only; None from all.
         seed: of the draws.
     """
-    tables = run.tables()
-    predictor = Predictor(run.model(), tables, run.job.data.sequence_length)
     generator = torch.Generator().manual_seed(seed)
-    ids = list(prompt) or [run.tokenizer.eos_id]
-    for _ in range(num_tokens):
-        token = draw(predictor.logits(ids)[: run.tokenizer.vocab_size], temperature, top_k, generator)
-        if token == run.tokenizer.eos_id:
-            return
-        ids.append(token)
-        yield token
+    new = list(prompt) or [run.tokenizer.eos_id]
+    with Decoder(run.model(), run.tables(), run.job.data.sequence_length) as decoder:
+        for _ in range(num_tokens):
+            # A vocabulary may be padded beyond the tokenizer's.
+            logits_V = decoder.append(new)[: run.tokenizer.vocab_size]
+            token = draw(logits_V, temperature, top_k, generator)
+            if token == run.tokenizer.eos_id:
+                return
+            yield token
+            new = [token]
 
 
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from train.errors import UserError
-from train.generation import Predictor, draw
+from train.generation import Decoder, draw
 from train.saved_run import SavedRun
 
 try:
@@ -98,19 +98,21 @@ class HarnessModel(TemplateLM):
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
-        predictor = Predictor(self._model, self._tables, self._max_length)
         generator = torch.Generator().manual_seed(0)
-        prompt = self.tok_encode(context) or [self.eot_token_id]
-        new: list[int] = []
-        for _ in range(options.get("max_gen_toks", _MAX_NEW_TOKENS)):
-            token = draw(predictor.logits(prompt + new), temperature, options.get("top_k"), generator)
-            if token == self.eot_token_id:
-                break
-            new.append(token)
-            text = self._text.decode(new)
-            if any(stop in text for stop in stops):
-                return text[: min(text.find(stop) for stop in stops if stop in text)]
-        return self._text.decode(new)
+        new = self.tok_encode(context) or [self.eot_token_id]
+        generated: list[int] = []
+        with Decoder(self._model, self._tables, self._max_length) as decoder:
+            for _ in range(options.get("max_gen_toks", _MAX_NEW_TOKENS)):
+                logits_V = decoder.append(new)[: self._text.vocab_size]
+                token = draw(logits_V, temperature, options.get("top_k"), generator)
+                if token == self.eot_token_id:
+                    break
+                new = [token]
+                generated.append(token)
+                text = self._text.decode(generated)
+                if found := [text.find(stop) for stop in stops if stop in text]:
+                    return text[: min(found)]
+        return self._text.decode(generated)
 
 
 def run_tasks(

@@ -42,6 +42,8 @@ class SavedTables:
         assert job.model.engram is not None
         self.addresses, self.num_rows = addresses, [addresses.num_rows(m) for m in range(addresses.num_modules)]
         self.dim = job.model.engram.row_dim
+        self.longest_order = max(job.model.engram.orders)
+        """Tokens of the longest n-gram."""
         self.rows_read = 0
         """Rows read since the tables were opened."""
         self._layout = RecordLayout.of(self.dim, job.offload.optimizer, job.offload.row_dtype)
@@ -68,16 +70,19 @@ class SavedTables:
         self.rows_read += len(ids_U)
         return self._layout.unpacked.weights(records_UX).to(self._dtype).float().contiguous()
 
-    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, device: torch.device | str = "cpu") -> list[MemoryRows]:
+    def look_up(
+        self, tokens_BT: Tensor, positions_BT: Tensor, device: torch.device | str = "cpu", *, skip: int = 0
+    ) -> list[MemoryRows]:
         """What the model reads for a batch, an entry for each Engram layer.
 
         Args:
             tokens_BT: int64, on the CPU.
             positions_BT: int64 positions within documents.
             device: of the result.
+            skip: leading tokens that are there only for n-grams to look back to; their own rows are not read.
         """
         looked_up = []
-        for module, rows_BTS in enumerate(self.addresses.all_rows(tokens_BT, positions_BT)):
+        for module, rows_BTS in enumerate(self.addresses.all_rows(tokens_BT, positions_BT)[:, :, skip:]):
             unique_U, index_N = rows_BTS.flatten().unique(return_inverse=True)
             index = row_index(index_N, len(unique_U))
             looked_up.append(MemoryRows(self.rows(module, unique_U).to(device), index.to(device)))

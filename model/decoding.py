@@ -1,0 +1,94 @@
+"""What a text's earlier tokens leave behind, so that each further token costs one token's computation.
+
+While `decoding(model)` is open, the model's forward is called first with the tokens of a text, then with one token
+more each time (positions going on): attention keeps keys and values, Engram's convolution the last values it looks
+back to. The first forward is the ordinary one, bit by bit.
+
+Shape suffixes: B batch, T tokens of a call, L tokens so far, H heads, M branches, D columns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.engram import ShortConvolution
+
+
+class KeyValueCache:
+    """Keys and values of one attention, in buffers that double when they are full."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._buffers: list[Tensor] = []
+
+    def extend(self, key_BTHD: Tensor, value_BTHD: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes those of new tokens; returns those of all tokens so far, [B, L, H, D] each."""
+        new = (key_BTHD, value_BTHD)
+        start, self._length = self._length, self._length + key_BTHD.shape[1]
+        if start == 0:
+            self._buffers = list(new)
+            return new
+        if self._length > self._buffers[0].shape[1]:
+            self._buffers = [_grown(buffer, 2 * self._length) for buffer in self._buffers]
+        for buffer, part in zip(self._buffers, new, strict=True):
+            buffer[:, start : self._length] = part
+        key, value = (buffer[:, : self._length] for buffer in self._buffers)
+        return key, value
+
+
+class _ValueHistory:
+    """Hooks around a convolution: it is given the values before the new ones, and its output for these is dropped."""
+
+    def __init__(self, convolution: ShortConvolution) -> None:
+        config = convolution.config
+        self._reach = (config.kernel_size - 1) * max(config.orders)
+        self._values: Tensor | None = None
+        self._new = 0
+        self.handles = [
+            convolution.register_forward_pre_hook(self._before),
+            convolution.register_forward_hook(self._after),
+        ]
+
+    def _before(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        values_BTMD, positions_BT = inputs
+        self._new = values_BTMD.shape[1]
+        if self._values is not None:
+            earlier = self._values.shape[1]
+            values_BTMD = torch.cat([self._values, values_BTMD], dim=1)
+            steps = torch.arange(-earlier, 0, device=positions_BT.device)
+            positions_BT = torch.cat([positions_BT[:, :1] + steps, positions_BT], dim=1)
+        self._values = values_BTMD[:, max(0, values_BTMD.shape[1] - self._reach) :].clone()
+        return values_BTMD, positions_BT
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output_BTMD: Tensor) -> Tensor:
+        return output_BTMD[:, output_BTMD.shape[1] - self._new :]
+
+
+@contextmanager
+def decoding(model: nn.Module) -> Iterator[None]:
+    """Lets the forwards inside go on from one another; each text needs one of its own.
+
+    The first forward may have any number of tokens, of one document a sequence; each later one exactly one.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    histories = [_ValueHistory(module) for module in model.modules() if isinstance(module, ShortConvolution)]
+    for attention in attentions:
+        attention.cache = KeyValueCache()
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            attention.cache = None
+        for history in histories:
+            for handle in history.handles:
+                handle.remove()
+
+
+def _grown(buffer: Tensor, length: int) -> Tensor:
+    grown = buffer.new_empty(buffer.shape[0], length, *buffer.shape[2:])
+    grown[:, : buffer.shape[1]] = buffer
+    return grown
