@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command_line import engram
+from tests.command_line import engram, train, write_job
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -27,6 +27,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run that two ranks trained, with checkpoints of steps 3 and 6."""
+    folder = tmp_path_factory.mktemp("trained")
+    sections = {"train": {"steps": 6}, "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 3}}
+    train(write_job(folder, corpus, **sections), "--nproc", "2")
+    return folder / "runs" / "small"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
