@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kernels.adam_steps import AdamSteps
+from kernels.adam_rates import AdamRates
 from kernels.numba_intrinsics import fma, prefetch
 from kernels.threads import split_rows
 
@@ -27,14 +27,14 @@ _LEAST_MOVE = np.float32(2.0**-26)  # of a weight: less than half of the distanc
 
 
 def read_rows(
-    records_CW: Tensor, slots_U: Tensor, steps: AdamSteps, weights_UD: Tensor, caught_up_UX: Tensor | None
+    records_CW: Tensor, slots_U: Tensor, rates: AdamRates, weights_UD: Tensor, caught_up_UX: Tensor | None
 ) -> None:
     """Writes the rows' weights with the effect of all applied steps. The slots are left as they are.
 
     Args:
         records_CW: float32; a window or a whole shard.
         slots_U: int64.
-        steps: all applied steps.
+        rates: of all applied steps.
         weights_UD: float32, overwritten.
         caught_up_UX: float32 [U, W], overwritten: the records of the rows that missed steps, after the replay of these
             (`update_rows` goes on from there); None for lazy Adam, which replays none.
@@ -44,9 +44,9 @@ def read_rows(
         return
     arguments = (
         *_arrays(records_CW, slots_U, weights_UD, caught_up_UX),
-        _constants(steps),
-        *steps.arrays(),
-        len(steps),
+        _constants(rates),
+        *rates.scalars().numpy().T,
+        len(rates),
     )
     split_rows(len(slots_U), lambda start, end: _read(*arguments, start, end))
 
@@ -54,7 +54,7 @@ def read_rows(
 def update_rows(
     records_CW: Tensor,
     slots_U: Tensor,
-    steps: AdamSteps,
+    rates: AdamRates,
     grad_UD: Tensor,
     caught_up_UX: Tensor | None,
     *,
@@ -65,16 +65,15 @@ def update_rows(
     Args:
         records_CW: float32; a window or a whole shard.
         slots_U: int64, unique.
-        steps: all applied steps, this one included.
+        rates: of all applied steps, this one included.
         grad_UD: float32.
         caught_up_UX: what `read_rows` wrote before this step, with no update since.
         gradient_scale: multiplied with the gradient first.
     """
     replays, caught_up_UX = caught_up_UX is not None, records_CW[:0] if caught_up_UX is None else caught_up_UX
     arrays = _arrays(records_CW, slots_U, grad_UD, caught_up_UX)
-    step = len(steps)
-    last = tuple(values_T[step] for values_T in steps.arrays())
-    arguments = (*arrays, _constants(steps), np.float32(gradient_scale), *last, step, replays)
+    step = len(rates)
+    arguments = (*arrays, _constants(rates), np.float32(gradient_scale), *rates.scalars().numpy()[step], step, replays)
     split_rows(len(slots_U), lambda start, end: _update(*arguments, start, end))
 
 
@@ -92,8 +91,8 @@ class _Constants(NamedTuple):
     beta1: float
 
 
-def _constants(steps: AdamSteps) -> _Constants:
-    beta1, beta2 = steps.betas
+def _constants(rates: AdamRates) -> _Constants:
+    beta1, beta2 = rates.betas
     # torch interpolates from the end that is nearer, which decides on the rounding.
     far = np.float32(1 - beta1) >= 0.5
     return _Constants(
@@ -101,9 +100,9 @@ def _constants(steps: AdamSteps) -> _Constants:
         bool(far),
         np.float32(beta2),
         np.float32(1 - beta2),
-        np.float32(steps.eps),
-        bool(beta1**2 <= beta2 * (1 - 1e-5) and steps.eps >= _LEAST_ROOT),
-        np.float32(steps.peak_rate),
+        np.float32(rates.eps),
+        bool(beta1**2 <= beta2 * (1 - 1e-5) and rates.eps >= _LEAST_ROOT),
+        np.float32(rates.peak_rate),
         beta1,
     )
 

@@ -1,22 +1,29 @@
-"""Rows read and updated in their slots by compiled kernels, in one pass over memory: fp32 rows under Adam, on a CPU.
+"""Rows read and updated in their slots by compiled kernels, in one pass over memory.
 
 Shape suffixes: U rows, D columns of a row, X words of a record.
 """
 
+from functools import cached_property
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.adam_steps import AdamSteps
+from kernels.adam_rates import AdamRates
 from kernels.rate_history import RateHistory
 from offload.config import TableOptimizerConfig
 from offload.placed_records import PlacedRecords
 from offload.records import RecordLayout
 
 
-class FusedAdamUpdates:
-    """See `offload.updates.RowPass`.
+def adam_rates(config: TableOptimizerConfig, rates: RateHistory, device: torch.device) -> AdamRates:
+    """What Adam's steps so far multiply with, on the device of the kernels."""
+    return AdamRates(rates, (config.beta1, config.beta2), config.eps, device)
+
+
+class CompiledAdamUpdates:
+    """fp32 rows under Adam, on a CPU. See `offload.updates.RowPass`.
 
     Args:
         config: Adam's settings.
@@ -25,28 +32,28 @@ class FusedAdamUpdates:
     """
 
     def __init__(self, config: TableOptimizerConfig, layout: RecordLayout, rates: RateHistory) -> None:
-        self._steps = AdamSteps(rates, (config.beta1, config.beta2), config.eps)
+        self._rates = adam_rates(config, rates, torch.device("cpu"))
         self._replays = config.untouched_rows == "exact"
-        self._dim = layout.dim
+        self._layout = layout
         # Kept from step to step: fresh memory would cost page faults.
-        self._weights_UD: Tensor | None = None
-        self._caught_up_UX: Tensor | None = None
+        self._weights_UD, self._caught_up_UX = torch.empty(0, layout.dim), torch.empty(0, layout.words)
 
     @staticmethod
-    def can(config: TableOptimizerConfig, layout: RecordLayout, device: torch.device) -> bool:
-        """Whether the kernels take these records here."""
-        fits = config.type == "adam" and layout.row_dtype == "fp32" and device.type == "cpu"
-        return fits and find_spec("numba") is not None
+    def fits(config: TableOptimizerConfig, layout: RecordLayout, device: torch.device) -> bool:
+        """Whether the kernels take such records."""
+        compiles = find_spec("numba") is not None
+        return compiles and config.type == "adam" and layout.row_dtype == "fp32" and device.type == "cpu"
 
     def read(self, placed: PlacedRecords) -> Tensor:
-        """See `RowPass.read`. The weights stand in memory that the next call overwrites."""
+        """See `RowPass.read`."""
         from kernels.row_adam_numba import read_rows
 
-        weights_UD = self._weights_UD = _at_least(self._weights_UD, placed, self._dim)
+        self._weights_UD = at_least(self._weights_UD, placed)
         if self._replays:
-            self._caught_up_UX = _at_least(self._caught_up_UX, placed, placed.records_CW.shape[1])
-        read_rows(placed.records_CW, placed.slots_U, self._steps, weights_UD[: len(placed)], self._caught_up_UX)
-        return weights_UD[: len(placed)]
+            self._caught_up_UX = at_least(self._caught_up_UX, placed)
+        weights_UD = self._weights_UD[: len(placed)]
+        read_rows(placed.records_CW, placed.slots_U, self._rates, weights_UD, self._caught_up)
+        return weights_UD
 
     def update(
         self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
@@ -55,10 +62,81 @@ class FusedAdamUpdates:
         from kernels.row_adam_numba import update_rows
 
         rows = placed.records_CW, placed.slots_U
-        update_rows(*rows, self._steps, gradient_UD, self._caught_up_UX, gradient_scale=gradient_scale)
+        update_rows(*rows, self._rates, gradient_UD, self._caught_up, gradient_scale=gradient_scale)
+
+    @property
+    def _caught_up(self) -> Tensor | None:
+        return self._caught_up_UX if self._replays else None
 
 
-def _at_least(memory: Tensor | None, placed: PlacedRecords, words: int) -> Tensor:
-    if memory is None or len(memory) < len(placed):
-        return placed.records_CW.new_empty(len(placed) + len(placed) // 4, words)
-    return memory
+class TritonUpdates:
+    """Rows of any dtype under any row optimizer, on a GPU. See `offload.updates.RowPass`.
+
+    Nothing here waits for the device, and nothing is allocated but for a step with more rows than any before.
+
+    Args:
+        config: which optimizer, and its settings.
+        layout: of the records.
+        rates: of all applied steps.
+        seed: of the stochastic rounding of bf16 rows.
+        device: of the records.
+    """
+
+    def __init__(
+        self,
+        config: TableOptimizerConfig,
+        layout: RecordLayout,
+        rates: RateHistory,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._config, self._layout, self._history, self._seed, self._device = config, layout, rates, seed, device
+        self._bf16, self._exact = layout.row_dtype == "bf16", config.untouched_rows == "exact"
+        self._weights_UD = torch.empty(0, layout.dim, device=device)
+
+    def read(self, placed: PlacedRecords) -> Tensor:
+        """See `RowPass.read`."""
+        self._weights_UD = at_least(self._weights_UD, placed)
+        weights_UD = self._weights_UD[: len(placed)]
+        rows = placed.records_CW, placed.slots_U
+        if self._config.type == "adam":
+            from kernels.row_adam_triton import read_rows as read_adam_rows
+
+            read_adam_rows(*rows, self._rates, weights_UD, bf16=self._bf16, replays=self._exact)
+        else:
+            from kernels.row_records_triton import read_rows
+
+            read_rows(*rows, weights_UD, bf16=self._bf16)
+        return weights_UD
+
+    def update(
+        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+    ) -> None:
+        """See `RowPass.update`."""
+        common: dict[str, Any] = {"bf16": self._bf16, "seed": self._seed, "gradient_scale": gradient_scale}
+        rows = placed.records_CW, placed.slots_U
+        if self._config.type == "adam":
+            from kernels.row_adam_triton import update_rows
+
+            update_rows(*rows, self._rates, gradient_UD, row_ids_U, replays=self._exact, **common)
+            return
+        from kernels.row_optimizer_triton import rowwise_adagrad, rowwise_rmsprop
+
+        step = len(self._history)
+        common |= {"step": step, "lr": self._history[step], "eps": self._config.eps}
+        if self._config.type == "rowwise_adagrad":
+            rowwise_adagrad(*rows, gradient_UD, row_ids_U, **common)
+        else:
+            common |= {"beta2": self._config.beta2, "decays": self._exact}
+            rowwise_rmsprop(*rows, gradient_UD, row_ids_U, **common)
+
+    @cached_property
+    def _rates(self) -> AdamRates:
+        return adam_rates(self._config, self._history, self._device)
+
+
+def at_least(memory_UX: Tensor, placed: PlacedRecords) -> Tensor:
+    """Memory like the given, for so many rows at least: the same, if it suffices."""
+    if len(memory_UX) < len(placed):
+        return memory_UX.new_empty(len(placed) + len(placed) // 4, memory_UX.shape[1])
+    return memory_UX

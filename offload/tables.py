@@ -216,12 +216,16 @@ class EngramTables:
         self._finish(updated=False)
 
     def look_up(self, batches: Sequence[TokenBatch]) -> StepRows:
-        """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective."""
+        """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective.
+
+        They stand in memory that the next call may overwrite.
+        """
         plan = self._planner.plan_now(batches)
-        records = self._caught_up(self._store.read(plan.rows_O))
-        leaves = self._exchange(plan, self.layout.unpacked.weights(records))
+        records_OW = self._store.read(plan.rows_O)
+        leaves = self._exchange(plan, self.updater.look_at(records_OW))
         if self._verifier:
-            self._verifier.check_lookup(f"evaluation after step {self._step + 1}", plan, batches, records, leaves)
+            when = f"evaluation after step {self._step + 1}"
+            self._verifier.check_lookup(when, plan, batches, self._caught_up(records_OW), leaves)
         return StepRows(leaves, self._indices(plan))
 
     def take_traffic(self) -> Traffic:

@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.rate_history import RateHistory
 from offload.block_updates import BlockUpdates
 from offload.config import TableOptimizerConfig
-from offload.fused_updates import FusedAdamUpdates
+from offload.fused_updates import CompiledAdamUpdates, TritonUpdates
 from offload.placed_records import PlacedRecords
 from offload.records import RecordLayout
 
@@ -57,15 +57,18 @@ class RowUpdater:
     def catch_up(self, records_UX: Tensor) -> None:
         """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`).
 
-        For unpacked records of U rows in order; `read` does the same for rows in their slots.
+        For unpacked records of U rows in order; `read` does the same for rows in their slots. Always in plain PyTorch
+        on the CPU: what the kernels are compared with.
         """
-        self._in_order.catch_up(records_UX)
+        reference_UX = records_UX.cpu()
+        self._in_order.catch_up(reference_UX)
+        records_UX.copy_(reference_UX)
 
     def update(self, records_UX: Tensor, gradient_UD: Tensor, lr: float, row_ids_U: Tensor | None = None) -> None:
         """Applies one step, in place, and sets the records' version to its number among the applied steps.
 
         For unpacked records of U rows in order; `update_at` does the same for rows in their slots. Always in plain
-        PyTorch: what the kernels are compared with.
+        PyTorch on the CPU, like `catch_up`.
 
         Args:
             records_UX: up to date.
@@ -74,7 +77,9 @@ class RowUpdater:
             row_ids_U: int64, job-wide; bf16 rows need them.
         """
         self._rates.append(lr * self._config.lr_factor)
-        self._in_order.update_current(records_UX, gradient_UD, row_ids_U)
+        reference_UX = records_UX.cpu()
+        self._in_order.update_current(reference_UX, gradient_UD.cpu(), None if row_ids_U is None else row_ids_U.cpu())
+        records_UX.copy_(reference_UX)
 
     def read(self, records_CW: Tensor, slots_U: Tensor) -> Tensor:
         """The weights of the rows in these slots with all applied steps. The slots are left as they are.
@@ -87,6 +92,13 @@ class RowUpdater:
             fp32 [U, D]; the next call may overwrite it.
         """
         return self._in_slots.read(PlacedRecords(self._layout, records_CW, slots_U))
+
+    def look_at(self, records_UW: Tensor) -> Tensor:
+        """The weights (fp32 [U, D]) of records of U rows in order with all applied steps, which stay as they are.
+
+        The next call may overwrite them; `read` does not, nor does this what `update_at` goes on from.
+        """
+        return self._aside.read(PlacedRecords.in_order(self._layout, records_UW))
 
     def update_at(
         self,
@@ -139,7 +151,13 @@ class RowUpdater:
     def _take_rates(self, rates: RateHistory) -> None:
         # Every applied step's rate: dense Adam's zero-gradient steps can be replayed at any later time.
         self._rates = rates
+        self._in_order = BlockUpdates(self._config, self._layout, rates, self._seed)
+        self._in_slots, self._aside = self._open_pass(rates), self._open_pass(rates)
+
+    def _open_pass(self, rates: RateHistory) -> RowPass:
         parts = self._config, self._layout, rates
-        self._in_order = BlockUpdates(*parts, self._seed)
-        fused = FusedAdamUpdates.can(self._config, self._layout, self._device)
-        self._in_slots: RowPass = FusedAdamUpdates(*parts) if fused else BlockUpdates(*parts, self._seed)
+        if self._device.type == "cuda":
+            return TritonUpdates(*parts, self._seed, self._device)
+        if CompiledAdamUpdates.fits(self._config, self._layout, self._device):
+            return CompiledAdamUpdates(*parts)
+        return BlockUpdates(*parts, self._seed)

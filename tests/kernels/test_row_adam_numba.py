@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.adam_steps import AdamSteps
+from kernels.adam_rates import AdamRates
 from kernels.rate_history import RateHistory
 from kernels.row_adam_numba import read_rows, update_rows
 
@@ -57,7 +57,7 @@ def test_rows_that_come_back_after_1_to_400_steps_are_those_of_dense_adam(betas,
     weights = torch.randn(ROWS, DIM, generator=generator) * 0.02
     window, slots = fresh_window(weights)
     dense, rates = DenseAdam(weights, betas, eps or 1e-30), RateHistory()
-    steps = AdamSteps(rates, betas, eps or 1e-30)
+    steps = AdamRates(rates, betas, eps or 1e-30, "cpu")
     seen, caught_up = torch.zeros(ROWS, DIM), torch.zeros(ROWS, WORDS)
     due = torch.randint(1, 30, (ROWS,), generator=generator)
     gaps = torch.logspace(0, math.log10(400), ROWS).ceil().long()
@@ -86,7 +86,7 @@ def test_lazy_rows_keep_their_moments_while_they_rest():
     weights = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0))
     window, slots = fresh_window(weights)
     rates = RateHistory()
-    steps = AdamSteps(rates, (0.9, 0.95), 1e-8)
+    steps = AdamRates(rates, (0.9, 0.95), 1e-8, "cpu")
     for used in (torch.arange(ROWS), torch.tensor([3])):
         rates.append(0.1)
         update_rows(window, slots[used], steps, torch.ones(len(used), DIM), None)
@@ -105,7 +105,7 @@ def test_the_number_of_threads_does_not_matter(threads):
     window, slots = torch.randn(rows, WORDS).abs(), torch.randperm(rows)
     versions(window).random_(0, 4)
     rates = RateHistory([1e-3] * 5)
-    steps = AdamSteps(rates, (0.9, 0.95), 1e-8)
+    steps = AdamRates(rates, (0.9, 0.95), 1e-8, "cpu")
     results = []
     before = torch.get_num_threads()
     try:
@@ -121,7 +121,7 @@ def test_the_number_of_threads_does_not_matter(threads):
 
 
 def test_no_rows():
-    steps = AdamSteps(RateHistory([0.1]), (0.9, 0.95), 1e-8)
+    steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
     window, nothing = torch.zeros(3, WORDS), torch.zeros(0, dtype=torch.int64)
     read_rows(window, nothing, steps, torch.zeros(0, DIM), torch.zeros(0, WORDS))
     update_rows(window, nothing, steps, torch.zeros(0, DIM), torch.zeros(0, WORDS))
