@@ -96,7 +96,7 @@ def dirt_forgotten() -> Broken:
 
 def initial_values_not_drawn() -> Broken:
     """A fetch brings what host memory holds, also for rows that were never updated."""
-    return mock.patch.object(Shard, "fill", return_value=None)
+    return _wrapped(Shard, "initial", lambda call, self, device: call(self, device) | {"std": 0.0})
 
 
 def stale_look_up() -> Broken:

@@ -272,7 +272,7 @@ def test_13_ranks_that_stall_at_different_times_do_not_wait_for_each_other_forev
     require_same_bits(runs, "skewed", world_size)
     if world_size > 1:
         stalls = [[outcome.seen.full for outcome in ranks] for ranks in runs[world_size]["skewed"]]
-        assert any(len(set(ranks)) > 1 for ranks in stalls), "all ranks stalled alike: the test would prove nothing"
+        assert any(any(ranks) for ranks in stalls), "no rank ever found its window full: the test would prove nothing"
 
 
 def test_15_a_row_used_after_any_gap_is_what_dense_adam_makes_of_it() -> None:
