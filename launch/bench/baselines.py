@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from launch.bench.devices import finish
 from launch.bench.workload import DrawnSteps
 
 _LEARNING_RATE = 1e-3
@@ -15,22 +16,26 @@ class TorchEmbedding:
         drawn: the ids of all steps.
         gradient_ND: fp32, what arrives at every lookup.
         sparse: sparse gradients under `SparseAdam`, or dense ones under `Adam`.
+        device: of the table.
     """
 
-    def __init__(self, drawn: DrawnSteps, gradient_ND: Tensor, *, sparse: bool) -> None:
+    def __init__(self, drawn: DrawnSteps, gradient_ND: Tensor, *, sparse: bool, device: torch.device) -> None:
         self.name = "nn.Embedding(sparse=True), SparseAdam" if sparse else "nn.Embedding, Adam"
-        self._drawn, self._gradient_ND = drawn, gradient_ND
-        self._embedding = nn.Embedding(drawn.workload.table_rows, drawn.workload.dim, sparse=sparse)
+        self._device = device
+        self._ids_PN, self._gradient_ND = drawn.ids_PN.to(device), gradient_ND.to(device)
+        rows, dim = drawn.workload.table_rows, drawn.workload.dim
+        self._embedding = nn.Embedding(rows, dim, sparse=sparse, device=device)
         optimizer = torch.optim.SparseAdam if sparse else torch.optim.Adam
         self._optimizer: torch.optim.Optimizer = optimizer(self._embedding.parameters(), lr=_LEARNING_RATE)
 
     def step(self, step: int) -> None:
         """Lookup, backward, update."""
-        self._embedding(self._drawn.ids_PN[step]).backward(self._gradient_ND)
+        self._embedding(self._ids_PN[step]).backward(self._gradient_ND)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if step == 0:
             self._touch_state()
+        finish(self._device)
 
     def close(self) -> None:
         """Frees the table."""
@@ -49,13 +54,14 @@ class BareGather:
 
     name = "gather alone, table[ids]"
 
-    def __init__(self, drawn: DrawnSteps) -> None:
-        self._drawn = drawn
-        self._table = torch.full((drawn.workload.table_rows, drawn.workload.dim), 0.5)
+    def __init__(self, drawn: DrawnSteps, device: torch.device) -> None:
+        self._device, self._ids_PN = device, drawn.ids_PN.to(device)
+        self._table = torch.full((drawn.workload.table_rows, drawn.workload.dim), 0.5, device=device)
 
     def step(self, step: int) -> None:
         """Lookup only."""
-        self._table[self._drawn.ids_PN[step]]
+        self._table[self._ids_PN[step]]
+        finish(self._device)
 
     def close(self) -> None:
         """Frees the table."""

@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 
+from launch.bench.devices import describe_gpu
 from train.machine import usable_cores
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -21,6 +22,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **describe_gpu(),
     }
 
 

@@ -31,6 +31,10 @@ class BenchOptions:
         compute_ms: what stands for the model's computation takes so long, where there is one.
         job: the job file that part `job` trains.
         runs: how often part `job` trains it in each mode.
+        device: `cpu` or `cuda`: where the model would compute.
+        seconds: that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for all.
+        tokens: of a step, in parts `kernels` and `links`; None for as many as suit the device.
+        memory_mib: of host memory that part `links` reaches into; None for as much as suits the device.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -45,6 +49,10 @@ class BenchOptions:
     compute_ms: float = 100.0
     job: str = "configs/tiny.yaml"
     runs: int = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+    seconds: float | None = None
+    tokens: int | None = None
+    memory_mib: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON can hold them."""
@@ -84,7 +92,8 @@ class BenchOptions:
             mode=self.mode,
             depth=depth,
             window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
-            engine="cpu",
+            # An emulated link is for the CPU.
+            engine="cpu" if self.device == "cpu" or link is not None else "auto",
             # As in a run that lasts: the table's pages are there, no step pays for their first use.
             host_touch=True,
             emulate_link=link,

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launch.bench.kernel_times import measure_kernels
+from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
 from launch.bench.path import measure_path
 from launch.bench.planning import measure_planning
@@ -18,12 +20,16 @@ class Part:
 
     measure: Callable[[BenchOptions, Progress], Section]
     ranks: tuple[int, ...] = (1,)
+    on_gpu: bool = True
+    """Whether it is measured on the GPU, where there is one and the options say so."""
 
 
 PARTS = {
     "path": Part(measure_path),
     "scaling": Part(measure_scaling),
     "planning": Part(measure_planning),
-    "stall": Part(measure_stall, ranks=(1, 2)),
+    "stall": Part(measure_stall, ranks=(1, 2), on_gpu=False),
+    "kernels": Part(measure_kernels),
+    "links": Part(measure_links),
 }
 """Parts that are measured on ranks of their own."""

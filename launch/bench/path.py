@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
+
 from launch.bench.baselines import BareGather, TorchEmbedding
+from launch.bench.devices import open_device
 from launch.bench.fbgemm import FbgemmEmbedding, NotInstalled
 from launch.bench.measure import Contender, Spread, Times, race, ratios
 from launch.bench.options import BenchOptions
@@ -27,15 +30,18 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
     Raises:
         ValueError: host memory does not suffice for our tables.
     """
-    drawn = options.draw()
+    device, drawn = open_device(options.device), options.draw()
     gradient_ND = drawn.workload.gradient()
-    ours = TablePath("engram", drawn, options.offload(drawn), gradient_ND)
+    ours = TablePath("engram", drawn, options.offload(drawn), gradient_ND, device=device)
+    cpu = torch.device("cpu")
     entries: list[Contender | _Missing] = [
         ours,
-        _enter("FBGEMM on CPU, row-wise Adagrad", 1, options, lambda: FbgemmEmbedding(drawn, gradient_ND)),
-        _enter("SparseAdam", 4, options, lambda: TorchEmbedding(drawn, gradient_ND, sparse=True)),
-        _enter("Adam", 5, options, lambda: TorchEmbedding(drawn, gradient_ND, sparse=False)),
-        _enter("gather alone", 1, options, lambda: BareGather(drawn)),
+        _enter("FBGEMM on CPU, row-wise Adagrad", 1, options, cpu, lambda: FbgemmEmbedding(drawn, gradient_ND)),
+        _enter(
+            "SparseAdam", 4, options, device, lambda: TorchEmbedding(drawn, gradient_ND, sparse=True, device=device)
+        ),
+        _enter("Adam", 5, options, device, lambda: TorchEmbedding(drawn, gradient_ND, sparse=False, device=device)),
+        _enter("gather alone", 1, options, device, lambda: BareGather(drawn, device)),
     ]
     contenders = [entry for entry in entries if not isinstance(entry, _Missing)]
     try:
@@ -54,10 +60,12 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
     )
 
 
-def _enter(name: str, copies: int, options: BenchOptions, make: Callable[[], Contender]) -> Contender | _Missing:
+def _enter(
+    name: str, copies: int, options: BenchOptions, device: torch.device, make: Callable[[], Contender]
+) -> Contender | _Missing:
     workload = options.workload
     needed = copies * workload.table_rows * workload.dim * 4
-    free = _free_memory()
+    free = _free_memory(device)
     if needed > free:
         return _Missing(name, f"needs {size_text(needed)} of memory, {size_text(free)} are free")
     try:
@@ -66,7 +74,9 @@ def _enter(name: str, copies: int, options: BenchOptions, make: Callable[[], Con
         return _Missing(name, str(error))
 
 
-def _free_memory() -> int:
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return min(limit.free for limit in memory_limits())
 
 
@@ -108,6 +118,11 @@ def _notes(options: BenchOptions, unique: list[int], ours: TablePath) -> list[st
     return [
         f"{workload.lookups:,} Zipf({workload.zipf:g}) lookups a step of {workload.dim}-wide fp32 rows in a table of "
         f"{workload.table_rows:,}; {100 * sum(unique) / len(unique) / workload.lookups:.1f} % unique",
+        *(
+            ["tables in GPU memory but for engram's and FBGEMM's; each step is timed until the GPU has done it"]
+            if options.device == "cuda"
+            else []
+        ),
         f"median of {options.steps} steps (10th to 90th percentile), {options.threads} thread(s), in turns on the same "
         "ids; ratios compare round by round",
         "the C library gives freed memory back, as it does by default"

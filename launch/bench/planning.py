@@ -5,6 +5,7 @@ import time
 import torch
 from torch import Tensor
 
+from launch.bench.devices import open_device
 from launch.bench.measure import Spread, race, wait_until_idle
 from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
@@ -28,8 +29,9 @@ def measure_planning(options: BenchOptions, progress: Progress) -> Section:
     drawn = options.draw()
     gradient_ND = drawn.workload.gradient()
     config = options.offload(drawn)
-    ready = TablePath("ready", drawn, config, gradient_ND)
-    ahead = TablePath("ahead", drawn, config, gradient_ND)
+    device = open_device(options.device)
+    ready = TablePath("ready", drawn, config, gradient_ND, device=device)
+    ahead = TablePath("ahead", drawn, config, gradient_ND, device=device)
     try:
         addresses_ms = _time_addresses(drawn.workload, options, config.planner_threads)
         alone_ms = [_time_plan(ready, step) for step in range(drawn.steps)]

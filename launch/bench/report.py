@@ -15,19 +15,21 @@ Cell = str | int | float | Spread | None
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that shall not be larger than its limit."""
+    """A number that shall not be larger than its limit, or with `at_least` not smaller."""
 
     name: str
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether it is not."""
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'met' if self.met else 'NOT MET'}: {self.name}: {self.value:.3g} (at most {self.limit:.3g})"
+        met, bound = "met" if self.met else "NOT MET", "at least" if self.at_least else "at most"
+        return f"{met}: {self.name}: {self.value:.3g} ({bound} {self.limit:.3g})"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Section:
 
     Attributes:
         title: what was measured.
-        rows: by column; every row has the same columns, in the same order. Times are in milliseconds.
+        rows: by column; every row has the same columns, in the same order. Columns name their units; what is
+            measured several times is a `Spread`.
         measures: what the rows are judged by.
         notes: what a reader has to know to read the rows.
     """
@@ -62,7 +65,8 @@ class Section:
             {name: Spread(**cell) if isinstance(cell, dict) else cell for name, cell in row.items()}
             for row in saved["rows"]
         ]
-        measures = [Measure(measure["name"], measure["value"], measure["limit"]) for measure in saved["measures"]]
+        fields = ("name", "value", "limit", "at_least")
+        measures = [Measure(**{field: measure[field] for field in fields}) for measure in saved["measures"]]
         return cls(saved["title"], rows, measures, saved["notes"])
 
     def joined(self, other: Self) -> Self:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -46,5 +47,7 @@ def to_json(sections: dict[str, Section], options: BenchOptions) -> dict[str, An
 def _on_ranks(name: str, options: BenchOptions, count: int) -> Section:
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
         result = Path(folder, "section.json")
-        run_ranks(worker_command(name, options, result), count, log_folder=Path(folder))
+        options = options if PARTS[name].on_gpu else replace(options, device="cpu")
+        gpus = 1 if options.device == "cuda" else 0
+        run_ranks(worker_command(name, options, result), count, log_folder=Path(folder), gpus=gpus)
         return Section.from_json(json.loads(result.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from launch.bench.devices import open_device
 from launch.bench.measure import Spread, Times, race, ratios
 from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
@@ -45,12 +46,12 @@ def measure_scaling(options: BenchOptions, progress: Progress) -> Section:
 
 
 def _race(small: Workload, large: Workload, options: BenchOptions, progress: Progress) -> list[Times]:
-    gradient_ND = small.gradient()
+    device, gradient_ND = open_device(options.device), small.gradient()
     contenders: list[TablePath] = []
     try:
         for workload in (small, large):
             drawn = options.draw(workload)
-            contenders.append(TablePath("", drawn, options.offload(drawn), gradient_ND))
+            contenders.append(TablePath("", drawn, options.offload(drawn), gradient_ND, device=device))
         return race(contenders, steps=options.steps, warmup=options.warmup, progress=progress)
     finally:
         for contender in contenders:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather import gather
+from launch.bench.devices import finish
 from launch.bench.workload import DrawnSteps
 from offload.config import OffloadConfig
 from offload.records import RowInit
@@ -25,6 +27,7 @@ class TablePath:
         config: the `offload` section.
         gradient_ND: fp32, what arrives at every lookup.
         compute: stands for the model, between the lookup and its backward.
+        device: where the model would compute.
 
     Raises:
         ValueError: host memory does not suffice.
@@ -37,8 +40,10 @@ class TablePath:
         config: OffloadConfig,
         gradient_ND: Tensor,
         compute: Callable[[], None] = lambda: None,
+        device: torch.device | None = None,
     ) -> None:
         self.name = name
+        self._device = device or torch.device("cpu")
         host_group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.tables = EngramTables(
             config,
@@ -48,9 +53,10 @@ class TablePath:
             batches=drawn.batches,
             num_steps=drawn.steps,
             host_group=host_group,
+            device=self._device,
         )
         self.traffic: list[Traffic] = []
-        self._drawn, self._gradient_ND, self._compute = drawn, gradient_ND, compute
+        self._drawn, self._gradient_ND, self._compute = drawn, gradient_ND.to(self._device), compute
 
     def step(self, step: int) -> None:
         """One step: rows of the window, expanded to the lookups; their gradient; one update of each row."""
@@ -60,6 +66,7 @@ class TablePath:
         looked_up_ND.backward(self._gradient_ND)
         self.tables.reduce_gradients()
         self.tables.apply(lr=_LEARNING_RATE)
+        finish(self._device)
         self.traffic.append(self.tables.take_traffic())
 
     def close(self) -> None:

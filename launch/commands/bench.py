@@ -1,14 +1,32 @@
 """`engram bench`."""
 
 import json
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+if TYPE_CHECKING:
+    from launch.bench.options import BenchOptions
+
 _PARTS = ("path", "scaling", "planning", "stall", "job")
-_WIDTH = 140  # of a table that no terminal shows
+_WIDTH = 180  # of a table that no terminal shows
 _MODES = ("window", "resident")
+_DEVICES = ("auto", "cpu", "cuda")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
+
+
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_device: _Decorator = click.option(
+    "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="auto: the GPU, if there is one."
+)
+_seconds: _Decorator = click.option(
+    "--seconds", type=click.FloatRange(min=0), help="Leave out what does not fit into so much time; default: no limit."
+)
+_threads: _Decorator = click.option(
+    "--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core."
+)
+_json: _Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
 @click.group()
@@ -24,6 +42,7 @@ Examples:
   engram bench offload --part all
 """
 )
+@_device
 @click.option("--part", type=click.Choice([*_PARTS, "all"]), default="path", show_default=True, help="What to measure.")
 @click.option("--lookups", type=click.IntRange(min=1), default=262_144, show_default=True, help="Rows read a step.")
 @click.option("--rows", type=click.IntRange(min=2), default=4_000_000, show_default=True, help="Rows of the table.")
@@ -43,10 +62,11 @@ Examples:
 @click.option("--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="Trained by part `job`.")
 @click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of that job, in each mode.")
 @click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
-@click.option("--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core.")
+@_threads
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the ids.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@_json
 def offload(
+    device: Literal["auto", "cpu", "cuda"],
     part: str,
     lookups: int,
     rows: int,
@@ -76,12 +96,9 @@ def offload(
       stall     waiting for rows by look-ahead, over an emulated link, on one and two ranks
       job       a training job's step with offload.mode=window and with resident
     """
-    from rich.console import Console
-
+    from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
-    from launch.bench.run import run_parts, to_json
     from launch.bench.workload import Workload
-    from train.machine import usable_cores
 
     options = BenchOptions(
         workload=Workload(lookups, rows, dim, zipf, seed),
@@ -91,13 +108,95 @@ def offload(
         mode=mode,
         depth=depth,
         window_rows=window_rows,
-        threads=threads or usable_cores(),
+        threads=_thread_count(threads),
         plain_allocator=plain_allocator,
         compute_ms=compute_ms,
         job=job,
         runs=runs,
+        device=chosen_device(device),
     )
-    sections = run_parts(_PARTS if part == "all" else (part,), options)
+    _run(_PARTS if part == "all" else (part,), options, as_json)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench kernels
+  engram bench kernels --tokens 4096 --seconds 60 --json
+"""
+)
+@_device
+@click.option("--tokens", type=click.IntRange(min=1), help="Of a step; default: 16,384 on a GPU, 1,024 on a CPU.")
+@_seconds
+@_threads
+@_json
+def kernels(
+    device: Literal["auto", "cpu", "cuda"],
+    tokens: int | None,
+    seconds: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Time each kernel beside the same in PyTorch's operations, and beside what the hardware allows.
+
+    That is the bytes it must move over the bandwidth of memory or of the bus, both measured in the same run. On a CPU
+    it times the functions that run there, at smaller sizes.
+    """
+    from launch.bench.devices import chosen_device
+    from launch.bench.options import BenchOptions
+
+    options = BenchOptions(device=chosen_device(device), tokens=tokens, seconds=seconds, threads=_thread_count(threads))
+    _run(("kernels",), options, as_json)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench links
+  engram bench links --memory-mib 65536 --json
+"""
+)
+@_device
+@click.option(
+    "--memory-mib", type=click.IntRange(min=4), help="Host memory reached into; default: 8,192 with a GPU, else 256."
+)
+@_seconds
+@_threads
+@_json
+def links(
+    device: Literal["auto", "cpu", "cuda"],
+    memory_mib: int | None,
+    seconds: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Time what travels between host memory and the GPU: single records by kernels, beside the copy engines.
+
+    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs; each direction alone, and both
+    at once. On a CPU it copies from host to host.
+    """
+    from launch.bench.devices import chosen_device
+    from launch.bench.options import BenchOptions
+
+    options = BenchOptions(
+        device=chosen_device(device), memory_mib=memory_mib, seconds=seconds, threads=_thread_count(threads)
+    )
+    _run(("links",), options, as_json)
+
+
+def _thread_count(threads: int | None) -> int:
+    from train.machine import usable_cores
+
+    return threads or usable_cores()
+
+
+def _run(parts: tuple[str, ...], options: "BenchOptions", as_json: bool) -> None:
+    """Measures the parts and prints what they found."""
+    from rich.console import Console
+
+    from launch.bench.run import run_parts, to_json
+
+    sections = run_parts(parts, options)
     if as_json:
         click.echo(json.dumps(to_json(sections, options), indent=2))
         return

@@ -102,7 +102,7 @@ def test_path_names_what_is_missing_and_measures_the_rest(monkeypatch: pytest.Mo
 
 def test_path_leaves_out_what_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 3 * 80 * 4 * 4  # SparseAdam holds its table four times, Adam five times
-    monkeypatch.setattr("launch.bench.path._free_memory", lambda: limit)
+    monkeypatch.setattr("launch.bench.path._free_memory", lambda device: limit)
     status = {str(row["contender"]): str(row["status"]) for row in measure_path(OPTIONS, quiet()).rows}
     assert sum("of memory" in its for its in status.values()) == 2
     assert status["engram"] == "measured"
