@@ -1,8 +1,18 @@
-"""Auxiliary-loss-free load balancing (Wang et al. 2024; DeepSeek-V3 report, section 2.1.2).
+"""Load balancing: by a bias, without an auxiliary loss, and by a small loss within each sequence.
 
-After each step, the bias under which a layer chooses experts rises by `rate` for experts that got fewer tokens than
-the mean, and falls by `rate` for those that got more. Works alike on our `MoE` and on the layer that DeepSpeed's
-AutoEP puts in its place; both keep `tokens_per_expert`, and the bias in their router.
+The bias (Wang et al. 2024; DeepSeek-V3 report, section 2.1.2): after each step, the bias under which a layer chooses
+experts rises by `rate` for experts that got fewer tokens than the mean, and falls by `rate` for those that got more.
+
+All of it works alike on our `MoE` and on the layer that DeepSpeed's AutoEP puts in its place: either layer keeps
+`tokens_per_expert`, and the bias in its router.
+
+The loss (DeepSeek-V3 report, equations 17 to 20). For a sequence of T tokens, E experts, K of them a token,
+
+    L = sum_e f_e P_e    f_e = E / (K T) * tokens that chose e    P_e = mean over the tokens of s_e / sum_j s_j
+
+with the scores s before the bias; gradients flow through P alone. L is 1 where load or scores are even.
+
+Shape suffixes: L layers, B batch, T sequence, D hidden, E experts.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,9 +52,36 @@ def reset_counts(model: nn.Module) -> None:
         counts.zero_()
 
 
+def sequence_balance(moe: nn.Module, hidden_BTD: Tensor, experts_per_token: int) -> Tensor:
+    """The balance loss of every sequence in one layer, before any factor: [B], fp32 or wider.
+
+    The router's scores are computed here a second time, as AutoEP's layer does not tell them; a layer's experts cost
+    hundreds of times as much.
+
+    Args:
+        moe: our `MoE`, or AutoEP's layer in its place.
+        hidden_BTD: the layer's input.
+        experts_per_token: K.
+    """
+    router = _router(moe)
+    if hasattr(moe, "router"):
+        logits_BTE = router.gate(hidden_BTD)
+        scores_BTE = torch.sigmoid(logits_BTE.to(torch.promote_types(logits_BTE.dtype, torch.float32)))
+    else:
+        scores_BTE = router(hidden_BTD.flatten(0, 1))[2].unflatten(0, hidden_BTD.shape[:2])
+    chosen_BTK = (scores_BTE + router.e_score_correction_bias).detach().topk(experts_per_token, dim=-1).indices
+    load_BE = torch.zeros_like(scores_BTE).scatter(-1, chosen_BTK, 1.0).mean(dim=1)
+    share_BE = (scores_BTE / (scores_BTE.sum(dim=-1, keepdim=True) + 1e-20)).mean(dim=1)
+    return (load_BE * share_BE).sum(dim=-1) * (scores_BTE.shape[-1] / experts_per_token)
+
+
 def _balanced_layers(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     for module in model.modules():
         counts = getattr(module, "tokens_per_expert", None)
         if isinstance(counts, Tensor):
-            router: Any = module.router if hasattr(module, "router") else module.gate
-            yield counts, router.e_score_correction_bias
+            yield counts, _router(module).e_score_correction_bias
+
+
+def _router(moe: nn.Module) -> Any:
+    """The router of our `MoE`, or of AutoEP's layer."""
+    return moe.router if hasattr(moe, "router") else moe.gate

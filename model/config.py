@@ -43,6 +43,9 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     """Whether a token's chosen weights are divided by their sum."""
     balance_rate: float = Field(1e-3, ge=0)
     """Step of the choice bias after each training step (auxiliary-loss-free balancing); 0 switches it off."""
+    sequence_balance_factor: float = Field(0.0, ge=0)
+    """Factor on the balance loss within each sequence, which adds to the gradient but not to the reported loss; 0
+    switches it off (DeepSeek-V3 has 1e-4)."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> "MoEConfig":

@@ -60,8 +60,11 @@ class Router(Float32Buffers):
         draw_normal(self.weight, std)
         self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts, dtype=torch.float32))
 
-    def forward(self, tokens_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the chosen experts' weights [N, K] in fp32, or wider, and their numbers [N, K] in int64."""
+    def forward(self, tokens_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the chosen experts' weights [N, K], their numbers [N, K] in int64, and all scores [N, E].
+
+        Weights and scores are in fp32 or wider.
+        """
         logits_NE = F.linear(tokens_ND, self.weight)
         scores_NE = torch.sigmoid(logits_NE.to(torch.promote_types(logits_NE.dtype, torch.float32)))
         choice_NE = (scores_NE + self.e_score_correction_bias).detach()
@@ -69,7 +72,7 @@ class Router(Float32Buffers):
         weights_NK = scores_NE.gather(1, experts_NK)
         if self.config.norm_topk:
             weights_NK = weights_NK / (weights_NK.sum(dim=-1, keepdim=True) + 1e-20)
-        return weights_NK * self.config.routed_scaling_factor, experts_NK
+        return weights_NK * self.config.routed_scaling_factor, experts_NK, scores_NE
 
 
 class Experts(nn.Module):
@@ -116,7 +119,7 @@ class MoE(Float32Buffers):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Returns [B, T, D] in the dtype of `hidden_BTD`; the weighted sum over experts is taken in fp32."""
         tokens_ND = hidden_BTD.flatten(0, 1)
-        weights_NK, experts_NK = self.gate(tokens_ND)
+        weights_NK, experts_NK, _ = self.gate(tokens_ND)
         sorted_A, order_A = experts_NK.flatten().sort(stable=True)
         ends_E = torch.searchsorted(sorted_A, torch.arange(len(self.tokens_per_expert), device=sorted_A.device),
                                     right=True, out_int32=True)  # fmt: skip

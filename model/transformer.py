@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Attention, AttentionContext, attention_context
+from model.balance import sequence_balance
 from model.config import ModelConfig
 from model.engram import Engram, MemoryRows
 from model.hyper_connections import BranchedStream, HyperConnection, replicate
@@ -48,6 +49,8 @@ class Block(nn.Module):
             self.mlp = MoE(config.moe, size, std=std, output_std=output_std)
         else:
             self.mlp = SwiGLU(size, config.dense_hidden_size, std=std, output_std=output_std)
+        wants_balance = config.has_experts(layer) and config.moe is not None and config.moe.sequence_balance_factor > 0
+        self.balanced_choices = config.moe.experts_per_token if config.moe and wants_balance else None
 
         self.attn_hyper_connection = self.mlp_hyper_connection = None
         if config.hyper_connections is not None and branches > 1:
@@ -57,10 +60,10 @@ class Block(nn.Module):
 
     def forward(
         self, stream: Tensor, context: AttentionContext, positions_BT: Tensor, memory: MemoryRows | None
-    ) -> Tensor:
-        """Returns the residual stream after the block; `memory` is given where the block has an Engram module.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the residual stream after the block, and its `sequence_balance` [B] if the config wants one.
 
-        The stream is [B, T, D], or [B, T, M, D] with M > 1 branches.
+        The stream is [B, T, D], or [B, T, M, D] with M > 1 branches. `memory` is given where the block has Engram.
         """
         if self.attn_hyper_connection is None or self.mlp_hyper_connection is None:
             return self._plain(stream, context, positions_BT, memory)
@@ -70,16 +73,21 @@ class Block(nn.Module):
         hidden_BTD = branched.read(self.attn_hyper_connection)
         branched.write(self.self_attn(self.input_layernorm(hidden_BTD), context))
         hidden_BTD = branched.read(self.mlp_hyper_connection)
-        branched.write(self.mlp(self.post_attention_layernorm(hidden_BTD)))
-        return branched.merged()
+        hidden_BTD = self.post_attention_layernorm(hidden_BTD)
+        branched.write(self.mlp(hidden_BTD))
+        return branched.merged(), self._balance(hidden_BTD)
 
     def _plain(
         self, hidden_BTD: Tensor, context: AttentionContext, positions_BT: Tensor, memory: MemoryRows | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         if self.engram is not None:
             hidden_BTD = hidden_BTD + self.engram(hidden_BTD.unsqueeze(2), memory, positions_BT).squeeze(2)
         hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context)
-        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        normed_BTD = self.post_attention_layernorm(hidden_BTD)
+        return hidden_BTD + self.mlp(normed_BTD), self._balance(normed_BTD)
+
+    def _balance(self, hidden_BTD: Tensor) -> Tensor | None:
+        return sequence_balance(self.mlp, hidden_BTD, self.balanced_choices) if self.balanced_choices else None
 
 
 class Transformer(nn.Module):
@@ -92,8 +100,13 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, memory: Sequence[MemoryRows] = ()) -> Tensor:
-        """Returns hidden states [B, T, D]; arguments as for `LanguageModel`."""
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor, memory: Sequence[MemoryRows] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns hidden states [B, T, D], and the sum over the layers of `sequence_balance` [B] if there is any.
+
+        Arguments as for `LanguageModel`.
+        """
         layers = self.config.engram.layers if self.config.engram else []
         if len(memory) != len(layers):
             raise ValueError(f"memory rows of {len(memory)} tables were given, but Engram layers are {layers}")
@@ -103,9 +116,12 @@ class Transformer(nn.Module):
         branches = self.config.branches
         if branches > 1:
             stream = replicate(stream, branches)
+        balances: list[Tensor] = []
         for layer, block in enumerate(self.layers):
-            stream = block(stream, context, positions_BT, memory_of.get(layer))
-        return self.norm(stream.mean(dim=2) if branches > 1 else stream)
+            stream, balance_B = block(stream, context, positions_BT, memory_of.get(layer))
+            balances += [] if balance_B is None else [balance_B]
+        hidden_BTD = self.norm(stream.mean(dim=2) if branches > 1 else stream)
+        return hidden_BTD, torch.stack(balances).sum(dim=0) if balances else None
 
 
 class LanguageModel(nn.Module):
@@ -144,13 +160,23 @@ class LanguageModel(nn.Module):
 
         Returns:
             With labels: fp32 scalar, the *sum* of the cross-entropies in nats over labels that are not `IGNORED`;
-            0, with zero gradients, if all are. Without: logits [B, T, V] in the parameters' dtype.
+            0, with zero gradients, if all are. Without: logits [B, T, V] in the parameters' dtype. With
+            `moe.sequence_balance_factor` the gradient, but not the value, includes this factor times the balance loss
+            of all layers, for each label: the mean over the labels is that of the loss plus the factored balance.
 
         Raises:
             ValueError: not one `MemoryRows` for each Engram layer, or one of another shape of batch.
         """
-        logits_BTV = self.lm_head(self.model(tokens_BT, positions_BT, memory))
+        hidden_BTD, balance_B = self.model(tokens_BT, positions_BT, memory)
+        logits_BTV = self.lm_head(hidden_BTD)
         if labels_BT is None:
             return logits_BTV
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss if balance_B is None else loss + self._balance_gradient(balance_B, labels_BT)
+
+    def _balance_gradient(self, balance_B: Tensor, labels_BT: Tensor) -> Tensor:
+        """Zero, with the gradient of the balance loss: each sequence's weighs as much as its labels."""
+        assert self.config.moe is not None
+        total = (balance_B * (labels_BT != IGNORED).sum(dim=1)).sum() * self.config.moe.sequence_balance_factor
+        return total - total.detach()

@@ -77,7 +77,7 @@ class Decoder:
         new = slice(self._done, None)
         hidden_BTD: Tensor = self._model.model(
             tokens_BT[:, new].to(self._device), positions_BT[:, new].to(self._device), memory
-        )
+        )[0]
         return hidden_BTD
 
     def _restart(self) -> None:
