@@ -20,8 +20,8 @@ from train.saved_tables import SavedTables
 class Decoder:
     """A text that grows token by token, and the logits of what comes next.
 
-    The first logits are those of training's forward over the text, bit by bit; later ones are computed for the new
-    token alone, and equal them up to the rounding of other matrix shapes. Only a new token's rows are looked up; its
+    Logits are those of training's forward over the text: from the same hidden states, bit by bit, for what is given
+    first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes. Only a new token's rows are looked up; its
     n-grams reach back over all that is there, a prompt included.
 
     Args:

@@ -140,9 +140,7 @@ def run_tasks(
     """
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of task files")
-    manager = TaskManager(include_path=folder)
-    if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        raise UserError(f"{unknown[0]}: lm-evaluation-harness has no such task; list them: lm_eval ls tasks")
+    manager = _task_manager(tasks, folder)
     found = simple_evaluate(
         model=HarnessModel(run), tasks=list(tasks), task_manager=manager, num_fewshot=shots, limit=limit,
         log_samples=False, bootstrap_iters=0,
@@ -152,3 +150,15 @@ def run_tasks(
         for task, values in found["results"].items()
     }
     return {"step": run.step, "tasks": figures}
+
+
+def _task_manager(tasks: Sequence[str], folder: str | None) -> Any:
+    # The harness takes many seconds to look through its own thousands of tasks.
+    if folder is not None:
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
+    manager = TaskManager(include_path=folder)
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        raise UserError(f"{unknown[0]}: lm-evaluation-harness has no such task; list them: lm_eval ls tasks")
+    return manager

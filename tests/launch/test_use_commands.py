@@ -1,0 +1,87 @@
+"""`engram export`, `generate` and `eval` on a run that was trained by the command itself."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from launch.cli import main
+from tests.command_line import losses
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="engram")
+
+
+def answer(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_export(trained: Path, tmp_path: Path) -> None:
+    found = json.loads(answer("export", trained, "--to", tmp_path / "out", "--shard-size", "0.02MB", "--json"))
+    files = list((tmp_path / "out").glob("*.safetensors"))
+    assert found["files"] == len(files) > 2
+    assert found["bytes"] <= sum(path.stat().st_size for path in files)
+    assert "step 3: " in answer("export", trained, "--to", tmp_path / "other", "--step", 3)
+
+
+def test_generate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parents[1])
+    options = ("generate", "small", "def main(", "--tokens", 5, "--top-k", 20, "--seed", 3)
+    text = answer(*options)
+    assert text.startswith("def main(")
+    found = json.loads(answer(*options, "--json"))
+    assert found["text"] + "\n" == text
+    assert 0 < found["new_tokens"] <= 5
+
+
+def test_eval(trained: Path) -> None:
+    sequences = ("--sequences", 8)
+    found = json.loads(answer("eval", trained, *sequences, "--json"))
+    assert found["loss"] == pytest.approx(losses(trained)[-1][1], rel=1e-6)
+    assert f"step 6: {found['loss']:.4f} nats/token" in answer("eval", trained, *sequences)
+    data = json.loads((trained / "summary.json").read_text())
+    assert found["bits_per_byte"] == pytest.approx(data["val_bits_per_byte"], rel=1e-6)
+
+
+def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -> None:
+    options = ("--sequences", 2, "--json")
+    own, named, everything = (
+        json.loads(answer("eval", trained, *more, *options))["loss"]
+        for more in ((), ("--data", corpus), ("--data", corpus, "--split", "all"))
+    )
+    assert own == named != everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "RUN", "--to", "RUN"), "is there already and not empty"),
+        (("export", "RUN"), "Missing option '--to'"),
+        (("export", "RUN", "--to", "new", "--shard-size", "5 apples"), "'5 apples' is no size; give one such as 5GB"),
+        (("export", "RUN", "--to", "new", "--step", "5"), "no checkpoint of step 5; there are: 3, 6"),
+        (("generate", "nowhere", "x"), "nowhere: no run there"),
+        (("generate", "RUN", "x", "--temperature", "-1"), "Invalid value for '--temperature'"),
+        (("eval", "RUN", "--data", "nowhere"), "nowhere: no prepared folder"),
+        (("eval", "RUN", "--limit", "3"), "--limit has no meaning without --tasks."),
+        (("eval", "RUN", "--tasks", "x", "--split", "all"), "--split has no meaning with --tasks."),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str, trained: Path) -> None:
+    result = run(*(str(trained) if word == "RUN" else word for word in arguments))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_without_the_harness_its_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "train.harness", raising=False)
+    result = run("eval", trained, "--tasks", "arc_easy")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'engram-pretrain[harness]'" in result.stderr
