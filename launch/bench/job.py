@@ -1,17 +1,10 @@
 """Part `job`: a whole training job with its tables in host memory, beside the same job with them on the device."""
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
-from train.errors import UserError
-from train.metrics import METRICS_FILE, read_metrics
+from launch.bench.train_run import train_run
 
 _LIMIT = 1.03
 _MODES = ("window", "resident")
@@ -53,22 +46,5 @@ def measure_job(options: BenchOptions, progress: Progress) -> Section:
 
 def _train(options: BenchOptions, mode: str) -> list[float]:
     """Milliseconds of every step of a run."""
-    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
-        settings = {
-            "run.dir": folder,
-            "run.name": mode,
-            "offload.mode": mode,
-            "train.steps": options.total_steps,
-            "train.log_every": 1,
-            "eval.every": options.total_steps,
-            "eval.sample_tokens": 0,
-            "checkpoint.every": options.total_steps,
-            "wandb.mode": "disabled",
-        }
-        overrides = [f"{key}={value}" for key, value in settings.items()]
-        command = [sys.executable, "-P", "-m", "launch.cli", "train", options.job, *overrides, "--json"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode:
-            told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise UserError(f"{options.job} (offload.mode={mode}): {told[-1].removeprefix('Error: ')}")
-        return [record["step_ms"] for record in read_metrics(Path(json.loads(done.stdout)["run"], METRICS_FILE))]
+    records = train_run(options.job, options.total_steps, device=options.device, offload__mode=mode)
+    return [record["step_ms"] for record in records]

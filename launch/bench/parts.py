@@ -7,6 +7,7 @@ from launch.bench.kernel_times import measure_kernels
 from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
 from launch.bench.path import measure_path
+from launch.bench.peak import measure_peak
 from launch.bench.planning import measure_planning
 from launch.bench.progress import Progress
 from launch.bench.report import Section
@@ -31,5 +32,6 @@ PARTS = {
     "stall": Part(measure_stall, ranks=(1, 2), on_gpu=False),
     "kernels": Part(measure_kernels),
     "links": Part(measure_links),
+    "peak": Part(measure_peak),
 }
 """Parts that are measured on ranks of their own."""

@@ -14,6 +14,7 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.progress import Progress
 from launch.bench.report import Section
+from launch.bench.training import measure_training
 from launch.bench.worker import worker_command
 from launch.local import run_ranks
 
@@ -22,7 +23,7 @@ def run_parts(names: Sequence[str], options: BenchOptions) -> dict[str, Section]
     """Measures the named parts one after another, with progress on standard error.
 
     Raises:
-        UserError: the machine's memory does not suffice, or part `job` has no job file.
+        UserError: the machine's memory does not suffice, or the job file of part `job` or `train` cannot be trained.
         RankFailed: a measuring process crashed.
     """
     sections = {}
@@ -30,6 +31,10 @@ def run_parts(names: Sequence[str], options: BenchOptions) -> dict[str, Section]
         if name == "job":
             with Progress(name) as progress:
                 sections[name] = measure_job(options, progress)
+        elif name == "train":
+            peak = _on_ranks("peak", options, 1)
+            with Progress(name) as progress:
+                sections[name] = measure_training(options, peak, progress)
         else:
             sections[name] = reduce(Section.joined, [_on_ranks(name, options, count) for count in PARTS[name].ranks])
     return sections

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from launch.bench.options import BenchOptions
 
 _PARTS = ("path", "scaling", "planning", "stall", "job")
 _WIDTH = 180  # of a table that no terminal shows
 _MODES = ("window", "resident")
+_JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
@@ -184,24 +187,113 @@ def links(
     _run(("links",), options, as_json)
 
 
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench train
+  engram bench train --job configs/tiny.yaml --steps 20 --runs 2 --json
+"""
+)
+@_device
+@click.option(
+    "--job", metavar="FILE", help="The job; default: configs/bench.yaml on a GPU, configs/tiny.yaml on a CPU."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps of each run.")
+@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
+@click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="In each setting, in turns.")
+@_seconds
+@_threads
+@_json
+def train(
+    device: Literal["auto", "cpu", "cuda"],
+    job: str | None,
+    steps: int,
+    warmup: int,
+    runs: int,
+    seconds: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Time a training job's step with its rows in host memory, beside all rows resident.
+
+    Look-ahead of 0, 1, 2 and 4 steps; tokens a second; and model FLOPs utilisation, beside a large product of matrices
+    in the same run. Each run is a real `engram train`.
+    """
+    from launch.bench.devices import chosen_device
+    from launch.bench.options import BenchOptions
+
+    on = chosen_device(device)
+    options = BenchOptions(
+        device=on,
+        job=job or _JOBS[on],
+        steps=steps,
+        warmup=warmup,
+        runs=runs,
+        seconds=seconds,
+        threads=_thread_count(threads),
+    )
+    _run(("train",), options, as_json)
+
+
+@command.command(
+    name="all",
+    epilog="""\b
+Examples:
+  engram bench all
+  engram bench all --minutes 8 --json figures.json
+""",
+)
+@_device
+@click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="For everything.")
+@click.option("--job", metavar="FILE", help="As of `engram bench train`.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
+)
+def everything(device: Literal["auto", "cpu", "cuda"], minutes: float, job: str | None, json_file: str | None) -> None:
+    """Run kernels, links, offload and train within a given time, smaller on a CPU.
+
+    A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same.
+    """
+    from pathlib import Path
+
+    from launch.bench.devices import chosen_device
+    from launch.bench.everything import run_everything, sections_of, summary, to_json
+    from launch.bench.machine import describe_machine
+
+    if json_file is not None:
+        Path(json_file).touch()  # a mistake in its name is told now
+    on, console = chosen_device(device), _console()
+    outcomes = run_everything(minutes, on, {"train": ("--job", job)} if job else None)
+    for outcome in outcomes.values():
+        for section in sections_of(outcome).values():
+            section.show(console)
+    summary(outcomes).show(console)
+    if json_file is not None:
+        figures = to_json(outcomes, describe_machine(_thread_count(None)), minutes, on)
+        Path(json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
 def _thread_count(threads: int | None) -> int:
     from train.machine import usable_cores
 
     return threads or usable_cores()
 
 
-def _run(parts: tuple[str, ...], options: "BenchOptions", as_json: bool) -> None:
-    """Measures the parts and prints what they found."""
+def _console() -> "Console":
     from rich.console import Console
 
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def _run(parts: tuple[str, ...], options: "BenchOptions", as_json: bool) -> None:
+    """Measures the parts and prints what they found."""
     from launch.bench.run import run_parts, to_json
 
     sections = run_parts(parts, options)
     if as_json:
         click.echo(json.dumps(to_json(sections, options), indent=2))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH)
+    console = _console()
     for section in sections.values():
         section.show(console)

@@ -86,5 +86,5 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
 
 def test_the_command_offers_what_there_is() -> None:
     # The command names both itself, so that its help need not import torch.
-    assert {*bench._PARTS, "kernels", "links"} == {*PARTS, "job"}
+    assert {*bench._PARTS, "kernels", "links", "peak"} == {*PARTS, "job"}
     assert set(bench._OPTIMIZERS) == set(OPTIMIZERS)

@@ -1,0 +1,51 @@
+"""One run of `engram train`, for its figures."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from train.errors import UserError
+from train.metrics import METRICS_FILE, read_metrics
+
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def train_run(job: str, steps: int, *, device: str, **settings: object) -> list[dict[str, float]]:
+    """Trains a job in a folder of its own and returns what it recorded of every step.
+
+    Args:
+        job: the job's file.
+        steps: how many.
+        device: `cpu` keeps a machine's GPUs out of it.
+        settings: overrides, with `__` for the dot in a key.
+
+    Raises:
+        UserError: the job cannot be trained; in the words of `engram train`.
+    """
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        overrides = {
+            "run.dir": folder,
+            "run.name": "bench",
+            "train.steps": steps,
+            "train.log_every": 1,
+            "eval.every": steps,
+            "eval.sample_tokens": 0,
+            "checkpoint.every": steps,
+            "wandb.mode": "disabled",
+        } | {key.replace("__", "."): value for key, value in settings.items()}
+        chosen = [f"{key}={value}" for key, value in overrides.items()]
+        command = [sys.executable, "-P", "-m", "launch.cli", "train", job, *chosen, "--json"]
+        environment = {key: value for key, value in os.environ.items() if key not in _OF_A_RANK}
+        if device == "cpu":
+            environment["DS_ACCELERATOR"] = "cpu"
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+        )
+        if done.returncode:
+            told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            what = ", ".join(f"{key.replace('__', '.')}={value}" for key, value in settings.items())
+            raise UserError(f"{job} ({what}): {told[-1].removeprefix('Error: ')}")
+        return read_metrics(Path(json.loads(done.stdout)["run"], METRICS_FILE))
