@@ -21,8 +21,8 @@ class Decoder:
     """A text that grows token by token, and the logits of what comes next.
 
     Logits are those of training's forward over the text: from the same hidden states, bit by bit, for what is given
-    first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes. Only a new token's rows are looked up; its
-    n-grams reach back over all that is there, a prompt included.
+    first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes.
+    Only a new token's rows are looked up; its n-grams reach back over all that is there, a prompt included.
 
     Args:
         model: in evaluation mode; its forward belongs to the decoder while it is open.
