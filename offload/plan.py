@@ -9,6 +9,7 @@ Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A ro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -110,16 +111,28 @@ def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> in
 def _deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     """The unique rows of all micro-batches, ascending, and each micro-batch's index into them; sorts once."""
     ids_N = torch.cat([part.flatten() for part in rows])
-    # Row ids of a module fit into 32 bits in all but the largest tables, and torch sorts those by radix.
-    narrow = ids_N.numel() == 0 or int(ids_N.max()) < 2**31
-    sorted_N, order_N = (ids_N.to(torch.int32) if narrow else ids_N).sort(stable=True)
+    sorted_N, order_N = _sort(ids_N)
     first_N = torch.ones_like(sorted_N, dtype=torch.bool)
     torch.ne(sorted_N[1:], sorted_N[:-1], out=first_N[1:])
-    index_N = torch.empty_like(order_N, dtype=torch.int32)
-    index_N[order_N] = first_N.cumsum(0, dtype=torch.int32) - 1
+    places_N = first_N.cumsum(0, dtype=torch.int32) - 1
+    index_N = torch.empty_like(places_N).scatter_(0, order_N.long(), places_N)
     unique_U = sorted_N[first_N].long()
     sizes = [part.numel() for part in rows]
     return unique_U, tuple(_micro_batch_indices(index_N, order_N.to(torch.int32), len(unique_U), sizes))
+
+
+def _sort(ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The ids in ascending order, equal ones in their own, and where each of them stood."""
+    # Row ids of a module fit into 32 bits in all but the largest tables, and those are sorted by radix.
+    if ids_N.numel() and int(ids_N.max()) >= 2**31:
+        return ids_N.sort(stable=True)
+    ids_N = ids_N.to(torch.int32)
+    if find_spec("numba") is None:
+        return ids_N.sort(stable=True)
+    from kernels.radix_sort_numba import sort_rows
+
+    sorted_N, order_N = (torch.from_numpy(part) for part in sort_rows(ids_N.numpy()))
+    return sorted_N, order_N
 
 
 def _micro_batch_indices(index_N: Tensor, order_N: Tensor, num_rows: int, sizes: Sequence[int]) -> Iterator[RowIndex]:

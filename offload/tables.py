@@ -99,11 +99,11 @@ class EngramTables:
                 addresses, self.sharding, self._rank, shadow, self.updater, group, self.device, dtype
             )
             self._store = self._verifier.watch(self._store)
-        self._uploads, self._ids = PlanUploads(self.device), Places(self.device)
+        self._uploads, self._ids = uploads, _ = PlanUploads(self.device), Places(self.device)
+        # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
+        shards = self.sharding, self._rank, host_group
         self._planner = Planner(
-            lambda batches: self._uploads.pin(make_plan(batches, addresses, self.sharding, self._rank, host_group)),
-            batches,
-            config.planner_threads,
+            lambda batches: uploads.pin(make_plan(batches, addresses, *shards)), batches, config.planner_threads
         )
         self._config, self._group, self._num_steps = config, group, num_steps
         self._batches = batches

@@ -51,6 +51,8 @@ class CpuTransfers:
         """See `Transfers.close`."""
         self._fetcher.shutdown()
         self._writer.shutdown()
+        # The table's memory goes with its last holder.
+        del self._host_RW, self._window_CW
 
     def _fetch(self, rows: Tensor, slots: Tensor) -> None:
         started = time.perf_counter()

@@ -42,17 +42,28 @@ def test_the_readme_has_the_two_commands_and_they_are_make_targets() -> None:
         assert expected in dry.stdout
 
 
-@pytest.mark.parametrize("command", ["engram train configs/tiny.yaml", *COMMANDS[2:]])
-def test_every_command_runs(command: str, place: Path) -> None:
-    if command == ". .venv/bin/activate":
-        return
+@pytest.mark.parametrize("block", ["engram train configs/tiny.yaml", *BLOCKS[2:]])
+def test_every_command_runs(block: str, place: Path) -> None:
+    commands = block.strip().splitlines()
+    if "runs/tiny" in block:
+        commands.insert(0, "engram train configs/tiny.yaml")
+    for command in commands:
+        if command != ". .venv/bin/activate":
+            run(command, place)
+
+
+def run(command: str, place: Path) -> None:
     words = shlex.split(command)
-    if words[:2] == ["engram", "train"]:
-        words += SHORT
+    training = words[:2] == ["engram", "train"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
-        words, cwd=place, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=400
+        [*words, *(SHORT if training else [])],
+        cwd=place,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert result.returncode == 0, result.stderr
-    if words[1] == "train":
+    if training:
         assert "validation loss" in result.stdout

@@ -1,5 +1,6 @@
 """Our contender: the table path of a training step, without a model."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -70,5 +71,6 @@ class TablePath:
         self.traffic.append(self.tables.take_traffic())
 
     def close(self) -> None:
-        """Ends the background work."""
+        """Ends the background work and frees the tables."""
         self.tables.close()
+        gc.collect()
