@@ -1,5 +1,6 @@
 """Imports DeepSpeed so that it starts quickly, says nothing, and needs no compiler. To be imported before all else."""
 
+import functools
 import os
 import warnings
 from typing import Any
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.runtime.bf16_optimizer
+import deepspeed.utils.numa
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import logger
 
@@ -39,6 +41,8 @@ _import_muon()
 # no operator declared possible it does neither, and gloo serves as well.
 deepspeed.ops.__compatible_ops__ = {}
 deepspeed.runtime.bf16_optimizer.see_memory_usage = _say_nothing
+# On CPUs, ZeRO 3 asks the program numactl for the machine's nodes with every bucket of gradients.
+deepspeed.utils.numa.get_numa_cores = functools.cache(deepspeed.utils.numa.get_numa_cores)
 ZERO_SUPPORTED_OPTIMIZERS.append(BackboneOptimizer)
 # AutoEP warns that the model's factor on the routed experts overrides an equal one; and a step that is dropped is one
 # that the trainer told us to drop, which says so itself: `Engine.step` raises if DeepSpeed drops any other.
