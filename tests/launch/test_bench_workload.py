@@ -65,7 +65,7 @@ def test_our_contender_trains_as_the_others_do(optimizer: str) -> None:
     gradient_ND = SMALL.gradient() * 1000  # SparseAdam adds eps before its bias correction, Adam after
     options = BenchOptions(workload=SMALL, steps=4, warmup=1, optimizer=optimizer)
     path = TablePath("engram", drawn, options.offload(drawn), gradient_ND)
-    theirs = TorchEmbedding(drawn, gradient_ND, sparse=optimizer == "adam-lazy")
+    theirs = TorchEmbedding(drawn, gradient_ND, sparse=optimizer == "adam-lazy", device=torch.device("cpu"))
     settings = options.table_optimizer
     for group in theirs._optimizer.param_groups:
         group |= {"lr": 1e-3 * settings.lr_factor, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
@@ -116,7 +116,7 @@ def test_without_fbgemm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_bare_gather_only_reads() -> None:
-    contender = BareGather(OPTIONS.draw())
+    contender = BareGather(OPTIONS.draw(), torch.device("cpu"))
     before = contender._table.clone()
     contender.step(0)
     assert torch.equal(contender._table, before)

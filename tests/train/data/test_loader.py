@@ -123,11 +123,11 @@ def test_threads_get_what_one_thread_gets(store):
     expected = [rows(loader(store).batch(step)) for step in steps]
     results = {}
 
-    def work(order):
+    def work(number, order):
         for step in order:
-            results[(threading.get_ident(), step)] = rows(train.batch(step))
+            results[(number, step)] = rows(train.batch(step))
 
-    threads = [threading.Thread(target=work, args=(order,)) for order in (steps, steps[::-1], steps[3:])]
+    threads = [threading.Thread(target=work, args=job) for job in enumerate((steps, steps[::-1], steps[3:]))]
     for thread in threads:
         thread.start()
     for thread in threads:
