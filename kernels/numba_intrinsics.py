@@ -1,12 +1,16 @@
-"""What LLVM can do and Numba has no name for."""
+"""How loops over records are compiled for a CPU, and what LLVM can do that Numba has no name for."""
 
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
+_AHEAD = 4  # rows
 _LINE = 64  # bytes of a cache line
+
+compiled: Any = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+"""A decorator for loops that let go of the interpreter's lock."""
 
 
 def _make_fma(_: Any, a: Any, b: Any, c: Any) -> Any:
@@ -28,5 +32,16 @@ def _make_prefetch(_: Any, address: Any) -> Any:
 fma: Any = intrinsic(_make_fma)
 """fma(a, b, c): a b + c in float32, rounded once."""
 
-prefetch: Any = intrinsic(_make_prefetch)
-"""prefetch(address): asks for a cache line that is going to be read; `address` is a uintp, and need not be valid."""
+_prefetch: Any = intrinsic(_make_prefetch)  # of the line at an address (uintp), which need not be valid
+
+
+@compiled
+def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
+    """Has the record of a row that comes after `rows[place]`, before `rows[end]`, brought near.
+
+    Rows lie scattered, and the processor cannot guess where the next one is.
+    """
+    if place + _AHEAD < end:
+        first = records.ctypes.data + rows[place + _AHEAD] * records.strides[0]
+        for offset in range(0, records.shape[1] * records.itemsize, _LINE):
+            _prefetch(first + offset)

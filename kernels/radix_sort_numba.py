@@ -1,15 +1,12 @@
 """A stable sort of table rows on one CPU core, in passes over 11 bits."""
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kernels.numba_intrinsics import compiled
 
 _BITS = 11
 _BINS = 1 << _BITS
-
-_compiled: Any = njit(nogil=True, cache=True, boundscheck=False)
 
 
 def sort_rows(rows_N: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -22,7 +19,7 @@ def sort_rows(rows_N: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.
     return _sort(rows_N, -(-max(1, highest.bit_length()) // _BITS))
 
 
-@_compiled
+@compiled
 def _sort(rows, passes):  # type: ignore[no-untyped-def]
     order = np.arange(len(rows), dtype=np.int32)
     rows = rows.copy()

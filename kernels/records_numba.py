@@ -3,26 +3,19 @@
 Arguments and bits as of `kernels.records`. On one thread, without a buffer, and without the interpreter's lock.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from kernels.numba_intrinsics import prefetch
+from kernels.numba_intrinsics import ask_ahead, compiled
 from kernels.row_init import draw_key, draw_scale
 from kernels.splitmix64 import GOLDEN_GAMMA, LAST_SHIFT, ROUNDS, counter_keys
 
-_AHEAD = 4  # rows
-_LINE = 64  # bytes that a processor brings near at a time
 _MEAN = 2 * 0xFFFF
 _GOLDEN = np.uint64(GOLDEN_GAMMA)
 (_SHIFT_1, _FACTOR_1), (_SHIFT_2, _FACTOR_2) = ((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
 _SHIFT_3 = np.uint64(LAST_SHIFT)
 _FIELD, _FIELD_BITS = np.uint64(0xFFFF), np.uint64(16)
-
-_compiled: Any = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 
 
 def copy_records(from_RW: Tensor, rows_U: Tensor, to_CW: Tensor, slots_U: Tensor) -> None:
@@ -52,24 +45,24 @@ def fetch_fp32_records(
     _fetch(*records, ids_U, column_keys_D, np.uint64(draw_key(seed) % 2**64), np.float32(draw_scale(std)))
 
 
-@_compiled
+@compiled
 def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
     for place in range(len(rows)):
-        _ask_for(source, rows, place + _AHEAD)
+        ask_ahead(source, rows, place, len(rows))
         target[slots[place]] = source[rows[place]]
 
 
-@_compiled
+@compiled
 def _fetch(source, versions, rows, target, slots, ids, column_keys, key, scale):  # type: ignore[no-untyped-def]
     for place in range(len(rows)):
-        _ask_for(source, rows, place + _AHEAD)
+        ask_ahead(source, rows, place, len(rows))
         row, slot = rows[place], slots[place]
         target[slot] = source[row]
         if versions[row, versions.shape[1] - 1] == 0:
             _draw(target[slot, : len(column_keys)], _mix(ids[place] * _GOLDEN + key), column_keys, scale)
 
 
-@_compiled
+@compiled
 def _draw(weights, row_key, column_keys, scale):  # type: ignore[no-untyped-def]
     """See `kernels.row_init`: the four 16-bit fields of a hash are added up, centred and scaled."""
     for column in range(len(column_keys)):
@@ -80,17 +73,8 @@ def _draw(weights, row_key, column_keys, scale):  # type: ignore[no-untyped-def]
         weights[column] = np.float32(np.int32(total) - np.int32(_MEAN)) * scale
 
 
-@_compiled
+@compiled
 def _mix(word):  # type: ignore[no-untyped-def]
     word = (word ^ (word >> _SHIFT_1)) * _FACTOR_1
     word = (word ^ (word >> _SHIFT_2)) * _FACTOR_2
     return word ^ (word >> _SHIFT_3)
-
-
-@_compiled
-def _ask_for(records, rows, place):  # type: ignore[no-untyped-def]
-    """Has a coming record brought near: rows lie scattered, and the processor cannot guess where the next is."""
-    if place < len(rows):
-        first = records.ctypes.data + rows[place] * records.strides[0]
-        for offset in range(0, records.shape[1] * records.itemsize, _LINE):
-            prefetch(first + offset)

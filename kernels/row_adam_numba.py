@@ -8,20 +8,18 @@ A record is a row of float32 words: weights, first moments, second moments (D ea
 Shape suffixes: C slots, U rows of a step, W words of a record (3 D + 1), D columns of a row, T steps.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from kernels.adam_rates import AdamRates
-from kernels.numba_intrinsics import fma, prefetch
+from kernels.numba_intrinsics import ask_ahead, compiled, fma
 from kernels.threads import split_rows
 
 _CHECK_EVERY = 16  # steps between two looks whether a row's weights have come to rest
 _CHECK_MOMENTS_EVERY = 256  # the same for its moments, which need many more
-_AHEAD = 4  # rows
 _LEAST_ROOT = np.float32(2.0**-62)  # below which the second moment is a denormal
 _LEAST_MOVE = np.float32(2.0**-26)  # of a weight: less than half of the distance to the next float
 
@@ -113,24 +111,11 @@ def _arrays(records_CW: Tensor, slots_U: Tensor, *others: Tensor) -> tuple[np.nd
     return tuple(tensor.numpy() for tensor in (records_CW, versions_CW, slots_U, *others))
 
 
-_compiled: Any = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
-
-
-@_compiled
-def _ask_for(records, slots, row, end):  # type: ignore[no-untyped-def]
-    """Has a coming row's record brought near: rows lie scattered, and the processor cannot guess where the next is."""
-    if row < end:
-        words = records.shape[1]
-        first = records.ctypes.data + slots[row] * words * 4
-        for offset in range(0, words * 4, 64):
-            prefetch(first + offset)
-
-
-@_compiled
+@compiled
 def _read(records, versions, slots, weights, caught_up, constants, step_sizes, roots, now, start, end):  # type: ignore[no-untyped-def]
     dim = weights.shape[1]
     for row in range(start, end):
-        _ask_for(records, slots, row + _AHEAD, end)
+        ask_ahead(records, slots, row, end)
         slot = slots[row]
         last = versions[slot, 3 * dim]
         # A row that never had a gradient has moments of 0, which move nothing.
@@ -144,7 +129,7 @@ def _read(records, versions, slots, weights, caught_up, constants, step_sizes, r
         weights[row] = record[:dim]
 
 
-@_compiled
+@compiled
 def _replay(weights, means, squares, constants, step_sizes, roots, last, now):  # type: ignore[no-untyped-def]
     resting = False
     zero = np.float32(0)
@@ -164,7 +149,7 @@ def _replay(weights, means, squares, constants, step_sizes, roots, last, now):  
             return
 
 
-@_compiled
+@compiled
 def _rests(weights, means, squares, peak_step_size, eps):  # type: ignore[no-untyped-def]
     """Whether no later step without gradient changes the weights: see `kernels.row_adam._count_resting`."""
     for column in range(weights.shape[0]):
@@ -175,7 +160,7 @@ def _rests(weights, means, squares, peak_step_size, eps):  # type: ignore[no-unt
     return True
 
 
-@_compiled
+@compiled
 def _still(means, squares, constants):  # type: ignore[no-untyped-def]
     """Whether no later step without gradient changes the moments."""
     zero = np.float32(0)
@@ -188,13 +173,13 @@ def _still(means, squares, constants):  # type: ignore[no-untyped-def]
     return True
 
 
-@_compiled
+@compiled
 def _update(  # type: ignore[no-untyped-def]
     records, versions, slots, grads, caught_up, constants, scale, step_size, root, step, replays, start, end
 ):
     dim = grads.shape[1]
     for row in range(start, end):
-        _ask_for(records, slots, row + _AHEAD, end)
+        ask_ahead(records, slots, row, end)
         slot = slots[row]
         record = records[slot]
         if replays and 0 < versions[slot, 3 * dim] < step - 1:
@@ -205,7 +190,7 @@ def _update(  # type: ignore[no-untyped-def]
         versions[slot, 3 * dim] = step
 
 
-@_compiled
+@compiled
 def _step(weights, means, squares, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
     # A function of few arrays: more, and the compiler gives up proving that they do not overlap, and vectors with it.
     for column in range(weights.shape[0]):
