@@ -8,6 +8,7 @@ import torch
 from kernels import row_adam
 from kernels.rate_history import RateHistory
 from kernels.row_adam import adam, replay_adam
+from tests.kernels.dense_adam import DenseAdam
 
 DIM = 13  # odd: vectorised loops have a tail
 
@@ -38,23 +39,6 @@ def replay(records_UW, last_step_U, rates, **options):
     taken = records_UW[order]
     replay_adam(*adam_views(taken), last_step_U.tolist(), RateHistory(rates), **options)
     records_UW[order] = taken
-
-
-class DenseAdam:
-    """The reference: torch.optim.Adam over the whole table, one step at a time."""
-
-    def __init__(self, weights, betas, eps):
-        self.weights = torch.nn.Parameter(weights.clone())
-        self.optimizer = torch.optim.Adam([self.weights], lr=1.0, betas=betas, eps=eps, fused=True)
-
-    def step(self, grad, lr):
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.weights.grad = grad
-        self.optimizer.step()
-
-    def parts(self):
-        state = self.optimizer.state[self.weights]
-        return [self.weights.detach(), state["exp_avg"], state["exp_avg_sq"]]
 
 
 def learning_rates(steps):

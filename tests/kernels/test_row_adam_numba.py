@@ -8,26 +8,10 @@ import torch
 from kernels.adam_rates import AdamRates
 from kernels.rate_history import RateHistory
 from kernels.row_adam_numba import read_rows, update_rows
+from tests.kernels.dense_adam import DenseAdam
 
 ROWS, DIM = 40, 16  # whole vectors of the processor: torch's loop over what remains rounds otherwise
 WORDS = 3 * DIM + 1
-
-
-class DenseAdam:
-    """The reference: torch.optim.Adam over the whole table, one step at a time."""
-
-    def __init__(self, weights, betas, eps):
-        self.weights = torch.nn.Parameter(weights.clone())
-        self.optimizer = torch.optim.Adam([self.weights], lr=1.0, betas=betas, eps=eps, fused=True)
-
-    def step(self, grad, lr):
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.weights.grad = grad
-        self.optimizer.step()
-
-    def records(self):
-        state = self.optimizer.state[self.weights]
-        return torch.cat([self.weights.detach(), state["exp_avg"], state["exp_avg_sq"]], dim=1)
 
 
 def fresh_window(weights):
@@ -77,7 +61,7 @@ def test_rows_that_come_back_after_1_to_400_steps_are_those_of_dense_adam(betas,
     assert torch.equal(seen, dense.weights.detach())
     behind = (versions(window)[slots] > 0) & (versions(window)[slots] < len(steps))
     assert behind.sum() > ROWS / 2
-    assert torch.equal(caught_up[behind][:, : 3 * DIM], dense.records()[behind])
+    assert torch.equal(caught_up[behind][:, : 3 * DIM], torch.cat(dense.parts(), dim=1)[behind])
     free = torch.ones(2 * ROWS, dtype=torch.bool).index_fill_(0, slots, False)
     assert (window[free] == 7).all()
 
