@@ -69,7 +69,7 @@ sys.exit(reported(body))
     with pytest.raises(RankFailed) as caught:
         run_ranks(program(tmp_path, body), 2, log_folder=tmp_path / "logs", grace_s=0.5)
     assert time.monotonic() - started < 15
-    assert_gone(pids(tmp_path, 4))
+    assert_gone(pids(tmp_path, 4), within_s=10)  # the kernel ends a killed child in its own time
     assert str(caught.value).startswith("rank 1 failed; its log: ")
     assert str(caught.value).endswith("RuntimeError: the table caught fire")
     assert capfd.readouterr().err == "", "the failure is told once, by whoever called"
@@ -132,7 +132,7 @@ sys.exit(reported(body))
 def test_what_a_successful_rank_left_running_is_ended(tmp_path: Path) -> None:
     body = "leave_pid(subprocess.Popen(['sleep', '60']).pid, f'child{rank}')"
     run_ranks(program(tmp_path, body), 2, log_folder=tmp_path / "logs")
-    assert_gone(pids(tmp_path, 4))
+    assert_gone(pids(tmp_path, 4), within_s=10)  # the kernel ends a killed child in its own time
 
 
 def test_a_port_in_use_is_told_before_any_rank_starts(tmp_path: Path) -> None:
