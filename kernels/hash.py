@@ -23,7 +23,7 @@ class HashSpec:
     multipliers_LK: Tensor
     """int64 [K] or [L, K]; the first multiplies the current token. Every product with a token id fits in int64."""
     moduli_LS: Tensor
-    """int64 [S] or [L, S]; the prime number of rows of every slot's table."""
+    """int64 [S] or [L, S]; the rows of every slot's table, a prime number or 1."""
     offsets_LS: Tensor
     """int64 [S] or [L, S]; the row at which every slot's table starts."""
     orders: tuple[int, ...]

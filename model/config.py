@@ -66,8 +66,9 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Lengths of the n-grams that are looked up, in tokens."""
     heads: int = Field(4, ge=1)
     """Hash functions, and so rows, for each order."""
-    rows_per_head: int = Field(10_000, ge=2)
-    """Least rows of one head's table; each gets the next unused prime above."""
+    rows_per_head: int = Field(10_000, ge=1)
+    """Least rows of one head's table; each gets the next unused prime above. 1 gives each a single row, the same for
+    all n-grams: the module without its memory, to compare with."""
     row_dim: int = Field(16, ge=1)
     """Columns of one row."""
     seed: int = Field(0, ge=0)

@@ -6,6 +6,7 @@ B batch, T sequence, S slots a token (orders x heads), L modules.
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class AddressBook:
             layers: 0-based layer of every module; its number seeds the multipliers, its place decides the primes.
             orders: n-gram orders, at least 1, increasing.
             heads: sub-tables an order.
-            rows_per_head: minimum rows of a sub-table, for all orders or for each.
+            rows_per_head: minimum rows of a sub-table, for all orders or for each; see `choose_primes`.
             seed: seed of the multipliers.
             cross_documents: whether n-grams reach into the previous document of the same sequence.
 
@@ -149,7 +150,8 @@ def draw_multipliers(layer: int, count: int, vocabulary_size: int, seed: int) ->
 def choose_primes(num_modules: int, rows_per_head: Sequence[int], heads: int) -> list[list[int]]:
     """Rows of every sub-table: for each module, those of all orders and heads, heads innermost.
 
-    Each is the smallest prime, not below the order's minimum, that no sub-table before it has.
+    Each is the smallest prime, not below the order's minimum, that no sub-table before it has. A minimum of 1 gives
+    every sub-table of the order one row: the control that tells what n-grams are worth.
 
     Args:
         num_modules: number of modules.
@@ -160,6 +162,9 @@ def choose_primes(num_modules: int, rows_per_head: Sequence[int], heads: int) ->
 
     def module_primes() -> Iterator[int]:
         for minimum in rows_per_head:
+            if minimum == 1:
+                yield from repeat(1, heads)
+                continue
             prime = minimum - 1
             for _ in range(heads):
                 prime = _next_prime(prime)

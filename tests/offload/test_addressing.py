@@ -20,13 +20,17 @@ def is_prime(number):
 
 
 def slow_primes(num_modules, sizes, heads):
-    """The released form's own words: per module and order, the next prime not yet seen, from the size upwards."""
+    """The released form's own words: per module and order, the next prime not yet seen, from the size upwards; one row
+    where the size is 1."""
     seen, modules = set(), []
     for _ in range(num_modules):
         primes = []
         for size in sizes:
             candidate = size - 1
             for _ in range(heads):
+                if size == 1:
+                    primes.append(1)
+                    continue
                 candidate += 1
                 while not is_prime(candidate) or candidate in seen:
                     candidate += 1
