@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.plan.figures import plan
 from train.config import JobConfig
 from train.config_file import dump, load
 
@@ -38,3 +39,17 @@ def test_the_default_job_has_more_rows_than_its_windows() -> None:
     assert job.model.engram is not None
     rows = len(job.model.engram.layers) * job.model.engram.slots * job.model.engram.rows_per_head
     assert rows > 2 * 2 * job.offload.window_rows
+
+
+def test_the_study_compares_models_of_equal_size_on_the_same_text_by_the_same_recipe() -> None:
+    jobs = {path.stem: load(path, [], JobConfig) for path in CONFIGS if path.parent.name == "study"}
+    figures = {name: plan(job, ranks=1) for name, job in jobs.items()}
+    moe, engram, control = figures["moe"], figures["engram"], figures["engram-capacity-1"]
+    assert engram.total == pytest.approx(moe.total, rel=1e-4)
+    assert engram.allocation_ratio == pytest.approx(0.8, abs=1e-3)
+    for each in figures.values():
+        assert each.active == pytest.approx(moe.active, rel=2e-3)
+    assert [table.rows for table in control.tables] == [8]
+    assert control.total < engram.total
+    rest = [job.model_dump(exclude={"run", "model"}) for job in jobs.values()]
+    assert all(each == rest[0] for each in rest)

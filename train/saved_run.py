@@ -53,7 +53,7 @@ class SavedRun:
         Raises:
             UserError: no such run or checkpoint, or the checkpoint is damaged.
         """
-        folder = _find(run)
+        folder = find_run(run)
         checkpoint = _choose(folder, step)
         try:
             state = read_state(checkpoint)
@@ -155,7 +155,12 @@ class RunTokens:
         return self.of
 
 
-def _find(run: str | Path) -> Path:
+def find_run(run: str | Path) -> Path:
+    """The folder that `run` is, or the one of that name in `runs`.
+
+    Raises:
+        UserError: neither is a run's.
+    """
     for folder in (Path(run), Path(RUNS, run)):
         if (folder / CONFIG_FILE).is_file():
             return folder

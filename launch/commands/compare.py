@@ -1,0 +1,35 @@
+"""`engram compare`."""
+
+import json
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram compare runs/tiny runs/no-memory
+  engram compare runs/study-* --json
+"""
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def command(runs: tuple[str, ...], as_json: bool) -> None:
+    """Put finished runs (folders, or names in runs/) side by side.
+
+    Runs that differ in their seed alone are one line: mean, and lowest to highest. The others' losses also stand as
+    differences to the first line's, seed by seed where seeds are shared.
+    """
+    from train.comparison import FinishedRun, contenders
+
+    found = contenders(map(FinishedRun.open, runs))
+    if as_json:
+        from launch.comparison_report import as_dict
+
+        click.echo(json.dumps(as_dict(found), indent=2))
+        return
+    from rich.console import Console
+
+    from launch.comparison_report import show
+
+    show(found, Console())
