@@ -7,14 +7,14 @@ Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A ro
 (duplicates between ranks included), O rows that this rank owns and the step uses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels.deduplicate import deduplicate
 from kernels.gather import RowIndex
 from offload.addressing import AddressBook
 from offload.sharding import Sharding
@@ -78,7 +78,7 @@ def make_plan(
     """
     modules = range(len(sharding.num_rows))
     rows = [addresses.all_rows(tokens, positions) for tokens, positions in batches]
-    uniques, indices = zip(*(_deduplicate([part[module] for part in rows]) for module in modules), strict=True)
+    uniques, indices = zip(*(deduplicate([part[module] for part in rows]) for module in modules), strict=True)
     counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, parts_O, start = [], [], 0
@@ -106,43 +106,6 @@ def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> in
     largest = torch.tensor(value)
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     return int(largest)
-
-
-def _deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    """The unique rows of all micro-batches, ascending, and each micro-batch's index into them; sorts once."""
-    ids_N = torch.cat([part.flatten() for part in rows])
-    sorted_N, order_N = _sort(ids_N)
-    first_N = torch.ones_like(sorted_N, dtype=torch.bool)
-    torch.ne(sorted_N[1:], sorted_N[:-1], out=first_N[1:])
-    places_N = first_N.cumsum(0, dtype=torch.int32) - 1
-    index_N = torch.empty_like(places_N).scatter_(0, order_N.long(), places_N)
-    unique_U = sorted_N[first_N].long()
-    sizes = [part.numel() for part in rows]
-    return unique_U, tuple(_micro_batch_indices(index_N, order_N.to(torch.int32), len(unique_U), sizes))
-
-
-def _sort(ids_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The ids in ascending order, equal ones in their own, and where each of them stood."""
-    # Row ids of a module fit into 32 bits in all but the largest tables, and those are sorted by radix.
-    if ids_N.numel() and int(ids_N.max()) >= 2**31:
-        return ids_N.sort(stable=True)
-    ids_N = ids_N.to(torch.int32)
-    if find_spec("numba") is None:
-        return ids_N.sort(stable=True)
-    from kernels.radix_sort_numba import sort_rows
-
-    sorted_N, order_N = (torch.from_numpy(part) for part in sort_rows(ids_N.numpy()))
-    return sorted_N, order_N
-
-
-def _micro_batch_indices(index_N: Tensor, order_N: Tensor, num_rows: int, sizes: Sequence[int]) -> Iterator[RowIndex]:
-    end = 0
-    for index, size in zip(index_N.split(sizes), sizes, strict=True):
-        start, end = end, end + size
-        # A part of a sorted order is itself sorted: no micro-batch needs a sort of its own.
-        order = order_N if size == len(order_N) else order_N[(order_N >= start) & (order_N < end)] - start
-        counts = torch.bincount(index, minlength=num_rows)
-        yield RowIndex(index, order, (counts.cumsum(0) - counts).to(torch.int32))
 
 
 def _exchange_ids(
