@@ -1,24 +1,24 @@
 """Multi-head latent attention (DeepSeek-V2 paper, section 2.1), within documents.
 
-Shape suffixes: B batch, T sequence, D hidden, H heads, P rotary pairs, V value columns.
+Shape suffixes: B batch, T sequence, D hidden, H heads, P rotary pairs.
 """
 
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
+from model.document_attention import Documents, attend, documents
 from model.layers import Linear
-from model.rotary import rotary_angles, rotate
+from model.rotary import attention_scale, rotary_angles, rotate
 
 
 class AttentionContext(NamedTuple):
     """What all layers share; it follows from the positions alone."""
 
-    mask_B1TT: Tensor
-    """Added to the logits, in the compute dtype: 0 where the query may see the key, -inf elsewhere."""
+    documents: Documents
+    """Who sees whom."""
     cosine_BTP: Tensor
     """Rotary cosines, fp32."""
     sine_BTP: Tensor
@@ -26,14 +26,15 @@ class AttentionContext(NamedTuple):
 
 
 def attention_context(positions_BT: Tensor, config: AttentionConfig, dtype: torch.dtype) -> AttentionContext:
-    """Builds it from int64 positions within documents: a token sees itself and earlier tokens of its own document."""
-    length = positions_BT.shape[1]
-    document_BT = (positions_BT == 0).cumsum(dim=1)
-    same_BTT = document_BT.unsqueeze(2) == document_BT.unsqueeze(1)
-    causal_TT = torch.ones(length, length, dtype=torch.bool, device=positions_BT.device).tril()
-    mask_BTT = torch.zeros(same_BTT.shape, dtype=dtype, device=positions_BT.device)
-    mask_BTT.masked_fill_(~(same_BTT & causal_TT), float("-inf"))
-    return AttentionContext(mask_BTT.unsqueeze(1), *rotary_angles(positions_BT, config.qk_rope_dim, config.rope_theta))
+    """Builds it from int64 positions within documents: a token sees itself and earlier tokens of its own document.
+
+    `dtype` is that of the layers' arithmetic.
+    """
+    least_columns = min(config.qk_nope_dim + config.qk_rope_dim, config.v_dim)
+    within = documents(positions_BT, dtype, least_columns)
+    return AttentionContext(
+        within, *rotary_angles(positions_BT, config.qk_rope_dim, config.rope_theta, config.rope_scaling)
+    )
 
 
 class Cache(Protocol):
@@ -46,7 +47,8 @@ class Cache(Protocol):
 class Attention(nn.Module):
     """Queries, keys and values through narrow latents; one rotary key shared by all heads.
 
-    Submodules bear the names of Hugging Face's DeepSeek-V3. The scale is 1/sqrt(qk_nope_dim + qk_rope_dim).
+    Submodules bear the names of Hugging Face's DeepSeek-V3. The scale is 1/sqrt(qk_nope_dim + qk_rope_dim), with YaRN
+    times its temperature.
     """
 
     def __init__(self, config: AttentionConfig, hidden_size: int, *, norm_eps: float, std: float, output_std: float):
@@ -71,10 +73,8 @@ class Attention(nn.Module):
         key, value = self._key_value(hidden_BTD, context)
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
-        mixed_BHTV = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=context.mask_B1TT
-        )
-        return self.o_proj(mixed_BHTV.transpose(1, 2).flatten(2))
+        scale = attention_scale(query.shape[-1], self.config.rope_scaling)
+        return self.o_proj(attend(query, key, value, context.documents, scale).flatten(2))
 
     def _query(self, hidden_BTD: Tensor, context: AttentionContext) -> Tensor:
         config = self.config

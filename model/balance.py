@@ -16,6 +16,7 @@ Shape suffixes: L layers, B batch, T sequence, D hidden, E experts.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,6 +74,17 @@ def sequence_balance(moe: nn.Module, hidden_BTD: Tensor, experts_per_token: int)
     load_BE = torch.zeros_like(scores_BTE).scatter(-1, chosen_BTK, 1.0).mean(dim=1)
     share_BE = (scores_BTE / (scores_BTE.sum(dim=-1, keepdim=True) + 1e-20)).mean(dim=1)
     return (load_BE * share_BE).sum(dim=-1) * (scores_BTE.shape[-1] / experts_per_token)
+
+
+@contextmanager
+def counted_once(model: nn.Module) -> Iterator[None]:
+    """What is computed within does not count: for a forward that is repeated."""
+    layers = [(counts, counts.clone()) for counts, _ in _balanced_layers(model)]
+    try:
+        yield
+    finally:
+        for counts, before in layers:
+            counts.copy_(before)
 
 
 def _balanced_layers(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

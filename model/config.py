@@ -7,6 +7,27 @@ from pydantic import BaseModel, Field, model_validator
 from model.huggingface_names import HuggingFaceNames
 
 
+class RopeScalingConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """YaRN (arXiv 2309.00071, section 3): rotary positions for sequences longer than those trained on before."""
+
+    factor: float = Field(10.0, ge=1)
+    """How many times longer sequences become; frequencies are divided by it."""
+    original_length: int = Field(4096, ge=1)
+    """Sequence length before."""
+    alpha: float = Field(1.0, gt=0)
+    """Columns that turn at most this often in the original length have their frequency divided by the whole factor."""
+    beta: float = Field(32.0, gt=0)
+    """Columns that turn at least this often keep their frequency."""
+    mscale: float = Field(0.707, ge=0)
+    """f of the attention's temperature: logits are multiplied by (0.1 f ln factor + 1)^2."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RopeScalingConfig":
+        if self.alpha >= self.beta:
+            raise ValueError(f"alpha must be below beta, but they are {self.alpha:g} and {self.beta:g}")
+        return self
+
+
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """Multi-head latent attention (DeepSeek-V2 paper, section 2.1)."""
 
@@ -22,8 +43,10 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
     """Columns of a head's query and key that carry the rotary position; the key's are shared by all heads."""
     v_dim: int = Field(64, ge=1)
     """Columns of a head's value."""
-    rope_theta: float = Field(10000.0, gt=0)
+    rope_theta: float = Field(10000.0, gt=1)
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Their change for longer sequences; null for none."""
 
 
 class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):

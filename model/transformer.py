@@ -9,22 +9,21 @@ Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention, AttentionContext, attention_context
-from model.balance import sequence_balance
+from model.balance import counted_once, sequence_balance
 from model.config import ModelConfig
 from model.engram import Engram, MemoryRows
 from model.hyper_connections import BranchedStream, HyperConnection, replicate
 from model.layers import Embedding, Linear
+from model.loss import IGNORED, linear_cross_entropy
 from model.mlp import SwiGLU
 from model.moe import MoE
-
-IGNORED = -100
-"""Label of a token without a loss."""
 
 
 class Block(nn.Module):
@@ -93,9 +92,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Everything but the head: token ids to normalised hidden states."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:
+        """`recompute` keeps the stream between blocks alone for the backward, and computes each block again there."""
         super().__init__()
         self.config = config
+        self.recompute = recompute
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.init_std)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -118,10 +119,25 @@ class Transformer(nn.Module):
             stream = replicate(stream, branches)
         balances: list[Tensor] = []
         for layer, block in enumerate(self.layers):
-            stream, balance_B = block(stream, context, positions_BT, memory_of.get(layer))
+            inputs = stream, context, positions_BT, memory_of.get(layer)
+            recompute = self.recompute and torch.is_grad_enabled()
+            stream, balance_B = _recomputed(block, *inputs) if recompute else block(*inputs)
             balances += [] if balance_B is None else [balance_B]
         hidden_BTD = self.norm(stream.mean(dim=2) if branches > 1 else stream)
         return hidden_BTD, torch.stack(balances).sum(dim=0) if balances else None
+
+
+class Head(Linear):
+    """Hidden states to logits, or to the loss.
+
+    Both are this module's forward, so that hooks which bring its weight here, as those of ZeRO 3, run for both.
+    """
+
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None) -> Tensor:
+        """Returns logits [B, T, V], or with labels their summed cross-entropy (see `model.loss`)."""
+        if labels_BT is None:
+            return super().forward(hidden_BTD)
+        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.weight, labels_BT.flatten())
 
 
 class LanguageModel(nn.Module):
@@ -135,11 +151,12 @@ class LanguageModel(nn.Module):
     # Buffers that DeepSpeed leaves in fp32 when it casts, before and after AutoEP renames their modules.
     _keep_in_fp32_modules_strict = ("e_score_correction_bias", "tokens_per_expert")
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:
+        """`recompute` (activation checkpointing) as for `Transformer`."""
         super().__init__()
         self.config = config
-        self.model = Transformer(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, config.init_std)
+        self.model = Transformer(config, recompute=recompute)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, config.init_std)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -168,15 +185,24 @@ class LanguageModel(nn.Module):
             ValueError: not one `MemoryRows` for each Engram layer, or one of another shape of batch.
         """
         hidden_BTD, balance_B = self.model(tokens_BT, positions_BT, memory)
-        logits_BTV = self.lm_head(hidden_BTD)
-        if labels_BT is None:
-            return logits_BTV
-        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss if balance_B is None else loss + self._balance_gradient(balance_B, labels_BT)
+        result = self.lm_head(hidden_BTD, labels_BT)
+        if labels_BT is None or balance_B is None:
+            return result
+        return result + self._balance_gradient(balance_B, labels_BT)
 
     def _balance_gradient(self, balance_B: Tensor, labels_BT: Tensor) -> Tensor:
         """Zero, with the gradient of the balance loss: each sequence's weighs as much as its labels."""
         assert self.config.moe is not None
         total = (balance_B * (labels_BT != IGNORED).sum(dim=1)).sum() * self.config.moe.sequence_balance_factor
         return total - total.detach()
+
+
+def _recomputed(block: nn.Module, *inputs: object) -> tuple[Tensor, Tensor | None]:
+    outputs: tuple[Tensor, Tensor | None] = checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,  # the gradients of tables' rows, within a tuple, would be lost otherwise
+        preserve_rng_state=False,  # nothing is drawn
+        context_fn=lambda: (nullcontext(), counted_once(block)),
+    )
+    return outputs

@@ -1,5 +1,6 @@
 """Who sees whom, and the attention itself against explicit loops."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from model.attention import Attention, attention_context
 from model.config import AttentionConfig
+from model.document_attention import attend, document_blocks, documents
 from model.rotary import rotary_angles, rotate
 from tests.model.tiny import ATTENTION, positions
 
@@ -17,12 +19,73 @@ def _attention(config: AttentionConfig) -> Attention:
     return Attention(config, 16, norm_eps=1e-6, std=0.3, output_std=0.3).double()
 
 
-def test_mask_is_causal_and_within_documents() -> None:
-    mask = attention_context(positions(2, 3), ATTENTION, torch.float32).mask_B1TT[0, 0]
-    seen = [[0], [0, 1], [2], [2, 3], [2, 3, 4]]
-    for query, keys in enumerate(seen):
-        assert torch.nonzero(mask[query] == 0).flatten().tolist() == keys
-        assert (mask[query].exp().sum() == len(keys)).all()
+def _sees(place: Tensor) -> Tensor:
+    """[B, T, T]: the dense mask."""
+    document = (place == 0).cumsum(dim=1)
+    return (document.unsqueeze(1) == document.unsqueeze(2)) & torch.ones(place.shape[1], place.shape[1]).tril().bool()
+
+
+def _long_positions(length: int) -> Tensor:
+    """Documents within a block, over blocks, of one token, and of a whole row."""
+    rows = [(1, 300, 83, 128, length - 512), (128, 128, length - 256), (length,), (length - 1, 1)]
+    return torch.cat([positions(*lengths) for lengths in rows])
+
+
+@pytest.mark.parametrize(("query_columns", "value_columns"), [(12, 8), (8, 12)])
+def test_long_documents_equal_a_dense_mask(query_columns: int, value_columns: int) -> None:
+    place, generator = _long_positions(600), torch.Generator().manual_seed(0)
+    shape = (*place.shape, 2)
+    query, key = torch.randn(2, *shape, query_columns, generator=generator, dtype=torch.float64)
+    value, into = torch.randn(2, *shape, value_columns, generator=generator, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (query, key, value)]
+    mixed = attend(query, key, value, documents(place, torch.float64, 8), 0.4)
+    logits = torch.einsum("bqhc,bkhc->bhqk", query, key) * 0.4
+    weights = logits.masked_fill(~_sees(place).unsqueeze(1), float("-inf")).softmax(dim=-1)
+    expected = torch.einsum("bhqk,bkhc->bqhc", weights, value)
+    torch.testing.assert_close(mixed, expected)
+    for found, right in zip(
+        torch.autograd.grad((mixed * into).sum(), leaves),
+        torch.autograd.grad((expected * into).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right)
+
+
+def test_blocks_for_flex_attention_cover_what_is_seen_and_no_more() -> None:
+    place = _long_positions(640)
+    mask, sees = document_blocks((place == 0).cumsum(dim=1)), _sees(place)
+    index = torch.arange(640)
+    assert mask.mask_mod is not None
+    for row in range(len(place)):
+        found = mask.mask_mod(torch.tensor(row), torch.tensor(0), index.unsqueeze(1), index.unsqueeze(0))
+        assert torch.equal(found, sees[row])
+    parts = sees.view(4, 5, 128, 5, 128).sum(dim=(2, 4))
+    assert torch.equal(mask.to_dense()[:, 0] > 0, parts > 0)
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_indices is not None
+    for row, query in itertools.product(range(4), range(5)):
+        full = mask.full_kv_indices[row, 0, query, : mask.full_kv_num_blocks[row, 0, query]].tolist()
+        assert full == torch.nonzero(parts[row, query] == 128 * 128).flatten().tolist()
+
+
+@pytest.mark.gpu
+def test_flex_attention_equals_document_by_document() -> None:
+    length = 1024
+    place = torch.cat([positions(100, 300, length - 400), positions(length)]).cuda()
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (2, length, 4)
+    query, key = torch.randn(2, *shape, 192, generator=generator, device="cuda", dtype=torch.bfloat16)
+    value, into = torch.randn(2, *shape, 128, generator=generator, device="cuda", dtype=torch.bfloat16)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = leaves = [x.detach().to(dtype).requires_grad_() for x in (query, key, value)]
+        within = documents(place, dtype, 128)
+        assert (within.block_mask is None) == (dtype == torch.float32)
+        assert documents(place[:, :-1], dtype, 128).block_mask is None
+        mixed = attend(q, k, v, within, 0.07)
+        results.append([mixed, *torch.autograd.grad((mixed * into).sum(), leaves)])
+    for narrow, wide in zip(*results, strict=True):
+        torch.testing.assert_close(narrow.float(), wide, atol=0.02 * float(wide.abs().max()), rtol=0.02)
 
 
 def test_rotation_by_hand() -> None:

@@ -5,14 +5,21 @@ import torch
 from torch import Tensor
 
 from kernels.gather import row_index
+from model.config import RopeScalingConfig
 from model.decoding import decoding
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
-from tests.model.tiny import HYPER_CONNECTIONS, memories, positions, random_tokens, tiny_model
+from tests.model.tiny import ATTENTION, HYPER_CONNECTIONS, memories, positions, random_tokens, tiny_model
 
 BATCH, LENGTH, DTYPE = 2, 20, torch.float64  # the convolution looks back 9 tokens
 
-KINDS = {"plain": {}, "branches": {"hyper_connections": HYPER_CONNECTIONS}, "no memory": {"engram": None}}
+SCALED = ATTENTION.model_copy(update={"rope_scaling": RopeScalingConfig(factor=4.0, original_length=8, beta=2.0)})
+KINDS = {
+    "plain": {},
+    "branches": {"hyper_connections": HYPER_CONNECTIONS},
+    "no memory": {"engram": None},
+    "scaled positions": {"attention": SCALED},
+}
 
 
 def part(memory: MemoryRows, tokens: slice, slots: int) -> MemoryRows:

@@ -106,6 +106,30 @@ def test_bf16_follows_fp32(changes: dict[str, Any]) -> None:
         assert F.cosine_similarity(a.float().flatten(), b.flatten(), dim=0) > 0.95 or b.norm() < 1e-3
 
 
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_recomputing_blocks_changes_no_bit_and_counts_tokens_once(changes: dict[str, Any]) -> None:
+    results, kept = [], []
+    for recompute in (False, True):
+        model = tiny_model(**changes)
+        model.model.recompute = recompute
+        memory, tokens = memories(model, 2, 64), random_tokens(2, 64)
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(tokens, positions(40, 24, batch=2), memory, tokens)
+        loss.backward()
+        counts = [counts.clone() for name, counts in model.named_buffers() if name.endswith("tokens_per_expert")]
+        assert all(layer.sum() == 2 * 2 * 64 for layer in counts)
+        results.append([loss, *counts, *(leaf.grad for leaf in (*model.parameters(), *(m.rows_UD for m in memory)))])
+        kept.append(sum(saved.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
 def test_initialisation_follows_the_global_seed() -> None:
     first, same, other = (tiny_model(seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], same[name]) for name in first)
