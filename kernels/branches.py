@@ -54,7 +54,9 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, base: Tensor, *outputs: Tensor) -> Tensor:
         ctx.save_for_backward(weights, base, *outputs)
-        return _mix(weights, _parts(base, outputs)).to(base.dtype)
+        mixtures = _mix(weights, _parts(base, outputs))
+        # Never a cast to the same dtype: with such a result torch 2.11's compiler loses the gradients.
+        return mixtures if mixtures.dtype == base.dtype else mixtures.to(base.dtype)
 
     @staticmethod
     @once_differentiable
