@@ -10,17 +10,14 @@ Nothing in it depends on the number of ranks or the ZeRO stage. The folder is wr
 when all ranks are done, so a folder with this name is complete. Checksums of the files are a later matter.
 """
 
-import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from pydantic import ValidationError
 
-from model.config import ModelConfig
 from offload.tables import EngramTables
 from train.checkpoint_files import (
     STATE_FILE,
@@ -36,24 +33,9 @@ from train.checkpoint_files import (
 from train.engine import Engine, EngineState
 from train.errors import UserError
 from train.files import publish
+from train.identity import FORMAT_VERSION, Identity
 
-FORMAT_VERSION = 1
 _NAME = re.compile(r"step-\d{8,}")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint must agree on with the run that goes on from it.
-
-    Attributes:
-        model: the `model` section.
-        addresses: fingerprint of the row addresses; None without Engram.
-        data: all that the global batches depend on.
-    """
-
-    model: dict[str, Any]
-    addresses: dict[str, Any] | None
-    data: dict[str, Any]
 
 
 class Checkpoints:
@@ -70,11 +52,11 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step."""
-        return next(reversed(self._complete()), None)
+        return next(reversed(complete_checkpoints(self.folder)), None)
 
     def count(self) -> int:
         """How many complete checkpoints there are."""
-        return len(self._complete())
+        return len(complete_checkpoints(self.folder))
 
     def save(self, step: int, engine: Engine, tables: EngramTables | None) -> Path:
         """Saves the state after `step` steps. Collective.
@@ -103,23 +85,20 @@ class Checkpoints:
             UserError: it is damaged, another model's, of another data order, or its table addresses differ.
         """
         try:
-            description = read_state(path)
-            self._check(path, description)
-            engine.load_state(load_backbone(path, description["steps_applied"]))
-            if tables is not None:
-                tables.updater.load_state(description["tables"])
-                for name in description["table_files"]:
-                    load_tables(tables, path / name)
+            return _load(path, engine, tables, self._identity.same_run)
         except Damaged as error:
             raise UserError(f"{path}: {error}; {self._way_out(path)}") from None
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from None
-        return int(description["step"])
 
-    def _complete(self) -> list[Path]:
-        folders = self.folder.iterdir() if self.folder.is_dir() else ()
-        named = [path for path in folders if _NAME.fullmatch(path.name) and (path / STATE_FILE).exists()]
-        return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+    def begin_with(self, path: Path, engine: Engine, tables: EngramTables | None) -> None:
+        """Loads the checkpoint of another run, to begin a new phase with it at step 0. Collective.
+
+        Raises:
+            UserError: it is damaged, or its weights or rows mean something else in this run.
+        """
+        try:
+            _load(path, engine, tables, self._identity.same_weights)
+        except Damaged as error:
+            raise UserError(f"checkpoint.init_from: {path}: {error}; give another checkpoint") from None
 
     def _write(self, partial: Path, target: Path, step: int, engine: Engine, tables: EngramTables | None) -> None:
         state = engine.state()
@@ -131,7 +110,7 @@ class Checkpoints:
         if state is not None:
             write_state(partial, self._describe(step, state, tables))
             publish(partial, target)
-            for path in self._complete()[: -self._keep]:
+            for path in complete_checkpoints(self.folder)[: -self._keep]:
                 shutil.rmtree(path)
 
     def _describe(self, step: int, state: EngineState, tables: EngramTables | None) -> dict[str, Any]:
@@ -145,39 +124,41 @@ class Checkpoints:
             "table_files": [tables_file(rank, ranks) for rank in range(ranks)] if tables else [],
         }
 
-    def _check(self, path: Path, saved: dict[str, Any]) -> None:
-        if saved["format"] != FORMAT_VERSION:
-            raise UserError(f"{path}: has format {saved['format']}, this version reads {FORMAT_VERSION}")
-        for key, current in vars(self._identity).items():
-            value = _with_defaults(saved[key]) if key == "model" else saved[key]
-            if (where := _difference(value, current, key)) is not None:
-                raise UserError(
-                    f"{path}: saved with another {where}; restore that setting, or start anew under another run.name"
-                )
-
     def _way_out(self, path: Path) -> str:
-        others = [other for other in self._complete() if other != path]
+        others = [other for other in complete_checkpoints(self.folder) if other != path]
         return f"delete {path} to go on from {others[-1]}" if others else f"delete {path} to start anew"
 
 
-def _with_defaults(model: dict[str, Any]) -> dict[str, Any]:
-    """A saved model section with the keys that were added since, at their defaults."""
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, by step; none if there is no such folder."""
+    folders = folder.iterdir() if folder.is_dir() else ()
+    named = [path for path in folders if _NAME.fullmatch(path.name) and (path / STATE_FILE).exists()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def find_checkpoint(source: str) -> Path:
+    """The checkpoint that `source` (`checkpoint.init_from`) is, or the newest one of the run whose folder it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (Path(source) / STATE_FILE).exists():
+        return Path(source)
+    if found := complete_checkpoints(Path(source) / "checkpoints"):
+        return found[-1]
+    raise UserError(f"checkpoint.init_from: {source} is no checkpoint, and no run's folder with one in it")
+
+
+def _load(path: Path, engine: Engine, tables: EngramTables | None, check: Callable[[dict[str, Any]], None]) -> int:
+    """Loads a checkpoint whose description passes `check`; returns its steps. Raises Damaged, UserError."""
     try:
-        return ModelConfig.model_validate(model).model_dump(mode="json")
-    except ValidationError:
-        return model
-
-
-def _difference(saved: Any, current: Any, key: str) -> str | None:
-    """The first key at which two JSON-able values differ, with both values."""
-    if isinstance(saved, dict) and isinstance(current, dict):
-        for name in {**saved, **current}:
-            if (where := _difference(saved.get(name), current.get(name), f"{key}.{name}")) is not None:
-                return where
-        return None
-    return None if saved == current else f"{key} ({_shortened(saved)}, now {_shortened(current)})"
-
-
-def _shortened(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+        description = read_state(path)
+        check(description)
+        engine.load_state(load_backbone(path, description["steps_applied"]))
+        if tables is not None:
+            tables.updater.load_state(description["tables"])
+            for name in description["table_files"]:
+                load_tables(tables, path / name)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return int(description["step"])

@@ -41,6 +41,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     """Arithmetic of the backbone. Master weights, optimizer state and table rows are fp32 either way."""
     gradient_clipping: float | None = Field(1.0, gt=0)
     """Largest norm of the raw gradient, backbone and tables together; null for none."""
+    recompute: bool = False
+    """Keep only what passes between the blocks for the backward pass, and compute each block a second time there
+    (activation checkpointing): less memory, a third more arithmetic, the same results."""
     max_skipped_steps: int = Field(10, ge=0)
     """A step whose gradient is not finite is skipped on every rank; training stops after more than this many in a
     row."""
@@ -78,6 +81,9 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     """Steps between checkpoints; there is always one at the end."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+    init_from: str | None = None
+    """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run begins with, at
+    step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null for none."""
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` goes on from the newest checkpoint in the run's folder, if there is one; `never` wants a folder without
     any; `must` wants one."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from model.config import RopeScalingConfig
 from train.errors import UserError
 from train.files import publish
 from train.memory import compressed_vocabulary
@@ -152,6 +153,8 @@ def _config(
         "n_routed_experts": model.n_routed_experts,
         "num_experts_per_tok": model.num_experts_per_tok,
         "max_position_embeddings": job.data.sequence_length,
+        "rope_theta": model.attention.rope_theta,
+        "rope_scaling": _rope_scaling(model.attention.rope_scaling),
         "eos_token_id": run.tokenizer.eos_id,
         "pad_token_id": run.tokenizer.pad_id,
         "torch_dtype": _name(dtype),
@@ -160,6 +163,21 @@ def _config(
         "model": model.model_dump(mode="json"),
         "engram": engram,
         "tensors": {source.name: {"shape": list(source.shape), "dtype": _name(source.dtype)} for source in sources},
+    }
+
+
+def _rope_scaling(scaling: RopeScalingConfig | None) -> dict[str, Any] | None:
+    """YaRN under the names of Hugging Face's DeepSeek-V3."""
+    if scaling is None:
+        return None
+    return {
+        "type": "yarn",
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_length,
+        "beta_slow": scaling.alpha,
+        "beta_fast": scaling.beta,
+        "mscale": scaling.mscale,
+        "mscale_all_dim": scaling.mscale,
     }
 
 

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.transformer import LanguageModel
 from offload.addressing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint import Checkpoints, Identity
+from train.checkpoint import Checkpoints, find_checkpoint
 from train.config import JobConfig
 from train.config_file import dump
 from train.data.loader import Loader
@@ -24,6 +24,7 @@ from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.files import try_lock
+from train.identity import Identity
 from train.memory import address_book, open_tables, table_bytes
 from train.metrics import METRICS_FILE, read_metrics
 from train.reporter import Reporter
@@ -116,9 +117,11 @@ class _Run:
         dist.destroy_process_group()
 
     def resume(self) -> int:
-        """Loads the newest checkpoint, if the config wants it; returns the steps that are done."""
+        """Loads the run's newest checkpoint, or else that of `init_from`, if any; returns the steps that are done."""
         newest = self.checkpoints.newest() if self.job.checkpoint.resume != "never" else None
         start = self.checkpoints.load(newest, self.engine, self.tables) if newest else 0
+        if self.origin:
+            self.checkpoints.begin_with(self.origin, self.engine, self.tables)
         if start > self.job.train.steps:
             raise UserError(f"train.steps is {self.job.train.steps}, but {newest} has {start} steps already")
         if self.tables and start < self.job.train.steps:
@@ -195,6 +198,8 @@ class _Run:
             )
         if resume == "must" and not newest:
             raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
+        source = self.job.checkpoint.init_from
+        self.origin = find_checkpoint(source) if source and not newest else None
         dist.barrier()
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +230,7 @@ class _Run:
         rank_batch = job.train.global_batch_size // self.world_size
         try:
             return Engine(
-                LanguageModel(job.model),
+                LanguageModel(job.model, recompute=job.train.recompute),
                 optimizer=job.optimizer,
                 deepspeed_config=job.deepspeed,
                 dtype=job.train.dtype,

@@ -1,0 +1,107 @@
+"""A run that begins with another's checkpoint, at a longer sequence length."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import RopeScalingConfig
+from tests.command_line import losses, train, write_job
+from train.checkpoint import find_checkpoint
+from train.checkpoint_files import read_state
+from train.errors import UserError
+from train.export import export
+from train.identity import Identity
+from train.saved_run import SavedRun
+
+
+def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """With next to no learning rate, nothing moves that was taken over."""
+    job = write_job(
+        tmp_path,
+        corpus,
+        train={"steps": 1, "global_batch_size": 2, "micro_batch_size": 2},
+        optimizer={"learning_rate": 1e-30},
+        checkpoint={"init_from": str(trained)},
+    )
+    train(
+        job, "data.sequence_length=128", "model.attention.rope_scaling={factor: 4, original_length: 32}", "--nproc", "1"
+    )
+    run = tmp_path / "runs" / "small"
+    assert len(losses(run)) == 1
+    before, after = SavedRun.open(trained), SavedRun.open(run)
+    assert after.job.model.attention.rope_scaling == RopeScalingConfig(factor=4, original_length=32)
+    assert (before.step, after.step) == (6, 1)
+    assert after.state["steps_applied"] == 7, "Adam's bias correction would begin anew"
+    bias = "e_score_correction_bias"
+    for name, weight in after.weights().items():
+        assert torch.equal(weight, before.weights()[name]) != name.endswith(bias), name
+    for module, rows in enumerate(before.tables().num_rows):  # type: ignore[union-attr]
+        ids = torch.arange(rows)
+        assert torch.equal(after.tables().rows(module, ids), before.tables().rows(module, ids))  # type: ignore[union-attr]
+    assert losses(run)[0][0] < losses(trained)[0][0] - 0.2
+    export(after, tmp_path / "exported")
+    exported = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert exported["rope_scaling"] == {
+        "type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "beta_slow": 1.0,
+        "beta_fast": 32.0,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+    }
+    assert exported["max_position_embeddings"] == 128
+
+
+def _state(trained: Path) -> tuple[dict[str, Any], Identity]:
+    state = read_state(find_checkpoint(str(trained)))
+    return state, Identity(*(json.loads(json.dumps(state[key])) for key in ("model", "addresses", "data")))
+
+
+def _set(section: str, key: str, value: Any) -> Callable[[Identity], Any]:
+    return lambda identity: getattr(identity, section).update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("model", "hidden_size", 48), "another model.hidden_size (32, now 48); take over that setting"),
+        (lambda i: i.model["engram"].update(rows_per_head=600), "another model.engram.rows_per_head (500, now 600)"),
+        (_set("addresses", "compressed_vocabulary", 7), "another addresses.compressed_vocabulary ("),
+        (_set("data", "seed", 1), "another train.seed (0, now 1)"),
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(
+    trained: Path, change: Callable[[Identity], Any], message: str
+) -> None:
+    state, identity = _state(trained)
+    identity.same_weights(state)
+    change(identity)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        identity.same_weights(state)
+
+
+def test_data_length_and_scaling_may_be_others(trained: Path) -> None:
+    state, identity = _state(trained)
+    identity.model["attention"]["rope_scaling"] = RopeScalingConfig().model_dump()
+    identity.model["moe"]["balance_rate"] = 0.5
+    for key in identity.data.keys() - {"seed"}:
+        identity.data[key] = "another"
+    identity.same_weights(state)
+    with pytest.raises(ValueError, match=r"saved with another model\.attention\.rope_scaling"):
+        identity.same_run(state)
+
+
+def test_where_a_phase_begins(trained: Path, tmp_path: Path) -> None:
+    steps = sorted((trained / "checkpoints").glob("step-*"))
+    assert find_checkpoint(str(trained)) == steps[-1]
+    assert find_checkpoint(str(steps[0])) == steps[0]
+    with pytest.raises(UserError, match="is no checkpoint, and no run's folder with one in it"):
+        find_checkpoint(str(tmp_path))
