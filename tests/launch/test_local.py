@@ -12,6 +12,7 @@ import pytest
 from launch.failures import RankFailed
 from launch.local import run_ranks
 from tests.launch.ranks import assert_gone, launcher, pids, program
+from tests.signals import skip_if_ignored
 from train.errors import UserError
 
 HANG = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -188,6 +189,7 @@ class TestSignals:
 
     @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
     def test_a_signal_reaches_every_rank(self, signum: int, code: int, tmp_path: Path) -> None:
+        skip_if_ignored(signum)
         body = f"""
 def stop(number, frame):
     (folder / f"{{rank}}.got").write_text(str(int(number)))
@@ -212,6 +214,7 @@ signal.signal({int(signum)}, stop)
         assert_gone(ranks)
 
     def test_a_second_signal_does_not_wait(self, tmp_path: Path) -> None:
+        skip_if_ignored(signal.SIGINT)
         ranks = self.launch(tmp_path, f"signal.signal(signal.SIGINT, signal.SIG_IGN)\n{self.READY}", grace_s=60)
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from tests.signals import skip_if_ignored
 from tests.train.data.text import SENTENCES, small_tokenizer
 from train.data import encode
 from train.data import prepare as module
@@ -172,6 +173,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_run_leaves_nothing_that_looks_complete_and_no_processes(tmp_path, how):
+    if how != signal.SIGKILL:
+        skip_if_ignored(how)
     TOKENIZER.save(tmp_path)
     source, script, out = tmp_path / "long.jsonl.zst", tmp_path / "child.py", tmp_path / "out"
     script.write_text(CHILD)
@@ -181,13 +184,16 @@ def test_interrupted_run_leaves_nothing_that_looks_complete_and_no_processes(tmp
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, script, source, out, tmp_path / "tokenizer.json"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as child:
-        while not any(path.stat().st_size for path in tmp_path.glob(".out.partial-*/tokens.bin")):
-            assert child.poll() is None
-            time.sleep(0.02)
-        workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
-        assert len(workers) >= 2
-        child.send_signal(how)
-        child.wait(timeout=20)
+        try:
+            while not any(path.stat().st_size for path in tmp_path.glob(".out.partial-*/tokens.bin")):
+                assert child.poll() is None
+                time.sleep(0.02)
+            workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+            assert len(workers) >= 2
+            child.send_signal(how)
+            child.wait(timeout=20)
+        finally:
+            child.kill()
     assert child.returncode == (-signal.SIGINT if how == signal.SIGINT else -signal.SIGKILL)
     assert not out.exists()
     deadline = time.monotonic() + 10
