@@ -20,6 +20,9 @@ IGNORED = -100
 _CPU_CHUNK, _GPU_CHUNK = 2**21, 2**27
 """Logits that are in memory at once: 8 MiB in fp32, near a CPU's caches; 512 MiB, enough work for a GPU's product."""
 
+_LEAST_TOKENS = 128
+"""In a chunk: each reads the whole head, and writes its whole gradient."""
+
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int | None = None) -> Tensor:
     """The sum of the cross-entropies, in nats, of the logits `hidden_ND @ weight_VD.T`.
@@ -35,7 +38,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
         computed in this type, products in that of the arguments.
     """
     if chunk is None:
-        chunk = max(1, (_GPU_CHUNK if hidden_ND.is_cuda else _CPU_CHUNK) // weight_VD.shape[0])
+        chunk = max(_LEAST_TOKENS, (_GPU_CHUNK if hidden_ND.is_cuda else _CPU_CHUNK) // weight_VD.shape[0])
     loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk)
     return loss
 

@@ -93,6 +93,10 @@ class Experts(nn.Module):
         if _grouped_mm_fits(sorted_AD, self.gate_up_proj, self.down_proj):
             gate_up = F.grouped_mm(sorted_AD, self.gate_up_proj.transpose(1, 2), offs=ends_E)
             return F.grouped_mm(_swiglu(gate_up), self.down_proj.transpose(1, 2), offs=ends_E)
+        return self._one_by_one(sorted_AD, ends_E)
+
+    @torch._disable_dynamo  # sizes that only the data tells; as torch.compiler.disable, without its import
+    def _one_by_one(self, sorted_AD: Tensor, ends_E: Tensor) -> Tensor:
         groups = sorted_AD.tensor_split(ends_E[:-1].tolist())
         # unbind, not indexing: its backward stacks all experts' gradients once and gives an idle expert zeros.
         weights = zip(groups, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True)

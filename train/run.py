@@ -5,12 +5,13 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 
 from model.census import take_census
+from model.compilation import compile_blocks
 from model.config import ModelConfig
 from model.transformer import LanguageModel
 from offload.addressing import AddressBook
@@ -229,7 +230,7 @@ class _Run:
         torch.manual_seed(job.train.seed)
         rank_batch = job.train.global_batch_size // self.world_size
         try:
-            return Engine(
+            engine = Engine(
                 LanguageModel(job.model, recompute=job.train.recompute),
                 optimizer=job.optimizer,
                 deepspeed_config=job.deepspeed,
@@ -238,6 +239,9 @@ class _Run:
             )
         except ValueError as error:
             raise UserError(str(error)) from None
+        if job.train.compile:
+            compile_blocks(cast(LanguageModel, engine.module))
+        return engine
 
 
 def _join_ranks() -> None:

@@ -91,5 +91,5 @@ def test_no_logits_of_the_batch_are_made_and_none_are_kept(grad: bool) -> None:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         linear_cross_entropy(hidden_ND, weight_VD, labels_N)
-    assert largest.elements <= 2**21
+    assert largest.elements <= 128 * 129_280
     assert sum(kept) == (4 * (hidden_ND.numel() + weight_VD.numel()) if grad else 0)

@@ -1,0 +1,83 @@
+"""Blocks that are recomputed or compiled train as others do, where DeepSpeed's hooks and layers are in them."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from model.compilation import compile_blocks
+from model.transformer import LanguageModel
+from tests.distributed import run_ranks
+from tests.model.tiny import ENGRAM, memories, positions, random_tokens, tiny_config
+from train.config import JobConfig
+from train.deepspeed_config import DeepSpeedConfig
+from train.engine import Engine
+from train.optimizer import OptimizerConfig
+
+# ZeRO stage, ranks that the experts are spread over; each also without anything, to compare with.
+CASES = {(3, 1): ["recomputed"], (2, 2): ["recomputed", "recomputed and compiled"]}
+DOCUMENTS = [(20, 12), (5, 20, 7)]
+
+
+def train_once(stage: int, expert_ranks: int, way: str) -> dict[str, Any]:
+    """Losses, gradients and token counts of two steps, and the loss of an evaluation."""
+    torch.manual_seed(0)
+    sections: dict[str, Any] = {"zero_optimization": {"stage": stage}}
+    if expert_ranks > 1:
+        sections["expert_parallel"] = {"enabled": True, "autoep_size": expert_ranks}
+    config = tiny_config(num_layers=1, dense_layers=0, engram=ENGRAM.model_copy(update={"layers": [0]}))
+    engine = Engine(
+        LanguageModel(config, recompute="recomputed" in way),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-2),
+        deepspeed_config=DeepSpeedConfig(**sections),
+    )
+    model: Any = engine.module
+    if "compiled" in way:
+        compile_blocks(model, backend="aot_eager")
+    found: dict[str, Any] = {"losses": [], "norms": [], "rows": []}
+    for step, documents in enumerate(DOCUMENTS):
+        tokens = random_tokens(2, 32, seed=10 * step + dist.get_rank())
+        memory = memories(model, 2, 32)
+        loss = engine(tokens, positions(*documents, batch=2), memory, tokens) / 64
+        engine.backward(loss)
+        found["losses"].append(loss.item())
+        found["norms"].append(engine.gradient_norm_squared().item())
+        found["rows"] += [table.rows_UD.grad.flatten().tolist() for table in memory if table.rows_UD.grad is not None]
+        engine.step(lr_factor=1.0)
+    found["counts"] = [b.tolist() for name, b in model.named_buffers() if name.endswith("tokens_per_expert")]
+    model.eval()
+    with torch.no_grad():
+        found["losses"].append(engine(tokens, positions(32, batch=2), memory, tokens).item())
+    engine.close()
+    return found
+
+
+def train_all() -> dict[Any, dict[str, Any]]:
+    """Every case, one after the other."""
+    return {(case, way): train_once(*case, way) for case, ways in CASES.items() for way in ("plain", *ways)}
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Any]:
+    return run_ranks(train_all, 2)
+
+
+@pytest.mark.parametrize(("case", "way"), [(case, way) for case, ways in CASES.items() for way in ways])
+def test_training_is_the_same(runs: list[Any], case: tuple[int, int], way: str) -> None:
+    for rank in runs:
+        plain, found = rank[case, "plain"], rank[case, way]
+        assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+        assert found["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+        assert found["counts"] == plain["counts"]
+        assert sum(map(sum, found["counts"])) > 0
+        assert len(found["rows"]) == len(DOCUMENTS)
+        for gradient, expected in zip(found["rows"], plain["rows"], strict=True):
+            assert gradient == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_compiling_is_refused_with_zero_3() -> None:
+    sections = {"run": {"name": "x"}, "model": {"vocab_size": 300}, "train": {"steps": 1, "compile": True}}
+    JobConfig.model_validate(sections)
+    with pytest.raises(ValueError, match=r"train\.compile does not go with ZeRO stage 3"):
+        JobConfig.model_validate({**sections, "deepspeed": {"zero_optimization": {"stage": 3}}})
