@@ -7,7 +7,7 @@ train: venv
 	$(BIN)/engram train configs/tiny.yaml
 
 test: venv
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""What many tests need: Triton's interpreter where there is no GPU, and a small prepared corpus of real text."""
+"""What many tests need: Triton's interpreter where there is no GPU, a small prepared corpus of real text, a run on it.
+
+Tests that share what takes long to make are in one `xdist_group`, so that it is made by one worker alone.
+"""
 
 import os
 import sysconfig

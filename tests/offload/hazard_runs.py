@@ -1,12 +1,8 @@
 """The jobs of `test_hazards.py`, in all their variants, run once for all tests: on one, two, three and four ranks."""
 
-import fcntl
 import itertools
-import os
-import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -139,18 +135,6 @@ def run_everything() -> Runs:
         by_case = iter(range(len(flat[size])))
         runs[size] = {name: [_of_case(by_rank, size, next(by_case)) for _ in part] for name, part in jobs.items()}
     return runs
-
-
-def once_for_all_workers(folder: Path, make: Callable[[], Runs]) -> Runs:
-    """What `make` returns, made by the first of the test processes that asks for it and kept in `folder`."""
-    kept = folder / "hazard-runs.pickle"
-    with (folder / "hazard-runs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            part = kept.with_suffix(f".{os.getpid()}")
-            part.write_bytes(pickle.dumps(make()))
-            part.rename(kept)
-        return pickle.loads(kept.read_bytes())
 
 
 def _cases(size: int, saved: Outcome) -> dict[str, list[Case]]:

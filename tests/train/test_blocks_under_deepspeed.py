@@ -15,6 +15,8 @@ from train.deepspeed_config import DeepSpeedConfig
 from train.engine import Engine
 from train.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.xdist_group("blocks")
+
 # ZeRO stage, ranks that the experts are spread over; each also without anything, to compare with.
 CASES = {(3, 1): ["recomputed"], (2, 2): ["recomputed", "recomputed and compiled"]}
 DOCUMENTS = [(20, 12), (5, 20, 7)]

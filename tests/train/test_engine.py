@@ -20,6 +20,8 @@ from train.clipping import clip_scale
 from train.deepspeed_config import DeepSpeedConfig
 from train.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.xdist_group("engine")
+
 RANKS, STEPS, STOP = 2, 5, 2
 EXPERT_CASES = [(0, "adamw"), (1, "muon"), (2, "muon"), (3, "muon")]
 EXPERT_SIZES = [(None, None), (None, 2), (2, None)]

@@ -21,6 +21,8 @@ from train.saved_run import SavedRun
 from train.saved_tables import SavedTables
 from train.tensor_files import write_tensors
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 TOKENS = [17, 200, 3, 17, 200, 3, 0, 299, 4, 5]
 
 

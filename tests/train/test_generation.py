@@ -9,6 +9,8 @@ from torch import Tensor
 from train.generation import Decoder, continuation, draw
 from train.saved_run import SavedRun
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 TEXT = 'def main(argv):\n    """Returns it."""\n'
 
 

@@ -17,6 +17,8 @@ from train.data.tokenizer import Tokenizer
 from train.generation import continuation
 from train.saved_run import SavedRun
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 QUESTIONS = [
     {"question": "import ", "choices": ["os", "zq~ zq~"], "answer": 0},
     {"question": "def f(self", "choices": ["}}}}}}", "):"], "answer": 1},

@@ -17,6 +17,8 @@ from tests.train.plain_trainer import GlobalBatch, PlainTrainer, Step, muon_name
 from train.config import JobConfig
 from train.data.loader import Batch
 
+pytestmark = pytest.mark.xdist_group("recipe")
+
 RANKS, SEQUENCES, LENGTH, VOCABULARY = 2, 8, 16, 24
 EARLY = 12
 

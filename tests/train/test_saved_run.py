@@ -18,6 +18,8 @@ from train.errors import UserError
 from train.saved_run import SavedRun
 from train.scoring import score
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 BRANCHED = {
     "model": {"hyper_connections": {"expansion": 2}, "tie_embeddings": True},
     "train": {"steps": 3, "dtype": "bf16"},
