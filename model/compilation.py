@@ -20,8 +20,8 @@ _VARIANTS = 64
 def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     """Compiles the blocks of `model` in place, when each first runs; parameters keep their names.
 
-    To be called once DeepSpeed has taken the model over, as AutoEP replaces modules. Not for ZeRO 3: its hooks on every
-    module within a block would be traced, anew for every state that they are in.
+    To be called once DeepSpeed has taken the model over, as AutoEP replaces modules. With ZeRO 3 its hooks must be
+    around blocks: within, they would be traced, anew for every state that they are in.
 
     Args:
         model: ours, or the same with layers that AutoEP replaced.
@@ -34,4 +34,5 @@ def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     for block in cast("list[Any]", model.model.layers):
         if not isinstance(block.mlp, MoE | SwiGLU):
             block.mlp.forward = torch.compiler.disable(block.mlp.forward)
-        block.compile(backend=backend)
+        # Not the call, to which hooks belong.
+        block.forward = torch.compile(block.forward, backend=backend)

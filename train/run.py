@@ -13,7 +13,7 @@ import torch.distributed as dist
 from model.census import take_census
 from model.compilation import compile_blocks
 from model.config import ModelConfig
-from model.transformer import LanguageModel
+from model.transformer import Block, LanguageModel
 from offload.addressing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint import Checkpoints, find_checkpoint
@@ -236,6 +236,7 @@ class _Run:
                 deepspeed_config=job.deepspeed,
                 dtype=job.train.dtype,
                 accumulation_steps=rank_batch // job.train.micro_batch_size,
+                gathered_whole=Block if job.train.compile else None,
             )
         except ValueError as error:
             raise UserError(str(error)) from None

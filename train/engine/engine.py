@@ -42,6 +42,7 @@ class Engine:
         deepspeed_config: DeepSpeedConfig,
         dtype: Literal["bf16", "fp32"] = "fp32",
         accumulation_steps: int = 1,
+        gathered_whole: type[nn.Module] | None = None,
     ) -> None:
         """Takes over `model`, the same on all ranks; torch.distributed must be initialised. Collective.
 
@@ -51,6 +52,8 @@ class Engine:
             deepspeed_config: the `deepspeed` section.
             dtype: dtype of the parameters in the forward; master weights and optimizer state are fp32.
             accumulation_steps: `backward` calls a step consists of.
+            gathered_whole: modules of this class have their parameters gathered together by ZeRO 3, whose hooks are
+                then around them and not within; None leaves every submodule its own.
 
         Raises:
             ValueError: the world size or the model does not fit the `deepspeed` section.
@@ -63,6 +66,8 @@ class Engine:
         """Steps applied so far."""
         self._micro_batch = 0
         self._assignment = assign(optimizer, shapes)
+        if gathered_whole is not None:
+            deepspeed.utils.set_z3_leaf_modules(model, [gathered_whole])
         self._engine, wrapped, _, _ = deepspeed.initialize(
             model=model,
             optimizer=lambda _: self._build_optimizer(model, optimizer),
