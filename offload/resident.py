@@ -8,6 +8,8 @@ from offload.records import RecordLayout, RowInit
 from offload.sharding import Sharding
 from offload.store import Places, Traffic
 
+_FILLED_ROWS = 1 << 20
+
 
 class ResidentStore:
     """The whole shard on the device: the reference that the window equals bit by bit.
@@ -23,7 +25,10 @@ class ResidentStore:
     ) -> None:
         num_rows = sharding.shard_rows(rank)
         self.records = zeros_on(device, num_rows, layout.words)
-        init.fill(layout, self.records, sharding.global_ids(rank, torch.arange(num_rows)).to(device))
+        # In parts: drawn values take memory of their own for as long as it takes to copy them.
+        for start, part_CW in enumerate(self.records.split(_FILLED_ROWS)):
+            places = torch.arange(len(part_CW)) + start * _FILLED_ROWS
+            init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
         self._places = Places(device)
         self.traffic = Traffic()
 

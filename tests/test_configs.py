@@ -41,6 +41,20 @@ def test_the_default_job_has_more_rows_than_its_windows() -> None:
     assert rows > 2 * 2 * job.offload.window_rows
 
 
+def test_the_bench_trains_what_the_figures_are_claimed_for() -> None:
+    job = load(CONFIGS[[path.stem for path in CONFIGS].index("bench")], [], JobConfig)
+    assert job.model.moe
+    assert job.model.hyper_connections
+    figures = plan(job, ranks=1)
+    assert figures.active > 300e6
+    rows = sum(table.rows for table in figures.tables)
+    assert rows >= 4 * job.offload.window_rows
+    table_bytes, backbone = rows * 964, figures.total - 80 * rows
+    assert table_bytes > 20e9
+    # bf16 weights and gradients, fp32 masters, gradients and two moments; activations of 11 GB at most.
+    assert table_bytes + 20 * backbone + 11e9 < 78 * 2**30
+
+
 def test_the_study_compares_models_of_equal_size_on_the_same_text_by_the_same_recipe() -> None:
     jobs = {path.stem: load(path, [], JobConfig) for path in CONFIGS if path.parent.name == "study"}
     figures = {name: plan(job, ranks=1) for name, job in jobs.items()}

@@ -10,6 +10,7 @@ from train.data.config import DataConfig
 from train.deepspeed_config import DeepSpeedConfig
 from train.metrics import WandbConfig
 from train.optimizer import OptimizerConfig
+from train.profile import ProfileConfig
 from train.schedule import ScheduleConfig
 
 
@@ -51,7 +52,10 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     """A step whose gradient is not finite is skipped on every rank; training stops after more than this many in a
     row."""
     log_every: int = Field(1, ge=1)
-    """Steps between lines of progress and of metrics.jsonl."""
+    """Steps between lines of progress and of metrics.jsonl. On a GPU each line waits for the step to end, so that the
+    next one cannot be prepared meanwhile: 10 or more where steps are short."""
+    profile: ProfileConfig | None = None
+    """Some steps to record in the run's folder, kernel by kernel; null for none."""
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "TrainConfig":
@@ -80,8 +84,8 @@ class EvalConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """When a run's state is saved, and whether a run goes on from it."""
 
-    every: int = Field(100, ge=1)
-    """Steps between checkpoints; there is always one at the end."""
+    every: int | None = Field(100, ge=1)
+    """Steps between checkpoints; there is always one at the end. null: none at all, for a run that is only measured."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
     init_from: str | None = None

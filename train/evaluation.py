@@ -39,9 +39,15 @@ def memory_of(rows: StepRows, micro_batch: int) -> list[MemoryRows]:
 
 def forward(engine: Engine, batch: Batch, memory: Sequence[MemoryRows]) -> Tensor:
     """Summed loss of a micro-batch."""
-    device = engine.device
-    loss: Tensor = engine(batch.tokens_BT.to(device), batch.positions_BT.to(device), memory, batch.labels_BT.to(device))
+    parts = batch.tokens_BT, batch.positions_BT, batch.labels_BT
+    tokens_BT, positions_BT, labels_BT = (_sent(part, engine.device) for part in parts)
+    loss: Tensor = engine(tokens_BT, positions_BT, memory, labels_BT)
     return loss
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; nobody waits for it, as for a copy of memory that is not pinned."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def batches(loader: Loader, sequences: int) -> Iterator[Batch]:

@@ -28,6 +28,7 @@ from train.files import try_lock
 from train.identity import Identity
 from train.memory import address_book, open_tables, table_bytes
 from train.metrics import METRICS_FILE, read_metrics
+from train.profile import StepProfiler
 from train.reporter import Reporter
 from train.sampling import continue_texts
 from train.summary import Summary
@@ -64,6 +65,7 @@ def train(job: JobConfig) -> Summary | None:
             validation_loader=run.validation_loader,
             checkpoints=run.checkpoints,
             reporter=reporter,
+            profiler=StepProfiler(job.train.profile if run.rank == 0 else None, run.folder, run.engine.device),
         )
         if start == job.train.steps:
             reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
@@ -214,6 +216,8 @@ class _Run:
             raise UserError(f"{self.folder}: another run is at work in it; wait for it, or choose another run.name")
 
     def _check_disk(self) -> None:
+        if self.job.checkpoint.every is None:
+            return
         checkpoint = self.table_bytes + self.counts.total * _BACKBONE_BYTES
         # The newest one is complete before the oldest goes.
         needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - self.checkpoints.count())

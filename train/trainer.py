@@ -17,6 +17,7 @@ from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import NO_ROWS, Evaluation, evaluate, forward, memory_of
 from train.meter import Meter
+from train.profile import StepProfiler
 from train.reporter import Reporter
 from train.schedule import lr_factor
 
@@ -51,6 +52,7 @@ class Trainer:
         train_loader, validation_loader: the two splits.
         checkpoints: where states are saved.
         reporter: told of everything that a user may want to see.
+        profiler: of some steps.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class Trainer:
         validation_loader: Loader,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        profiler: StepProfiler,
     ) -> None:
-        self._job, self._engine, self._tables = job, engine, tables
+        self._job, self._engine, self._tables, self._profiler = job, engine, tables, profiler
         self._train_loader, self._validation_loader = train_loader, validation_loader
         self._checkpoints, self._reporter = checkpoints, reporter
         self._skipped_in_a_row = 0
@@ -80,7 +83,8 @@ class Trainer:
         job, total = self._job, self._job.train.steps
         evaluation = None
         for step in range(start, total):
-            result = self._train_step_or_save(step)
+            with self._profiler.step(step + 1):
+                result = self._train_step_or_save(step)
             done = step + 1
             self._meter.count(result.loss)
             self._check_skips(step, result)
@@ -91,9 +95,11 @@ class Trainer:
                 self._reporter.step(done, result, measured, evaluation)
                 self._meter.restart()
             self._reporter.advance(done)
-            if done % job.checkpoint.every == 0 or done == total:
+            every = job.checkpoint.every
+            if every and (done % every == 0 or done == total):
                 with self._meter.pause():
                     self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
+        self._profiler.close()
         return evaluation or self.evaluate()
 
     @property
@@ -109,6 +115,8 @@ class Trainer:
         try:
             return self._train_step(step)
         except WindowTooSmall as error:
+            if self._job.checkpoint.every is None:
+                raise UserError(str(error)) from None
             # Raised on every rank before the step began, and no part of a run's identity: nothing needs to be lost.
             path = self._checkpoints.save(step, self._engine, self._tables)
             raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
@@ -127,9 +135,9 @@ class Trainer:
         return self._update(step, loss)
 
     def _update(self, step: int, loss: Tensor) -> StepResult:
-        norm_squared = float(self._engine.gradient_norm_squared())
-        if self._tables:
-            norm_squared += float(self._tables.reduce_gradients())
+        # Given to the device first: the step's only wait, for the backbone's norm, is then one for both.
+        of_rows = self._tables.reduce_gradients() if self._tables else 0.0
+        norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
         factor = lr_factor(self._job.schedule, step, self._job.train.steps)
         result = StepResult(loss, math.sqrt(norm_squared), self._job.optimizer.learning_rate * factor)
         if not result.applied:
@@ -149,10 +157,12 @@ class Trainer:
             self._tables.skip()
         reset_counts(self._engine.module)
 
-    def _count_labels(self, batches: list[Batch]) -> int:
-        count = torch.tensor(sum(int((batch.labels_BT >= 0).sum()) for batch in batches), device=self._engine.device)
+    def _count_labels(self, batches: list[Batch]) -> Tensor:
+        """The labels of all ranks' batches, on the device: reading the number would wait for the step before."""
+        mine = sum(int((batch.labels_BT >= 0).sum()) for batch in batches)
+        count = torch.full((), mine, dtype=torch.int64, device=self._engine.device)
         dist.all_reduce(count)
-        return max(1, int(count))
+        return count.clamp(min=1)
 
     def _check_skips(self, step: int, result: StepResult) -> None:
         self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1

@@ -6,7 +6,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from launch.bench.report import Section
@@ -30,6 +33,7 @@ class Share:
         weight: of the part, among all.
         on_gpu, on_cpu: its options there.
         limited: whether it takes `--seconds`.
+        keeps: whether it takes `--partial`, a file with what it found so far.
     """
 
     name: str
@@ -37,15 +41,18 @@ class Share:
     on_gpu: tuple[str, ...] = ()
     on_cpu: tuple[str, ...] = ()
     limited: bool = True
+    keeps: bool = False
 
 
 SHARES = (
+    Share("train", 0.6, ("--steps", "60", "--warmup", "15", "--runs", "3"), _SMALL_TRAIN, keeps=True),
     Share("kernels", 0.2),
-    Share("links", 0.15),
-    Share("offload", 0.15, (), _SMALL_OFFLOAD, limited=False),
-    Share("train", 0.5, ("--steps", "20", "--warmup", "10"), _SMALL_TRAIN),
+    Share("links", 0.1),
+    Share("offload", 0.1, (), _SMALL_OFFLOAD, limited=False),
 )
 """The parts in the order in which they run. What one leaves of its share, the later ones have more."""
+CHECKS = (Share("tests", 0.6), Share("sanitizer", 0.4))
+"""Parts that measure nothing, and run where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Outcome:
 
     Attributes:
         seconds: that it took.
-        answer: what its command printed, as JSON; None if it did not succeed.
+        answer: what its command printed, as JSON; what it found so far, or None, if it did not succeed.
         reason: why it did not.
     """
 
@@ -63,34 +70,55 @@ class Outcome:
     reason: str | None = None
 
 
-def run_everything(minutes: float, device: str, more: dict[str, tuple[str, ...]] | None = None) -> dict[str, Outcome]:
+def run_everything(
+    minutes: float,
+    device: str,
+    more: dict[str, tuple[str, ...]] | None = None,
+    names: Sequence[str] = (),
+    so_far: Callable[[dict[str, Outcome]], None] = lambda outcomes: None,
+) -> dict[str, Outcome]:
     """Runs all parts one after another, with their progress on standard error. No part's failure is an error.
 
     Args:
         minutes: that all may take.
         device: `cpu` or `cuda`.
         more: further options, by part.
+        names: the parts; all that measure, if there are none.
+        so_far: is given the outcomes after every part.
     """
     ends = time.monotonic() + 60 * minutes
-    outcomes = {}
-    for number, share in enumerate(SHARES):
+    outcomes: dict[str, Outcome] = {}
+    shares = [share for share in (*SHARES, *CHECKS) if share.name in (names or [share.name for share in SHARES])]
+    for number, share in enumerate(shares):
         left = ends - time.monotonic()
-        mine = left * share.weight / sum(later.weight for later in SHARES[number:])
-        if mine < _LEAST_S:
-            outcomes[share.name] = Outcome(0.0, None, f"left out: {mine:.0f} s are left for it")
-            continue
-        command = [sys.executable, "-P", "-m", "launch.cli", "bench", share.name, "--device", device, "--json"]
-        command += share.on_gpu if device == "cuda" else share.on_cpu
-        if share.limited:
-            command += ["--seconds", f"{max(1.0, mine - _STARTING_S):.0f}"]
-        command += (more or {}).get(share.name, ())
-        print(f"{share.name}: about {mine:.0f} s", file=sys.stderr, flush=True)
-        outcomes[share.name] = run_command(command, min(left, _LATE * mine))
+        mine = left * share.weight / sum(later.weight for later in shares[number:])
+        outcomes[share.name] = _run_share(share, device, mine, left, (more or {}).get(share.name, ()))
+        so_far(outcomes)
     return outcomes
 
 
-def run_command(command: list[str], seconds: float) -> Outcome:
-    """Runs one part; a part that takes longer is ended, with all that it started."""
+def _run_share(share: Share, device: str, mine: float, left: float, more: tuple[str, ...]) -> Outcome:
+    if mine < _LEAST_S:
+        return Outcome(0.0, None, f"left out: {mine:.0f} s are left for it")
+    command = [sys.executable, "-P", "-m", "launch.cli", "bench", share.name, "--device", device, "--json"]
+    command += share.on_gpu if device == "cuda" else share.on_cpu
+    if share.limited:
+        command += ["--seconds", f"{max(1.0, mine - _STARTING_S):.0f}"]
+    print(f"{share.name}: about {mine:.0f} s", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        partial = Path(folder, "partial.json") if share.keeps else None
+        command += ["--partial", str(partial)] if partial else []
+        return run_command([*command, *more], min(left, _LATE * mine), partial)
+
+
+def run_command(command: list[str], seconds: float, partial: Path | None = None) -> Outcome:
+    """Runs one part; a part that takes longer is ended, with all that it started.
+
+    Args:
+        command: prints its answer as JSON.
+        seconds: that it may take.
+        partial: the file in which it keeps what it found so far.
+    """
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as answers:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answers, stderr=subprocess.PIPE, text=True)
@@ -98,16 +126,23 @@ def run_command(command: list[str], seconds: float) -> Outcome:
         late = not _ended(process, seconds)
         told.join()
         taken = time.monotonic() - started
-        if late:
-            return Outcome(taken, None, f"ended: it took longer than {seconds:.0f} s")
-        if process.returncode:
-            return Outcome(taken, None, f"failed: {told.last or f'exit code {process.returncode}'}")
+        if late or process.returncode:
+            why = f"failed: {told.last or f'exit code {process.returncode}'}"
+            why = f"ended: it took longer than {seconds:.0f} s" if late else why
+            return Outcome(taken, _found_so_far(partial), why)
         answers.seek(0)
         return Outcome(taken, json.load(answers))
 
 
+def _found_so_far(partial: Path | None) -> dict[str, Any] | None:
+    # Ended while it was written, it may be cut off.
+    with suppress(OSError, json.JSONDecodeError):
+        return json.loads(partial.read_text(encoding="utf-8")) if partial else None
+    return None
+
+
 def sections_of(outcome: Outcome) -> dict[str, Section]:
-    """The sections of a part that succeeded."""
+    """The sections of a part, as far as it got."""
     parts = outcome.answer["parts"] if outcome.answer else {}
     return {name: Section.from_json(saved) for name, saved in parts.items()}
 

@@ -35,6 +35,9 @@ class BenchOptions:
         seconds: that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for all.
         tokens: of a step, in parts `kernels` and `links`; None for as many as suit the device.
         memory_mib: of host memory that part `links` reaches into; None for as much as suits the device.
+        overrides: of the job that part `train` trains.
+        traces: folder for a trace of each of its settings; None for none.
+        partial: file that part `train` keeps what it found so far in; None for none.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -53,6 +56,9 @@ class BenchOptions:
     seconds: float | None = None
     tokens: int | None = None
     memory_mib: int | None = None
+    overrides: tuple[str, ...] = ()
+    traces: str | None = None
+    partial: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON can hold them."""

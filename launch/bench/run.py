@@ -14,6 +14,7 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.progress import Progress
 from launch.bench.report import Section
+from launch.bench.trace_report import trace_sections
 from launch.bench.training import measure_training
 from launch.bench.worker import worker_command
 from launch.local import run_ranks
@@ -32,9 +33,7 @@ def run_parts(names: Sequence[str], options: BenchOptions) -> dict[str, Section]
             with Progress(name) as progress:
                 sections[name] = measure_job(options, progress)
         elif name == "train":
-            peak = _on_ranks("peak", options, 1)
-            with Progress(name) as progress:
-                sections[name] = measure_training(options, peak, progress)
+            sections |= _training(options)
         else:
             sections[name] = reduce(Section.joined, [_on_ranks(name, options, count) for count in PARTS[name].ranks])
     return sections
@@ -47,6 +46,17 @@ def to_json(sections: dict[str, Section], options: BenchOptions) -> dict[str, An
         "options": options.to_json(),
         "parts": {name: section.to_json() for name, section in sections.items()},
     }
+
+
+def _training(options: BenchOptions) -> dict[str, Section]:
+    def keep(section: Section) -> None:
+        if options.partial is not None:
+            Path(options.partial).write_text(json.dumps(to_json({"train": section}, options)), encoding="utf-8")
+
+    peak = _on_ranks("peak", options, 1)
+    with Progress("train") as progress:
+        sections = {"train": measure_training(options, peak, progress, keep)}
+    return sections | (trace_sections(sorted(Path(options.traces).glob("*.json.gz"))) if options.traces else {})
 
 
 def _on_ranks(name: str, options: BenchOptions, count: int) -> Section:

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from launch.bench.options import BenchOptions
+    from launch.bench.report import Section
 
 _PARTS = ("path", "scaling", "planning", "stall", "job")
 _WIDTH = 180  # of a table that no terminal shows
 _MODES = ("window", "resident")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
+_ALL = ("train", "kernels", "links", "offload")
+_CHECKS = ("tests", "sanitizer")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
@@ -28,6 +31,10 @@ _seconds: _Decorator = click.option(
 )
 _threads: _Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core."
+)
+_overrides: _Decorator = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+_traces: _Decorator = click.option(
+    "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each setting there."
 )
 _json: _Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
@@ -192,8 +199,10 @@ def links(
 Examples:
   engram bench train
   engram bench train --job configs/tiny.yaml --steps 20 --runs 2 --json
+  engram bench train --traces traces offload.window_rows=1000000
 """
 )
+@_overrides
 @_device
 @click.option(
     "--job", metavar="FILE", help="The job; default: configs/bench.yaml on a GPU, configs/tiny.yaml on a CPU."
@@ -201,15 +210,20 @@ Examples:
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps of each run.")
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
 @click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="In each setting, in turns.")
+@_traces
+@click.option("--partial", type=click.Path(dir_okay=False), hidden=True)
 @_seconds
 @_threads
 @_json
 def train(
+    overrides: tuple[str, ...],
     device: Literal["auto", "cpu", "cuda"],
     job: str | None,
     steps: int,
     warmup: int,
     runs: int,
+    traces: str | None,
+    partial: str | None,
     seconds: float | None,
     threads: int | None,
     as_json: bool,
@@ -217,7 +231,8 @@ def train(
     """Time a training job's step with its rows in host memory, beside all rows resident.
 
     Look-ahead of 0, 1, 2 and 4 steps; tokens a second; and model FLOPs utilisation, beside a large product of matrices
-    in the same run. Each run is a real `engram train`.
+    in the same run. Each run is a real `engram train`, and its losses are compared bit by bit. With --traces also what
+    the GPU did in some steps: rows under the computation, gaps, waits, the longest kernels.
     """
     from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
@@ -231,8 +246,78 @@ def train(
         runs=runs,
         seconds=seconds,
         threads=_thread_count(threads),
+        overrides=overrides,
+        traces=traces,
+        partial=partial,
     )
     _run(("train",), options, as_json)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench trace runs/mine/trace.json.gz
+"""
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--steps", type=click.IntRange(min=1), help="That each FILE shows; default: what it says itself.")
+@_json
+def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
+    """Tell what traces of training steps (`train.profile`) show.
+
+    How much of the rows' travel lies under the computation, when the GPU had nothing to do, how often the host waited,
+    and which kernels took longest.
+    """
+    from pathlib import Path
+
+    from launch.bench.options import BenchOptions
+    from launch.bench.trace_report import trace_sections
+
+    _tell(trace_sections([Path(file) for file in files], steps), BenchOptions(threads=_thread_count(None)), as_json)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench tests --seconds 300
+"""
+)
+@_device
+@_seconds
+@_json
+def tests(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
+    """Run the GPU tests of a checkout, in its root, folder by folder."""
+    _check("tests", device, seconds, as_json)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  engram bench sanitizer --seconds 300
+"""
+)
+@_device
+@_seconds
+@_json
+def sanitizer(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
+    """Run the GPU tests of a checkout's kernels under compute-sanitizer: memcheck and racecheck."""
+    _check("sanitizer", device, seconds, as_json)
+
+
+def _check(name: str, device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
+    from launch.bench.checks import run_sanitizer, run_tests
+    from launch.bench.devices import chosen_device, open_device
+    from launch.bench.options import BenchOptions
+    from launch.bench.progress import Progress
+    from train.errors import UserError
+
+    options = BenchOptions(device=chosen_device(device), seconds=seconds, threads=_thread_count(None))
+    if options.device == "cpu":
+        raise UserError("there is no GPU that torch can use, and these are tests of one")
+    open_device(options.device)
+    with Progress(name) as progress:
+        sections = (run_tests if name == "tests" else run_sanitizer)(options, progress)
+    _tell(sections, options, as_json)
 
 
 @command.command(
@@ -245,32 +330,51 @@ Examples:
 )
 @_device
 @click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="For everything.")
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice([*_ALL, *_CHECKS]), help="Only this one; may be repeated."
+)
 @click.option("--job", metavar="FILE", help="As of `engram bench train`.")
+@_traces
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
 )
-def everything(device: Literal["auto", "cpu", "cuda"], minutes: float, job: str | None, json_file: str | None) -> None:
-    """Run kernels, links, offload and train within a given time, smaller on a CPU.
+@_overrides
+def everything(
+    device: Literal["auto", "cpu", "cuda"],
+    minutes: float,
+    parts: tuple[str, ...],
+    job: str | None,
+    traces: str | None,
+    json_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run train, kernels, links and offload within a given time, smaller on a CPU.
 
-    A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same.
+    A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same,
+    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`. Parts `tests` and
+    `sanitizer`, which a checkout has, check instead of measuring, and run only if they are named.
     """
     from pathlib import Path
 
     from launch.bench.devices import chosen_device
-    from launch.bench.everything import run_everything, sections_of, summary, to_json
+    from launch.bench.everything import Outcome, run_everything, sections_of, summary, to_json
     from launch.bench.machine import describe_machine
 
-    if json_file is not None:
-        Path(json_file).touch()  # a mistake in its name is told now
     on, console = chosen_device(device), _console()
-    outcomes = run_everything(minutes, on, {"train": ("--job", job)} if job else None)
+    machine = describe_machine(_thread_count(None))
+
+    def keep(outcomes: dict[str, Outcome]) -> None:
+        if json_file is not None:
+            figures = json.dumps(to_json(outcomes, machine, minutes, on), indent=2)
+            Path(json_file).write_text(figures + "\n", encoding="utf-8")
+
+    keep({})  # a mistake in the file's name is told now
+    chosen = [*(("--job", job) if job else ()), *(("--traces", traces) if traces else ()), *overrides]
+    outcomes = run_everything(minutes, on, {"train": tuple(chosen)}, parts, keep)
     for outcome in outcomes.values():
         for section in sections_of(outcome).values():
             section.show(console)
     summary(outcomes).show(console)
-    if json_file is not None:
-        figures = to_json(outcomes, describe_machine(_thread_count(None)), minutes, on)
-        Path(json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _thread_count(threads: int | None) -> int:
@@ -288,9 +392,14 @@ def _console() -> "Console":
 
 def _run(parts: tuple[str, ...], options: "BenchOptions", as_json: bool) -> None:
     """Measures the parts and prints what they found."""
-    from launch.bench.run import run_parts, to_json
+    from launch.bench.run import run_parts
 
-    sections = run_parts(parts, options)
+    _tell(run_parts(parts, options), options, as_json)
+
+
+def _tell(sections: "dict[str, Section]", options: "BenchOptions", as_json: bool) -> None:
+    from launch.bench.run import to_json
+
     if as_json:
         click.echo(json.dumps(to_json(sections, options), indent=2))
         return

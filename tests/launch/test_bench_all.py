@@ -3,16 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from launch.bench import everything, training
 from launch.bench.everything import Outcome, run_command, run_everything
+from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
 from launch.bench.report import Section
 from launch.cli import main
+from train.errors import UserError
 
 PEAK = Section(
     "peak", [{"dtype": "fp32", "size": 8, "TFLOP_per_s": 2.0}, {"dtype": "bf16", "size": 8, "TFLOP_per_s": 4.0}]
@@ -34,15 +37,15 @@ def test_a_part_answers_fails_or_is_ended() -> None:
 def test_shares_follow_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, tuple[list[str], float]] = {}
 
-    def run(command: list[str], seconds: float) -> Outcome:
+    def run(command: list[str], seconds: float, partial: Path | None) -> Outcome:
         asked[command[5]] = command, seconds
         return Outcome(0.0, None, "failed: on purpose")
 
     monkeypatch.setattr(everything, "run_command", run)
     outcomes = run_everything(10, "cpu", {"train": ("--job", "x.yaml")})
-    assert list(outcomes) == ["kernels", "links", "offload", "train"]
-    assert asked["kernels"][1] == pytest.approx(180, abs=2)  # 1.5 times a fifth
-    assert asked["train"][1] == pytest.approx(600, abs=2)  # all that nobody used
+    assert list(outcomes) == ["train", "kernels", "links", "offload"]
+    assert asked["train"][1] == pytest.approx(540, abs=2)  # 1.5 times six tenths
+    assert asked["offload"][1] == pytest.approx(600, abs=2)  # all that nobody used
     assert asked["train"][0][-2:] == ["--job", "x.yaml"]
     assert "--seconds" not in asked["offload"][0]
     assert all("left out" in str(outcome.reason) for outcome in run_everything(0.01, "cpu").values())
@@ -52,7 +55,9 @@ def test_all_tells_what_failed_and_writes_what_did_not(monkeypatch: pytest.Monke
     section = Section("Links of something", [{"what": "kernel", "GB_per_s": 1.5}])
     answer = {"options": {}, "parts": {"links": section.to_json()}}
     outcomes = {"kernels": Outcome(1.0, None, "failed: no GPU"), "links": Outcome(2.0, answer)}
-    monkeypatch.setattr(everything, "run_everything", lambda minutes, device, more: outcomes)
+    monkeypatch.setattr(
+        everything, "run_everything", lambda minutes, device, more, parts, so_far: (so_far(outcomes), outcomes)[1]
+    )
     file = tmp_path / "figures.json"
     result = CliRunner().invoke(main, ["bench", "all", "--device", "cpu", "--json", str(file)])
     assert result.exit_code == 0, result.output
@@ -63,16 +68,41 @@ def test_all_tells_what_failed_and_writes_what_did_not(monkeypatch: pytest.Monke
     assert parts["links"]["sections"]["links"]["rows"][0]["GB_per_s"] == 1.5
 
 
-def test_training_compares_every_depth_with_resident(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trained(job: str, steps: int, *, device: str, offload__mode: str, offload__depth: int | None = None):  # type: ignore[no-untyped-def]
-        ms = {None: 100.0, 0: 150.0, 1: 110.0, 2: 101.0, 4: 104.0}[offload__depth]
-        loss = 3.0 if offload__depth != 4 else 3.5
-        return [{"step_ms": 1000.0, "loss": 4.0}] + [{"step_ms": ms, "loss": loss}] * (steps - 1)
+def test_a_part_that_is_ended_leaves_what_it_found_so_far(tmp_path: Path) -> None:
+    answer = {"options": {}, "parts": {"links": Section("Links", [{"what": "kernel"}]).to_json()}}
+    partial = tmp_path / "partial.json"
+    partial.write_text(json.dumps(answer))
+    outcome = run_command([sys.executable, "-c", "import sys; sys.exit('Error: too late')"], 60, partial)
+    assert (outcome.reason, list(everything.sections_of(outcome))) == ("failed: too late", ["links"])
+    partial.write_text(json.dumps(answer)[:-9])
+    assert run_command([sys.executable, "-c", "raise SystemExit(1)"], 60, partial).answer is None
 
-    monkeypatch.setattr(training, "train_run", trained)
-    options = BenchOptions(steps=3, warmup=1, runs=2)
+
+def trained(job: str, steps: int, *, device: str, **settings: Any) -> list[dict[str, float]]:
+    """A run whose first steps are slow, and in which depth 4 comes to another loss and the last steps are traced."""
+    mode, depth = settings["offload__mode"], settings.get("offload__depth")
+    if mode == "window" and depth == 1 and settings["overrides"]:
+        raise UserError("no room")
+    ms = {None: 100.0, 0: 150.0, 1: 110.0, 2: 101.0, 4: 104.0}[depth]
+    slow = {1, *range(steps - 2, steps + 1)} if settings["trace"] or "train__profile" in settings else {1}
+    loss = 3.0 if depth != 4 else 3.5
+    return [
+        {"step": step, "step_ms": 1000.0 if step in slow else ms, "loss": 4.0 if step == 1 else loss}
+        for step in range(1, steps + 1)
+    ]
+
+
+def measured(options: BenchOptions) -> Section:
+    found: list[Section] = []
     with Progress("train", active=False) as progress:
-        section = training.measure_training(options, PEAK, progress)
+        section = training.measure_training(options, PEAK, progress, found.append)
+    assert found[-1].rows == section.rows
+    return section
+
+
+def test_training_compares_every_depth_with_resident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train_run", trained)
+    section = measured(BenchOptions(steps=3, warmup=1, runs=2))
     by_depth = {row["depth"]: row for row in section.rows}
     assert list(by_depth) == [None, 2, 1, 4, 0]
     assert by_depth[0]["times_resident"].median == 1.5  # type: ignore[union-attr]
@@ -84,6 +114,14 @@ def test_training_compares_every_depth_with_resident(monkeypatch: pytest.MonkeyP
     assert by_depth[None]["model_FLOPs_utilisation_percent"] == pytest.approx(100 * flops / 2.0)
     assert [measure.value for measure in section.measures] == [pytest.approx(1.01), 1]
 
-    with Progress("train", active=False) as progress:
-        cut = training.measure_training(BenchOptions(steps=3, warmup=1, seconds=0.0), PEAK, progress)
+    cut = measured(BenchOptions(steps=3, warmup=1, seconds=0.0))
     assert [row["status"] for row in cut.rows] == ["measured"] + ["left out: no time was left"] * 4
+
+
+def test_traced_steps_are_not_timed_and_one_setting_may_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training, "train_run", trained)
+    options = BenchOptions(steps=3, warmup=1, traces=str(tmp_path), overrides=("train.seed=1",))
+    by_depth = {row["depth"]: row for row in measured(options).rows}
+    assert by_depth[2]["step_ms"] == Spread(101.0, 101.0, 101.0)
+    assert {row["status"] for row in by_depth.values()} == {"measured", "no room"}
+    assert by_depth[1]["status"] == "no room"

@@ -1,5 +1,6 @@
 """`engram train` end to end: what it leaves behind, resuming after a kill, the kinds of jobs it can run."""
 
+import gzip
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import ENGRAM, backbone, engram, losses, table_rows, train, write_job
+from train.profile import STEPS_KEY, TRACE_FILE
 
 
 def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: Path, tmp_path: Path) -> None:
@@ -32,9 +34,16 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
     assert losses(run)[-1][1] is not None, "a finished run lost its metrics when it was started again"
 
 
-def test_json_is_the_only_thing_on_stdout(corpus: Path, tmp_path: Path) -> None:
-    result = train(write_job(tmp_path, corpus), "--json", "--nproc", "1")
+def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_no_checkpoint(
+    corpus: Path, tmp_path: Path
+) -> None:
+    sections = {"train": {"profile": {"first": 4, "steps": 9}}, "checkpoint": {"every": None}}
+    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1")
     summary = json.loads(result.stdout)
+    trace = json.loads(gzip.decompress(Path(summary["run"], TRACE_FILE).read_bytes()))
+    assert trace[STEPS_KEY] == 2, "of nine steps from the fourth, the run has two"
+    assert any(str(event.get("name")).startswith("Optimizer.step") for event in trace["traceEvents"])
+    assert not list(Path(summary["run"]).glob("checkpoints/*"))
     assert summary["steps"] == 5
     assert summary["table_bytes"] > summary["window_bytes"] > 0
     assert summary["rows_moved"] > 0
