@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -52,7 +53,7 @@ class Trainer:
         train_loader, validation_loader: the two splits.
         checkpoints: where states are saved.
         reporter: told of everything that a user may want to see.
-        profiler: of some steps.
+        profiler: of some steps; None for none.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Trainer:
         validation_loader: Loader,
         checkpoints: Checkpoints,
         reporter: Reporter,
-        profiler: StepProfiler,
+        profiler: StepProfiler | None = None,
     ) -> None:
-        self._job, self._engine, self._tables, self._profiler = job, engine, tables, profiler
+        self._job, self._engine, self._tables = job, engine, tables
+        self._profiler = profiler or StepProfiler(None, Path(), engine.device)
         self._train_loader, self._validation_loader = train_loader, validation_loader
         self._checkpoints, self._reporter = checkpoints, reporter
         self._skipped_in_a_row = 0
