@@ -36,17 +36,23 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     Returns:
         Scalar in fp32 (fp64 for fp64); 0, with zero gradients, if all labels are `IGNORED`. Softmax and sums are
         computed in this type, products in that of the arguments.
+
+    Raises:
+        RuntimeError: on a CPU, a label that is neither `IGNORED` nor an entry of the vocabulary.
     """
     if chunk is None:
         chunk = max(_LEAST_TOKENS, (_GPU_CHUNK if hidden_ND.is_cuda else _CPU_CHUNK) // weight_VD.shape[0])
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk)
+    # A function's own forward cannot tell: gradients are off in it, and arguments say what they need as ever.
+    wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk, wanted)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
-        wanted = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int, wanted: list[bool]
+    ) -> Tensor:
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         loss = torch.zeros((), dtype=dtype, device=hidden_ND.device)
         dhidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
@@ -74,13 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dhidden_ND = (dhidden_ND * grad).to(dhidden_ND.dtype)
         if dweight_VD is not None:
             dweight_VD = (dweight_VD * grad).to(ctx.weight_dtype)
-        return dhidden_ND, dweight_VD, None, None
+        return dhidden_ND, dweight_VD, None, None, None
 
 
 def _loss_of(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     """Returns the chunk's loss; `logits_CV` becomes its gradient."""
     ignored_C1 = (labels_C == IGNORED).unsqueeze(1)
-    labels_C1 = labels_C.unsqueeze(1).clamp(min=0)
+    labels_C1 = labels_C.unsqueeze(1).masked_fill(ignored_C1, 0)
     log_sum_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
     losses_C1 = (log_sum_C1 - logits_CV.gather(1, labels_C1)).masked_fill_(ignored_C1, 0.0)
     logits_CV.sub_(log_sum_C1).exp_()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +13,9 @@ from train.config import JobConfig
 from train.config_file import load
 from train.errors import UserError
 from train.saved_run import CONFIG_FILE, find_run
-from train.summary import SUMMARY_FILE
+from train.summary import SUMMARY_FILE, Summary
+
+_FIGURES = {field.name for field in fields(Summary)}
 
 
 class Spread(NamedTuple):
@@ -49,21 +51,38 @@ class FinishedRun:
         """Reads a run's folder, or the one of that name in `runs`.
 
         Raises:
-            UserError: there is none, or it has not ended.
+            UserError: there is none, it has not ended, or its summary is damaged or of another version.
         """
         folder = find_run(run)
-        try:
-            figures = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{folder}: not finished ({SUMMARY_FILE} is missing); let its training end") from None
-        except ValueError as error:
-            raise UserError(f"{folder / SUMMARY_FILE}: damaged ({error})") from None
-        return cls(folder.name, load(folder / CONFIG_FILE, [], JobConfig), figures)
+        figures, job = _figures(folder), load(folder / CONFIG_FILE, [], JobConfig)
+        if figures["steps"] != job.train.steps:
+            # It goes on to more steps: the config is of now, the summary of an earlier end.
+            raise UserError(
+                f"{folder}: not finished ({SUMMARY_FILE} is of {figures['steps']} steps, {CONFIG_FILE} of "
+                f"{job.train.steps}); let its training end"
+            )
+        return cls(folder.resolve().name, job, figures)
 
     @property
     def setup(self) -> dict[str, Any]:
         """What seeds of the same job have in common."""
         return self.job.model_dump(exclude={"run": True, "train": {"seed"}})
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY_FILE
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not finished ({SUMMARY_FILE} is missing); let its training end") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    missing = _FIGURES - figures.keys() if isinstance(figures, dict) else _FIGURES
+    if missing:
+        raise UserError(
+            f"{path}: {', '.join(sorted(missing))} missing; engram train {folder / CONFIG_FILE} writes it anew"
+        )
+    return dict(figures)
 
 
 @dataclass(frozen=True)

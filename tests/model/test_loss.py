@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.loss import IGNORED, linear_cross_entropy
 
@@ -50,14 +51,23 @@ def test_gradients_in_bf16_are_as_near_as_those_of_whole_logits() -> None:
 def test_a_frozen_head_and_evaluation_compute_no_gradients_for_it() -> None:
     hidden_ND, weight_VD, labels_N = _inputs(20, 8, 50, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(
-            linear_cross_entropy(hidden_ND, weight_VD, labels_N, 6), _plain(hidden_ND, weight_VD, labels_N)
-        )
+        expected = _plain(hidden_ND, weight_VD, labels_N)
+        with FlopCounterMode(display=False) as products:
+            torch.testing.assert_close(linear_cross_entropy(hidden_ND, weight_VD, labels_N, 6), expected)
+    assert products.get_total_flops() == 2 * 20 * 8 * 50, "evaluation computed more than logits"
     weight_VD.requires_grad_(False)
     linear_cross_entropy(hidden_ND, weight_VD, labels_N, 6).backward()
     expected = torch.autograd.grad(_plain(hidden_ND, weight_VD, labels_N), hidden_ND)[0]
     torch.testing.assert_close(hidden_ND.grad, expected)
     assert weight_VD.grad is None
+
+
+@pytest.mark.parametrize("label", [50, -1, -99])
+def test_a_label_outside_the_vocabulary_is_told(label: int) -> None:
+    hidden_ND, weight_VD, labels_N = _inputs(20, 8, 50, torch.float64)
+    labels_N[7] = label
+    with pytest.raises(RuntimeError, match=rf"index {label} is out of bounds"):
+        linear_cross_entropy(hidden_ND, weight_VD, labels_N, 6)
 
 
 class _Largest(torch.utils._python_dispatch.TorchDispatchMode):

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from launch.cli import main
 from tests.command_line import JOB
 from train.config import JobConfig
-from train.config_file import dump
+from train.config_file import dump, load
 from train.summary import Summary
 
 WITH, WITHOUT = JOB["model"], JOB["model"] | {"engram": None}
@@ -79,10 +79,16 @@ def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: P
     (unfinished / "summary.json").unlink()
     damaged = finish(tmp_path, "damaged", 3.0)
     (damaged / "summary.json").write_text("{")
+    going_on = finish(tmp_path, "going-on", 3.0)
+    dump(load(going_on / "config.yaml", ["train.steps=9"], JobConfig), going_on / "config.yaml")
+    older = finish(tmp_path, "older", 3.0)
+    (older / "summary.json").write_text('{"steps": 5}')
     for added, message in (
         (tmp_path / "nowhere", "no run there"),
         (unfinished, "not finished (summary.json is missing)"),
         (damaged, "summary.json: damaged"),
+        (going_on, "not finished (summary.json is of 5 steps, config.yaml of 9)"),
+        (older, "summary.json: active_parameters, parameters, "),
         (again, "again and memory-0: the same job with the same seed"),
     ):
         result = compare(*runs, added)
