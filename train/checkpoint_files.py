@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.json"
 BACKBONE_FILE = "backbone.safetensors"
+_STATE_KEYS = {"format", "step", "steps_applied", "model", "addresses", "data", "tables", "table_files"}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -38,10 +39,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Reads `state.json`.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: it cannot be read, or is another program's.
     """
     with _reading(folder / STATE_FILE):
-        return dict(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
+        raise Damaged(f"{STATE_FILE} is not that of a checkpoint")
+    return state
 
 
 def save_backbone(folder: Path, state: "EngineState") -> None:

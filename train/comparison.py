@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ from train.errors import UserError
 from train.saved_run import CONFIG_FILE, find_run
 from train.summary import SUMMARY_FILE, Summary
 
-_FIGURES = {field.name for field in fields(Summary)}
+_FIGURES = {field.name for field in fields(Summary) if field.default is MISSING}
 
 
 class Spread(NamedTuple):

@@ -167,6 +167,7 @@ class _Run:
             rows_moved=rows_moved,
             tokens_per_s=statistics.median(speeds) if speeds else None,
             samples=samples,
+            init_from=job.checkpoint.init_from,
         )
 
     def _unigram_entropy(self) -> float:
@@ -202,7 +203,7 @@ class _Run:
         if resume == "must" and not newest:
             raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
         source = self.job.checkpoint.init_from
-        self.origin = find_checkpoint(source) if source and not newest else None
+        self.origin = _of_rank_0(find_checkpoint(source)) if source and not newest else None
         dist.barrier()
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -263,6 +264,13 @@ def _on_one_rank_first(action: Callable[[], Any]) -> Any:
     result = action() if first else None
     dist.barrier()
     return result if first else action()
+
+
+def _of_rank_0(path: Path) -> Path:
+    """Rank 0's, as a run that still goes on may save another checkpoint between two ranks' looks."""
+    found = [path]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def _table_parameters(tables: EngramTables | None) -> int:

@@ -28,6 +28,7 @@ class Summary:
         rows_moved: between host memory and the windows since the run was started or resumed.
         tokens_per_s: median over the records since then; None if nothing was trained.
         samples: continued texts.
+        init_from: what `checkpoint.init_from` named; None for a run that began anew.
     """
 
     run: str
@@ -44,6 +45,7 @@ class Summary:
     rows_moved: int
     tokens_per_s: float | None
     samples: list[str]
+    init_from: str | None = None
 
     def save(self, folder: Path) -> None:
         """Keeps the figures in the run's folder, and the text in its log."""
@@ -89,11 +91,13 @@ class Summary:
 
     def _next(self) -> list[str]:
         config = shlex.quote(f"{self.run}/config.yaml")
+        # Another model or tokenizer cannot begin with these weights.
+        anew = " checkpoint.init_from=null" if self.init_from else ""
         return [
             "your own text   engram data prepare FOLDER --out data/mine --train-bpe 4096",
-            f"                engram train {config} run.name=mine data.path=data/mine",
+            f"                engram train {config} run.name=mine data.path=data/mine{anew}",
             f"longer, anew    engram train {config} train.steps={2 * self.steps} run.name=longer",
-            f"no memory       engram train {config} model.engram=null run.name=no-memory",
+            f"no memory       engram train {config} model.engram=null run.name=no-memory{anew}",
         ]
 
 

@@ -12,7 +12,7 @@ import torch
 from model.config import RopeScalingConfig
 from tests.command_line import losses, train, write_job
 from train.checkpoint import find_checkpoint
-from train.checkpoint_files import read_state
+from train.checkpoint_files import Damaged, read_state
 from train.errors import UserError
 from train.export import export
 from train.identity import Identity
@@ -32,9 +32,8 @@ def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
         optimizer={"learning_rate": 1e-30},
         checkpoint={"init_from": str(trained)},
     )
-    train(
-        job, "data.sequence_length=128", "model.attention.rope_scaling={factor: 4, original_length: 32}", "--nproc", "1"
-    )
+    longer = "data.sequence_length=128", "model.attention.rope_scaling={factor: 4, original_length: 32}"
+    train(job, *longer, "--nproc", "1")
     run = tmp_path / "runs" / "small"
     assert len(losses(run)) == 1
     before, after = SavedRun.open(trained), SavedRun.open(run)
@@ -60,6 +59,12 @@ def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
         "mscale_all_dim": 0.707,
     }
     assert exported["max_position_embeddings"] == 128
+
+    # Once it has a checkpoint, the same command goes on from that, with no need of the source.
+    again = train(job, *longer, "train.steps=2", f"checkpoint.init_from={tmp_path / 'gone'}", "--nproc", "1")
+    assert len(losses(run)) == 2
+    assert SavedRun.open(run).state["steps_applied"] == 8
+    assert "run.name=no-memory checkpoint.init_from=null" in again.stdout, "without it, what to try next is refused"
 
 
 def _state(trained: Path) -> tuple[dict[str, Any], Identity]:
@@ -107,3 +112,6 @@ def test_where_a_phase_begins(trained: Path, tmp_path: Path) -> None:
     assert find_checkpoint(str(steps[0])) == steps[0]
     with pytest.raises(UserError, match="is no checkpoint, and no run's folder with one in it"):
         find_checkpoint(str(tmp_path))
+    (tmp_path / "state.json").write_text('{"format": 1}')
+    with pytest.raises(Damaged, match=r"state\.json is not that of a checkpoint"):
+        read_state(find_checkpoint(str(tmp_path)))
