@@ -3,6 +3,7 @@
 import os
 import shutil
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -246,6 +247,7 @@ class _Run:
         except ValueError as error:
             raise UserError(str(error)) from None
         if job.train.compile:
+            _require_compiler(engine.device)
             compile_blocks(cast(LanguageModel, engine.module))
         return engine
 
@@ -264,6 +266,16 @@ def _on_one_rank_first(action: Callable[[], Any]) -> Any:
     result = action() if first else None
     dist.barrier()
     return result if first else action()
+
+
+def _require_compiler(device: torch.device) -> None:
+    # What torch.compile would look for, minutes later.
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise UserError(
+            f"train.compile takes a C++ compiler on a CPU, and there is no {name}: install it, name another by the "
+            "environment variable CXX, or set train.compile=false"
+        )
 
 
 def _of_rank_0(path: Path) -> Path:

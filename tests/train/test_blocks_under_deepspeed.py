@@ -12,7 +12,9 @@ from tests.distributed import run_ranks
 from tests.model.tiny import ENGRAM, memories, positions, random_tokens, tiny_config
 from train.deepspeed_config import DeepSpeedConfig
 from train.engine import Engine
+from train.errors import UserError
 from train.optimizer import OptimizerConfig
+from train.run import _require_compiler
 
 pytestmark = pytest.mark.xdist_group("blocks")
 
@@ -76,3 +78,10 @@ def test_training_is_the_same(runs: list[Any], case: tuple[int, int], way: str) 
         assert len(found["rows"]) == len(DOCUMENTS)
         for gradient, expected in zip(found["rows"], plain["rows"], strict=True):
             assert gradient == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    _require_compiler(torch.device("cuda"))
+    with pytest.raises(UserError, match=r"there is no no-such-compiler: .* or set train\.compile=false"):
+        _require_compiler(torch.device("cpu"))
