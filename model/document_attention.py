@@ -28,6 +28,9 @@ _BLOCK = 128
 _LEAST_COLUMNS = 16
 """Of a head, for FlexAttention on a GPU."""
 
+_SHAPES = 64
+"""For which FlexAttention may be compiled: training's, and those of texts of whole blocks that are evaluated."""
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -117,9 +120,11 @@ def _flex_attention() -> Callable[..., Any]:
 
 @cache
 def _compiled_flex_attention() -> Callable[..., Any]:
+    import torch._dynamo.config as dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Without the compiler FlexAttention computes all T x T logits.
+    # Without the compiler, so also beyond its limit, FlexAttention computes all T x T logits.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
     return torch.compile(flex_attention, dynamic=False)
 
 

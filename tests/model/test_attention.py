@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.attention import Attention, attention_context
-from model.config import AttentionConfig
+from model.config import AttentionConfig, RopeScalingConfig
 from model.document_attention import attend, document_blocks, documents
 from model.rotary import rotary_angles, rotate
 from tests.model.tiny import ATTENTION, positions
@@ -21,14 +22,15 @@ def _attention(config: AttentionConfig) -> Attention:
 
 def _sees(place: Tensor) -> Tensor:
     """[B, T, T]: the dense mask."""
+    # Within a row, so that a row whose first position is not 0 still begins a document.
     document = (place == 0).cumsum(dim=1)
     return (document.unsqueeze(1) == document.unsqueeze(2)) & torch.ones(place.shape[1], place.shape[1]).tril().bool()
 
 
 def _long_positions(length: int) -> Tensor:
-    """Documents within a block, over blocks, of one token, and of a whole row."""
+    """Documents within a block, over blocks, of one token, of a whole row, and one that began before the row."""
     rows = [(1, 300, 83, 128, length - 512), (128, 128, length - 256), (length,), (length - 1, 1)]
-    return torch.cat([positions(*lengths) for lengths in rows])
+    return torch.cat([*(positions(*lengths) for lengths in rows), positions(90, length)[:, 60:-30]])
 
 
 @pytest.mark.parametrize(("query_columns", "value_columns"), [(12, 8), (8, 12)])
@@ -59,11 +61,11 @@ def test_blocks_for_flex_attention_cover_what_is_seen_and_no_more() -> None:
     for row in range(len(place)):
         found = mask.mask_mod(torch.tensor(row), torch.tensor(0), index.unsqueeze(1), index.unsqueeze(0))
         assert torch.equal(found, sees[row])
-    parts = sees.view(4, 5, 128, 5, 128).sum(dim=(2, 4))
+    parts = sees.view(len(place), 5, 128, 5, 128).sum(dim=(2, 4))
     assert torch.equal(mask.to_dense()[:, 0] > 0, parts > 0)
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
-    for row, query in itertools.product(range(4), range(5)):
+    for row, query in itertools.product(range(len(place)), range(5)):
         full = mask.full_kv_indices[row, 0, query, : mask.full_kv_num_blocks[row, 0, query]].tolist()
         assert full == torch.nonzero(parts[row, query] == 128 * 128).flatten().tolist()
 
@@ -115,7 +117,8 @@ def test_rotated_products_depend_on_distance_only() -> None:
 def _by_loops(attention: Attention, hidden: Tensor, place: Tensor) -> Tensor:
     """One batch row, one head, one query at a time."""
     c = attention.config
-    cosine, sine = rotary_angles(place.unsqueeze(0), c.qk_rope_dim, c.rope_theta)
+    cosine, sine = rotary_angles(place.unsqueeze(0), c.qk_rope_dim, c.rope_theta, c.rope_scaling)
+    sharper = 1 if c.rope_scaling is None else (0.1 * c.rope_scaling.mscale * math.log(c.rope_scaling.factor) + 1) ** 2
 
     def turn(x: Tensor, t: int) -> Tensor:
         return rotate(x.view(1, 1, 1, -1), cosine[:, t : t + 1], sine[:, t : t + 1]).flatten()
@@ -138,14 +141,18 @@ def _by_loops(attention: Attention, hidden: Tensor, place: Tensor) -> Tensor:
                 head = unpacked[s, h * value_width : (h + 1) * value_width]
                 keys.append(torch.cat((head[: c.qk_nope_dim], turn(latent[s, c.kv_lora_rank :], s))))
                 values.append(head[c.qk_nope_dim :])
-            weights = torch.softmax(torch.stack(keys) @ q / math.sqrt(query_width), dim=0)
+            weights = torch.softmax(torch.stack(keys) @ q * sharper / math.sqrt(query_width), dim=0)
             heads.append(weights @ torch.stack(values))
         rows.append(torch.cat(heads))
     return attention.o_proj(torch.stack(rows))
 
 
-@pytest.mark.parametrize("config", [ATTENTION, ATTENTION.model_copy(update={"q_lora_rank": None, "v_dim": 10})])
-def test_equals_explicit_loops(config: AttentionConfig) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"q_lora_rank": None, "v_dim": 10}, {"rope_scaling": RopeScalingConfig(factor=8.0, original_length=20)}],
+)
+def test_equals_explicit_loops(changes: dict[str, Any]) -> None:
+    config = ATTENTION.model_copy(update=changes)
     attention = _attention(config)
     place = positions(3, 4)
     hidden = torch.randn(1, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
