@@ -76,9 +76,12 @@ class Places:
 class RowStore(Protocol):
     """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
 
-    traffic: Traffic
     records: Tensor
     """fp32 [C, W], on the device: the window's slots, or the whole shard."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What happened; counted by the store."""
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""

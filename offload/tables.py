@@ -5,6 +5,7 @@ begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_grad
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kernels.gather import RowIndex
 from offload.addressing import AddressBook
+from offload.background_store import BackgroundStore
 from offload.config import OffloadConfig
 from offload.exchange import exchange_gradients, exchange_values
 from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
@@ -25,6 +27,9 @@ from offload.store import Places, RowStore, Traffic
 from offload.updates import RowUpdater
 from offload.verify import Verifier
 from offload.window import WindowStore
+
+_DECIDING_BESIDE = ("cuda",)
+"""Devices beside whose loop a thread decides on coming steps: a CPU's cores have enough to do."""
 
 
 class WindowTooSmall(ValueError):
@@ -83,6 +88,7 @@ class EngramTables:
         host_group: dist.ProcessGroup | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        self._config = config
         self._world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self._rank = dist.get_rank(group) if dist.is_initialized() else 0
         self.sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), self._world_size)
@@ -90,7 +96,7 @@ class EngramTables:
         self.device = torch.device(device)
         self.updater = RowUpdater(config.optimizer, self.layout, seed=init.seed, device=self.device)
         shard = (self.sharding, self._rank, self.layout, init, self.device)
-        self._store: RowStore = WindowStore(config, *shard) if config.mode == "window" else ResidentStore(*shard)
+        self._store = self._open_store(*shard)
         self._verifier: Verifier | None = None
         if config.verify:
             shadow = Shadow(self.layout, init, self.sharding, self._rank)
@@ -105,13 +111,20 @@ class EngramTables:
         self._planner = Planner(
             lambda batches: uploads.pin(make_plan(batches, addresses, *shards)), batches, config.planner_threads
         )
-        self._config, self._group, self._num_steps = config, group, num_steps
+        self._group, self._num_steps = group, num_steps
         self._batches = batches
         self._step = -1
         self._rows: StepRows | None = None
         self._plan: Plan | None = None  # the step's, on the device
         self._places_O = torch.empty(0, dtype=torch.int64)
         self._gradient_OD: Tensor | None = None
+
+    def _open_store(self, *shard: Any) -> RowStore:
+        if self._config.mode == "resident":
+            return ResidentStore(*shard)
+        beside = self.device.type in _DECIDING_BESIDE and not self._config.verify
+        window = WindowStore(self._config, *shard, may_wait=beside)
+        return BackgroundStore(window, self.device) if beside else window
 
     @property
     def window_bytes(self) -> int:

@@ -26,6 +26,8 @@ class WindowStore:
         sharding, rank: which rows the shard holds.
         layout, init: of the records.
         device: of the window.
+        may_wait: `prefetch` may wait for write-backs, as the training loop must not; room for a step is then made by
+            its own prefetch, otherwise as soon as the step before is finished.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -39,6 +41,8 @@ class WindowStore:
         layout: RecordLayout,
         init: RowInit,
         device: torch.device,
+        *,
+        may_wait: bool = False,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
         num_slots = min(config.window_rows, num_rows)
@@ -65,7 +69,8 @@ class WindowStore:
         self._landing: dict[int, Copy] = {}
         self._last_landing = np.zeros(num_slots, np.int64)
         self._num_ordered = 0
-        self._wanted_free = 0
+        self._may_wait, self._wanted_free = may_wait, 0
+        self._used: dict[int, np.ndarray] = {}  # slots of the admitted steps' rows, which stay there
         self.traffic = Traffic()
 
     @property
@@ -80,12 +85,13 @@ class WindowStore:
         self._collect_writebacks()
         self._make_room(self._directory.keep(step, rows.numpy()))
         while (admission := self._directory.admit(step, rows.numpy())) is None:
-            if not self._writebacks or not self._transfers.stream_ordered:
+            if not self._writebacks or not (self._transfers.stream_ordered or self._may_wait):
                 return False
             self._order_writeback()
             # More may be missing now: rows of the step itself that were on their way out.
             self._make_room(self._directory.keep(step, rows.numpy()))
         fetched, slots = admission
+        self._used[step] = self._directory.slots(rows.numpy())
         self._fetches[step] = slots, self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
         return True
 
@@ -102,7 +108,7 @@ class WindowStore:
         # Counted for the step that uses the rows, not for the earlier one during which they travelled.
         self.traffic.requested += len(rows)
         self.traffic.fetched += len(slots)
-        used = self._directory.slots(rows.numpy())
+        used = self._used[step]
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(used):
             self._order_writeback()
@@ -112,10 +118,11 @@ class WindowStore:
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
         """See `RowStore.finish`."""
-        used = self._directory.slots(rows.numpy())
+        used = self._used.pop(step)
         self._directory.finish(step, used if updated else used[:0])
-        # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
-        self._make_room(self._wanted_free)
+        if not self._may_wait:
+            # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
+            self._make_room(self._wanted_free)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-ENGRAM = str(Path(sys.executable).with_name("engram"))
+_INSTALLED = Path(sys.executable).with_name("engram")
+ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch.cli"]
+"""The command; from a checkout where it is not installed."""
 TIMEOUT_S = 240
 
 JOB: dict[str, Any] = {
@@ -35,7 +37,7 @@ JOB: dict[str, Any] = {
 def engram(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `engram` to its end; never raises for its exit code."""
     return subprocess.run(
-        [ENGRAM, *map(str, arguments)],
+        [*ENGRAM, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

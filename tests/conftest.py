@@ -5,6 +5,7 @@ Tests that share what takes long to make are in one `xdist_group`, so that it is
 
 import os
 import sysconfig
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,18 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections = {"train": {"steps": 6}, "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 3}}
     train(write_job(folder, corpus, **sections), "--nproc", "2")
     return folder / "runs" / "small"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips files that need DeepSpeed where it is not installed: kernels and tables are tested without it."""
+    report = yield
+    if report.failed and "No module named 'deepspeed'" in str(report.longrepr):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, "Skipped: needs DeepSpeed")
+    return report
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

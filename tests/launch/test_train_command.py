@@ -66,7 +66,7 @@ def test_a_killed_run_continues_bitwise_with_the_same_command(corpus: Path, tmp_
     }
     job = write_job(tmp_path, corpus, **sections)
     train(job, "run.name=straight", "offload.emulate_link=null")
-    command = [ENGRAM, "train", str(job), "run.name=killed"]
+    command = [*ENGRAM, "train", str(job), "run.name=killed"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         wait_for(tmp_path / "runs/killed/checkpoints/step-00000003", process)
         process.send_signal(signal.SIGKILL)
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_with_the_older_one_to_go_on_fr
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
     slow = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}}
     job = write_job(tmp_path, corpus, train={"steps": 40}, offload=slow)
-    command = [ENGRAM, "train", str(job), "--nproc", "1"]
+    command = [*ENGRAM, "train", str(job), "--nproc", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         wait_for(tmp_path / "runs/small/metrics.jsonl", process)
         assert "another run is at work in it" in refusal(job, "--nproc", "1")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.gather import gather
+from offload.background_store import BackgroundStore
 from offload.config import OffloadConfig
 from offload.tables import EngramTables
 from offload.window import WindowStore
@@ -53,8 +54,9 @@ def test_resuming_from_saved_rows_continues_bitwise(engine: str) -> None:
 def test_auto_takes_one_of_the_gpus_engines() -> None:
     tables = open_tables(GPU_JOB, window("auto", 1))
     store = tables._store
-    assert isinstance(store, WindowStore)
-    assert store.engine in ("zero_copy", "staged")
+    assert isinstance(store, BackgroundStore)
+    assert isinstance(store._store, WindowStore)
+    assert store._store.engine in ("zero_copy", "staged")
     tables.close()
 
 

@@ -1,0 +1,69 @@
+"""On a GPU, the training loop makes the host wait where the design says so, and nowhere else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import write_job
+
+# Trains in this process, with a warning where the host waits for the device; prints the places within our packages.
+PROGRAM = """
+import json, sys, warnings
+import torch
+from train.config import JobConfig
+from train.config_file import load
+from train.run import train
+from train.trainer import Trainer
+
+places, step = set(), Trainer._train_step
+
+def watched(self, number):
+    if number < 4:  # kernels are compiled and memory is taken
+        return step(self, number)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            return step(self, number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            places.update(warning.filename for warning in found if "synchron" in str(warning.message))
+
+Trainer._train_step = watched
+train(load(sys.argv[1], sys.argv[2:], JobConfig))
+print("WAITS", json.dumps(sorted(places)))
+"""
+OURS = ("kernels", "model", "offload", "train")
+ALLOWED = {"train/engine/engine.py", "train/trainer.py"}
+"""Where the norm of the gradient is read: the step is taken or skipped by it."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["window", "resident"])
+def test_the_host_waits_for_the_gradients_norm_alone(mode: str, corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    job = write_job(tmp_path, corpus, train={"steps": 8, "dtype": "bf16", "log_every": 8}, checkpoint={"every": None})
+    overrides = [f"offload.mode={mode}", "offload.depth=2", "model.moe.expert_hidden_size=32", "eval.every=8"]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(job), *overrides],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | ranks,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("WAITS "))
+    found = {
+        str(Path(place).relative_to(root))
+        for place in json.loads(line.removeprefix("WAITS "))
+        if Path(place).is_relative_to(root) and Path(place).relative_to(root).parts[0] in OURS
+    }
+    assert "train/engine/engine.py" in found, "the wait that there must be was not seen: the test would prove nothing"
+    assert found <= ALLOWED, f"the host waits in {found - ALLOWED}"
