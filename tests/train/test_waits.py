@@ -47,7 +47,15 @@ ALLOWED = {"train/engine/engine.py", "train/trainer.py"}
 def test_the_host_waits_for_the_gradients_norm_alone(mode: str, corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     job = write_job(tmp_path, corpus, train={"steps": 8, "dtype": "bf16", "log_every": 8}, checkpoint={"every": None})
-    overrides = [f"offload.mode={mode}", "offload.depth=2", "model.moe.expert_hidden_size=32", "eval.every=8"]
+    # What FlexAttention and the grouped product of the experts take.
+    sizes = {
+        "attention.qk_nope_dim": 16,
+        "attention.qk_rope_dim": 16,
+        "attention.v_dim": 16,
+        "moe.expert_hidden_size": 32,
+    }
+    overrides = [f"offload.mode={mode}", "offload.depth=2", "offload.window_rows=3500", "eval.every=8"]
+    overrides += ["data.sequence_length=128", *(f"model.{key}={value}" for key, value in sizes.items())]
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
