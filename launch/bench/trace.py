@@ -115,7 +115,7 @@ def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     work = [event for event in events if event.get("cat") in _ON_GPU]
     if not work:
-        raise UserError("the trace shows no work of a GPU: nothing can be said about transfers and gaps")
+        raise UserError("the trace shows no work of a GPU, so there is nothing to say about transfers and gaps")
     by_kernels = any(kind.match(event["name"]) for event in work for kind in _KERNELS)
     carriers = _KERNELS if by_kernels else _COPIES
     main, others = _streams(work)

@@ -11,49 +11,52 @@ _SUFFIXES = (".gz", ".json")
 
 
 def trace_sections(paths: Sequence[Path], steps: int | None = None) -> dict[str, Section]:
-    """A row for each trace, and the kernels that took longest in each; nothing without traces.
+    """A column for each trace, and the kernels that took longest in each; nothing without traces.
 
-    A trace that cannot be read, or shows no GPU, is named with the reason.
+    A trace that cannot be read, or shows no GPU, is named with the reason in the notes.
 
     Args:
         paths: of the traces.
         steps: that each shows; None for what they say themselves.
     """
-    rows: list[dict[str, Cell]] = []
-    kernels: list[dict[str, Cell]] = []
+    found: dict[str, TraceSummary] = {}
+    unusable = []
     for path in paths:
-        name = _name(path)
         try:
-            summary = summarise(read_trace(path), steps)
+            found[_name(path)] = summarise(read_trace(path), steps)
         except UserError as error:
-            rows.append(_row(name, None, str(error)))
-            continue
-        rows.append(_row(name, summary, "measured"))
-        kernels += [
-            {"trace": name, "kernel": kernel.name, "ms": kernel.ms, "launches": kernel.launches}
-            for kernel in summary.kernels
-        ]
-    sections = {"traces": Section("Steps as the profiler saw them", rows, notes=_NOTES)} if rows else {}
-    if kernels:
-        sections["kernels"] = Section("What took the GPU longest, a step", kernels)
-    return sections
+            unusable.append(f"{_name(path)}: {error}")
+    if not found and not unusable:
+        return {}
+    rows: list[dict[str, Cell]] = [
+        {"of_a_step": what, **{name: getattr(summary, field) for name, summary in found.items()}}
+        for field, what in _FIELDS.items()
+    ]
+    rows = rows if found else [{"of_a_step": "no trace shows the work of a GPU"}]
+    sections = {"traces": Section("Steps as the profiler saw them", rows, notes=[*unusable, *_NOTES])}
+    kernels: list[dict[str, Cell]] = [
+        {"trace": name, "kernel": kernel.name, "ms": kernel.ms, "launches": kernel.launches}
+        for name, summary in found.items()
+        for kernel in summary.kernels
+    ]
+    return sections | ({"longest": Section("What took the GPU longest, a step", kernels)} if kernels else {})
 
 
-_NOTES = [
-    "times in ms a step, numbers a step; the longest gap is one gap. Recording slows the host down a little",
-    "hidden: share of the time that rows travelled, in or out, during which the GPU computed on another stream",
-    "idle: the GPU had nothing to compute between the first and the last work of the steps",
-    "waits: calls in which a thread of the host waits for the GPU",
-]
-
-
-def _row(name: str, summary: TraceSummary | None, status: str) -> dict[str, Cell]:
-    columns = (
-        *("step_ms", "computing_ms", "idle_ms", "longest_gap_ms", "fetch_ms", "write_back_ms"),
-        *("fetch_hidden", "write_back_hidden", "launches", "waits", "waiting_ms", "copies_to_host"),
-    )
-    found = {column: getattr(summary, column) if summary else None for column in columns}
-    return {"trace": name, **found, "status": status}
+_FIELDS = {
+    "step_ms": "from first to last work, ms",
+    "computing_ms": "the GPU computed, ms",
+    "idle_ms": "it had nothing to compute, ms",
+    "longest_gap_ms": "longest such gap, ms (one, not a step's)",
+    "fetch_ms": "rows on their way in, ms",
+    "write_back_ms": "rows on their way out, ms",
+    "fetch_hidden": "of the way in, under computation",
+    "write_back_hidden": "of the way out, under computation",
+    "launches": "kernels launched",
+    "waits": "waits of the host for the GPU",
+    "waiting_ms": "their time, all threads, ms",
+    "copies_to_host": "copies to the host between computations",
+}
+_NOTES = ["recording slows the host down a little; rows travel on streams of their own, beside the computation's"]
 
 
 def _name(path: Path) -> str:

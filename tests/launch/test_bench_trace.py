@@ -93,8 +93,10 @@ def test_a_table_of_files_names_those_that_are_no_traces(tmp_path: Path) -> None
     result = CliRunner().invoke(main, ["bench", "trace", *map(str, files), "--json"])
     assert result.exit_code == 0, result.output
     parts = json.loads(result.stdout)["parts"]
-    rows = {row["trace"]: row for row in parts["traces"]["rows"]}
-    assert rows["window-depth-2"]["write_back_hidden"] == 1.0
-    assert "not a trace" in rows["broken"]["status"]
-    assert "No such file" in rows["missing"]["status"]
-    assert {row["trace"] for row in parts["kernels"]["rows"]} == {"window-depth-2"}
+    values = {row["of_a_step"]: row["window-depth-2"] for row in parts["traces"]["rows"]}
+    assert values["of the way out, under computation"] == 1.0
+    broken, missing, *_ = parts["traces"]["notes"]
+    assert broken.startswith("broken: ")
+    assert "not a trace" in broken
+    assert "No such file" in missing
+    assert {row["trace"] for row in parts["longest"]["rows"]} == {"window-depth-2"}
