@@ -4,11 +4,11 @@ N lookups (all micro-batches, one after the other), U unique rows.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from kernels import compiled_loops
 from kernels.gather import RowIndex
 
 
@@ -25,7 +25,7 @@ def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     ids_N = torch.cat([part.flatten() for part in rows])
     sizes = [part.numel() for part in rows]
     # Rows of a module fit into 32 bits in all but the largest tables, and those are sorted by radix.
-    if find_spec("numba") is None or (ids_N.numel() and int(ids_N.max()) >= 2**31):
+    if not compiled_loops.available() or (ids_N.numel() and int(ids_N.max()) >= 2**31):
         return deduplicate_reference(ids_N, sizes)
     from kernels.deduplicate_numba import deduplicate_compiled
 

@@ -10,17 +10,16 @@ R rows of the shard, C slots, U rows to move, W words of a record, D columns of 
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from kernels import compiled_loops
 from kernels.row_init import initial_rows
 
 PROGRAMS = 16
 """On how many of a GPU's processors a copy runs by default: they are lost to what is computed meanwhile."""
 
-_COMPILES = find_spec("numba") is not None
 _CHUNK_BYTES = 1 << 20  # of records that stay in a core's cache between two copies
 
 
@@ -75,7 +74,7 @@ def fetch_records(
         )
         return
     ids_U = job_wide_ids(rows_U, id_ranges_M2)
-    if row_dtype == torch.float32 and _COMPILES:
+    if row_dtype == torch.float32 and compiled_loops.available():
         from kernels.records_numba import fetch_fp32_records
 
         fetch_fp32_records(host_RW, rows_U.long(), window_CW, slots_U.long(), ids_U, dim=dim, seed=seed, std=std)
@@ -99,7 +98,7 @@ def write_records(
 
         on_gpu(window_CW, slots_U, host_RW, rows_U, programs=programs)
         return
-    if _COMPILES:
+    if compiled_loops.available():
         from kernels.records_numba import copy_records
 
         copy_records(window_CW, slots_U.long(), host_RW, rows_U.long())

@@ -4,12 +4,12 @@ Shape suffixes: U rows, D columns of a row, X words of a record.
 """
 
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import compiled_loops
 from kernels.adam_rates import AdamRates
 from kernels.rate_history import RateHistory
 from offload.config import TableOptimizerConfig
@@ -41,8 +41,9 @@ class CompiledAdamUpdates:
     @staticmethod
     def fits(config: TableOptimizerConfig, layout: RecordLayout, device: torch.device) -> bool:
         """Whether the kernels take such records."""
-        compiles = find_spec("numba") is not None
-        return compiles and config.type == "adam" and layout.row_dtype == "fp32" and device.type == "cpu"
+        return (
+            compiled_loops.available() and config.type == "adam" and layout.row_dtype == "fp32" and device.type == "cpu"
+        )
 
     def read(self, placed: PlacedRecords) -> Tensor:
         """See `RowPass.read`."""

@@ -13,7 +13,7 @@ def _planted_kernel(values: tl.tensor, SIZE: tl.constexpr):
 
 def main() -> None:
     values = torch.zeros(100, dtype=torch.int32, device="cuda")
-    _planted_kernel[(1,)](values, 128)
+    _planted_kernel[(1,)](values, 1024)
     torch.cuda.synchronize()
 
 
