@@ -7,7 +7,7 @@ train: venv
 	$(BIN)/engram train configs/tiny.yaml
 
 test: venv
-	$(BIN)/pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup  # a core a worker
 
 lint: venv
 	$(BIN)/ruff format --check .
