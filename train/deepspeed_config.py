@@ -176,6 +176,8 @@ class DeepSpeedConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
             "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False, "immediate_grad_update": False},
             "fp16": {"enabled": False},
             "data_types": {"grad_accum_dtype": accumulation_dtype, "keep_in_fp32_modules": "auto"},
+            # On by default, and the host would wait for the device at each forward and each step.
+            "timers": {"throughput": {"enabled": False, "synchronized": False}},
             "zero_allow_untested_optimizer": False,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,

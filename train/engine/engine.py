@@ -5,6 +5,7 @@ of the losses given to `backward`. Nothing else is scaled: scale the losses so t
 Autograd leaves passed to the forward receive their gradients as they are: this rank's, neither averaged nor clipped.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,8 @@ class Engine:
             config=deepspeed_config.build(dtype, accumulation_steps, world_size),
         )
         self._wrapper = wrap(wrapped)
+        self._wrapper.trust_gradients()
+        self._finite: bool | None = None  # whether the step's gradient is, once its norm is known
         self._names = LogicalNames(self.module)
         self._shards, self._muon = self._describe_shards()
         layout = gather_layout(self._shards)
@@ -131,7 +134,9 @@ class Engine:
                 total += norm.double().square() / copies
         by_rank = torch.empty(dist.get_world_size(), dtype=torch.float64, device=self.device)
         dist.all_gather_into_tensor(by_rank, total.unsqueeze(0))
-        return by_rank.cpu().sum()
+        norm_squared = by_rank.cpu().sum()
+        self._finite = math.isfinite(norm_squared.item())
+        return norm_squared
 
     def step(self, *, lr_factor: float, gradient_scale: float = 1.0) -> None:
         """Updates the parameters with `gradient_scale` times the raw gradient. Collective.
@@ -140,13 +145,16 @@ class Engine:
             lr_factor: factor on the peak learning rates.
             gradient_scale: from the clip; acts before Adam's and Muon's moments see the gradient.
 
-        Raises RuntimeError if a backward is missing or DeepSpeed dropped the step (gradients that are not finite).
+        Raises RuntimeError if a backward is missing, or gradients are not finite: nothing has changed then, and
+        `skip_step` goes on.
         """
         self._require_all_micro_batches()
+        if self._finite is None:
+            self.gradient_norm_squared()
+        if not self._finite:
+            raise RuntimeError("the step's gradients are not finite: it can only be skipped")
         self._optimizer.set_lr_factor(lr_factor)
         self._finish_step(gradient_scale)
-        if not self._engine.was_step_applied():
-            raise RuntimeError("DeepSpeed dropped a step: its gradients are not finite")
         self.steps += 1
 
     def skip_step(self) -> None:
@@ -160,7 +168,7 @@ class Engine:
             self._engine.step()
         finally:
             self._optimizer.gradient_scale = None
-            self._micro_batch = 0
+            self._finite, self._micro_batch = None, 0
 
     def _require_all_micro_batches(self) -> None:
         if self._micro_batch != self.accumulation_steps:

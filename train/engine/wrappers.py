@@ -10,6 +10,9 @@ DeepSpeed 0.19.8 picks the wrapper by ZeRO stage and dtypes (`runtime/engine.py`
 
 In all of them the raw averaged gradients lie still between the last backward and the step, because our base optimizer
 is none that DeepSpeed knows: with its own Muon, orthogonalisation already happens while gradients are reduced.
+
+All but the first compute a norm of their own in `step` and read it, so that the host waits for the device once more, or
+twice. The engine knows the norm by then, and whether it is finite: `Wrapper.trust_gradients` takes theirs out.
 """
 
 from abc import ABC, abstractmethod
@@ -17,14 +20,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16 import unfused_optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from train.backbone_optimizer import BackboneOptimizer
+
+_FINITE = 0.0
+"""A norm on the host that passes DeepSpeed's checks: whether the step is taken was decided before."""
 
 
 class Fragment(NamedTuple):
@@ -66,6 +75,10 @@ class Wrapper(ABC):
     def publish(self) -> None:
         """Makes changed master weights the weights of the forward. Collective."""
 
+    @abstractmethod
+    def trust_gradients(self) -> None:
+        """Has the wrapper's `step` neither compute the gradients' norm nor look whether they are finite."""
+
 
 class Plain(Wrapper):
     """ZeRO 0 in fp32: the base optimizer works on the model's parameters."""
@@ -88,6 +101,9 @@ class Plain(Wrapper):
 
     def publish(self) -> None:
         """Nothing: master weights and weights are the same."""
+
+    def trust_gradients(self) -> None:
+        """Nothing: there is no wrapper."""
 
 
 class Unfused(Wrapper):
@@ -117,6 +133,12 @@ class Unfused(Wrapper):
         for low, high, _ in self._pairs():
             low.data.copy_(high.data)
 
+    def trust_gradients(self) -> None:
+        """Both checks; the norm's functions are the module's, which has no other use for them."""
+        self.optimizer.overflow_checker.check = lambda *_: False
+        unfused_optimizer.get_weight_norm = lambda *_, **__: _FINITE
+        unfused_optimizer.get_global_norm = lambda **_: _FINITE
+
 
 class Partitioned(Wrapper):
     """ZeRO 1 and 2: each optimizer group is one flat tensor, cut into equal parts for the ranks."""
@@ -144,6 +166,11 @@ class Partitioned(Wrapper):
         """DeepSpeed's own copy and all-gather."""
         self.optimizer.update_lp_params()
 
+    def trust_gradients(self) -> None:
+        """DeepSpeed's own switches; with CPU offload, which waits for the device anyway, its step needs the norm."""
+        self.optimizer.check_grad_overflow = False
+        self.optimizer.compute_grad_norm = self.optimizer.cpu_offload
+
 
 class PartitionedBf16(Partitioned):
     """ZeRO 1 in bf16: as `Partitioned`, with every rank accumulating all gradients in one fp32 buffer."""
@@ -153,6 +180,11 @@ class PartitionedBf16(Partitioned):
     def gradients(self) -> list[Sequence[Tensor]]:
         """The part of the buffer that this rank's partition needs."""
         return [(gradient,) for gradient in self.optimizer.fp32_groups_gradient_flat_partition]
+
+    def trust_gradients(self) -> None:
+        """The functions of the norm are the module's, which has no other use for them."""
+        bf16_optimizer.get_global_norm_of_tensors = lambda *_, **__: _FINITE
+        bf16_optimizer.get_norm_with_moe_layers = lambda *_, **__: _FINITE
 
 
 class FullyPartitioned(Wrapper):
@@ -184,6 +216,11 @@ class FullyPartitioned(Wrapper):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if self.optimizer.persistent_parameters:
             self.optimizer.persistent_parameters[0].all_gather(self.optimizer.persistent_parameters)
+
+    def trust_gradients(self) -> None:
+        """The groups' norms, and the look at them; single gradients it checks for fp16 alone."""
+        self.optimizer._get_norm_groups = lambda: [_FINITE]
+        stage3.is_invalid_grad_norm = lambda _: False
 
 
 _WRAPPERS: dict[type, type[Wrapper]] = {
