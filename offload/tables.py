@@ -133,6 +133,18 @@ class EngramTables:
         slots = min(self._config.window_rows, rows) if self._config.mode == "window" else rows
         return slots * self.layout.bytes
 
+    def look_ahead(self, depth: int) -> None:
+        """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.
+
+        Steps that were looked ahead to stay so. To be called between two steps, on all ranks alike.
+
+        Raises:
+            ValueError: the depth is negative.
+        """
+        if depth < 0:
+            raise ValueError(f"the look-ahead is a number of steps, not {depth}")
+        self._config = self._config.model_copy(update={"depth": depth})
+
     def check_window(self, step: int) -> None:
         """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
 

@@ -53,8 +53,8 @@ def train(job: JobConfig) -> Summary | None:
         UserError: anything in the config, the data or the run's folder that the user has to change.
         OSError: a file cannot be written.
     """
-    _join_ranks()
-    run = _Run(job)
+    join_ranks()
+    run = Run(job)
     start = run.resume()
     run.record_config()
     with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
@@ -79,8 +79,15 @@ def train(job: JobConfig) -> Summary | None:
     return summary
 
 
-class _Run:
-    """The parts of a job, built in the order in which they need each other."""
+class Run:
+    """The parts of a job, built in the order in which they need each other, once its ranks have joined. Collective.
+
+    Args:
+        job: its config.
+
+    Raises:
+        UserError: anything in the config, the data or the run's folder that the user has to change.
+    """
 
     def __init__(self, job: JobConfig) -> None:
         self.job = job
@@ -252,12 +259,14 @@ class _Run:
         return engine
 
 
-def _join_ranks() -> None:
+def join_ranks() -> torch.device:
+    """Initialises torch.distributed from the environment; returns where this rank computes. Collective."""
     # What DeepSpeed decides by, too: one place says where the job runs.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:

@@ -115,7 +115,7 @@ class Trainer:
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:
-            return self._train_step(step)
+            return self.train_step(step)
         except WindowTooSmall as error:
             if self._job.checkpoint.every is None:
                 raise UserError(str(error)) from None
@@ -123,7 +123,12 @@ class Trainer:
             path = self._checkpoints.save(step, self._engine, self._tables)
             raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
 
-    def _train_step(self, step: int) -> StepResult:
+    def train_step(self, step: int) -> StepResult:
+        """One optimizer step, without anything around it: no record, no evaluation, no checkpoint. Collective.
+
+        Raises:
+            WindowTooSmall: on every rank, before the step has begun.
+        """
         batches = self._train_loader.batch(step)
         rows = self._tables.begin(step, [batch.tokens_BT for batch in batches]) if self._tables else None
         num_labels = self._count_labels(batches)

@@ -19,7 +19,7 @@ from train.config_file import load
 from train.run import train
 from train.trainer import Trainer
 
-places, step = set(), Trainer._train_step
+places, step = set(), Trainer.train_step
 
 def watched(self, number):
     if number < 4:  # kernels are compiled and memory is taken
@@ -33,7 +33,7 @@ def watched(self, number):
             torch.cuda.set_sync_debug_mode("default")
             places.update(warning.filename for warning in found if "synchron" in str(warning.message))
 
-Trainer._train_step = watched
+Trainer.train_step = watched
 train(load(sys.argv[1], sys.argv[2:], JobConfig))
 print("WAITS", json.dumps(sorted(places)))
 """

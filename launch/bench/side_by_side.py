@@ -1,0 +1,331 @@
+"""A training step with its rows in host memory beside one with all rows resident: two runs, one process, in turns.
+
+Both runs have the same seed, so they are the same run, and must have the same bits. A turn trains some steps of one run
+and then the same steps of the other, the window's run at one look-ahead after the other: the window stays warm, nothing
+is built again, and what is compared has the same tokens, minutes apart at most.
+
+    python -m launch.bench.side_by_side configs/bench.yaml --seconds 200 --json turns.json --traces traces
+"""
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from launch.bench.deadline import Deadline
+from launch.bench.measure import Spread
+from launch.bench.report import Cell, Measure, Section
+from launch.rank_environment import meeting_port, rank_environment, visible_gpus
+
+_LIMIT = 1.005
+_TRACED_STEPS = 2
+_WARMUP_TURNS = 1  # of each run: kernels are compiled, the allocator and the window grow to their sizes
+
+
+@dataclass
+class Turn:
+    """Some steps of one run.
+
+    Attributes:
+        depth: the window's look-ahead; None for the resident run.
+        step_ms: mean over the timed steps, from the GPU's end of the one before to its end of the last.
+        stall_ms: a step, that the loop waited for plans and rows.
+        fetched, written_back: rows a step.
+        phases_ms: a step, what the host spent in parts of the loop; their waits for the GPU included.
+    """
+
+    depth: int | None
+    step_ms: float
+    stall_ms: float
+    fetched: float
+    written_back: float
+    phases_ms: dict[str, float]
+
+
+@dataclass
+class Lane:
+    """A run that is trained in turns.
+
+    Attributes:
+        run, trainer: of the job.
+        results: loss and gradient norm of every step so far, with all their bits.
+    """
+
+    run: Any
+    trainer: Any
+    results: list[tuple[float, float]] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def train(self, steps: range, untimed: int, depth: int | None) -> Turn:
+        """Trains `steps`; the first `untimed` of them do not count."""
+        import torch
+
+        if depth is not None:
+            self.run.tables.look_ahead(depth)
+        losses = []
+        for step in steps:
+            if step == steps.start + untimed:
+                _finish_work()
+                self.phases.clear()
+                self.run.tables.take_traffic()
+                started = time.perf_counter()
+            result = self.trainer.train_step(step)
+            losses.append((result.loss, result.grad_norm))
+        _finish_work()
+        count = len(steps) - untimed
+        taken = time.perf_counter() - started
+        traffic = self.run.tables.take_traffic()
+        values = torch.stack([loss for loss, _ in losses]).tolist()
+        self.results += [(loss, norm) for loss, (_, norm) in zip(values, losses, strict=True)]
+        each = 1e3 / count
+        phases = {name: each * seconds for name, seconds in self.phases.items()}
+        moved = traffic.fetched / count, traffic.written_back / count
+        return Turn(depth, each * taken, each * traffic.waited_s, *moved, phases)
+
+    def watch(self) -> None:
+        """Counts the host's time in the parts of the loop."""
+        tables, engine = self.run.tables, self.run.engine
+        for owner, name in (
+            (tables, "begin"),
+            (tables, "reduce_gradients"),
+            (tables, "apply"),
+            (engine, "gradient_norm_squared"),
+            (engine, "step"),
+        ):
+            setattr(owner, name, _timed(getattr(owner, name), name, self.phases))
+
+
+def _timed(function: Callable[..., Any], name: str, phases: dict[str, float]) -> Callable[..., Any]:
+    @wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            phases[name] += time.perf_counter() - started
+
+    return timed
+
+
+def _finish_work() -> None:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def open_lane(job_file: str, folder: str, name: str, steps: int, overrides: Sequence[str], **settings: object) -> Lane:
+    """Builds a run of the job, in a folder of its own, from its first step."""
+    from train.config import JobConfig
+    from train.config_file import load
+    from train.reporter import Reporter
+    from train.run import Run
+    from train.trainer import Trainer
+
+    values = {
+        "run.dir": folder,
+        "run.name": name,
+        "train.steps": steps,
+        "eval.every": steps,
+        "checkpoint.every": "null",
+        "wandb.mode": "disabled",
+    } | {key.replace("__", "."): value for key, value in settings.items()}
+    job = load(job_file, [*overrides, *(f"{key}={value}" for key, value in values.items())], JobConfig)
+    run = Run(job)
+    if run.tables is None:
+        raise click.ClickException(f"{job_file}: a model without Engram has no tables to measure")
+    run.resume()
+    trainer = Trainer(
+        job,
+        engine=run.engine,
+        tables=run.tables,
+        train_loader=run.train_loader,
+        validation_loader=run.validation_loader,
+        checkpoints=run.checkpoints,
+        reporter=Reporter(job, run.folder, start=0, active=False),
+    )
+    lane = Lane(run, trainer)
+    lane.watch()
+    return lane
+
+
+def trace(lane: Lane, steps: range, path: Path, depth: int | None) -> None:
+    """Trains `steps` under PyTorch's profiler, and writes what the GPU did."""
+    from train.profile import TRACE_FILE, ProfileConfig, StepProfiler
+
+    profiler = StepProfiler(ProfileConfig(first=steps.start + 1, steps=len(steps)), path.parent, lane.run.engine.device)
+    if depth is not None:
+        lane.run.tables.look_ahead(depth)
+    for step in steps:
+        with profiler.step(step + 1):
+            result = lane.trainer.train_step(step)
+        lane.results.append((result.loss.item(), result.grad_norm))
+    profiler.close()
+    (path.parent / TRACE_FILE).replace(path)
+
+
+def measure(
+    resident: Lane,
+    window: Lane,
+    depths: Sequence[int],
+    *,
+    steps: int,
+    untimed: int,
+    rounds: int,
+    deadline: Deadline,
+    traces: Path | None,
+    so_far: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Trains both runs in turns, until the rounds or the time are over.
+
+    Args:
+        resident, window: the runs.
+        depths: of the window's turns, one after another.
+        steps, untimed: of a turn, and how many of its first do not count.
+        rounds: of all depths.
+        deadline: no turn begins that would not end in time.
+        traces: a folder for two steps of each run; None for none.
+        so_far: is given what is known after every pair of turns.
+    """
+    pairs: list[tuple[Turn, Turn]] = []
+    at, longest = 0, 0.0
+    plan = [depths[0]] * _WARMUP_TURNS + list(depths) * rounds
+    found: dict[str, Any] = {}
+    for number, depth in enumerate(plan):
+        if pairs and not deadline.allows(1.2 * longest):
+            break
+        started = time.monotonic()
+        turn = range(at, at + steps)
+        lanes = [(resident, None), (window, depth)]
+        turns = {which: lane.train(turn, untimed, which) for lane, which in lanes[:: 1 if number % 2 else -1]}
+        at, longest = at + steps, time.monotonic() - started
+        if number >= _WARMUP_TURNS:
+            pairs.append((turns[None], turns[depth]))
+        if traces is not None and number == _WARMUP_TURNS:
+            traces.mkdir(parents=True, exist_ok=True)
+            traced = range(at, at + _TRACED_STEPS)
+            trace(resident, traced, traces / "resident.json.gz", None)
+            trace(window, traced, traces / f"window-depth-{depth}.json.gz", depth)
+            at += _TRACED_STEPS
+        found = summary(pairs, resident.results, window.results)
+        so_far(found)
+        first = turns[depth]
+        print(
+            f"depth {depth}: {first.step_ms:.2f} ms, resident {turns[None].step_ms:.2f} ms, "
+            f"stall {first.stall_ms:.2f} ms, {first.fetched:,.0f} rows in, {first.written_back:,.0f} out, "
+            f"bits {'equal' if resident.results == window.results else 'DIFFERENT'}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found
+
+
+def summary(pairs: list[tuple[Turn, Turn]], mine: list[Any], theirs: list[Any]) -> dict[str, Any]:
+    """What the turns came to, as a section and, turn by turn, as JSON can hold it."""
+    different = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other), None)
+    rows: list[dict[str, Cell]] = []
+    ratios: dict[int, float] = {}
+    base = [resident.step_ms for resident, _ in pairs]
+    if base:
+        rows.append({"rows": "resident", "depth": None, "step_ms": Spread.of(base), "turns": len(base)})
+    for depth in sorted({window.depth for _, window in pairs if window.depth is not None}):
+        turns = [(resident, window) for resident, window in pairs if window.depth == depth]
+        ratio = Spread.of([window.step_ms / resident.step_ms for resident, window in turns])
+        ratios[depth] = ratio.median
+        rows.append(
+            {
+                "rows": "window",
+                "depth": depth,
+                "step_ms": Spread.of([window.step_ms for _, window in turns]),
+                "turns": len(turns),
+                "times_resident": ratio,
+                "stall_ms": Spread.of([window.stall_ms for _, window in turns]),
+                "rows_in": _mean([window.fetched for _, window in turns]),
+                "rows_out": _mean([window.written_back for _, window in turns]),
+            }
+        )
+    rows = rows or [{"rows": "resident", "depth": None, "step_ms": None}]
+    columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
+    measures = [Measure("steps whose loss or gradient norm differ", 0 if different is None else 1, 0)]
+    if ratios:
+        best = min(ratios, key=lambda depth: ratios[depth])
+        measures.append(Measure(f"step at depth {best}, times resident", ratios[best], _LIMIT))
+    section = Section(
+        "A training step, rows in host memory beside rows resident",
+        [{name: row.get(name) for name in columns} for row in rows],
+        measures,
+        [f"{len(mine)} steps of each run; first different step: {different}"],
+    )
+    turns_json = [{"resident": vars(resident), "window": vars(window)} for resident, window in pairs]
+    return {"section": section.to_json(), "turns": turns_json, "different": different, "steps": len(mine)}
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("job")
+@click.argument("overrides", nargs=-1)
+@click.option("--depths", default="2,0,1,4", help="Look-aheads, in the order of their turns.")
+@click.option("--steps", default=16, help="Of a turn.")
+@click.option("--untimed", default=4, help="First steps of a turn that do not count.")
+@click.option("--rounds", default=3, help="Of all depths.")
+@click.option("--seconds", default=math.inf, help="After which no turn begins.")
+@click.option(
+    "--json", "answer", type=click.Path(dir_okay=False), help="File for the figures, written after each turn."
+)
+@click.option("--traces", type=click.Path(file_okay=False), help="Folder for traces of two steps of each run.")
+def main(
+    job: str,
+    overrides: tuple[str, ...],
+    depths: str,
+    steps: int,
+    untimed: int,
+    rounds: int,
+    seconds: float,
+    answer: str | None,
+    traces: str | None,
+) -> None:
+    """Trains JOB twice in one process, in turns: all rows resident, and rows in host memory."""
+    deadline = Deadline(None if math.isinf(seconds) else seconds)
+    os.environ.update(rank_environment(0, 1, meeting_port(None), visible_gpus()))
+    from train.run import join_ranks
+
+    join_ranks()
+    total = steps * (_WARMUP_TURNS + rounds * len(depths.split(","))) + 2 * _TRACED_STEPS
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        started = time.monotonic()
+        resident = open_lane(job, folder, "resident", total, overrides, offload__mode="resident")
+        window = open_lane(job, folder, "window", total, overrides, offload__mode="window")
+        print(f"both runs are built after {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        found = measure(
+            resident,
+            window,
+            [int(depth) for depth in depths.split(",")],
+            steps=steps,
+            untimed=untimed,
+            rounds=rounds,
+            deadline=deadline,
+            traces=Path(traces) if traces else None,
+            so_far=lambda known: Path(answer).write_text(json.dumps(known), encoding="utf-8") if answer else None,
+        )
+    Section.from_json(found["section"]).show(Console(width=140))
+    sys.stdout.flush()
+    # Not through the interpreter's end: it would wait for threads and groups of runs that nobody needs any more.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

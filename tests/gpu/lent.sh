@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Two runs of a few minutes each on a machine with one GPU and no network: is the GPU path right, and how fast is it?
+#
+#   tests/gpu/lent.sh 1      facts, GPU tests, a training run beside its resident twin with traces, links
+#   tests/gpu/lent.sh 2      the same training run at every depth in turns, with tables of full size, Adam, memcheck
+#
+# Every part has its own time, so that none takes another's. Logs, figures and traces go to $OUT (default: ./lent-out),
+# a short account to the screen. Prepared beforehand, in folders that git ignores: .whl/ (wheels of what that machine's
+# Python lacks) and .lent/store.tar.xz (a token store with a vocabulary of at most 8,192).
+#
+# REHEARSE=1 runs the same parts on a CPU, small.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+call=${1:?which call: 1 or 2}
+out=$(realpath -m "${OUT:-lent-out}")
+logs=$(mktemp -d)
+mkdir -p "$out"
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+site=$(mktemp -d)
+if compgen -G '.whl/*.whl' > /dev/null; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit 1
+fi
+export PYTHONPATH=$site:$PWD
+store=$(mktemp -d)
+tar -xf .lent/store.tar.xz -C "$store" || exit 1
+job=(configs/bench.yaml "data.path=$store/store")
+small=(model.engram.rows_per_head=300000)
+
+# part NAME SECONDS COMMAND...: its last lines are shown, all of them are kept.
+part() {
+  local name=$1 seconds=$2 code started=$SECONDS
+  shift 2
+  timeout -k 5 "$seconds" "$@" > "$logs/$name.log" 2>&1
+  code=$?
+  echo "$name $code $((SECONDS - started))" | tee -a "$logs/parts.txt"
+}
+shown() { tail -n "$2" "$logs/$1.log" | cut -c1-220; }
+
+if [ -n "${REHEARSE:-}" ]; then
+  export DS_ACCELERATOR=cpu
+  job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 model.vocab_size=8192)
+  small=(offload.window_rows=60000)
+  turns=(--steps 5 --untimed 2)
+  device=(--device cpu)
+  no_gpu=(--no-gpu)
+else
+  turns=(--steps 16 --untimed 5)
+  device=()
+  no_gpu=()
+fi
+
+engram=("$python" -m launch.cli)
+beside=("$python" -m launch.bench.side_by_side)
+links=("${engram[@]}" bench links "${device[@]}" --programs 4,8,16 --record-bytes 160,512,964,1024)
+tests=("$python" -m pytest -p no:cacheprovider -m gpu -n 12 --dist load -ra --tb=short)
+
+case $call in
+  1)
+    part facts 25 "$python" tests/gpu/facts.py "${no_gpu[@]}"
+    shown facts 60
+    part tests 105 "${tests[@]}" tests/train/test_waits.py tests/offload tests/kernels
+    shown tests 45
+    part turns 150 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 125 \
+      --json "$out/turns.json" --traces "$out/traces"
+    shown turns 40
+    part trace 10 "${engram[@]}" bench trace "$out"/traces/*.json.gz
+    shown trace 45
+    part links 45 "${links[@]}" --memory-mib 16384 --seconds 35 --json
+    cp "$logs/links.log" "$out/links.json"
+    ;;
+  2)
+    part tests 60 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
+    shown tests 25
+    part turns 190 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0,1,4 --rounds 3 --seconds 165 \
+      --json "$out/turns.json" --traces "$out/traces"
+    shown turns 40
+    part trace 10 "${engram[@]}" bench trace "$out"/traces/*.json.gz
+    shown trace 45
+    part kernels 45 "${engram[@]}" bench kernels "${device[@]}" --seconds 35 --json
+    cp "$logs/kernels.log" "$out/kernels.json"
+    part memcheck 40 compute-sanitizer --tool memcheck --target-processes application-only \
+      --kernel-regex 'kns=^_[a-z]' "$python" -m pytest -p no:cacheprovider -m gpu -x tests/kernels/test_records_triton.py
+    shown memcheck 8
+    ;;
+  *)
+    echo "which call: 1 or 2, not $call" >&2
+    exit 2
+    ;;
+esac
+tar -czf "$out/logs.tar.gz" -C "$logs" .
+echo "parts (name, exit code, seconds):" && cat "$logs/parts.txt"
