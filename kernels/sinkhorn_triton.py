@@ -8,8 +8,9 @@ divided by the sums of its columns (or rows), and dlog X the gradient of log X, 
 
 without a division. The gradient of log M_0 is that of L, where L is not too low to count.
 
-exp is of a number times log2(e), rounded once: as if a logit were off by its last place, as the difference to its
-column's maximum already is.
+A GPU's quick division is less exact than a product. An error in 1 / s is one of a whole row or column, which the next
+iteration takes out; of errors in every quotient none would be. Its exp is as if a logit were off by its last place, as
+the difference to its column's maximum already is.
 
 Shape suffixes: M rows and columns, N matrices, S rows and columns of a tile: M, or the next power of two.
 """
@@ -68,13 +69,13 @@ def _launch(logits_NMM: Tensor) -> tuple[tuple[int], dict[str, int]]:
 @triton.jit
 def _places(
     num_matrices: tl.tensor, M: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Of every number: its matrix, row and column, whether it is in a matrix, and whether it is to be written."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Of every number of a tile: its matrix, row and column, and whether it is one of the matrix at all."""
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None, None]
     row, column = tl.arange(0, S)[None, :, None], tl.arange(0, S)[None, None, :]
     within = (row < M) & (column < M)
-    # Beyond the last matrix it is computed again, so that no sum is zero.
-    return tl.minimum(number, num_matrices - 1), row, column, within, within & (number < num_matrices)
+    # Beyond the last matrix it is computed and written again, to the same bits: no sum is zero, and nothing masked.
+    return tl.minimum(number, num_matrices - 1), row, column, within
 
 
 @triton.jit
@@ -99,14 +100,14 @@ def _forward_kernel(
     logits_matrix: tl.constexpr, logits_row: tl.constexpr, logits_column: tl.constexpr,
     ITERATIONS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    number, row, column, within, live = _places(num_matrices, M, S, BLOCK)
+    number, row, column, within = _places(num_matrices, M, S, BLOCK)
     at = number * logits_matrix + row * logits_row + column * logits_column
     logits = tl.load(logits_ptr + at, mask=within, other=-float("inf")).to(tl.float32)
     matrix, _ = _start(logits, within)
     for _ in range(ITERATIONS):
-        matrix = matrix / _sums(matrix, 1, M, S)
-        matrix = matrix / _sums(matrix, 2, M, S)
-    tl.store(matrices_ptr + number * (M * M) + row * M + column, matrix, mask=live)
+        matrix = matrix * (1 / _sums(matrix, 1, M, S))
+        matrix = matrix * (1 / _sums(matrix, 2, M, S))
+    tl.store(matrices_ptr + number * (M * M) + row * M + column, matrix, mask=within)
 
 
 @triton.jit
@@ -116,7 +117,7 @@ def _backward_kernel(
     logits_matrix: tl.constexpr, logits_row: tl.constexpr, logits_column: tl.constexpr,
     ITERATIONS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    number, row, column, within, live = _places(num_matrices, M, S, BLOCK)
+    number, row, column, within = _places(num_matrices, M, S, BLOCK)
     at = number * logits_matrix + row * logits_row + column * logits_column
     logits = tl.load(logits_ptr + at, mask=within, other=-float("inf")).to(tl.float32)
     at = number * grad_matrix + row * grad_row + column * grad_column
@@ -126,9 +127,9 @@ def _backward_kernel(
     kept: tl.tuple = ()
     kept_sums: tl.tuple = ()
     for _ in tl.static_range(ITERATIONS):
-        matrix = matrix / _sums(matrix, 1, M, S)
+        matrix = matrix * (1 / _sums(matrix, 1, M, S))
         row_sums = _sums(matrix, 2, M, S)
-        matrix = matrix / row_sums
+        matrix = matrix * (1 / row_sums)
         kept += (matrix,)
         kept_sums += (row_sums,)
     dlog = grad * matrix
@@ -138,4 +139,4 @@ def _backward_kernel(
         columns_divided = rows_divided * kept_sums[ITERATIONS - 1 - back]
         dlog -= columns_divided * tl.sum(dlog, 1, keep_dims=True)
     dlogits = tl.where(low, 0.0, dlog)
-    tl.store(dlogits_ptr + number * (M * M) + row * M + column, dlogits, mask=live)
+    tl.store(dlogits_ptr + number * (M * M) + row * M + column, dlogits, mask=within)
