@@ -6,6 +6,7 @@ some later kernel launch to report as its own.
 """
 
 import ctypes
+import mmap
 import weakref
 from typing import Any, Protocol
 
@@ -102,19 +103,26 @@ class PinnedMemory:
     """A registration of host memory, from when it is made until `close`.
 
     Args:
-        words_N: contiguous host memory, held for as long as it is registered. All of it must be touched, or the driver
-            touches it, on one core.
+        words_N: contiguous host memory from the start of a page on, held for as long as it is registered. All of it
+            must be touched, or the driver touches it, on one core.
         driver: of the GPU.
-        chunk_bytes: of one registration.
+        chunk_bytes: of one registration: whole pages.
 
     Raises:
         PinError: the driver refuses; what it had registered before is undone.
+        ValueError: memory or chunks begin within a page.
     """
 
     pointer: int
     """Where the GPU finds the memory, as one contiguous piece."""
 
     def __init__(self, words_N: Tensor, driver: Driver, chunk_bytes: int = CHUNK_BYTES) -> None:
+        # Whole pages are registered: two chunks with a page in common are one that is registered already.
+        if words_N.data_ptr() % mmap.PAGESIZE or chunk_bytes % mmap.PAGESIZE:
+            raise ValueError(
+                f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not made of whole pages of "
+                f"{mmap.PAGESIZE} bytes"
+            )
         self._words_N, self._driver = words_N, driver
         self._registered: list[int] = []
         # Memory that is unmapped while it is registered is never given back to the system.

@@ -1,6 +1,7 @@
 """Host memory registered chunk by chunk: whatever fails, nothing stays registered, and one line says why."""
 
 import gc
+import mmap
 import re
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 
 from offload import pinned_memory
+from offload.host_memory import map_anonymous
 from offload.host_table import HostTable
 from offload.pinned_memory import CudaDriver, PinError, PinnedMemory
 
-CHUNK = 1 << 12
+CHUNK = mmap.PAGESIZE
 CPU = torch.device("cpu")
 NAMES = {1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 4: "CUDA_ERROR_DEINITIALIZED"}
-NAMES |= {304: "CUDA_ERROR_OPERATING_SYSTEM", 801: "CUDA_ERROR_NOT_SUPPORTED"}
+NAMES |= {304: "CUDA_ERROR_OPERATING_SYSTEM", 712: "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"}
+NAMES |= {801: "CUDA_ERROR_NOT_SUPPORTED"}
 
 
 class FakeDriver:
@@ -29,9 +32,16 @@ class FakeDriver:
     def register(self, address: int, nbytes: int) -> int:
         if code := self._code("register"):
             return code
-        assert not any(start < address + nbytes and address < start + size for start, size in self.registered.items())
+        first, last = address // CHUNK, (address + nbytes - 1) // CHUNK
+        if not self.registered_pages.isdisjoint(range(first, last + 1)):
+            return 712
         self.registered[address] = nbytes
         return 0
+
+    @property
+    def registered_pages(self) -> set[int]:
+        spans = (range(start // CHUNK, -(-(start + size) // CHUNK)) for start, size in self.registered.items())
+        return {page for span in spans for page in span}
 
     def unregister(self, address: int) -> int:
         self.mapped_while_registered.append(is_mapped(address))
@@ -57,7 +67,7 @@ def is_mapped(address: int) -> bool:
 
 
 def words(chunks: float) -> torch.Tensor:
-    return torch.zeros(int(chunks * CHUNK) // 4)
+    return torch.frombuffer(map_anonymous(int(chunks * CHUNK)), dtype=torch.float32)
 
 
 def test_memory_is_registered_in_chunks_and_given_back_once() -> None:
@@ -77,6 +87,14 @@ def test_no_registration_is_larger_than_drivers_take() -> None:
     driver = FakeDriver()
     PinnedMemory(words(3), driver)
     assert driver.calls["register"] == 1
+
+
+def test_chunks_that_share_a_page_are_refused_before_the_driver_does() -> None:
+    driver, memory = FakeDriver(), words(3)
+    for part, chunk in ((memory[16:], CHUNK), (memory, CHUNK + 64)):
+        with pytest.raises(ValueError, match=rf"^memory at {part.data_ptr():#x} in chunks of {chunk} bytes is not "):
+            PinnedMemory(part, driver, chunk)
+    assert driver.calls["register"] == 0
 
 
 @pytest.mark.parametrize("call", ["register", "device_pointer"])
@@ -195,7 +213,7 @@ def test_what_one_side_writes_the_other_reads() -> None:
 @pytest.mark.gpu
 def test_real_memory_in_many_chunks_is_one_piece() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    memory = torch.zeros(1 << 22)
+    memory = torch.frombuffer(map_anonymous(4 << 22), dtype=torch.float32)
     pinned = PinnedMemory(memory, CudaDriver(device), 1 << 20)
     view = pinned.view(device)
     view.copy_(torch.arange(len(memory), device=device))
@@ -208,7 +226,7 @@ def test_real_memory_in_many_chunks_is_one_piece() -> None:
 @pytest.mark.gpu
 def test_a_real_failure_leaves_no_error_behind_for_later_launches() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    memory = torch.zeros(1 << 20)
+    memory = torch.frombuffer(map_anonymous(4 << 20), dtype=torch.float32)
     first = PinnedMemory(memory, CudaDriver(device))
     with pytest.raises(PinError, match="ALREADY_REGISTERED: a part of it is registered already"):
         PinnedMemory(memory, CudaDriver(device))
