@@ -22,8 +22,7 @@ class HostTable:
             memory what it has room for: for tables larger than the machine's memory.
         touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
             Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
-            pages the first few steps would have to clear nearly the whole table. None: only if pinned.
-        pinned: whether the memory is going to be locked for a GPU's transfers (`pin`).
+            pages the first few steps would have to clear nearly the whole table.
         device: of the window.
 
     Raises:
@@ -41,8 +40,7 @@ class HostTable:
         words: int,
         *,
         file_folder: str | None = None,
-        touch_pages: bool | None = None,
-        pinned: bool = False,
+        touch_pages: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self._file_folder = file_folder
@@ -51,7 +49,7 @@ class HostTable:
             require_room(size, address_limits(), 1)
             memory = map_file(size, file_folder)
         else:
-            require_room(size, memory_limits(pinned=pinned), local_ranks())
+            require_room(size, memory_limits(), local_ranks())
             memory = map_anonymous(size)
         words_N = torch.frombuffer(memory, dtype=torch.float32)
         self._words_N: Tensor | None = words_N
@@ -60,7 +58,6 @@ class HostTable:
         self._nodes: set[int] = set()
         if file_folder is None:
             self._nodes = place(words_N, home_nodes(torch.device(device)))
-            touch_pages = pinned if touch_pages is None else touch_pages
             advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
             if touch_pages:
                 touch(words_N, cores() // local_ranks())

@@ -7,6 +7,7 @@ some later kernel launch to report as its own.
 
 import ctypes
 import mmap
+import resource
 import weakref
 from typing import Any, Protocol
 
@@ -23,14 +24,13 @@ _SUCCESS = 0
 # CUresult, cuda.h
 _HINTS = {
     1: "the memory is of a kind that cannot be locked, such as a file's",
-    2: "the machine or the process's limit on locked memory leaves too little: raise it (ulimit -l unlimited, or "
-    "--ulimit memlock=-1 for a container)",
-    304: "the system does not let this process lock so much memory: raise its limit (ulimit -l unlimited, or "
-    "--ulimit memlock=-1 for a container)",
+    2: "the machine leaves too little memory that can be locked",
+    304: "the system does not let this process lock so much memory",
     712: "a part of it is registered already",
     801: "this system's driver does not support it, as under WSL",
+    999: "the system does not let this process lock so much memory",
 }
-_HINTS[999] = _HINTS[304]
+_MAY_BE_THE_LIMIT = (2, 304, 999)
 _STAGED = "set offload.engine=staged, which needs no locked tables"
 
 
@@ -178,6 +178,7 @@ class PinnedMemory:
     def _require(self, code: int, what: str) -> None:
         if code != _SUCCESS:
             reasons = [_HINTS[code]] if code in _HINTS else []
+            reasons += _limit_hint() if code in _MAY_BE_THE_LIMIT else []
             what = f"{what} of host memory for the GPU failed with {self._driver.name(code)}"
             raise PinError(f"{what}: {'; or '.join([*reasons, _STAGED])}")
 
@@ -194,6 +195,17 @@ class _CudaArray:
             "strides": None,
             "version": 3,
         }
+
+
+def _limit_hint() -> list[str]:
+    """What the process may lock, if that is bounded: some systems' drivers keep to it, most do not."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return []
+    return [
+        f"its limit RLIMIT_MEMLOCK of {size_text(soft)} counts here: raise it (ulimit -l unlimited, or "
+        "--ulimit memlock=-1 for a container)"
+    ]
 
 
 def _unregister(driver: Driver, registered: list[int], words_N: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -174,6 +175,17 @@ def test_auto_times_both_engines_and_keeps_the_faster(faster: str, caplog: pytes
     assert [engine.closed for engine in engines] == [engine.name != faster for engine in engines]
     assert all(engine.fetched >= 50 for engine in engines)
     assert f"offload.engine: {faster} (measured: zero_copy " in caplog.text
+
+
+def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's driver does not look at it, and containers begin with a low one."""
+    real = resource.getrlimit
+    monkeypatch.setattr(
+        "resource.getrlimit", lambda which: (8192, 8192) if which == resource.RLIMIT_MEMLOCK else real(which)
+    )
+    monkeypatch.setattr("offload.window.pins", lambda config, device: True)
+    outcome = run_job(Job(steps=2), OffloadConfig(engine="zero_copy", window_rows=TINY))
+    assert outcome.fetched > 0
 
 
 class OnGpu(torch.Tensor):

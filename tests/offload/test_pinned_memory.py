@@ -3,6 +3,7 @@
 import gc
 import mmap
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -114,15 +115,24 @@ def test_a_failure_half_way_undoes_what_was_registered(call: str, chunk: int) ->
         (1, "registering 4.00 KiB of 8.00 KiB of host memory for the GPU failed with CUDA_ERROR_INVALID_VALUE: the "
             "memory is of a kind that cannot be locked, such as a file's; or set offload.engine=staged, which needs "
             "no locked tables"),
-        (2, "leaves too little: raise it (ulimit -l unlimited, or --ulimit memlock=-1 for a container); or set"),
+        (2, "CUDA_ERROR_OUT_OF_MEMORY: the machine leaves too little memory that can be locked; or its limit "
+            "RLIMIT_MEMLOCK of 8.00 MiB counts here: raise it (ulimit -l unlimited, or --ulimit memlock=-1 for a "
+            "container); or set"),
         (4, "failed with CUDA_ERROR_DEINITIALIZED: set offload.engine=staged, which needs no locked tables"),
-        (304, "raise its limit (ulimit -l unlimited"),
+        (304, "does not let this process lock so much memory; or its limit RLIMIT_MEMLOCK of 8.00 MiB counts here"),
         (801, "driver does not support it, as under WSL; or set offload.engine=staged"),
     ],
 )  # fmt: skip
-def test_the_message_says_what_failed_and_what_to_do(code: int, hint: str) -> None:
+def test_the_message_says_what_failed_and_what_to_do(code: int, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (8 << 20, 8 << 20))
     with pytest.raises(PinError, match=re.escape(hint)):
         PinnedMemory(words(2), FakeDriver({("register", 0): code}), CHUNK)
+
+
+def test_the_limit_on_locked_memory_is_named_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with pytest.raises(PinError, match=r"too little memory that can be locked; or set offload.engine=staged"):
+        PinnedMemory(words(2), FakeDriver({("register", 0): 2}), CHUNK)
 
 
 def test_memory_that_the_gpu_sees_in_pieces_is_refused() -> None:
@@ -161,7 +171,7 @@ def same_memory(array: object, device: torch.device) -> torch.Tensor:
 
 def test_a_table_is_unregistered_before_its_memory_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinned_memory.torch, "as_tensor", same_memory)
-    driver, table = FakeDriver(), HostTable(1000, 7, pinned=True)
+    driver, table = FakeDriver(), HostTable(1000, 7, touch_pages=True)
     view = table.pin(driver, CPU)
     assert (view.data_ptr(), view.shape) == (table.records_RW.data_ptr(), (1000, 7))
     assert table.describe().startswith("27.34 KiB of pinned memory")
@@ -193,7 +203,7 @@ def test_an_empty_shard_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_what_one_side_writes_the_other_reads() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    table = HostTable(100_000, 61, pinned=True, device=device)
+    table = HostTable(100_000, 61, touch_pages=True, device=device)
     view = table.pin(CudaDriver(device), device)
     assert table.records_RW.is_pinned()
     assert (view.device, view.shape) == (device, table.records_RW.shape)
