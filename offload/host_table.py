@@ -3,13 +3,20 @@
 R rows of the shard, W words of a record.
 """
 
+import logging
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from offload.host_limits import address_limits, local_ranks, memory_limits, require_room, size_text
 from offload.host_memory import advise, cores, map_anonymous, map_file, pages, touch
-from offload.host_numa import home_nodes, place
+from offload.host_numa import home_nodes, on_cores_of, place
 from offload.pinned_memory import Driver, PinnedMemory
+
+_log = logging.getLogger(__name__)
+
+_ANYWHERE = "pages come from where they are first written"
 
 
 class HostTable:
@@ -57,10 +64,13 @@ class HostTable:
         self.records_RW = words_N[: num_rows * words].view(num_rows, words)
         self._nodes: set[int] = set()
         if file_folder is None:
-            self._nodes = place(words_N, home_nodes(torch.device(device)))
+            home = home_nodes(torch.device(device))
+            self._nodes = place(words_N, home)
             advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
             if touch_pages:
-                touch(words_N, cores() // local_ranks())
+                _touch(words_N, home - self._nodes)
+            elif home != self._nodes:
+                _warn(home, _ANYWHERE)
 
     @property
     def nbytes(self) -> int:
@@ -110,3 +120,17 @@ class HostTable:
         self._words_N = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
         self.records_RW = torch.empty(0, self.records_RW.shape[1])
+
+
+def _touch(words_N: Tensor, unplaced: set[int]) -> None:
+    """Touches all pages, those for nodes on which the system places nothing from the cores of these nodes."""
+    threads = cores() // local_ranks()
+    with on_cores_of(unplaced) if unplaced else nullcontext(False) as at_home:
+        touch(words_N, threads)
+    if unplaced:
+        _warn(unplaced, "pages were touched from cores there instead" if at_home else _ANYWHERE)
+
+
+def _warn(unplaced: set[int], instead: str) -> None:
+    nodes = ", ".join(map(str, sorted(unplaced)))
+    _log.warning("the system places no memory on NUMA node %s (a container needs CAP_SYS_NICE): %s", nodes, instead)
