@@ -84,6 +84,13 @@ def address_limits() -> list[Limit]:
     return [*_process_limit("RLIMIT_AS", "-v", used=psutil.Process().memory_info().vms)]
 
 
+def locking_limits() -> list[str]:
+    """The limit on what the process may lock, if it has one, and what to do should a system's driver keep to it."""
+    limits = _process_limit("RLIMIT_MEMLOCK", "-l", used=0)
+    container = "or start the container with --ulimit memlock=-1"
+    return [f"{limit.source} counts here: {limit.remedy}, {container}" for limit in limits]
+
+
 def size_text(nbytes: int) -> str:
     """A size in the largest unit that it fills, such as `1.50 GiB`."""
     power = max(0, min(4, (nbytes.bit_length() - 1) // 10))

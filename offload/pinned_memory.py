@@ -7,14 +7,13 @@ some later kernel launch to report as its own.
 
 import ctypes
 import mmap
-import resource
 import weakref
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offload.host_limits import size_text
+from offload.host_limits import locking_limits, size_text
 
 CHUNK_BYTES = 64 << 30
 """Of one registration: a whole number of pages of any size."""
@@ -28,8 +27,8 @@ _HINTS = {
     304: "the system does not let this process lock so much memory",
     712: "a part of it is registered already",
     801: "this system's driver does not support it, as under WSL",
-    999: "the system does not let this process lock so much memory",
 }
+_HINTS[999] = _HINTS[304]
 _MAY_BE_THE_LIMIT = (2, 304, 999)
 _STAGED = "set offload.engine=staged, which needs no locked tables"
 
@@ -119,10 +118,7 @@ class PinnedMemory:
     def __init__(self, words_N: Tensor, driver: Driver, chunk_bytes: int = CHUNK_BYTES) -> None:
         # Whole pages are registered: two chunks with a page in common are one that is registered already.
         if words_N.data_ptr() % mmap.PAGESIZE or chunk_bytes % mmap.PAGESIZE:
-            raise ValueError(
-                f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not made of whole pages of "
-                f"{mmap.PAGESIZE} bytes"
-            )
+            raise ValueError(f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not whole pages")
         self._words_N, self._driver = words_N, driver
         self._registered: list[int] = []
         # Memory that is unmapped while it is registered is never given back to the system.
@@ -178,7 +174,7 @@ class PinnedMemory:
     def _require(self, code: int, what: str) -> None:
         if code != _SUCCESS:
             reasons = [_HINTS[code]] if code in _HINTS else []
-            reasons += _limit_hint() if code in _MAY_BE_THE_LIMIT else []
+            reasons += locking_limits() if code in _MAY_BE_THE_LIMIT else []
             what = f"{what} of host memory for the GPU failed with {self._driver.name(code)}"
             raise PinError(f"{what}: {'; or '.join([*reasons, _STAGED])}")
 
@@ -195,17 +191,6 @@ class _CudaArray:
             "strides": None,
             "version": 3,
         }
-
-
-def _limit_hint() -> list[str]:
-    """What the process may lock, if that is bounded: some systems' drivers keep to it, most do not."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft == resource.RLIM_INFINITY:
-        return []
-    return [
-        f"its limit RLIMIT_MEMLOCK of {size_text(soft)} counts here: raise it (ulimit -l unlimited, or "
-        "--ulimit memlock=-1 for a container)"
-    ]
 
 
 def _unregister(driver: Driver, registered: list[int], words_N: Tensor) -> None:

@@ -115,11 +115,12 @@ def test_a_failure_half_way_undoes_what_was_registered(call: str, chunk: int) ->
         (1, "registering 4.00 KiB of 8.00 KiB of host memory for the GPU failed with CUDA_ERROR_INVALID_VALUE: the "
             "memory is of a kind that cannot be locked, such as a file's; or set offload.engine=staged, which needs "
             "no locked tables"),
-        (2, "CUDA_ERROR_OUT_OF_MEMORY: the machine leaves too little memory that can be locked; or its limit "
-            "RLIMIT_MEMLOCK of 8.00 MiB counts here: raise it (ulimit -l unlimited, or --ulimit memlock=-1 for a "
-            "container); or set"),
+        (2, "CUDA_ERROR_OUT_OF_MEMORY: the machine leaves too little memory that can be locked; or the "
+            "process's limit RLIMIT_MEMLOCK of 8.00 MiB counts here: raise it (ulimit -l unlimited), or start the "
+            "container with --ulimit memlock=-1; or set"),
         (4, "failed with CUDA_ERROR_DEINITIALIZED: set offload.engine=staged, which needs no locked tables"),
-        (304, "does not let this process lock so much memory; or its limit RLIMIT_MEMLOCK of 8.00 MiB counts here"),
+        (304, "does not let this process lock so much memory; "
+              "or the process's limit RLIMIT_MEMLOCK of 8.00 MiB counts"),
         (801, "driver does not support it, as under WSL; or set offload.engine=staged"),
     ],
 )  # fmt: skip
