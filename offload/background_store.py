@@ -1,9 +1,7 @@
 """A store that decides on the window's coming steps beside the training loop, which only gives work to the GPU."""
 
 from concurrent.futures import Future
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
 from offload.store import RowStore, Traffic
@@ -21,12 +19,11 @@ class BackgroundStore:
     Args:
         store: the store. Copies that the thread asks for are ordered behind what the device's default stream was given
             by then, which is at least what it was given when `prefetch` was called.
-        device: of the store's records.
     """
 
-    def __init__(self, store: RowStore, device: torch.device) -> None:
-        self._store, self._device = store, device
-        self._thread = background_worker("engram-window")
+    def __init__(self, store: RowStore) -> None:
+        self._store = store
+        self._thread = background_worker("engram-window", store.records.device)
         self._prefetches: list[Future[None]] = []
         self._no_room = False
         self.records = store.records
@@ -85,7 +82,5 @@ class BackgroundStore:
             return
         traffic = self._store.traffic
         waited_s = traffic.waited_s
-        # A thread begins with GPU 0.
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            self._no_room = not self._store.prefetch(step, rows)
+        self._no_room = not self._store.prefetch(step, rows)
         traffic.waited_s = waited_s  # not the loop

@@ -16,7 +16,6 @@ from offload.host_cgroup import cgroup_memory
 
 _ROOT = Path("/")
 _SMALLER = "lower model.engram.rows_per_head, use more machines, or set offload.host_file to a folder on a local disk"
-_CAP_IPC_LOCK = 1 << 14  # linux/capability.h: RLIMIT_MEMLOCK does not bind who has it
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,12 @@ def require_room(nbytes: int, limits: Iterable[Limit], ranks: int) -> None:
     )
 
 
-def memory_limits(*, pinned: bool = False, root: Path = _ROOT) -> list[Limit]:
+def memory_limits(*, root: Path = _ROOT) -> list[Limit]:
     """Every bound on anonymous memory.
 
+    RLIMIT_MEMLOCK is none: NVIDIA's driver locks memory without a look at it.
+
     Args:
-        pinned: whether the memory is going to be locked for a GPU's transfers.
         root: where `/proc` and `/sys` are found.
     """
     limits = [Limit("the machine", psutil.virtual_memory().available)]
@@ -76,14 +76,19 @@ def memory_limits(*, pinned: bool = False, root: Path = _ROOT) -> list[Limit]:
     ]
     limits += [*_commit_limit(root), *address_limits()]
     limits += _process_limit("RLIMIT_DATA", "-d", used=getattr(psutil.Process().memory_info(), "data", 0))
-    if pinned and not _may_lock_anything(root):
-        limits += _process_limit("RLIMIT_MEMLOCK", "-l", used=0)
     return limits
 
 
 def address_limits() -> list[Limit]:
     """The bound on memory-mapped files, which take addresses but no memory that the system cannot take back."""
     return [*_process_limit("RLIMIT_AS", "-v", used=psutil.Process().memory_info().vms)]
+
+
+def locking_limits() -> list[str]:
+    """The limit on what the process may lock, if it has one, and what to do should a system's driver keep to it."""
+    limits = _process_limit("RLIMIT_MEMLOCK", "-l", used=0)
+    container = "or start the container with --ulimit memlock=-1"
+    return [f"{limit.source} counts here: {limit.remedy}, {container}" for limit in limits]
 
 
 def size_text(nbytes: int) -> str:
@@ -101,12 +106,6 @@ def _process_limit(name: str, flag: str, *, used: int) -> Iterator[Limit]:
     if soft != resource.RLIM_INFINITY:
         source = f"the process's limit {name} of {size_text(soft)}"
         yield Limit(source, max(0, soft - used), f"raise it (ulimit {flag} unlimited)", shared=False)
-
-
-def _may_lock_anything(root: Path) -> bool:
-    status = root / "proc/self/status"
-    lines = status.read_text().splitlines() if status.exists() else []
-    return any(int(line.split()[1], 16) & _CAP_IPC_LOCK for line in lines if line.startswith("CapEff:"))
 
 
 def _commit_limit(root: Path) -> Iterator[Limit]:

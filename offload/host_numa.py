@@ -3,7 +3,8 @@
 import ctypes
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def home_nodes(device: torch.device, root: Path = _ROOT) -> set[int]:
     if device.type == "cuda" and (node := _gpu_node(device, root)) in nodes:
         return {node}
     cpus = os.sched_getaffinity(0)
-    return {node for node in nodes if cpus & _numbers(root / f"sys/devices/system/node/node{node}/cpulist")}
+    return {node for node in nodes if cpus & _cpus(node, root)}
 
 
 def place(words_N: Tensor, nodes: set[int], syscall: Callable[..., int] | None = None) -> set[int]:
@@ -59,6 +60,34 @@ def place(words_N: Tensor, nodes: set[int], syscall: Callable[..., int] | None =
     call = syscall or ctypes.CDLL(None, use_errno=True).syscall
     failed = call(ctypes.c_long(number), *span, ctypes.c_int(policy), mask, mask_bits, ctypes.c_uint(0))
     return set() if failed else nodes
+
+
+@contextmanager
+def on_cores_of(nodes: set[int], root: Path = _ROOT) -> Iterator[bool]:
+    """Threads that are started inside run on the cores of these nodes: pages that they touch first come from there.
+
+    Args:
+        nodes: of `home_nodes`.
+        root: where `/sys` is found.
+
+    Yields:
+        Whether the system allows it; otherwise they run where the caller does.
+    """
+    before = os.sched_getaffinity(0)
+    try:
+        # A thread begins with the cores of the one that starts it.
+        os.sched_setaffinity(0, set[int]().union(*(_cpus(node, root) for node in nodes)))
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _cpus(node: int, root: Path) -> set[int]:
+    return _numbers(root / f"sys/devices/system/node/node{node}/cpulist")
 
 
 def _gpu_node(device: torch.device, root: Path) -> int:

@@ -3,13 +3,20 @@
 R rows of the shard, W words of a record.
 """
 
+import logging
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from offload.host_limits import address_limits, local_ranks, memory_limits, require_room, size_text
 from offload.host_memory import advise, cores, map_anonymous, map_file, pages, touch
-from offload.host_numa import home_nodes, place
+from offload.host_numa import home_nodes, on_cores_of, place
 from offload.pinned_memory import Driver, PinnedMemory
+
+_log = logging.getLogger(__name__)
+
+_ANYWHERE = "pages come from where they are first written"
 
 
 class HostTable:
@@ -22,8 +29,7 @@ class HostTable:
             memory what it has room for: for tables larger than the machine's memory.
         touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
             Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
-            pages the first few steps would have to clear nearly the whole table. None: only if pinned.
-        pinned: whether the memory is going to be locked for a GPU's transfers (`pin`).
+            pages the first few steps would have to clear nearly the whole table.
         device: of the window.
 
     Raises:
@@ -41,8 +47,7 @@ class HostTable:
         words: int,
         *,
         file_folder: str | None = None,
-        touch_pages: bool | None = None,
-        pinned: bool = False,
+        touch_pages: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self._file_folder = file_folder
@@ -51,7 +56,7 @@ class HostTable:
             require_room(size, address_limits(), 1)
             memory = map_file(size, file_folder)
         else:
-            require_room(size, memory_limits(pinned=pinned), local_ranks())
+            require_room(size, memory_limits(), local_ranks())
             memory = map_anonymous(size)
         words_N = torch.frombuffer(memory, dtype=torch.float32)
         self._words_N: Tensor | None = words_N
@@ -59,11 +64,13 @@ class HostTable:
         self.records_RW = words_N[: num_rows * words].view(num_rows, words)
         self._nodes: set[int] = set()
         if file_folder is None:
-            self._nodes = place(words_N, home_nodes(torch.device(device)))
-            touch_pages = pinned if touch_pages is None else touch_pages
+            home = home_nodes(torch.device(device))
+            self._nodes = place(words_N, home)
             advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
             if touch_pages:
-                touch(words_N, cores() // local_ranks())
+                _touch(words_N, home - self._nodes)
+            elif home != self._nodes:
+                _warn(home, _ANYWHERE)
 
     @property
     def nbytes(self) -> int:
@@ -113,3 +120,17 @@ class HostTable:
         self._words_N = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
         self.records_RW = torch.empty(0, self.records_RW.shape[1])
+
+
+def _touch(words_N: Tensor, unplaced: set[int]) -> None:
+    """Touches all pages, those for nodes on which the system places nothing from the cores of these nodes."""
+    threads = cores() // local_ranks()
+    with on_cores_of(unplaced) if unplaced else nullcontext(False) as at_home:
+        touch(words_N, threads)
+    if unplaced:
+        _warn(unplaced, "pages were touched from cores there instead" if at_home else _ANYWHERE)
+
+
+def _warn(unplaced: set[int], instead: str) -> None:
+    nodes = ", ".join(map(str, sorted(unplaced)))
+    _log.warning("the system places no memory on NUMA node %s (a container needs CAP_SYS_NICE): %s", nodes, instead)

@@ -6,13 +6,14 @@ some later kernel launch to report as its own.
 """
 
 import ctypes
+import mmap
 import weakref
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offload.host_limits import size_text
+from offload.host_limits import locking_limits, size_text
 
 CHUNK_BYTES = 64 << 30
 """Of one registration: a whole number of pages of any size."""
@@ -22,14 +23,13 @@ _SUCCESS = 0
 # CUresult, cuda.h
 _HINTS = {
     1: "the memory is of a kind that cannot be locked, such as a file's",
-    2: "the machine or the process's limit on locked memory leaves too little: raise it (ulimit -l unlimited, or "
-    "--ulimit memlock=-1 for a container)",
-    304: "the system does not let this process lock so much memory: raise its limit (ulimit -l unlimited, or "
-    "--ulimit memlock=-1 for a container)",
+    2: "the machine leaves too little memory that can be locked",
+    304: "the system does not let this process lock so much memory",
     712: "a part of it is registered already",
     801: "this system's driver does not support it, as under WSL",
 }
 _HINTS[999] = _HINTS[304]
+_MAY_BE_THE_LIMIT = (2, 304, 999)
 _STAGED = "set offload.engine=staged, which needs no locked tables"
 
 
@@ -102,19 +102,23 @@ class PinnedMemory:
     """A registration of host memory, from when it is made until `close`.
 
     Args:
-        words_N: contiguous host memory, held for as long as it is registered. All of it must be touched, or the driver
-            touches it, on one core.
+        words_N: contiguous host memory from the start of a page on, held for as long as it is registered. All of it
+            must be touched, or the driver touches it, on one core.
         driver: of the GPU.
-        chunk_bytes: of one registration.
+        chunk_bytes: of one registration: whole pages.
 
     Raises:
         PinError: the driver refuses; what it had registered before is undone.
+        ValueError: memory or chunks begin within a page.
     """
 
     pointer: int
     """Where the GPU finds the memory, as one contiguous piece."""
 
     def __init__(self, words_N: Tensor, driver: Driver, chunk_bytes: int = CHUNK_BYTES) -> None:
+        # Whole pages are registered: two chunks with a page in common are one that is registered already.
+        if words_N.data_ptr() % mmap.PAGESIZE or chunk_bytes % mmap.PAGESIZE:
+            raise ValueError(f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not whole pages")
         self._words_N, self._driver = words_N, driver
         self._registered: list[int] = []
         # Memory that is unmapped while it is registered is never given back to the system.
@@ -170,6 +174,7 @@ class PinnedMemory:
     def _require(self, code: int, what: str) -> None:
         if code != _SUCCESS:
             reasons = [_HINTS[code]] if code in _HINTS else []
+            reasons += locking_limits() if code in _MAY_BE_THE_LIMIT else []
             what = f"{what} of host memory for the GPU failed with {self._driver.name(code)}"
             raise PinError(f"{what}: {'; or '.join([*reasons, _STAGED])}")
 

@@ -22,19 +22,15 @@ class PlanUploads:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Told apart from "the current GPU", which is another one for the planner's thread.
-        on_gpu = device.type == "cuda" and device.index is None
-        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else device
-        self._streams = streams_of(self._device)
+        self._device, self._streams = device, streams_of(device)
         self._stream = self._streams.new()
         self._sent: dict[int, tuple[tuple[ModulePlan, ...], Event]] = {}
 
     def pin(self, plan: Plan) -> Plan:
-        """The plan in memory that can be sent asynchronously; for the planner's thread."""
+        """The plan in memory that can be sent asynchronously. The device must be the calling thread's."""
         if self._device.type == "cpu":
             return plan
-        with torch.cuda.device(self._device):  # a thread begins with GPU 0
-            return replace(plan, modules=tuple(_each(part, _pinned) for part in plan.modules))
+        return replace(plan, modules=tuple(_each(part, _pinned) for part in plan.modules))
 
     def send(self, step: int, plan: Plan) -> None:
         """Starts to send a pinned plan, once."""

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import torch
+
 from offload.plan import Plan, TokenBatch
 from offload.workers import background_worker
 
@@ -14,6 +16,7 @@ class Planner:
     Args:
         make: plans the micro-batches of a step; collective.
         batches: this rank's micro-batches of a step, a pure function of the step number.
+        device: where the plans are sent from host memory that is pinned for it.
         threads: cores that planning may take.
     """
 
@@ -21,10 +24,11 @@ class Planner:
         self,
         make: Callable[[Sequence[TokenBatch]], Plan],
         batches: Callable[[int], Sequence[TokenBatch]],
+        device: torch.device,
         threads: int = 1,
     ) -> None:
         self._make, self._batches = make, batches
-        self._thread = background_worker("engram-plan", threads)
+        self._thread = background_worker("engram-plan", device, threads)
         self._plans: dict[int, Future[Plan]] = {}
         self._busy_s = 0.0
 

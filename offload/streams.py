@@ -35,7 +35,7 @@ class Streams(Protocol):
     """The streams of a device."""
 
     def new(self) -> Stream:
-        """A stream that yields to the others where the device can choose."""
+        """A stream of the lowest priority that the device has."""
 
     def current(self) -> Stream:
         """The stream that this thread gives its work to."""
@@ -59,7 +59,9 @@ class CudaStreams:
 
     def new(self) -> Stream:
         """See `Streams.new`."""
-        return torch.cuda.Stream(self._device, priority=0)  # the lowest there is
+        # Not below the model's: what it computes is on the default stream, whose priority is this one too and cannot be
+        # changed. Transfers would yield to it only if it ran on a stream of its own above them, of negative priority.
+        return torch.cuda.Stream(self._device, priority=0)
 
     def current(self) -> Stream:
         """See `Streams.current`."""

@@ -109,7 +109,10 @@ class EngramTables:
         # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
         shards = self.sharding, self._rank, host_group
         self._planner = Planner(
-            lambda batches: uploads.pin(make_plan(batches, addresses, *shards)), batches, config.planner_threads
+            lambda batches: uploads.pin(make_plan(batches, addresses, *shards)),
+            batches,
+            self.device,
+            config.planner_threads,
         )
         self._group, self._num_steps = group, num_steps
         self._batches = batches
@@ -124,7 +127,7 @@ class EngramTables:
             return ResidentStore(*shard)
         beside = self.device.type in _DECIDING_BESIDE and not self._config.verify
         window = WindowStore(self._config, *shard, may_wait=beside)
-        return BackgroundStore(window, self.device) if beside else window
+        return BackgroundStore(window) if beside else window
 
     @property
     def window_bytes(self) -> int:

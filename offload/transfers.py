@@ -97,7 +97,7 @@ def open_transfers(
     except PinError as error:
         _log.warning("offload.engine: staged, since %s", error)
         return staged
-    fastest = _faster(zero_copy, staged, len(host.records_RW), window_CW)
+    fastest = _faster(zero_copy, staged, shard.layout.version(host.records_RW), window_CW)
     if fastest is staged:
         host.unpin()
     return fastest
@@ -125,12 +125,18 @@ def _staging_threads() -> int:
     return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
 
 
-def _faster(one: Transfers, other: Transfers, num_rows: int, window_CW: Tensor) -> Transfers:
-    """Times fetches into slots that are still free; ends the slower engine."""
-    count = min(num_rows, len(window_CW), _SAMPLE_ROWS)
+def _faster(one: Transfers, other: Transfers, version_R: Tensor, window_CW: Tensor) -> Transfers:
+    """Times fetches into slots that are still free; ends the slower engine. Versions are as before afterwards."""
+    count = min(len(version_R), len(window_CW), _SAMPLE_ROWS)
     slots = torch.arange(count)
-    rows = slots * (num_rows // max(1, count))
-    seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
+    rows = slots * (len(version_R) // max(1, count))
+    stored = version_R[rows]
+    # The CPU draws the values of rows that were never updated far slower than it copies, but each row only once.
+    version_R[rows] = 1
+    try:
+        seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
+    finally:
+        version_R[rows] = stored
     fastest, slowest = sorted(seconds, key=lambda engine: seconds[engine])
     nbytes = count * window_CW.shape[1] * window_CW.element_size()
     rates = ", ".join(f"{engine.name} {nbytes / 1e9 / s:.1f} GB/s" for engine, s in seconds.items())

@@ -36,8 +36,8 @@ class CpuTransfers:
     ) -> None:
         self._host_RW, self._window_CW = host_RW, window_CW
         self._initial, self._link = shard.initial(window_CW.device), link
-        self._fetcher = background_worker("engram-fetch")
-        self._writer = background_worker("engram-writeback")
+        self._fetcher = background_worker("engram-fetch", window_CW.device)
+        self._writer = background_worker("engram-writeback", window_CW.device)
 
     def fetch(self, rows: Tensor, slots: Tensor) -> WorkerCopy:
         """See `Transfers.fetch`."""

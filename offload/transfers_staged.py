@@ -51,8 +51,8 @@ class StagedTransfers:
         self._in, self._out = streams.new(), streams.new()
         self._incoming = deque(self._new_chunk() for _ in range(_CHUNKS))
         self._outgoing = deque(self._new_chunk() for _ in range(_CHUNKS))
-        self._fetcher = background_worker("engram-fetch", threads)
-        self._writer = background_worker("engram-writeback", threads)
+        self._fetcher = background_worker("engram-fetch", window_CW.device, threads)
+        self._writer = background_worker("engram-writeback", window_CW.device, threads)
 
     def fetch(self, rows: Tensor, slots: Tensor) -> HandedCopy:
         """See `Transfers.fetch`."""

@@ -58,6 +58,9 @@ class UploadRing:
     def _place(self, size: int) -> range:
         if size > len(self._here):
             raise ValueError(f"{size} numbers for a ring of {len(self._here)}")
+        # Calls of few numbers, or none, would keep their events for as long as the ring takes to come round.
+        while self._taken and self._taken[0][1].query():
+            self._taken.popleft()
         start = self._end if self._end + size <= len(self._here) else 0
         place = range(start, start + size)
         # In the order of one stream, whatever was taken before a place that is free again is free too.

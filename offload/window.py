@@ -50,8 +50,7 @@ class WindowStore:
             num_rows,
             layout.words,
             file_folder=config.host_file,
-            touch_pages=True if config.host_touch is None and pins(config, device) else config.host_touch,
-            pinned=pins(config, device) and config.engine == "zero_copy",
+            touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
             device=device,
         )
         self.records = zeros_on(device, num_slots, layout.words)

@@ -32,7 +32,7 @@ class HostLink:
 
     def __init__(self, device: torch.device, host_bytes: int, device_bytes: int) -> None:
         self.device, self._on_gpu = device, device.type == "cuda"
-        self._table = HostTable(host_bytes // 4, 1, touch_pages=True, pinned=self._on_gpu, device=device)
+        self._table = HostTable(host_bytes // 4, 1, touch_pages=True, device=device)
         self.host_N = self._table.records_RW.flatten()
         self.host_N.view(torch.int32).fill_(1)
         # As the device sees it.

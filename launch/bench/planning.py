@@ -89,7 +89,7 @@ def _time_addresses(workload: Workload, options: BenchOptions, threads: int) -> 
         book.all_rows(tokens_BT, positions_BT)
         return 1e3 * (time.perf_counter() - started)
 
-    with background_worker("addresses", threads) as worker:
+    with background_worker("addresses", torch.device("cpu"), threads) as worker:
         tokens = [
             torch.randint(_VOCABULARY, (1, workload.tokens), generator=generator) for _ in range(options.total_steps)
         ]

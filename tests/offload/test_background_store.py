@@ -13,7 +13,6 @@ from tests.offload.tables_job import run_job
 from tests.offload.test_tables import JOB, TABLES, TINY, save_and_resume
 
 ROWS = torch.arange(3)
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 4])
@@ -68,7 +67,7 @@ class Store:
 
 def test_the_loop_goes_on_until_it_needs_an_answer() -> None:
     store = Store()
-    beside = BackgroundStore(store, CPU)  # type: ignore[arg-type]
+    beside = BackgroundStore(store)  # type: ignore[arg-type]
     for step in (1, 2, 3):
         assert beside.prefetch(step, ROWS)
     assert store.asked == []

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -169,11 +170,38 @@ class SlowEngine:
 def test_auto_times_both_engines_and_keeps_the_faster(faster: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     engines = [SlowEngine(name, 0.0 if name == faster else 0.02) for name in ("zero_copy", "staged")]
-    kept = transfers._faster(*engines, 1000, torch.zeros(50, 19))
+    kept = transfers._faster(*engines, torch.zeros(1000, dtype=torch.int32), torch.zeros(50, 19))
     assert kept.name == faster
     assert [engine.closed for engine in engines] == [engine.name != faster for engine in engines]
     assert all(engine.fetched >= 50 for engine in engines)
     assert f"offload.engine: {faster} (measured: zero_copy " in caplog.text
+
+
+def test_auto_times_rows_whose_values_nobody_has_to_draw() -> None:
+    rows_of, host_RW = shard(), torch.randn(300, 19)
+    version_R = rows_of.layout.version(host_RW)
+    version_R[:] = torch.arange(300, dtype=torch.int32) % 3
+    before_RW, drawn, window_CW = host_RW.clone(), [], torch.zeros(100, 19)
+
+    def complete(records_BW: torch.Tensor, rows: torch.Tensor) -> None:
+        drawn.extend((rows_of.layout.version(records_BW) == 0).nonzero().flatten().tolist())
+
+    engines = [StagedTransfers(host_RW, window_CW, complete, HostStreams()) for _ in range(2)]
+    transfers._faster(*engines, version_R, window_CW).close()
+    assert drawn == []
+    assert torch.equal(window_CW[:, :-1], before_RW[::3, :-1]), "the sample was not fetched"
+    assert torch.equal(host_RW.view(torch.int32), before_RW.view(torch.int32))
+
+
+def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's driver does not look at it, and containers begin with a low one."""
+    real = resource.getrlimit
+    monkeypatch.setattr(
+        "resource.getrlimit", lambda which: (8192, 8192) if which == resource.RLIMIT_MEMLOCK else real(which)
+    )
+    monkeypatch.setattr("offload.window.pins", lambda config, device: True)
+    outcome = run_job(Job(steps=2), OffloadConfig(engine="zero_copy", window_rows=TINY))
+    assert outcome.fetched > 0
 
 
 class OnGpu(torch.Tensor):

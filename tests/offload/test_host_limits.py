@@ -66,19 +66,6 @@ def test_the_commit_limit_counts_where_the_system_keeps_it(mode: int, bounded: b
 
 
 @pytest.mark.parametrize(
-    ("pinned", "capabilities", "bounded"),
-    [(False, "0", False), (True, "0", True), (True, "00000000a80425fb", True), (True, "000001ffffffffff", False)],
-)
-def test_locked_memory_counts_only_for_pinned_shards_without_the_capability(
-    pinned: bool, capabilities: str, bounded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda which: (8 * MIB, 8 * MIB))
-    write(tmp_path / "proc/self/status", f"Name:\tpython\nCapEff:\t{capabilities}")
-    sources = [limit.source for limit in memory_limits(pinned=pinned, root=tmp_path)]
-    assert ("the process's limit RLIMIT_MEMLOCK of 8.00 MiB" in sources) == bounded
-
-
-@pytest.mark.parametrize(
     ("nbytes", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (3 << 29, "1.50 GiB"), (1 << 60, "1048576.00 TiB")],
 )

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from offload.host_numa import home_nodes, place
+from offload import host_table
+from offload.host_memory import touch
+from offload.host_numa import home_nodes, on_cores_of, place
+from offload.host_table import HostTable
 from tests.offload.test_host_cgroup import write
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -98,6 +102,71 @@ def test_nothing_is_asked_without_a_choice_or_on_an_unknown_processor(monkeypatc
 def test_a_refusal_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert place(torch.zeros(10), {1}, Kernel(answer=-1)) == set()
+
+
+@pytest.fixture
+def one_core(machine: Path) -> int:
+    """The only core of the machine's node 1: one that this process may really run on. Node 0 has cores of nobody."""
+    core = max(os.sched_getaffinity(0))
+    write(machine / "sys/devices/system/node/node0/cpulist", "100000")
+    write(machine / "sys/devices/system/node/node1/cpulist", core)
+    return core
+
+
+def cores_of_a_new_thread() -> set[int]:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(os.sched_getaffinity, 0).result()
+
+
+def test_threads_run_on_a_nodes_cores_until_the_end(machine: Path, one_core: int) -> None:
+    before = os.sched_getaffinity(0)
+    with on_cores_of({1}, machine) as at_home:
+        assert at_home
+        assert cores_of_a_new_thread() == {one_core}
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(OSError, match="while touching"), on_cores_of({1}, machine):
+        raise OSError("while touching")
+    assert os.sched_getaffinity(0) == before
+    with on_cores_of({0}, machine) as at_home:
+        assert not at_home
+        assert cores_of_a_new_thread() == before
+
+
+@pytest.mark.parametrize(
+    ("node", "touch_pages", "instead"),
+    [
+        (1, True, "pages were touched from cores there instead"),
+        (0, True, "pages come from where they are first written"),
+        (1, False, "pages come from where they are first written"),
+    ],
+)
+def test_pages_that_the_system_does_not_place_are_touched_at_home(
+    node: int,
+    touch_pages: bool,
+    instead: str,
+    machine: Path,
+    one_core: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before, touched_from = os.sched_getaffinity(0), []
+
+    def watched_touch(words_N: torch.Tensor, threads: int) -> None:
+        touched_from.append((cores_of_a_new_thread(), threads))
+        touch(words_N, threads)
+
+    monkeypatch.setattr(host_table, "home_nodes", lambda device: {node})
+    monkeypatch.setattr(host_table, "place", lambda words_N, nodes: place(words_N, nodes, Kernel(answer=-1)))
+    monkeypatch.setattr(host_table, "on_cores_of", lambda nodes: on_cores_of(nodes, machine))
+    monkeypatch.setattr(host_table, "touch", watched_touch)
+    table = HostTable(1000, 7, touch_pages=touch_pages)
+    # As many threads as this rank's share of all cores, since the machine's other ranks have other nodes' cores too.
+    assert touched_from == ([({one_core} if node == 1 else before, len(before))] if touch_pages else [])
+    assert os.sched_getaffinity(0) == before
+    assert [record.message for record in caplog.records] == [
+        f"the system places no memory on NUMA node {node} (a container needs CAP_SYS_NICE): {instead}"
+    ]
+    assert "NUMA" not in table.describe()
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="asks the kernel")

@@ -1,20 +1,24 @@
 """Host memory registered chunk by chunk: whatever fails, nothing stays registered, and one line says why."""
 
 import gc
+import mmap
 import re
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from offload import pinned_memory
+from offload.host_memory import map_anonymous
 from offload.host_table import HostTable
 from offload.pinned_memory import CudaDriver, PinError, PinnedMemory
 
-CHUNK = 1 << 12
+CHUNK = mmap.PAGESIZE
 CPU = torch.device("cpu")
 NAMES = {1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 4: "CUDA_ERROR_DEINITIALIZED"}
-NAMES |= {304: "CUDA_ERROR_OPERATING_SYSTEM", 801: "CUDA_ERROR_NOT_SUPPORTED"}
+NAMES |= {304: "CUDA_ERROR_OPERATING_SYSTEM", 712: "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"}
+NAMES |= {801: "CUDA_ERROR_NOT_SUPPORTED"}
 
 
 class FakeDriver:
@@ -29,9 +33,16 @@ class FakeDriver:
     def register(self, address: int, nbytes: int) -> int:
         if code := self._code("register"):
             return code
-        assert not any(start < address + nbytes and address < start + size for start, size in self.registered.items())
+        first, last = address // CHUNK, (address + nbytes - 1) // CHUNK
+        if not self.registered_pages.isdisjoint(range(first, last + 1)):
+            return 712
         self.registered[address] = nbytes
         return 0
+
+    @property
+    def registered_pages(self) -> set[int]:
+        spans = (range(start // CHUNK, -(-(start + size) // CHUNK)) for start, size in self.registered.items())
+        return {page for span in spans for page in span}
 
     def unregister(self, address: int) -> int:
         self.mapped_while_registered.append(is_mapped(address))
@@ -57,7 +68,7 @@ def is_mapped(address: int) -> bool:
 
 
 def words(chunks: float) -> torch.Tensor:
-    return torch.zeros(int(chunks * CHUNK) // 4)
+    return torch.frombuffer(map_anonymous(int(chunks * CHUNK)), dtype=torch.float32)
 
 
 def test_memory_is_registered_in_chunks_and_given_back_once() -> None:
@@ -79,6 +90,14 @@ def test_no_registration_is_larger_than_drivers_take() -> None:
     assert driver.calls["register"] == 1
 
 
+def test_chunks_that_share_a_page_are_refused_before_the_driver_does() -> None:
+    driver, memory = FakeDriver(), words(3)
+    for part, chunk in ((memory[16:], CHUNK), (memory, CHUNK + 64)):
+        with pytest.raises(ValueError, match=rf"^memory at {part.data_ptr():#x} in chunks of {chunk} bytes is not "):
+            PinnedMemory(part, driver, chunk)
+    assert driver.calls["register"] == 0
+
+
 @pytest.mark.parametrize("call", ["register", "device_pointer"])
 @pytest.mark.parametrize("chunk", [0, 2, 4])
 def test_a_failure_half_way_undoes_what_was_registered(call: str, chunk: int) -> None:
@@ -96,15 +115,25 @@ def test_a_failure_half_way_undoes_what_was_registered(call: str, chunk: int) ->
         (1, "registering 4.00 KiB of 8.00 KiB of host memory for the GPU failed with CUDA_ERROR_INVALID_VALUE: the "
             "memory is of a kind that cannot be locked, such as a file's; or set offload.engine=staged, which needs "
             "no locked tables"),
-        (2, "leaves too little: raise it (ulimit -l unlimited, or --ulimit memlock=-1 for a container); or set"),
+        (2, "CUDA_ERROR_OUT_OF_MEMORY: the machine leaves too little memory that can be locked; or the "
+            "process's limit RLIMIT_MEMLOCK of 8.00 MiB counts here: raise it (ulimit -l unlimited), or start the "
+            "container with --ulimit memlock=-1; or set"),
         (4, "failed with CUDA_ERROR_DEINITIALIZED: set offload.engine=staged, which needs no locked tables"),
-        (304, "raise its limit (ulimit -l unlimited"),
+        (304, "does not let this process lock so much memory; "
+              "or the process's limit RLIMIT_MEMLOCK of 8.00 MiB counts"),
         (801, "driver does not support it, as under WSL; or set offload.engine=staged"),
     ],
 )  # fmt: skip
-def test_the_message_says_what_failed_and_what_to_do(code: int, hint: str) -> None:
+def test_the_message_says_what_failed_and_what_to_do(code: int, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (8 << 20, 8 << 20))
     with pytest.raises(PinError, match=re.escape(hint)):
         PinnedMemory(words(2), FakeDriver({("register", 0): code}), CHUNK)
+
+
+def test_the_limit_on_locked_memory_is_named_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with pytest.raises(PinError, match=r"too little memory that can be locked; or set offload.engine=staged"):
+        PinnedMemory(words(2), FakeDriver({("register", 0): 2}), CHUNK)
 
 
 def test_memory_that_the_gpu_sees_in_pieces_is_refused() -> None:
@@ -143,7 +172,7 @@ def same_memory(array: object, device: torch.device) -> torch.Tensor:
 
 def test_a_table_is_unregistered_before_its_memory_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinned_memory.torch, "as_tensor", same_memory)
-    driver, table = FakeDriver(), HostTable(1000, 7, pinned=True)
+    driver, table = FakeDriver(), HostTable(1000, 7, touch_pages=True)
     view = table.pin(driver, CPU)
     assert (view.data_ptr(), view.shape) == (table.records_RW.data_ptr(), (1000, 7))
     assert table.describe().startswith("27.34 KiB of pinned memory")
@@ -175,7 +204,7 @@ def test_an_empty_shard_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_what_one_side_writes_the_other_reads() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    table = HostTable(100_000, 61, pinned=True, device=device)
+    table = HostTable(100_000, 61, touch_pages=True, device=device)
     view = table.pin(CudaDriver(device), device)
     assert table.records_RW.is_pinned()
     assert (view.device, view.shape) == (device, table.records_RW.shape)
@@ -195,7 +224,7 @@ def test_what_one_side_writes_the_other_reads() -> None:
 @pytest.mark.gpu
 def test_real_memory_in_many_chunks_is_one_piece() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    memory = torch.zeros(1 << 22)
+    memory = torch.frombuffer(map_anonymous(4 << 22), dtype=torch.float32)
     pinned = PinnedMemory(memory, CudaDriver(device), 1 << 20)
     view = pinned.view(device)
     view.copy_(torch.arange(len(memory), device=device))
@@ -208,7 +237,7 @@ def test_real_memory_in_many_chunks_is_one_piece() -> None:
 @pytest.mark.gpu
 def test_a_real_failure_leaves_no_error_behind_for_later_launches() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    memory = torch.zeros(1 << 20)
+    memory = torch.frombuffer(map_anonymous(4 << 20), dtype=torch.float32)
     first = PinnedMemory(memory, CudaDriver(device))
     with pytest.raises(PinError, match="ALREADY_REGISTERED: a part of it is registered already"):
         PinnedMemory(memory, CudaDriver(device))

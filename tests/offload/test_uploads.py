@@ -65,6 +65,16 @@ def test_the_host_does_not_wait_while_there_is_room() -> None:
     assert waited == [0]
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_what_the_device_is_done_with_is_forgotten(size: int) -> None:
+    """A window that holds all rows fetches none, in every step of a run."""
+    ring = UploadRing(HostStreams(), CPU, 1 << 16)
+    for _ in range(100):
+        ring.put(torch.arange(size))
+        ring.keep_until(HostStreams().current().record_event())
+    assert len(ring._taken) == 1
+
+
 def test_more_than_the_ring_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match="48 numbers for a ring of 32"):
         UploadRing(HostStreams(), CPU, 32).put(torch.arange(40))
