@@ -9,9 +9,9 @@ from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
 from launch.bench.report import Cell, Section
 
-_SIZE = {"cuda": 8192, "cpu": 1024}
-_SECONDS = {"cuda": 0.5, "cpu": 1.0}
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SIZE = {"cuda": 8192, "cpu": 1024}
+SECONDS = {"cuda": 0.5, "cpu": 1.0}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def measure_peak(options: BenchOptions, progress: Progress) -> Section:
@@ -21,11 +21,11 @@ def measure_peak(options: BenchOptions, progress: Progress) -> Section:
         ValueError: there is no such device.
     """
     device = open_device(options.device)
-    size = _SIZE[device.type]
-    clock = clock_of(device, _SECONDS[device.type])
-    progress.expect(len(_DTYPES))
+    size = SIZE[device.type]
+    clock = clock_of(device, SECONDS[device.type])
+    progress.expect(len(DTYPES))
     rows: list[dict[str, Cell]] = []
-    for name, dtype in _DTYPES.items():
+    for name, dtype in DTYPES.items():
         rate = matmul_rate(device, clock, size, dtype)
         rows.append({"dtype": name, "size": size, "TFLOP_per_s": rate / 1e12})
         progress.advance()

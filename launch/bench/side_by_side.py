@@ -275,6 +275,33 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def _keep(known: dict[str, Any], answer: str | None) -> None:
+    if answer:
+        Path(answer).write_text(json.dumps(known), encoding="utf-8")
+
+
+def _utilisation(lane: Lane, found: dict[str, Any]) -> str:
+    """Model FLOPs utilisation of the resident run, beside a product of large matrices on the same device."""
+    from launch.bench.clock import clock_of, matmul_rate
+    from launch.bench.peak import DTYPES, SECONDS, SIZE
+    from model.census import take_census
+    from model.flops import flops_per_token
+
+    job, device = lane.run.job, lane.run.engine.device
+    tokens = job.train.global_batch_size * job.data.sequence_length
+    flops = tokens * flops_per_token(job.model, take_census(job.model), job.data.sequence_length).total
+    step_ms = found["section"]["rows"][0]["step_ms"]
+    if step_ms is None:
+        return "no step was timed"
+    kind = device.type
+    peak = matmul_rate(device, clock_of(device, SECONDS[kind]), SIZE[kind], DTYPES[job.train.dtype])
+    rate = flops / (1e-3 * step_ms["median"])
+    return (
+        f"{tokens:,} tokens and {flops / 1e12:.3g} TFLOP a step, resident: {rate / 1e12:.3g} TFLOP/s, "
+        f"{100 * rate / peak:.1f} % of the {peak / 1e12:.3g} TFLOP/s of a {job.train.dtype} matrix product"
+    )
+
+
 @click.command(context_settings={"show_default": True})
 @click.argument("job")
 @click.argument("overrides", nargs=-1)
@@ -319,9 +346,10 @@ def main(
             rounds=rounds,
             deadline=deadline,
             traces=Path(traces) if traces else None,
-            so_far=lambda known: Path(answer).write_text(json.dumps(known), encoding="utf-8") if answer else None,
+            so_far=lambda known: _keep(known, answer),
         )
     Section.from_json(found["section"]).show(Console(width=140))
+    print(_utilisation(resident, found))
     sys.stdout.flush()
     # Not through the interpreter's end: it would wait for threads and groups of runs that nobody needs any more.
     os._exit(0)

@@ -48,7 +48,7 @@ def _pinning(gib: float) -> dict[str, Any]:
     torch.cuda.init()
     torch.zeros(1, device=device)
     started = time.perf_counter()
-    table = HostTable(int(gib * 2**30) // 4 // 256, 256, touch_pages=True, pinned=True, device=device)
+    table = HostTable(int(gib * 2**30) // 4 // 256, 256, touch_pages=True, device=device)
     touched = time.perf_counter()
     table.pin(CudaDriver(device), device)
     pinned = time.perf_counter()
