@@ -1,6 +1,7 @@
 """Compiles what Triton calls launch, in a process of its own: kernels defined in this one are the interpreter's."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,11 @@ def resources_of_launches(calls: Callable[[], object]) -> list[tuple[str, "Resou
     return _in_own_process(_weigh, calls)
 
 
+def columns_side_by_side(calls: Callable[[], object]) -> list[tuple[str, set[str]]]:
+    """Like `compile_launches`: the name of every kernel, and how many neighbours one thread has in its blocks."""
+    return _in_own_process(_lay_out, calls)
+
+
 def _in_own_process(work: Callable[[Callable[[], object]], list[T]], calls: Callable[[], object]) -> list[T]:
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -51,3 +57,13 @@ def _weigh(calls: Callable[[], object]) -> list[tuple[str, "Resources"]]:
     with compiling() as kernels:
         calls()
     return [(kernel.metadata.name, resources(kernel)) for kernel in kernels]
+
+
+def _lay_out(calls: Callable[[], object]) -> list[tuple[str, set[str]]]:
+    from tests.kernels.ahead_of_time import compiling
+
+    with compiling() as kernels:
+        calls()
+    return [
+        (kernel.metadata.name, set(re.findall(r"sizePerThread = \[(.*?)\]", kernel.asm["ttgir"]))) for kernel in kernels
+    ]
