@@ -17,8 +17,8 @@ from torch import Tensor
 from kernels import compiled_loops
 from kernels.row_init import initial_rows
 
-PROGRAMS = 16
-"""On how many of a GPU's processors a copy runs by default: they are lost to what is computed meanwhile."""
+PROGRAMS = 8
+"""How many run for a copy by default, each on one of a GPU's processors, of which it takes up a sixth or less."""
 
 _CHUNK_BYTES = 1 << 20  # of records that stay in a core's cache between two copies
 
@@ -49,7 +49,7 @@ def fetch_records(
         row_dtype: of the weights: torch.float32, or torch.bfloat16 with two in a word.
         seed: of the table, for the initial values; see `kernels.row_init.initial_rows`.
         std: of the initial values, which are rounded to the nearest value of the rows' dtype.
-        programs: at most so many run at a time. GPU only.
+        programs: that copy, at most so many at a time; what draws initial values is not counted. GPU only.
 
     Rows, slots and ranges are on the window's device.
 

@@ -29,6 +29,9 @@ _CHECK_EVERY = tl.constexpr(16)  # steps between two looks whether a row's weigh
 _CHECK_MOMENTS_EVERY = tl.constexpr(64)  # the same for its moments
 _LEAST_ROOT = tl.constexpr(2.0**-62)  # below which the second moment is a denormal
 _LEAST_MOVE = tl.constexpr(2.0**-26)  # of a weight: less than half of the distance to the next float
+# Moments of the columns that a row has not, up to the next power of two. Roots and quotients of zeros, as of denormals,
+# go a longer way on a GPU, and what one column of a warp needs all of them wait for.
+_IDLE = tl.constexpr(1.0)
 
 
 def read_rows(
@@ -180,12 +183,17 @@ def _move(
 
 @triton.jit
 def _at_rest(
-    weights: tl.tensor, means: tl.tensor, squares: tl.tensor, eps: tl.tensor, peak_step_size: tl.tensor
+    weights: tl.tensor,
+    means: tl.tensor,
+    squares: tl.tensor,
+    inside: tl.tensor,
+    eps: tl.tensor,
+    peak_step_size: tl.tensor,
 ) -> tl.tensor:
     """1 if no later step without gradient changes the weights, else 0: see `kernels.row_adam._count_resting`."""
     bound = tl.div_rn(tl.abs(means), tl.sqrt_rn(squares) + eps) + _LEAST_ROOT
     rests = (4.0 * peak_step_size * bound <= tl.abs(weights) * _LEAST_MOVE) | (means == 0.0)
-    return tl.min(rests.to(tl.int32), axis=0)
+    return tl.min((rests | ~inside).to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -193,6 +201,7 @@ def _replay(
     weights: tl.tensor,
     means: tl.tensor,
     squares: tl.tensor,
+    inside: tl.tensor,
     scalars: tl.tensor,
     last: tl.tensor,
     now: tl.tensor,
@@ -215,7 +224,7 @@ def _replay(
             weights = _move(weights, means, squares, scalars, missed, eps)
         if RESTS:
             peak_step_size = peak_rate / (1.0 - tl.exp2(end.to(tl.float32) * log2_beta1))
-            resting = _at_rest(weights, means, squares, eps, peak_step_size)
+            resting = _at_rest(weights, means, squares, inside, eps, peak_step_size)
         step = end + 1
     still = 0
     while (step <= now) & (still == 0):
@@ -225,12 +234,14 @@ def _replay(
             means, squares = _decay(means, squares, lerp, beta2, FAR)
         # A moment's size never grows, so one that is what it was has not changed between, and never will.
         kept = same_bits(means, before_means) & same_bits(squares, before_squares)
-        still = tl.min(kept.to(tl.int32), axis=0)
+        still = tl.min((kept | ~inside).to(tl.int32), axis=0)
         step = end + 1
     return weights, means, squares
 
 
-@triton.jit(do_not_specialize=["slots", "now"])
+# No alignment is told of records and of what lies beside them: then a warp's threads have neighbouring columns, not
+# four each, of which unaligned records would be loaded with gaps.
+@triton.jit(do_not_specialize=["slots", "now"], do_not_specialize_on_alignment=["records", "out"])
 def _read_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
@@ -259,15 +270,18 @@ def _read_kernel(
     last = tl.load(record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + 2 * DIM)
     weights = load_weights(record, columns, inside, BF16)
     if (last > 0) & (last < now):
-        means = tl.load(record + WEIGHT_WORDS + columns, mask=inside, other=0.0)
-        squares = tl.load(record + WEIGHT_WORDS + DIM + columns, mask=inside, other=0.0)
+        means = tl.load(record + WEIGHT_WORDS + columns, mask=inside, other=_IDLE)
+        squares = tl.load(record + WEIGHT_WORDS + DIM + columns, mask=inside, other=_IDLE)
         weights, _, _ = _replay(
-            weights, means, squares, scalars, last, now, lerp, beta2, eps, peak_rate, log2_beta1, FAR, RESTS
+            weights, means, squares, inside, scalars, last, now, lerp, beta2, eps, peak_rate, log2_beta1, FAR, RESTS
         )
     tl.store(out + row * row_stride + columns.to(tl.int64) * column_stride, weights, mask=inside)
 
 
-@triton.jit(do_not_specialize=["slots", "row_ids", "scale", "step", "key"])
+@triton.jit(
+    do_not_specialize=["slots", "row_ids", "scale", "step", "key"],
+    do_not_specialize_on_alignment=["records", "grads"],
+)
 def _update_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
@@ -305,17 +319,17 @@ def _update_kernel(
     places = grads + row * row_stride + columns.to(tl.int64) * column_stride
     grad = load_gradients(places, inside, scale, SCALE_ON_DEVICE)
     weights = load_weights(record, columns, inside, BF16)
-    means = tl.load(mean_places, mask=inside, other=0.0)
-    squares = tl.load(mean_places + DIM, mask=inside, other=0.0)
+    means = tl.load(mean_places, mask=inside, other=_IDLE)
+    squares = tl.load(mean_places + DIM, mask=inside, other=_IDLE)
     if REPLAYS:
         weights, means, squares = _replay(
-            weights, means, squares, scalars, tl.load(version), step - 1, lerp, beta2, eps, peak_rate, log2_beta1,
-            FAR, RESTS
+            weights, means, squares, inside, scalars, tl.load(version), step - 1, lerp, beta2, eps, peak_rate,
+            log2_beta1, FAR, RESTS
         )  # fmt: skip
     start = grad if FAR else means
     means = tl.fma(lerp, grad - means, start)
     squares = tl.fma(one_minus_beta2 * grad, grad, squares * beta2)
-    weights = _move(weights, means, squares, scalars, step, eps)
+    weights = tl.where(inside, _move(weights, means, squares, scalars, step, eps), 0.0)
     if BF16:
         weights = stochastic_round(weights, tl.load(row_ids + row * id_stride), columns, key)
     store_weights(record, columns, weights, columns >= 0, WEIGHT_WORDS, BF16)

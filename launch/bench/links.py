@@ -65,7 +65,7 @@ def measure_links(options: BenchOptions, progress: Progress) -> Section:
     copied = min(_COPIED[device.type], host_bytes // 4)
     link = HostLink(device, host_bytes, 2 * copied)
     try:
-        ways = list(_ways(link, copied))
+        ways = list(_ways(link, copied, options.record_bytes or _RECORD_BYTES, options.programs or _PROGRAMS))
         progress.expect(len(ways))
         rows, rates = [], {}
         for way in ways:
@@ -82,16 +82,18 @@ def measure_links(options: BenchOptions, progress: Progress) -> Section:
     return Section(title, rows, measures, _notes(device, host_bytes, copied, rates))
 
 
-def _ways(link: HostLink, copied: int) -> Iterator[_Way]:
+def _ways(
+    link: HostLink, copied: int, record_bytes: tuple[int, ...], programs_in_turn: tuple[int, ...]
+) -> Iterator[_Way]:
     on_gpu = link.device.type == "cuda"
     engine = "copy engine" if on_gpu else "copy_ of one piece"
     host_N, device_N = link.host_N[: copied // 4], link.device_N[: copied // 4]
     yield _Way(engine, _IN, None, "", None, None, copied, partial(device_N.copy_, host_N, non_blocking=True))
     yield _Way(engine, _OUT, None, "", None, None, copied, partial(host_N.copy_, device_N, non_blocking=True))
     # What the programs of the default number reach comes first: a run that is cut short has these.
-    counts = sorted(_PROGRAMS, key=lambda count: count != PROGRAMS) if on_gpu else [None]
+    counts = sorted(programs_in_turn, key=lambda count: count != PROGRAMS) if on_gpu else [None]
     for programs in counts:
-        for nbytes in _RECORD_BYTES:
+        for nbytes in record_bytes:
             for ordered in (True, False):
                 yield from _record_ways(link, nbytes, copied // nbytes, ordered, programs)
 
@@ -216,7 +218,7 @@ def _within(context: AbstractContextManager[object], work: Callable[[], object])
 def _measures(rates: dict[_Way, Spread | None], lost: dict[str, float | None]) -> list[Measure]:
     found = []
     engine = _engine_rate(rates, _IN)
-    for nbytes in _RECORD_BYTES:
+    for nbytes in sorted({way.record_bytes for way in rates if way.record_bytes}):
         best = max(
             (
                 rate.median
@@ -248,7 +250,10 @@ def _notes(device: torch.device, host_bytes: int, copied: int, rates: dict[_Way,
         f"limit, measured in this run: one piece, {engines}",
     ]
     if device.type == "cuda":
-        return [*notes, "kernel: programs that reach into pinned memory over the bus; each occupies one processor (SM)"]
+        return [
+            *notes,
+            "kernel: programs that reach into pinned memory over the bus; each takes up a part of a processor (SM)",
+        ]
     return [
         *notes,
         f"no GPU: host to host on {torch.get_num_threads()} thread(s), by the functions that run there; there is no "

@@ -35,6 +35,8 @@ class BenchOptions:
         seconds: that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for all.
         tokens: of a step, in parts `kernels` and `links`; None for as many as suit the device.
         memory_mib: of host memory that part `links` reaches into; None for as much as suits the device.
+        programs: of the kernels in part `links`, on a GPU, each number in turn; none for the usual ones.
+        record_bytes: sizes of records in part `links`, multiples of 4; none for the usual ones.
         overrides: of the job that part `train` trains.
         traces: folder for a trace of each of its settings; None for none.
         partial: file that part `train` keeps what it found so far in; None for none.
@@ -56,6 +58,8 @@ class BenchOptions:
     seconds: float | None = None
     tokens: int | None = None
     memory_mib: int | None = None
+    programs: tuple[int, ...] = ()
+    record_bytes: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     traces: str | None = None
     partial: str | None = None

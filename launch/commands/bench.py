@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from launch.commands.number_list import NumberList
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -164,11 +166,18 @@ def kernels(
 Examples:
   engram bench links
   engram bench links --memory-mib 65536 --json
+  engram bench links --programs 4,8,16 --record-bytes 160,512,964,1024
 """
 )
 @_device
 @click.option(
     "--memory-mib", type=click.IntRange(min=4), help="Host memory reached into; default: 8,192 with a GPU, else 256."
+)
+@click.option("--programs", type=NumberList(1, 1024), help="Of each kernel, in turn; default: 4 to 64. GPU only.")
+@click.option(
+    "--record-bytes",
+    type=NumberList(8, 65_536, multiple_of=4),
+    help="Sizes of records, multiples of 4; default: 160 to 1,152.",
 )
 @_seconds
 @_threads
@@ -176,20 +185,27 @@ Examples:
 def links(
     device: Literal["auto", "cpu", "cuda"],
     memory_mib: int | None,
+    programs: tuple[int, ...] | None,
+    record_bytes: tuple[int, ...] | None,
     seconds: float | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Time what travels between host memory and the GPU: single records by kernels, beside the copy engines.
 
-    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs; each direction alone, and both
-    at once. On a CPU it copies from host to host.
+    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, or as told; each direction
+    alone, and both at once. On a CPU it copies from host to host.
     """
     from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
 
     options = BenchOptions(
-        device=chosen_device(device), memory_mib=memory_mib, seconds=seconds, threads=_thread_count(threads)
+        device=chosen_device(device),
+        memory_mib=memory_mib,
+        programs=programs or (),
+        record_bytes=record_bytes or (),
+        seconds=seconds,
+        threads=_thread_count(threads),
     )
     _run(("links",), options, as_json)
 

@@ -1,10 +1,16 @@
 """Compiles kernels for a GPU that is not there, down to machine code: what the interpreter cannot tell."""
 
 import contextlib
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
@@ -46,3 +52,32 @@ def compiling(capability: int = 90) -> Iterator[list[CompiledKernel]]:
             yield kernels
     finally:
         driver._active = before
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel's machine code takes of a GPU's processor: 32-bit registers and bytes.
+
+    Attributes:
+        registers: of a thread.
+        stack: of a thread, where registers are spilled to.
+        shared: of a program.
+        threads: of a program.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    threads: int
+
+
+def resources(kernel: CompiledKernel) -> Resources:
+    """Reads a kernel's needs from its machine code, with the tool that Triton carries."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code.cubin"
+        code.write_bytes(kernel.asm["cubin"])
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(code)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found is not None, said
+    return Resources(int(found[1]), int(found[2]), kernel.metadata.shared, 32 * kernel.metadata.num_warps)

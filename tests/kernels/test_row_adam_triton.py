@@ -1,7 +1,10 @@
 """The Triton form of Adam on rows has the bits of the reference."""
 
+import functools
+
 import pytest
 import torch
+import triton.language as tl
 
 from kernels.adam_rates import AdamRates
 from kernels.rate_history import RateHistory
@@ -9,7 +12,7 @@ from kernels.row_adam import adam, replay_adam
 from kernels.row_adam_triton import read_rows, update_rows
 from kernels.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels import exact_fma
-from tests.kernels.own_process import compile_launches
+from tests.kernels.own_process import columns_side_by_side, compile_launches, resources_of_launches
 from tests.kernels.row_records import (
     Table,
     far_apart,
@@ -303,7 +306,7 @@ def test_what_does_not_fit_is_refused(change, message):
 def compiled_calls():
     """Launches of every form, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
     slots, ids = torch.arange(40), torch.arange(40)
-    for dim, bf16 in ((80, True), (1024, False)):
+    for dim, bf16 in ((64, True), (1024, False)):  # no idle columns, of which the compiler may leave parts
         records, grad = torch.zeros(40, Table(dim, 2 * dim, bf16).records.shape[1]), torch.zeros(40, dim)
         for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
             rates = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu")
@@ -327,3 +330,49 @@ def test_what_is_compiled_for_a_gpu_rounds_as_written():
             rough = {operation for operation in operations if not operation.endswith(".rn.f32")}
             assert rough <= {"ex2.approx.ftz.f32", "div.full.f32"}
             assert operations.count("fma.rn.f32") == fused * columns
+
+
+def adam_of_80_columns():
+    """A read and an update of records whose words are aligned to themselves alone, and of bf16 ones."""
+    slots = torch.arange(40)
+    for bf16 in (False, True):
+        records, grad = torch.zeros(40, Table(80, 160, bf16).records.shape[1]), torch.zeros(40, 80)
+        rates = AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu")
+        read_rows(records, slots, rates, grad, bf16=bf16)
+        update_rows(records, slots, rates, grad, slots, bf16=bf16)
+
+
+def test_a_warp_reaches_for_neighbouring_columns():
+    launches = columns_side_by_side(adam_of_80_columns)
+    assert launches == [("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * 2
+
+
+def test_rows_stay_in_registers():
+    for name, needs in resources_of_launches(adam_of_80_columns):
+        assert (needs.threads, needs.stack, needs.shared) == (32, 0, 0), (name, needs)
+        assert needs.registers <= 64, (name, needs)
+
+
+def test_moments_of_idle_columns_are_no_zeros(kernel_device, monkeypatch):
+    if kernel_device.type == "cuda":
+        pytest.skip("no look into what a GPU computes")
+    roots, plain = [], tl.sqrt_rn
+
+    @functools.wraps(plain)
+    def noted(values, **given):
+        roots.append(values.handle.data.copy())
+        return plain(values, **given)
+
+    monkeypatch.setattr(tl, "sqrt_rn", noted)
+    table = Table(5, 10)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    check(kernel_device, table, parts, 50, betas=USUAL[0], eps=USUAL[1])
+    assert len(roots) > 50
+    assert all((values[5:] > 1e-3).all() for values in roots)
+
+
+def test_idle_columns_hold_no_replay_up(kernel_device, fused):
+    table = Table(5, 10)
+    moments = torch.tensor([0.0, 1e-45]).repeat_interleave(5)[None]  # of which nothing decays
+    check(kernel_device, table, (torch.ones(1, 5), moments, torch.tensor([1])), 1000, betas=USUAL[0], eps=USUAL[1])
+    assert len(fused) < 300  # in the interpreter

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from launch.bench.clock import CpuClock
 from launch.bench.deadline import Deadline
 from launch.bench.kernel_cases import Case, Sizes, gather_cases, hash_cases
 from launch.bench.kernel_times import _FAMILIES, _family_rows, measure_kernels
-from launch.bench.links import measure_links
+from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
@@ -101,6 +102,32 @@ def test_links_on_a_cpu_are_named_as_copies_from_host_to_host() -> None:
     assert {row["order"] for row in section.rows} == {"", "ascending", "random"}
     assert all(row["status"] == "measured" for row in section.rows)
     assert "no GPU" in section.notes[-1]
+
+
+def test_links_of_chosen_records() -> None:
+    chosen = ("--programs", "4,16", "--record-bytes", "964,512")
+    result = engram("bench", "links", "--device", "cpu", "--memory-mib", "4", *chosen, "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["options"]["programs"], answer["options"]["record_bytes"]) == ([4, 16], [964, 512])
+    (part,) = answer["parts"].values()
+    assert {row["bytes_a_record"] for row in part["rows"]} == {None, 964, 512}
+
+
+def test_programs_take_turns_where_there_is_a_gpu() -> None:
+    link = SimpleNamespace(device=torch.device("cuda"), host_N=torch.empty(64), device_N=torch.empty(64))
+    link.host_records = link.device_records = lambda words: torch.empty(4, words)
+    link.draw_rows = lambda count, words, ordered: torch.arange(count)
+    link.draw_slots, link.fetch_options = torch.arange, lambda words: {}
+    ways = list(_ways(link, 256, (64,), (4, 8, 16)))  # type: ignore[arg-type]
+    assert [way.programs for way in ways] == [None] * 2 + [8] * 4 + [4] * 4 + [16] * 4
+
+
+@pytest.mark.parametrize("chosen", [("--record-bytes", "160,962"), ("--programs", "4,many"), ("--programs", "0")])
+def test_links_of_what_cannot_be_are_refused(chosen: tuple[str, str]) -> None:
+    result = engram("bench", "links", "--device", "cpu", *chosen)
+    assert result.returncode == 2
+    assert chosen[0] in result.stderr
 
 
 def test_links_leave_out_what_does_not_fit() -> None:
