@@ -11,57 +11,45 @@ from torch import Tensor
 
 from kernels.gather import RowIndex
 from offload.plan import ModulePlan, Plan
-from offload.streams import Event, streams_of
+from offload.sent import Sender, Sent
 
 
 class PlanUploads:
-    """The plans' tensors that the device needs, on a stream of their own.
+    """The plans' tensors that the device needs.
 
     Args:
         device: where the model computes.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._streams = device, streams_of(device)
-        self._stream = self._streams.new()
-        self._sent: dict[int, tuple[tuple[ModulePlan, ...], Event]] = {}
+        self._sender = Sender(device)
+        self._sent: dict[int, Sent] = {}
 
     def pin(self, plan: Plan) -> Plan:
-        """The plan in memory that can be sent asynchronously. The device must be the calling thread's."""
-        if self._device.type == "cpu":
-            return plan
-        return replace(plan, modules=tuple(_each(part, _pinned) for part in plan.modules))
+        """The plan in memory that can be sent asynchronously; for the planner's thread."""
+        pinned = _changed(plan, self._sender.pinned)
+        return replace(pinned, rows_O=self._sender.pinned(plan.rows_O))
 
     def send(self, step: int, plan: Plan) -> None:
         """Starts to send a pinned plan, once."""
-        if step in self._sent or self._device.type == "cpu":
+        if step in self._sent:
             return
-        with self._streams.use(self._stream):
-            there = tuple(_each(part, self._to_device) for part in plan.modules)
-        self._sent[step] = there, self._stream.record_event()
+        tensors: list[Tensor] = []
+        _changed(plan, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        self._sent[step] = self._sender.send(*tensors)
 
     def take(self, step: int, plan: Plan) -> Plan:
         """The plan with its modules' tensors on the device, for the caller's stream."""
-        if self._device.type == "cpu":
-            return plan
         self.send(step, plan)
-        modules, landed = self._sent.pop(step)
-        self._streams.current().wait_event(landed)
-        return replace(plan, modules=tuple(_each(part, self._lent) for part in modules))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
-
-    def _lent(self, tensor: Tensor) -> Tensor:
-        # Made on this object's stream: its memory must not be given away while the caller's stream still reads it.
-        tensor.record_stream(torch.cuda.current_stream(self._device))
-        return tensor
+        there = iter(self._sent.pop(step).take())
+        return _changed(plan, lambda _: next(there))
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory()
+def _changed(plan: Plan, change: Callable[[Tensor], Tensor]) -> Plan:
+    """The plan with every tensor that the device needs replaced, in an order that is always the same."""
+    return replace(plan, modules=tuple(_changed_module(part, change) for part in plan.modules))
 
 
-def _each(part: ModulePlan, change: Callable[[Tensor], Tensor]) -> ModulePlan:
+def _changed_module(part: ModulePlan, change: Callable[[Tensor], Tensor]) -> ModulePlan:
     indices = tuple(RowIndex(*map(change, index)) for index in part.indices)
     return replace(part, indices=indices, owed_places_A=change(part.owed_places_A))

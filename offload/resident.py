@@ -5,8 +5,9 @@ from torch import Tensor
 
 from offload.host_memory import zeros_on
 from offload.records import RecordLayout, RowInit
+from offload.sent import Sender
 from offload.sharding import Sharding
-from offload.store import Places, Traffic
+from offload.store import Traffic
 
 _FILLED_ROWS = 1 << 20
 
@@ -29,8 +30,12 @@ class ResidentStore:
         for start, part_CW in enumerate(self.records.split(_FILLED_ROWS)):
             places = torch.arange(len(part_CW)) + start * _FILLED_ROWS
             init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
-        self._places = Places(device)
+        self._sender = Sender(device)
         self.traffic = Traffic()
+
+    def take_traffic(self) -> Traffic:
+        """See `RowStore.take_traffic`."""
+        return self.traffic.take()
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """See `RowStore.prefetch`."""
@@ -39,7 +44,8 @@ class ResidentStore:
     def acquire(self, step: int, rows: Tensor) -> Tensor:
         """See `RowStore.acquire`."""
         self.traffic.requested += len(rows)
-        return self._places.put(rows.numpy())
+        (places_O,) = self._sender.send(rows).take()
+        return places_O
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
         """See `RowStore.finish`."""

@@ -9,12 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
-
-from offload.streams import streams_of
-from offload.uploads import UploadRing
 
 
 @dataclass
@@ -50,29 +45,6 @@ class Traffic:
         self.waited_s += time.perf_counter() - started
 
 
-class Places:
-    """The places of a step's rows, sent to the device without waiting for it.
-
-    Args:
-        device: where to.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._streams = device, streams_of(device)
-        self._ring, self._most = UploadRing(self._streams, device, 0), 0
-
-    def put(self, places: np.ndarray) -> Tensor:
-        """The same numbers (int64) on the device, for work that the caller's stream is given before the next call."""
-        if self._device.type == "cpu":
-            return torch.from_numpy(places)
-        if len(places) > self._most:
-            self._most = len(places) + len(places) // 4
-            self._ring = UploadRing(self._streams, self._device, 2 * UploadRing.size(1, self._most))
-        (there,) = self._ring.put(torch.from_numpy(places))
-        self._ring.keep_until(self._streams.current().record_event())
-        return there
-
-
 class RowStore(Protocol):
     """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
 
@@ -81,7 +53,10 @@ class RowStore(Protocol):
 
     @property
     def traffic(self) -> Traffic:
-        """What happened; counted by the store."""
+        """What happened; counted by the store, if need be while it is read."""
+
+    def take_traffic(self) -> Traffic:
+        """All that happened since the last call."""
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""

@@ -21,9 +21,10 @@ from offload.plan_uploads import PlanUploads
 from offload.planner import Planner
 from offload.records import RecordLayout, RowInit, torch_dtype
 from offload.resident import ResidentStore
+from offload.sent import Sender
 from offload.shadow import Shadow
 from offload.sharding import Sharding
-from offload.store import Places, RowStore, Traffic
+from offload.store import RowStore, Traffic
 from offload.updates import RowUpdater
 from offload.verify import Verifier
 from offload.window import WindowStore
@@ -105,7 +106,7 @@ class EngramTables:
                 addresses, self.sharding, self._rank, shadow, self.updater, group, self.device, dtype
             )
             self._store = self._verifier.watch(self._store)
-        self._uploads, self._ids = uploads, _ = PlanUploads(self.device), Places(self.device)
+        self._uploads, self._sender = uploads, _ = PlanUploads(self.device), Sender(self.device)
         # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
         shards = self.sharding, self._rank, host_group
         self._planner = Planner(
@@ -225,8 +226,9 @@ class EngramTables:
         scale = gradient_scale / self._world_size
         plan = self._planner.plan(self._step)
         # They key the rounding of bf16 rows.
-        rounds = self._config.row_dtype == "bf16"
-        row_ids = self._ids.put(self.sharding.global_ids(self._rank, plan.rows_O).numpy()) if rounds else None
+        row_ids = None
+        if self._config.row_dtype == "bf16":
+            (row_ids,) = self._sender.send(self.sharding.global_ids(self._rank, plan.rows_O)).take()
         self.updater.update_at(
             self._store.records,
             self._places_O,
@@ -258,7 +260,7 @@ class EngramTables:
 
     def take_traffic(self) -> Traffic:
         """What this rank did since the last call."""
-        return replace(self._store.traffic.take(), planned_s=self._planner.take_busy_s())
+        return replace(self._store.take_traffic(), planned_s=self._planner.take_busy_s())
 
     def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""

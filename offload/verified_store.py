@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from offload.shadow import Shadow
-from offload.store import RowStore
+from offload.store import RowStore, Traffic
 
 SAMPLE_ROWS = 4096
 """Rows read again after each step, beside those of the step and those that left the window: all rows take turns."""
@@ -25,6 +25,10 @@ class VerifiedStore:
         self._step = "before the first step"
         self.traffic = store.traffic
         self.records = store.records
+
+    def take_traffic(self) -> Traffic:
+        """See `RowStore.take_traffic`."""
+        return self._store.take_traffic()
 
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """See `RowStore.prefetch`."""

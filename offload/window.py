@@ -1,6 +1,9 @@
 """A shard in host memory, seen through a window of slots on the device."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +15,34 @@ from offload.directory import Directory
 from offload.host_memory import zeros_on
 from offload.host_table import HostTable
 from offload.records import RecordLayout, RowInit
+from offload.sent import Sender, Sent
 from offload.shard import Shard
 from offload.sharding import Sharding
-from offload.store import Places, Traffic
+from offload.store import Traffic
 from offload.transfers import open_transfers, pins
+
+
+@dataclass
+class _Admission:
+    """A step whose rows have slots, which they keep until it is finished.
+
+    Attributes:
+        fetched: the slots that are filled for it.
+        fetch: the copies into them.
+        used: the slots of all its rows, in the rows' order.
+        places: the same, sent to the device.
+        after: the last copy of any of its rows to host memory, behind which they may change; None if it has landed.
+        settled: whether `after` is known, and no other such copy can begin before the step is finished.
+        landed: whether the slots count as filled.
+    """
+
+    fetched: np.ndarray
+    fetch: Copy
+    used: np.ndarray
+    places: Sent
+    after: Copy | None = None
+    settled: bool = False
+    landed: bool = False
 
 
 class WindowStore:
@@ -26,8 +53,8 @@ class WindowStore:
         sharding, rank: which rows the shard holds.
         layout, init: of the records.
         device: of the window.
-        may_wait: `prefetch` may wait for write-backs, as the training loop must not; room for a step is then made by
-            its own prefetch, otherwise as soon as the step before is finished.
+        may_wait: a thread beside the training loop calls `prefetch`, which may wait for write-backs then; room for a
+            step is made by its own prefetch, otherwise as soon as the step before is finished.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -61,15 +88,14 @@ class WindowStore:
         except BaseException:
             self._host.close()
             raise
-        self._places = Places(device)
-        self._fetches: dict[int, tuple[np.ndarray, Copy]] = {}
+        self._sender = Sender(device)
+        self._admitted: dict[int, _Admission] = {}
         self._writebacks: deque[tuple[np.ndarray, Copy]] = deque()
         # Copies to host memory that fetches were told to come after, by number; and each slot's last one.
         self._landing: dict[int, Copy] = {}
         self._last_landing = np.zeros(num_slots, np.int64)
         self._num_ordered = 0
         self._may_wait, self._wanted_free = may_wait, 0
-        self._used: dict[int, np.ndarray] = {}  # slots of the admitted steps' rows, which stay there
         self.traffic = Traffic()
 
     @property
@@ -77,9 +103,13 @@ class WindowStore:
         """The engine that carries the records."""
         return self._transfers.name
 
+    def take_traffic(self) -> Traffic:
+        """See `RowStore.take_traffic`."""
+        return self.traffic.take()
+
     def prefetch(self, step: int, rows: Tensor) -> bool:
         """See `RowStore.prefetch`."""
-        if step in self._fetches:
+        if step in self._admitted:
             return True
         self._collect_writebacks()
         self._make_room(self._directory.keep(step, rows.numpy()))
@@ -90,8 +120,12 @@ class WindowStore:
             # More may be missing now: rows of the step itself that were on their way out.
             self._make_room(self._directory.keep(step, rows.numpy()))
         fetched, slots = admission
-        self._used[step] = self._directory.slots(rows.numpy())
-        self._fetches[step] = slots, self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
+        fetch = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
+        used = self._directory.slots(rows.numpy())
+        admitted = _Admission(slots, fetch, used, self._sender.send(torch.from_numpy(used)))
+        if self._may_wait:
+            self._settle(admitted)
+        self._admitted[step] = admitted
         return True
 
     def acquire(self, step: int, rows: Tensor) -> Tensor:
@@ -100,24 +134,34 @@ class WindowStore:
             if not self._writebacks:
                 raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
             self._order_writeback()
-        slots, fetch = self._fetches.pop(step)
+        places_O = self.hand_out(step)
+        self.land(step)
+        return places_O
+
+    def hand_out(self, step: int) -> Tensor:
+        """The part of `acquire` that remains for a step whose rows were prefetched: no work for each row."""
+        admitted = self._admitted[step]
+        if not admitted.settled:
+            self._settle(admitted)
         with self.traffic.waiting():
-            fetch.order()
-        self._directory.fetched(slots)
+            admitted.fetch.order()
+        if admitted.after is not None:
+            admitted.after.order()
         # Counted for the step that uses the rows, not for the earlier one during which they travelled.
-        self.traffic.requested += len(rows)
-        self.traffic.fetched += len(slots)
-        used = self._used[step]
-        # A resurrected row may still be on its way to host memory: it must not change under that copy.
-        while self._directory.being_written(used):
-            self._order_writeback()
-        if self._landing and (last := int(self._last_landing[used].max(initial=0))) in self._landing:
-            self._landing[last].order()
-        return self._places.put(used)
+        self.traffic.requested += len(admitted.used)
+        self.traffic.fetched += len(admitted.fetched)
+        (places_O,) = admitted.places.take()
+        return places_O
+
+    def land(self, step: int) -> None:
+        """Takes note that the rows of a step that was handed out are in their slots."""
+        admitted = self._admitted[step]
+        self._directory.fetched(admitted.fetched)
+        admitted.landed = True
 
     def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
         """See `RowStore.finish`."""
-        used = self._used.pop(step)
+        used = self._admitted.pop(step).used
         self._directory.finish(step, used if updated else used[:0])
         if not self._may_wait:
             # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
@@ -163,8 +207,26 @@ class WindowStore:
         self._host.close()
 
     def _slots_in_flight(self) -> np.ndarray:
-        flights = [slots for slots, _ in self._fetches.values()]
+        flights = [admitted.fetched for admitted in self._admitted.values() if not admitted.landed]
         return np.concatenate(flights) if flights else np.empty(0, np.int64)
+
+    def _settle(self, admitted: _Admission) -> None:
+        # A resurrected row may still be on its way to host memory: it must not change under that copy.
+        while self._directory.being_written(admitted.used):
+            self._order_writeback()
+        if self._landing:
+            # Rows of an admitted step are not evicted, so no later copy can have to be waited for.
+            admitted.after = self._landing.get(int(self._last_landing[admitted.used].max(initial=0)))
+        admitted.settled = True
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """What a thread beside the loop waits for is not the loop's."""
+        if self._may_wait:
+            yield
+        else:
+            with self.traffic.waiting():
+                yield
 
     def _make_room(self, wanted: int) -> None:
         self._wanted_free = wanted
@@ -188,7 +250,7 @@ class WindowStore:
     def _order_writeback(self) -> None:
         """Has fetches come after the oldest write-back, so that they may use its slots and rows as if it had landed."""
         slots, copy = self._writebacks.popleft()
-        with self.traffic.waiting():
+        with self._waiting():
             copy.order_fetches()
         self._directory.written(slots)
         if self._transfers.stream_ordered:

@@ -12,7 +12,7 @@ from offload.planner import Planner
 from offload.streams import HostStreams
 from offload.transfers_staged import StagedTransfers
 from offload.workers import background_worker
-from tests.offload.test_background_store import Store
+from tests.offload.test_background_store import Window
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_every_thread_is_given_the_device_of_its_records(gpus: dict[str, int], m
 
     for module in (background_store, planner, transfers_staged):
         monkeypatch.setattr(module, "background_worker", on_gpu)
-    rows, store = torch.arange(3), Store()
-    store.may_go_on.set()
+    rows, window = torch.arange(3), Window()
+    window.may_go_on.set()
     engine = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), lambda records, rows: None, HostStreams())
-    beside = BackgroundStore(store)  # type: ignore[arg-type]
+    beside = BackgroundStore(window)  # type: ignore[arg-type]
     plans = Planner(lambda batches: batches, lambda step: [], torch.device("cpu"))  # type: ignore[arg-type,return-value]
     engine.fetch(rows, rows).wait()
     engine.write_back(rows, rows).wait()
