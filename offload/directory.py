@@ -88,20 +88,11 @@ class Directory:
         if step <= self._admitted:
             raise RuntimeError(f"step {step} was admitted after step {self._admitted}")
         used = self.slots(rows)
-        absent = used == NEVER
-        fetched = rows[absent]
-        if len(fetched) > self._num_free:
+        if np.count_nonzero(used == NEVER) > self._num_free:
             self.keep(step, rows)
             return None
         self._admitted = step
-        taken = self._free[self._num_free - len(fetched) : self._num_free].copy()
-        self._num_free -= len(fetched)
-        self._slot_of[fetched] = taken
-        self._row_of[taken] = fetched
-        self.state[taken] = SlotState.FETCHING
-        used[absent] = taken
-        self._last_use[used] = np.maximum(self._last_use[used], step)
-        self.state[used[self.state[used] == SlotState.WRITEBACK]] = SlotState.RESIDENT
+        fetched, taken = self._place(rows, used, step)
         self._record_use(step, used)
         return fetched, taken
 
@@ -130,21 +121,13 @@ class Directory:
         while count > 0 and self._uses and self._uses[0][0] <= self._finished:
             step, used = self._uses.popleft()
             self._num_uses -= len(used)
-            idle = used[(self._last_use[used] == step) & (self.state[used] == SlotState.RESIDENT)]
+            idle = self._idle(step, used)
             victims.append(idle[:count])
             count -= len(victims[-1])
             if len(idle) > len(victims[-1]):
                 self._uses.appendleft((step, idle[len(victims[-1]) :]))
                 self._num_uses += len(idle) - len(victims[-1])
-        chosen = np.concatenate(victims) if victims else np.empty(0, np.int64)
-        dirty = chosen[self.dirty[chosen]]
-        self.dirty[dirty] = False
-        self._writes[dirty] += 1
-        # A row that was resurrected and then left as it was is clean, but its earlier copy may still be under way.
-        leaving = chosen[self._writes[chosen] > 0]
-        self.state[leaving] = SlotState.WRITEBACK
-        self._release(chosen[self.state[chosen] == SlotState.RESIDENT])
-        return dirty
+        return self._let_go(np.concatenate(victims) if victims else np.empty(0, np.int64))
 
     def written(self, slots: Slots) -> None:
         """The copies of these slots to host memory have landed: WRITEBACK -> HOST, unless resurrected meanwhile."""
@@ -159,6 +142,35 @@ class Directory:
         """Host memory equals these resident slots again, which stay where they are (a checkpoint's flush)."""
         self._require(slots, SlotState.RESIDENT)
         self.dirty[slots] = False
+
+    def _place(self, rows: Rows, used: Slots, step: int) -> tuple[Rows, Slots]:
+        """Gives slots to those of the rows that have none, and writes them into `used`; returns rows and slots."""
+        absent = used == NEVER
+        fetched = rows[absent]
+        taken = self._free[self._num_free - len(fetched) : self._num_free].copy()
+        self._num_free -= len(fetched)
+        self._slot_of[fetched] = taken
+        self._row_of[taken] = fetched
+        self.state[taken] = SlotState.FETCHING
+        used[absent] = taken
+        self._last_use[used] = np.maximum(self._last_use[used], step)
+        self.state[used[self.state[used] == SlotState.WRITEBACK]] = SlotState.RESIDENT
+        return fetched, taken
+
+    def _idle(self, step: int, used: Slots) -> Slots:
+        """Those of a finished step's slots that no later one needs."""
+        return used[(self._last_use[used] == step) & (self.state[used] == SlotState.RESIDENT)]
+
+    def _let_go(self, chosen: Slots) -> Slots:
+        """Takes idle rows out of the window; returns the slots of those that are to be copied first."""
+        dirty = chosen[self.dirty[chosen]]
+        self.dirty[dirty] = False
+        self._writes[dirty] += 1
+        # A row that was resurrected and then left as it was is clean, but its earlier copy may still be under way.
+        leaving = chosen[self._writes[chosen] > 0]
+        self.state[leaving] = SlotState.WRITEBACK
+        self._release(chosen[self.state[chosen] == SlotState.RESIDENT])
+        return dirty
 
     def _record_use(self, step: int, used: Slots) -> None:
         self._uses.append((step, used))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offload.config import OffloadConfig
 from offload.copies import Copy
-from offload.directory import Directory
+from offload.directory_numba import open_directory
 from offload.host_memory import zeros_on
 from offload.host_table import HostTable
 from offload.records import RecordLayout, RowInit
@@ -81,7 +81,7 @@ class WindowStore:
             device=device,
         )
         self.records = zeros_on(device, num_slots, layout.words)
-        self._directory = Directory(num_rows, num_slots)
+        self._directory = open_directory(num_rows, num_slots)
         self._shard = Shard(sharding, rank, layout, init)
         try:
             self._transfers = open_transfers(config, self._host, self.records, self._shard)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from offload.directory import Directory, SlotState
+from offload.directory_numba import CompiledDirectory
 
 NUM_ROWS = 12
 
@@ -18,9 +19,11 @@ def rows_of(*rows: int) -> np.ndarray:
 class Life(RuleBasedStateMachine):
     """Drives a directory as the window does, beside a plain model: a value for each host row and each slot."""
 
+    kind = Directory
+
     @initialize(num_slots=st.integers(1, 9))
     def start(self, num_slots: int) -> None:
-        self.directory = Directory(NUM_ROWS, num_slots)
+        self.directory = self.kind(NUM_ROWS, num_slots)
         self.num_slots = num_slots
         self.host = [0] * NUM_ROWS
         self.slots = [None] * num_slots
@@ -128,8 +131,19 @@ class Life(RuleBasedStateMachine):
             assert (self.directory.state[slots] != SlotState.WRITEBACK).all()
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+class CompiledLife(Life):
+    kind = CompiledDirectory
+
+
+for life in (Life, CompiledLife):
+    life.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
+TestCompiledLife = CompiledLife.TestCase
+
+
+@pytest.fixture(params=[Directory, CompiledDirectory])
+def make(request: pytest.FixtureRequest) -> type[Directory]:
+    return request.param
 
 
 def admitted(directory: Directory, step: int, *rows: int) -> np.ndarray:
@@ -140,8 +154,8 @@ def admitted(directory: Directory, step: int, *rows: int) -> np.ndarray:
     return fetched
 
 
-def test_the_longest_unused_rows_leave_first_and_hot_rows_stay() -> None:
-    directory = Directory(100, 4)
+def test_the_longest_unused_rows_leave_first_and_hot_rows_stay(make: type[Directory]) -> None:
+    directory = make(100, 4)
     admitted(directory, 0, 1, 2)
     directory.finish(0, directory.slots(rows_of()))
     admitted(directory, 1, 1, 3)
@@ -156,8 +170,8 @@ def test_the_longest_unused_rows_leave_first_and_hot_rows_stay() -> None:
     assert admitted(directory, 3, 4).size == 0
 
 
-def test_rows_of_a_step_that_found_no_room_are_not_evicted() -> None:
-    directory = Directory(100, 2)
+def test_rows_of_a_step_that_found_no_room_are_not_evicted(make: type[Directory]) -> None:
+    directory = make(100, 2)
     admitted(directory, 0, 1, 2)
     directory.finish(0, directory.slots(rows_of()))
     assert directory.admit(1, rows_of(2, 3, 4)) is None
@@ -165,8 +179,8 @@ def test_rows_of_a_step_that_found_no_room_are_not_evicted() -> None:
     assert (directory.slots(rows_of(1, 2)) >= 0).tolist() == [False, True]
 
 
-def test_a_row_evicted_again_before_its_first_copy_was_collected_keeps_its_slot() -> None:
-    directory = Directory(10, 1)
+def test_a_row_evicted_again_before_its_first_copy_was_collected_keeps_its_slot(make: type[Directory]) -> None:
+    directory = make(10, 1)
     admitted(directory, 0, 5)
     directory.finish(0, directory.slots(rows_of(5)))
     first = directory.evict(1)
@@ -179,8 +193,8 @@ def test_a_row_evicted_again_before_its_first_copy_was_collected_keeps_its_slot(
     assert directory.evict(1).tolist() == first.tolist()
 
 
-def test_a_resurrected_row_that_no_update_touched_leaves_only_when_its_copy_has_landed() -> None:
-    directory = Directory(10, 2)
+def test_a_resurrected_row_that_no_update_touched_leaves_only_when_its_copy_has_landed(make: type[Directory]) -> None:
+    directory = make(10, 2)
     admitted(directory, 0, 5)
     directory.finish(0, directory.slots(rows_of(5)))
     copied = directory.evict(1)
@@ -192,8 +206,8 @@ def test_a_resurrected_row_that_no_update_touched_leaves_only_when_its_copy_has_
     assert directory.slots(rows_of(5))[0] < 0
 
 
-def test_steps_must_come_in_order() -> None:
-    directory = Directory(10, 4)
+def test_steps_must_come_in_order(make: type[Directory]) -> None:
+    directory = make(10, 4)
     admitted(directory, 3, 1)
     with pytest.raises(RuntimeError, match="admitted after step 3"):
         directory.admit(3, rows_of(2))
@@ -201,15 +215,15 @@ def test_steps_must_come_in_order() -> None:
         directory.finish(4, rows_of())
 
 
-def test_an_empty_shard_and_an_empty_step_work() -> None:
-    directory = Directory(0, 0)
+def test_an_empty_shard_and_an_empty_step_work(make: type[Directory]) -> None:
+    directory = make(0, 0)
     assert directory.admit(0, rows_of()) is not None
     directory.finish(0, rows_of())
     assert directory.evict(3).size == 0
 
 
-def test_a_window_that_never_evicts_does_not_grow() -> None:
-    directory = Directory(100, 50)
+def test_a_window_that_never_evicts_does_not_grow(make: type[Directory]) -> None:
+    directory = make(100, 50)
     for step in range(500):
         admitted(directory, step, *range(step % 3, 40))
         directory.finish(step, directory.slots(rows_of()))
