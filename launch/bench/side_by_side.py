@@ -1,8 +1,8 @@
-"""A training step with its rows in host memory beside one with all rows resident: two runs, one process, in turns.
+"""A training step with its rows in host memory beside one with all rows resident: several runs, one process, in turns.
 
-Both runs have the same seed, so they are the same run, and must have the same bits. A turn trains some steps of one run
-and then the same steps of the other, the window's run at one look-ahead after the other: the window stays warm, nothing
-is built again, and what is compared has the same tokens, minutes apart at most.
+All runs have the same seed, so they are the same run, and must have the same bits. A turn trains some steps of one run
+and then the same steps of the others, the windows' runs at one look-ahead after the other: windows stay warm, nothing
+is built again, and what is compared has the same tokens, a minute apart at most.
 
     python -m launch.bench.side_by_side configs/bench.yaml --seconds 200 --json turns.json --traces traces
 """
@@ -38,6 +38,7 @@ class Turn:
     """Some steps of one run.
 
     Attributes:
+        lane: its name: the engine that carries its rows, or "resident".
         depth: the window's look-ahead; None for the resident run.
         step_ms: mean over the timed steps, from the GPU's end of the one before to its end of the last.
         stall_ms: a step, that the loop waited for plans and rows.
@@ -45,6 +46,7 @@ class Turn:
         phases_ms: a step, what the host spent in parts of the loop; their waits for the GPU included.
     """
 
+    lane: str
     depth: int | None
     step_ms: float
     stall_ms: float
@@ -58,10 +60,12 @@ class Lane:
     """A run that is trained in turns.
 
     Attributes:
+        name: the engine that carries its rows, or "resident".
         run, trainer: of the job.
         results: loss and gradient norm of every step so far, with all their bits.
     """
 
+    name: str
     run: Any
     trainer: Any
     results: list[tuple[float, float]] = field(default_factory=list)
@@ -91,7 +95,7 @@ class Lane:
         each = 1e3 / count
         phases = {name: each * seconds for name, seconds in self.phases.items()}
         moved = traffic.fetched / count, traffic.written_back / count
-        return Turn(depth, each * taken, each * traffic.waited_s, *moved, phases)
+        return Turn(self.name, depth, each * taken, each * traffic.waited_s, *moved, phases)
 
     def watch(self) -> None:
         """Counts the host's time in the parts of the loop."""
@@ -155,7 +159,7 @@ def open_lane(job_file: str, folder: str, name: str, steps: int, overrides: Sequ
         checkpoints=run.checkpoints,
         reporter=Reporter(job, run.folder, start=0, active=False),
     )
-    lane = Lane(run, trainer)
+    lane = Lane(name, run, trainer)
     lane.watch()
     return lane
 
@@ -167,17 +171,17 @@ def trace(lane: Lane, steps: range, path: Path, depth: int | None) -> None:
     profiler = StepProfiler(ProfileConfig(first=steps.start + 1, steps=len(steps)), path.parent, lane.run.engine.device)
     if depth is not None:
         lane.run.tables.look_ahead(depth)
+    results = []
     for step in steps:
         with profiler.step(step + 1):
-            result = lane.trainer.train_step(step)
-        lane.results.append((result.loss.item(), result.grad_norm))
+            results.append(lane.trainer.train_step(step))
     profiler.close()
+    lane.results += [(result.loss.item(), result.grad_norm) for result in results]
     (path.parent / TRACE_FILE).replace(path)
 
 
 def measure(
-    resident: Lane,
-    window: Lane,
+    lanes: Sequence[Lane],
     depths: Sequence[int],
     *,
     steps: int,
@@ -187,88 +191,107 @@ def measure(
     traces: Path | None,
     so_far: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Trains both runs in turns, until the rounds or the time are over.
+    """Trains all runs in turns, until the rounds or the time are over.
 
     Args:
-        resident, window: the runs.
-        depths: of the window's turns, one after another.
+        lanes: the runs; the first is the resident one.
+        depths: of the windows' turns, one after another.
         steps, untimed: of a turn, and how many of its first do not count.
         rounds: of all depths.
         deadline: no turn begins that would not end in time.
         traces: a folder for two steps of each run; None for none.
-        so_far: is given what is known after every pair of turns.
+        so_far: is given what is known after every turn.
     """
-    pairs: list[tuple[Turn, Turn]] = []
+    turns: list[list[Turn]] = []
     at, longest = 0, 0.0
     plan = [depths[0]] * _WARMUP_TURNS + list(depths) * rounds
     found: dict[str, Any] = {}
     for number, depth in enumerate(plan):
-        if pairs and not deadline.allows(1.2 * longest):
+        if turns and not deadline.allows(1.2 * longest):
             break
         started = time.monotonic()
         turn = range(at, at + steps)
-        lanes = [(resident, None), (window, depth)]
-        turns = {which: lane.train(turn, untimed, which) for lane, which in lanes[:: 1 if number % 2 else -1]}
+        order = lanes[:: 1 if number % 2 else -1]
+        done = {lane.name: lane.train(turn, untimed, None if lane is lanes[0] else depth) for lane in order}
         at, longest = at + steps, time.monotonic() - started
         if number >= _WARMUP_TURNS:
-            pairs.append((turns[None], turns[depth]))
+            turns.append([done[lane.name] for lane in lanes])
         if traces is not None and number == _WARMUP_TURNS:
-            traces.mkdir(parents=True, exist_ok=True)
-            traced = range(at, at + _TRACED_STEPS)
-            trace(resident, traced, traces / "resident.json.gz", None)
-            trace(window, traced, traces / f"window-depth-{depth}.json.gz", depth)
-            at += _TRACED_STEPS
-        found = summary(pairs, resident.results, window.results)
+            at = _trace_all(lanes, at, traces, depth)
+        found = summary(turns, {lane.name: lane.results for lane in lanes})
         so_far(found)
-        first = turns[depth]
-        print(
-            f"depth {depth}: {first.step_ms:.2f} ms, resident {turns[None].step_ms:.2f} ms, "
-            f"stall {first.stall_ms:.2f} ms, {first.fetched:,.0f} rows in, {first.written_back:,.0f} out, "
-            f"bits {'equal' if resident.results == window.results else 'DIFFERENT'}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _tell(done, found["different"])
     return found
 
 
-def summary(pairs: list[tuple[Turn, Turn]], mine: list[Any], theirs: list[Any]) -> dict[str, Any]:
-    """What the turns came to, as a section and, turn by turn, as JSON can hold it."""
-    different = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other), None)
-    rows: list[dict[str, Cell]] = []
-    ratios: dict[int, float] = {}
-    base = [resident.step_ms for resident, _ in pairs]
-    if base:
-        rows.append({"rows": "resident", "depth": None, "step_ms": Spread.of(base), "turns": len(base)})
-    for depth in sorted({window.depth for _, window in pairs if window.depth is not None}):
-        turns = [(resident, window) for resident, window in pairs if window.depth == depth]
-        ratio = Spread.of([window.step_ms / resident.step_ms for resident, window in turns])
-        ratios[depth] = ratio.median
-        rows.append(
-            {
-                "rows": "window",
-                "depth": depth,
-                "step_ms": Spread.of([window.step_ms for _, window in turns]),
-                "turns": len(turns),
-                "times_resident": ratio,
-                "stall_ms": Spread.of([window.stall_ms for _, window in turns]),
-                "rows_in": _mean([window.fetched for _, window in turns]),
-                "rows_out": _mean([window.written_back for _, window in turns]),
-            }
+def _trace_all(lanes: Sequence[Lane], at: int, traces: Path, depth: int) -> int:
+    traces.mkdir(parents=True, exist_ok=True)
+    traced = range(at, at + _TRACED_STEPS)
+    for lane in lanes:
+        trace(lane, traced, traces / f"{lane.name}.json.gz", None if lane is lanes[0] else depth)
+    return traced.stop
+
+
+def _tell(turns: dict[str, Turn], different: dict[str, int]) -> None:
+    told = [
+        f"{turn.lane} {'' if turn.depth is None else f'depth {turn.depth} '}{turn.step_ms:.2f} ms"
+        + (
+            f" (stall {turn.stall_ms:.2f}, {turn.fetched:,.0f} rows in, {turn.written_back:,.0f} out)"
+            if turn.fetched
+            else ""
         )
-    rows = rows or [{"rows": "resident", "depth": None, "step_ms": None}]
-    columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
-    measures = [Measure("steps whose loss or gradient norm differ", 0 if different is None else 1, 0)]
+        for turn in turns.values()
+    ]
+    print("; ".join(told), f"; different: {different}" if different else "; bits equal", file=sys.stderr, flush=True)
+
+
+def summary(turns: list[list[Turn]], results: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """What the turns came to, as a section and, turn by turn, as JSON can hold it."""
+    base, *others = results
+    different = {
+        name: next(at for at, pair in enumerate(zip(results[base], results[name], strict=True)) if pair[0] != pair[1])
+        for name in others
+        if results[name] != results[base]
+    }
+    rows: list[dict[str, Cell]] = [_row([(turn[0], turn[0]) for turn in turns], base, None)] if turns else []
+    ratios: dict[str, float] = {}
+    for place, name in enumerate(others, 1):
+        for depth in sorted({turn[place].depth or 0 for turn in turns}):
+            pairs = [(turn[0], turn[place]) for turn in turns if turn[place].depth == depth]
+            rows.append(_row(pairs, name, depth))
+            ratios[f"{name} at depth {depth}"] = Spread.of([one.step_ms / other.step_ms for other, one in pairs]).median
+    measures = [Measure("runs whose losses or gradient norms differ from resident", len(different), 0)]
     if ratios:
-        best = min(ratios, key=lambda depth: ratios[depth])
-        measures.append(Measure(f"step at depth {best}, times resident", ratios[best], _LIMIT))
+        best = min(ratios, key=lambda name: ratios[name])
+        measures.append(Measure(f"step with {best}, times resident", ratios[best], _LIMIT))
     section = Section(
         "A training step, rows in host memory beside rows resident",
-        [{name: row.get(name) for name in columns} for row in rows],
+        rows or [{"rows": base, "depth": None, "step_ms": None}],
         measures,
-        [f"{len(mine)} steps of each run; first different step: {different}"],
+        [f"{len(results[base])} steps of each run; first different step: {different or None}"],
     )
-    turns_json = [{"resident": vars(resident), "window": vars(window)} for resident, window in pairs]
-    return {"section": section.to_json(), "turns": turns_json, "different": different, "steps": len(mine)}
+    return {
+        "section": section.to_json(),
+        "turns": [[vars(turn) for turn in each] for each in turns],
+        "different": different,
+        "steps": len(results[base]),
+    }
+
+
+def _row(pairs: list[tuple[Turn, Turn]], name: str, depth: int | None) -> dict[str, Cell]:
+    """Of (resident, its) turns."""
+    mine = [turn for _, turn in pairs]
+    return {
+        "rows": name,
+        "depth": depth,
+        "step_ms": Spread.of([turn.step_ms for turn in mine]),
+        "turns": len(mine),
+        "times_resident": Spread.of([turn.step_ms / other.step_ms for other, turn in pairs]),
+        "ms_more": Spread.of([turn.step_ms - other.step_ms for other, turn in pairs]),
+        "stall_ms": Spread.of([turn.stall_ms for turn in mine]),
+        "rows_in": _mean([turn.fetched for turn in mine]),
+        "rows_out": _mean([turn.written_back for turn in mine]),
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -306,6 +329,7 @@ def _utilisation(lane: Lane, found: dict[str, Any]) -> str:
 @click.argument("job")
 @click.argument("overrides", nargs=-1)
 @click.option("--depths", default="2,0,1,4", help="Look-aheads, in the order of their turns.")
+@click.option("--engines", default="auto", help="One run with rows in host memory for each.")
 @click.option("--steps", default=16, help="Of a turn.")
 @click.option("--untimed", default=4, help="First steps of a turn that do not count.")
 @click.option("--rounds", default=3, help="Of all depths.")
@@ -318,6 +342,7 @@ def main(
     job: str,
     overrides: tuple[str, ...],
     depths: str,
+    engines: str,
     steps: int,
     untimed: int,
     rounds: int,
@@ -325,7 +350,7 @@ def main(
     answer: str | None,
     traces: str | None,
 ) -> None:
-    """Trains JOB twice in one process, in turns: all rows resident, and rows in host memory."""
+    """Trains JOB several times in one process, in turns: all rows resident, and rows in host memory."""
     deadline = Deadline(None if math.isinf(seconds) else seconds)
     os.environ.update(rank_environment(0, 1, meeting_port(None), visible_gpus()))
     from train.run import join_ranks
@@ -334,12 +359,13 @@ def main(
     total = steps * (_WARMUP_TURNS + rounds * len(depths.split(","))) + 2 * _TRACED_STEPS
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
         started = time.monotonic()
-        resident = open_lane(job, folder, "resident", total, overrides, offload__mode="resident")
-        window = open_lane(job, folder, "window", total, overrides, offload__mode="window")
-        print(f"both runs are built after {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        lanes = [open_lane(job, folder, "resident", total, overrides, offload__mode="resident")]
+        for engine in engines.split(","):
+            window = {"offload__mode": "window", "offload__engine": engine}
+            lanes.append(open_lane(job, folder, engine, total, overrides, **window))
+        print(f"all runs are built after {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         found = measure(
-            resident,
-            window,
+            lanes,
             [int(depth) for depth in depths.split(",")],
             steps=steps,
             untimed=untimed,
@@ -349,7 +375,7 @@ def main(
             so_far=lambda known: _keep(known, answer),
         )
     Section.from_json(found["section"]).show(Console(width=140))
-    print(_utilisation(resident, found))
+    print(_utilisation(lanes[0], found))
     sys.stdout.flush()
     # Not through the interpreter's end: it would wait for threads and groups of runs that nobody needs any more.
     os._exit(0)

@@ -43,10 +43,12 @@ if [ -n "${REHEARSE:-}" ]; then
   job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 model.vocab_size=8192)
   small=(offload.window_rows=60000)
   turns=(--steps 5 --untimed 2)
+  engines=cpu,staged
   device=(--device cpu)
   no_gpu=(--no-gpu)
 else
-  turns=(--steps 16 --untimed 5)
+  turns=(--steps 14 --untimed 4)
+  engines=${ENGINES:-zero_copy,staged}
   device=()
   no_gpu=()
 fi
@@ -54,34 +56,32 @@ fi
 engram=("$python" -m launch.cli)
 beside=("$python" -m launch.bench.side_by_side)
 links=("${engram[@]}" bench links "${device[@]}" --programs 4,8,16 --record-bytes 160,512,964,1024)
-tests=("$python" -m pytest -p no:cacheprovider -m gpu -n 12 --dist load -ra --tb=short)
+tests=("$python" -m pytest -p no:cacheprovider -p tests.gpu.instant -W ignore -m gpu -n 14 --dist load --tb=short)
 
 case $call in
   1)
     part facts 25 "$python" tests/gpu/facts.py "${no_gpu[@]}"
     shown facts 60
-    part tests 105 "${tests[@]}" tests/train/test_waits.py tests/offload tests/kernels
-    shown tests 45
-    part turns 150 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 125 \
-      --json "$out/turns.json" --traces "$out/traces"
+    part tests 110 "${tests[@]}" tests/train/test_waits.py tests/offload tests/kernels tests/model
+    shown tests 80
+    part turns 150 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 115 \
+      --engines "$engines" --json "$out/turns.json" --traces "$out/traces"
     shown turns 40
-    part trace 10 "${engram[@]}" bench trace "$out"/traces/*.json.gz
-    shown trace 45
-    part links 45 "${links[@]}" --memory-mib 16384 --seconds 35 --json
+    part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
+    shown trace 60
+    part links 30 "${links[@]}" --memory-mib 16384 --seconds 22 --json
     cp "$logs/links.log" "$out/links.json"
     ;;
   2)
-    part tests 60 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
-    shown tests 25
-    part turns 190 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0,1,4 --rounds 3 --seconds 165 \
-      --json "$out/turns.json" --traces "$out/traces"
+    part tests 45 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
+    shown tests 40
+    part turns 170 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0,1,4 --rounds 3 --seconds 145 \
+      --engines "$engines" --json "$out/turns.json" --traces "$out/traces"
     shown turns 40
-    part trace 10 "${engram[@]}" bench trace "$out"/traces/*.json.gz
-    shown trace 45
-    part kernels 45 "${engram[@]}" bench kernels "${device[@]}" --seconds 35 --json
-    cp "$logs/kernels.log" "$out/kernels.json"
-    part memcheck 40 compute-sanitizer --tool memcheck --target-processes application-only \
-      --kernel-regex 'kns=^_[a-z]' "$python" -m pytest -p no:cacheprovider -m gpu -x tests/kernels/test_records_triton.py
+    part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
+    shown trace 60
+    part memcheck 30 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
+      "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x tests/kernels/test_records_triton.py
     shown memcheck 8
     ;;
   *)
