@@ -8,9 +8,8 @@ from model.config import ModelConfig
 from offload.config import OffloadConfig
 from train.data.config import DataConfig
 from train.deepspeed_config import DeepSpeedConfig
-from train.metrics import WandbConfig
 from train.optimizer import OptimizerConfig
-from train.profile import ProfileConfig
+from train.report_config import ProfileConfig, WandbConfig
 from train.schedule import ScheduleConfig
 
 

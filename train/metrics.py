@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from train.wandb_log import WandbConfig, WandbLog
+from train.report_config import WandbConfig
+from train.wandb_log import WandbLog
 
-__all__ = ["METRICS_FILE", "MetricsLog", "OffloadMetrics", "StepMetrics", "WandbConfig", "read_metrics"]
+__all__ = ["METRICS_FILE", "MetricsLog", "OffloadMetrics", "StepMetrics", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the file in a run's folder."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, Field
+
+from train.report_config import ProfileConfig
 
 if TYPE_CHECKING:
     import torch.profiler
@@ -15,15 +16,6 @@ TRACE_FILE = "trace.json.gz"
 """Name of the file in a run's folder."""
 STEPS_KEY = "engram_steps"
 """Of the trace's object: how many steps it shows."""
-
-
-class ProfileConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """Which steps are recorded, on rank 0, in `trace.json.gz`."""
-
-    first: int = Field(ge=1)
-    """The first of them, counted from 1; one that follows a few others, so that kernels are compiled."""
-    steps: int = Field(3, ge=1)
-    """How many. What comes after the run's last step is not recorded."""
 
 
 class StepProfiler:

@@ -5,26 +5,13 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
+from train.report_config import WandbConfig
 
 _ID_FILE = "wandb-id"
 _INIT_TIMEOUT_S = 30
 _log = logging.getLogger(__name__)
-
-
-class WandbConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """What is sent to Weights & Biases."""
-
-    mode: Literal["disabled", "offline", "online"] = "disabled"
-    """`offline` writes into the run's folder and needs no account; `wandb sync` sends it later."""
-    project: str = Field(default="engram-pretrain", min_length=1)
-    """Project that the run appears in."""
-    entity: str | None = None
-    """User or team that owns the project; null takes the account's default."""
-    name: str | None = None
-    """Name shown for the run; null takes `run.name`."""
 
 
 class WandbLog:

@@ -166,7 +166,8 @@ def open_lane(job_file: str, folder: str, name: str, steps: int, overrides: Sequ
 
 def trace(lane: Lane, steps: range, path: Path, depth: int | None) -> None:
     """Trains `steps` under PyTorch's profiler, and writes what the GPU did."""
-    from train.profile import TRACE_FILE, ProfileConfig, StepProfiler
+    from train.profile import TRACE_FILE, StepProfiler
+    from train.report_config import ProfileConfig
 
     profiler = StepProfiler(ProfileConfig(first=steps.start + 1, steps=len(steps)), path.parent, lane.run.engine.device)
     if depth is not None:

@@ -8,7 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from train.metrics import METRICS_FILE, MetricsLog, StepMetrics, WandbConfig, read_metrics
+from train.metrics import METRICS_FILE, MetricsLog, StepMetrics, read_metrics
+from train.report_config import WandbConfig
 from train.wandb_log import WandbLog
 
 

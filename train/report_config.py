@@ -1,0 +1,27 @@
+"""What a job may say about the account that a run gives of itself."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class WandbConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """What is sent to Weights & Biases."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    """`offline` writes into the run's folder and needs no account; `wandb sync` sends it later."""
+    project: str = Field(default="engram-pretrain", min_length=1)
+    """Project that the run appears in."""
+    entity: str | None = None
+    """User or team that owns the project; null takes the account's default."""
+    name: str | None = None
+    """Name shown for the run; null takes `run.name`."""
+
+
+class ProfileConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """Which steps are recorded, on rank 0, in `trace.json.gz`."""
+
+    first: int = Field(ge=1)
+    """The first of them, counted from 1; one that follows a few others, so that kernels are compiled."""
+    steps: int = Field(3, ge=1)
+    """How many. What comes after the run's last step is not recorded."""
