@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from train.config import JobConfig
 from train.config_file import load
 from train.errors import UserError
-from train.saved_run import CONFIG_FILE, find_run
+from train.run_folder import CONFIG_FILE, find_run
 from train.summary import SUMMARY_FILE, Summary
 
 _FIGURES = {field.name for field in fields(Summary) if field.default is MISSING}

@@ -10,11 +10,10 @@ from train.evaluation import Evaluation
 from train.meter import Measured
 from train.metrics import MetricsLog, StepMetrics
 from train.progress import Progress
+from train.run_folder import LOG_FILE
 
 if TYPE_CHECKING:
     from train.trainer import StepResult
-
-LOG_FILE = "log.txt"
 
 
 class Reporter:

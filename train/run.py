@@ -31,11 +31,11 @@ from train.memory import address_book, open_tables, table_bytes
 from train.metrics import METRICS_FILE, read_metrics
 from train.profile import StepProfiler
 from train.reporter import Reporter
+from train.run_folder import CONFIG_FILE
 from train.sampling import continue_texts
 from train.summary import Summary
 from train.trainer import Trainer
 
-CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 _BACKBONE_BYTES = 12
 """Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""

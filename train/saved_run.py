@@ -17,11 +17,9 @@ from train.data.open import open_data
 from train.data.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
 from train.memory import TokenSource, address_book
+from train.run_folder import CONFIG_FILE, find_run
 from train.saved_tables import SavedTables
 
-RUNS = "runs"
-"""Folder in which a run is looked for by its name alone."""
-CONFIG_FILE = "config.yaml"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
@@ -153,18 +151,6 @@ class RunTokens:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
         return self.of
-
-
-def find_run(run: str | Path) -> Path:
-    """The folder that `run` is, or the one of that name in `runs`.
-
-    Raises:
-        UserError: neither is a run's.
-    """
-    for folder in (Path(run), Path(RUNS, run)):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise UserError(f"{run}: no run there ({CONFIG_FILE} is missing), nor in {Path(RUNS, run)}; give a run's folder")
 
 
 def _choose(folder: Path, step: int | None) -> Path:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from train.reporter import LOG_FILE
+from train.run_folder import LOG_FILE
 
 SUMMARY_FILE = "summary.json"
 

@@ -42,7 +42,7 @@ def command(
 
     On text: the loss in nats a token, and in bits a byte. With --tasks: what lm-evaluation-harness reports.
     """
-    from train.saved_run import SavedRun
+    from train.run_folder import find_run
 
     for option, value in (("--include", include), ("--shots", shots), ("--limit", limit)):
         if value is not None and tasks is None:
@@ -50,7 +50,11 @@ def command(
     for option, value in (("--data", data), ("--split", split), ("--sequences", sequences)):
         if value is not None and tasks is not None:
             raise click.UsageError(f"{option} has no meaning with --tasks.")
-    saved = SavedRun.open(run, step)
+    folder = find_run(run)  # before what takes seconds to import
+
+    from train.saved_run import SavedRun
+
+    saved = SavedRun.open(folder, step)
     if tasks is not None:
         from train.harness import run_tasks
 

@@ -51,10 +51,14 @@ def command(
     from dataclasses import asdict
     from pathlib import Path
 
+    from train.run_folder import find_run
+
+    folder = find_run(run)  # before what takes seconds to import
+
     from train.export import export
     from train.saved_run import SavedRun
 
-    found = export(SavedRun.open(run, step), Path(to), dtype=dtype, shard_bytes=shard_size)
+    found = export(SavedRun.open(folder, step), Path(to), dtype=dtype, shard_bytes=shard_size)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return

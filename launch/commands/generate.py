@@ -35,10 +35,14 @@ def command(
 
     Table rows are read from the checkpoint as new tokens ask for them; the tables are never loaded.
     """
+    from train.run_folder import find_run
+
+    folder = find_run(run)  # before what takes seconds to import
+
     from train.generation import continuation
     from train.saved_run import SavedRun
 
-    saved = SavedRun.open(run, step)
+    saved = SavedRun.open(folder, step)
     ids = saved.tokenizer.encode(prompt)
     new = list(continuation(saved, ids, num_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
     text = saved.tokenizer.decode([*ids, *new])

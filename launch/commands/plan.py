@@ -24,14 +24,17 @@ def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) 
     Parameters by part, active a token, FLOPs a token, rows of the Engram tables, their memory. Takes no memory, and
     needs neither the data nor the tokenizer.
     """
+    from train.config import JobConfig
+    from train.config_file import load
+
+    job = load(config, overrides, JobConfig)  # before what takes seconds to import
+
     from rich.console import Console
 
     from launch.plan.figures import plan
     from launch.plan.report import show
-    from train.config import JobConfig
-    from train.config_file import load
 
-    figures = plan(load(config, overrides, JobConfig), ranks)
+    figures = plan(job, ranks)
     if as_json:
         click.echo(json.dumps(figures.to_json(), indent=2))
         return

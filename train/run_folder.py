@@ -1,0 +1,24 @@
+"""A run's folder, found without reading what is in it."""
+
+from pathlib import Path
+
+from train.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+"""Name of the file with a run's resolved config."""
+LOG_FILE = "log.txt"
+"""Name of the file with what a run told."""
+RUNS = "runs"
+"""Folder in which a run is looked for by its name alone."""
+
+
+def find_run(run: str | Path) -> Path:
+    """The folder that `run` is, or the one of that name in `runs`.
+
+    Raises:
+        UserError: neither is a run's.
+    """
+    for folder in (Path(run), Path(RUNS, run)):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise UserError(f"{run}: no run there ({CONFIG_FILE} is missing), nor in {Path(RUNS, run)}; give a run's folder")
