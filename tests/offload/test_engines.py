@@ -56,7 +56,7 @@ def test_padding_changes_no_bits(
     with contextlib.closing(open_tables(JOB, config)) as tables:
         assert tables._store.records.stride(0) == 32 > tables.layout.words
         assert tables.window_bytes == len(tables._store.records) * 128
-    assert run_job(JOB, config) == plain
+    assert run_job(JOB, config).digest == plain.digest
 
 
 @pytest.mark.parametrize("engine", ["zero_copy", "staged"])
