@@ -150,8 +150,8 @@ def test_nothing_to_move(kernel_device):
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
 
 
-def test_tables_of_more_than_2_31_words(kernel_device):
-    shape = RecordShape(5, 2)
+@pytest.mark.parametrize("shape", [RecordShape(5, 2), RecordShape(20, 11)], ids=["8 words", "a line"])
+def test_tables_of_more_than_2_31_words(kernel_device, shape):
     num_rows = 2**31 // shape.words + 100
     host = (
         sparse_words(num_rows * shape.words)
@@ -159,7 +159,7 @@ def test_tables_of_more_than_2_31_words(kernel_device):
         else torch.zeros(num_rows * shape.words, device=kernel_device)
     )
     host = host.view(num_rows, shape.words)
-    rows = torch.tensor([num_rows - 1, 0, 2**28, 2**28 - 1, 2**27], device=kernel_device)
+    rows = torch.tensor([num_rows - 1, 0, num_rows - 100, num_rows - 101, num_rows // 2], device=kernel_device)
     slots = torch.tensor([4, 3, 2, 1, 0], device=kernel_device)
     window = random_records(shape, 5, seed=0, fresh=0).to(kernel_device)
     records_triton.write_records(window, slots, host, rows, programs=1)
