@@ -18,7 +18,9 @@ from kernels import compiled_loops
 from kernels.row_init import initial_rows
 
 PROGRAMS = 8
-"""How many run for a copy by default, each on one of a GPU's processors, of which it takes up a sixth or less."""
+"""How many run for a copy by default, each on one of a GPU's processors, of which it takes up a sixth or less.
+
+Four fetch whole lines as fast, but write them back at half the rate: a processor has only so many stores on the bus."""
 
 _CHUNK_BYTES = 1 << 20  # of records that stay in a core's cache between two copies
 
@@ -34,6 +36,7 @@ def fetch_records(
     row_dtype: torch.dtype,
     seed: int,
     std: float,
+    padded: bool = False,
     programs: int = PROGRAMS,
 ) -> None:
     """Copies records of rows into slots; rows of version 0 get their initial weights there, host memory stays as it is.
@@ -49,6 +52,8 @@ def fetch_records(
         row_dtype: of the weights: torch.float32, or torch.bfloat16 with two in a word.
         seed: of the table, for the initial values; see `kernels.row_init.initial_rows`.
         std: of the initial values, which are rounded to the nearest value of the rows' dtype.
+        padded: what lies between a record and the next is padding on both sides, and after the last one too. A GPU
+            may then copy it along, so that whole lines travel: records must be as far apart here as there.
         programs: that copy, at most so many at a time; what draws initial values is not counted. GPU only.
 
     Rows, slots and ranges are on the window's device.
@@ -56,7 +61,7 @@ def fetch_records(
     Raises:
         ValueError: sizes or layouts that do not fit together.
     """
-    _check(host_RW, rows_U, window_CW, slots_U)
+    _check(host_RW, rows_U, window_CW, slots_U, padded)
     if window_CW.is_cuda:
         from kernels.records_triton import fetch_records as on_gpu
 
@@ -70,6 +75,7 @@ def fetch_records(
             row_dtype=row_dtype,
             seed=seed,
             std=std,
+            padded=padded,
             programs=programs,
         )
         return
@@ -89,14 +95,20 @@ def fetch_records(
 
 
 def write_records(
-    window_CW: Tensor, slots_U: Tensor, host_RW: Tensor, rows_U: Tensor, *, programs: int = PROGRAMS
+    window_CW: Tensor,
+    slots_U: Tensor,
+    host_RW: Tensor,
+    rows_U: Tensor,
+    *,
+    padded: bool = False,
+    programs: int = PROGRAMS,
 ) -> None:
     """Copies records of slots to their rows in host memory. Arguments and errors as of `fetch_records`."""
-    _check(host_RW, rows_U, window_CW, slots_U)
+    _check(host_RW, rows_U, window_CW, slots_U, padded)
     if window_CW.is_cuda:
         from kernels.records_triton import write_records as on_gpu
 
-        on_gpu(window_CW, slots_U, host_RW, rows_U, programs=programs)
+        on_gpu(window_CW, slots_U, host_RW, rows_U, padded=padded, programs=programs)
         return
     if compiled_loops.available():
         from kernels.records_numba import copy_records
@@ -119,7 +131,7 @@ def _chunks(host_RW: Tensor, rows_U: Tensor) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _check(host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor) -> None:
+def _check(host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor, padded: bool) -> None:
     if host_RW.shape[1] != window_CW.shape[1]:
         raise ValueError(f"records of {host_RW.shape[1]} words do not fit slots of {window_CW.shape[1]} words")
     if len(rows_U) != len(slots_U):
@@ -127,6 +139,15 @@ def _check(host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor) 
     for name, records in (("host memory", host_RW), ("the window", window_CW)):
         if records.dtype != torch.float32 or records.stride(1) != 1:
             raise ValueError(f"the words of a record in {name} must be float32 and lie side by side")
+        if padded and not _padding_is_there(records):
+            raise ValueError(f"{name} ends before the padding of its last record")
+    if padded and host_RW.stride(0) != window_CW.stride(0):
+        raise ValueError(f"padded records lie {host_RW.stride(0)} words apart, but slots {window_CW.stride(0)} words")
     for name, places in (("rows", rows_U), ("slots", slots_U)):
         if places.dtype not in (torch.int64, torch.int32) or not places.is_contiguous():
             raise ValueError(f"{name} must be contiguous integers of 32 or 64 bits")
+
+
+def _padding_is_there(records_RW: Tensor) -> bool:
+    end = records_RW.storage_offset() + len(records_RW) * records_RW.stride(0)
+    return 4 * end <= records_RW.untyped_storage().nbytes()

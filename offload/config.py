@@ -59,6 +59,9 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
     carry; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` takes `cpu` where there is no
     GPU, and else times the other two when the run starts and takes the faster one. All give the same bits."""
+    programs: int | None = Field(None, ge=1, le=1024)
+    """Of each kernel of the `zero_copy` engine: on so many of the GPU's processors (SMs) a copy runs beside the model's
+    kernels. More copy faster, until the bus is full, and slow the model down in more places. null means 8."""
     host_file: str | None = None
     """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
     tables larger than RAM. Its whole size is reserved at the start and given back when the run ends, however it ends.
@@ -85,6 +88,14 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
         if self.host_file is not None and self.engine == "zero_copy":
             raise ValueError("a file's memory cannot be pinned: set engine=staged, or host_file to null")
+        return self
+
+    @model_validator(mode="after")
+    def _programs_need_kernels(self) -> "OffloadConfig":
+        if self.programs is not None and self.mode == "resident":
+            raise ValueError("programs has no meaning with mode=resident, where no row travels: set it to null")
+        if self.programs is not None and self.engine in ("staged", "cpu"):
+            raise ValueError(f"programs has no meaning with engine={self.engine}: set one of them to null or auto")
         return self
 
     @model_validator(mode="after")

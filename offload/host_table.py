@@ -1,6 +1,6 @@
 """A rank's shard of the tables in host memory, or in a file on a local disk.
 
-R rows of the shard, W words of a record.
+R rows of the shard, W words of a record, S words from a record to the next.
 """
 
 import logging
@@ -25,6 +25,7 @@ class HostTable:
     Args:
         num_rows: rows of the shard.
         words: fp32 words of a record.
+        stride: words from a record to the next; the rest is padding. None for records side by side.
         file_folder: a folder on a local disk. The records are then kept in a file there, of which the system holds in
             memory what it has room for: for tables larger than the machine's memory.
         touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
@@ -37,7 +38,7 @@ class HostTable:
     """
 
     records_RW: Tensor
-    """fp32 [R, W]: the memory itself. After `close` it is empty."""
+    """fp32 [R, W]: the memory itself, without the padding. After `close` it is empty."""
     device_RW: Tensor | None = None
     """fp32 [R, W]: the same memory, as the GPU that `pin` was called for sees it; None until then and after `close`."""
 
@@ -46,12 +47,14 @@ class HostTable:
         num_rows: int,
         words: int,
         *,
+        stride: int | None = None,
         file_folder: str | None = None,
         touch_pages: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self._file_folder = file_folder
-        size = max(num_rows * words * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
+        stride = words if stride is None else stride
+        size = max(num_rows * stride * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
         if file_folder is not None:
             require_room(size, address_limits(), 1)
             memory = map_file(size, file_folder)
@@ -61,7 +64,8 @@ class HostTable:
         words_N = torch.frombuffer(memory, dtype=torch.float32)
         self._words_N: Tensor | None = words_N
         self._pinned: PinnedMemory | None = None
-        self.records_RW = words_N[: num_rows * words].view(num_rows, words)
+        self._padded_RS = words_N[: num_rows * stride].view(num_rows, stride)
+        self.records_RW = self._padded_RS[:, :words]
         self._nodes: set[int] = set()
         if file_folder is None:
             home = home_nodes(torch.device(device))
@@ -74,15 +78,15 @@ class HostTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the shard's records."""
-        return self.records_RW.numel() * 4
+        """Bytes of the shard's records and of the padding between them."""
+        return self._padded_RS.nbytes
 
     def describe(self) -> str:
         """What the system gave, in a line for people. Walks the page tables: not for the training loop."""
         kind = "memory" if self._file_folder is None else f"a file in {self._file_folder}"
         kind = f"pinned {kind}" if self._pinned is not None else kind
         nodes = f" on NUMA node {', '.join(map(str, sorted(self._nodes)))}" if self._nodes else ""
-        return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self.records_RW)}"
+        return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self._padded_RS)}"
 
     def pin(self, driver: Driver, device: torch.device) -> Tensor:
         """Locks the memory for the transfers of a GPU.
@@ -97,7 +101,8 @@ class HostTable:
             raise RuntimeError("the table is closed or pinned already")
         pinned = PinnedMemory(self._words_N, driver)
         try:
-            self.device_RW = pinned.view(device)[: self.records_RW.numel()].view(self.records_RW.shape)
+            padded_RS = pinned.view(device)[: self._padded_RS.numel()].view(self._padded_RS.shape)
+            self.device_RW = padded_RS[:, : self.records_RW.shape[1]]
         except BaseException:
             pinned.close()
             raise
@@ -119,7 +124,8 @@ class HostTable:
         self.unpin()
         self._words_N = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
-        self.records_RW = torch.empty(0, self.records_RW.shape[1])
+        self._padded_RS = self._padded_RS.new_empty(0, self._padded_RS.shape[1])
+        self.records_RW = self._padded_RS[:, : self.records_RW.shape[1]]
 
 
 def _touch(words_N: Tensor, unplaced: set[int]) -> None:

@@ -25,7 +25,7 @@ class ResidentStore:
         self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        self.records = zeros_on(device, num_rows, layout.words)
+        self.records = zeros_on(device, num_rows, layout.stride(device))[:, : layout.words]
         # In parts: drawn values take memory of their own for as long as it takes to copy them.
         for start, part_CW in enumerate(self.records.split(_FILLED_ROWS)):
             places = torch.arange(len(part_CW)) + start * _FILLED_ROWS

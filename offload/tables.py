@@ -132,10 +132,10 @@ class EngramTables:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of this rank's window on the device (of the whole shard with mode=resident)."""
+        """Bytes of this rank's window on the device (of the whole shard with mode=resident), padding included."""
         rows = self.sharding.shard_rows(self._rank)
         slots = min(self._config.window_rows, rows) if self._config.mode == "window" else rows
-        return slots * self.layout.bytes
+        return slots * self.layout.stride_bytes(self.device)
 
     def look_ahead(self, depth: int) -> None:
         """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.records import PROGRAMS
 from offload.config import OffloadConfig
 from offload.copies import Copy
 from offload.host_limits import local_ranks
@@ -88,12 +89,12 @@ def open_transfers(
     if engine == "cpu":
         return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
     if engine == "zero_copy":
-        return _zero_copy(host, window_CW, shard, streams, driver_of)
+        return _zero_copy(config, host, window_CW, shard, streams, driver_of)
     staged = StagedTransfers(host.records_RW, window_CW, shard.fill, streams, _staging_threads())
     if engine == "staged" or config.host_file is not None:
         return staged
     try:
-        zero_copy = _zero_copy(host, window_CW, shard, streams, driver_of)
+        zero_copy = _zero_copy(config, host, window_CW, shard, streams, driver_of)
     except PinError as error:
         _log.warning("offload.engine: staged, since %s", error)
         return staged
@@ -113,11 +114,17 @@ def _require_possible(engine: str, config: OffloadConfig, device: torch.device) 
 
 
 def _zero_copy(
-    host: HostTable, window_CW: Tensor, shard: Shard, streams: Streams, driver_of: Callable[[torch.device], Driver]
+    config: OffloadConfig,
+    host: HostTable,
+    window_CW: Tensor,
+    shard: Shard,
+    streams: Streams,
+    driver_of: Callable[[torch.device], Driver],
 ) -> ZeroCopyTransfers:
     device = window_CW.device
     seen_RW = host.records_RW if device.type == "cpu" else host.pin(driver_of(device), device)
-    return ZeroCopyTransfers(seen_RW, window_CW, shard, streams)
+    programs = PROGRAMS if config.programs is None else config.programs
+    return ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs)
 
 
 def _staging_threads() -> int:

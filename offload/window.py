@@ -76,11 +76,12 @@ class WindowStore:
         self._host = HostTable(
             num_rows,
             layout.words,
+            stride=layout.stride(device),
             file_folder=config.host_file,
             touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
             device=device,
         )
-        self.records = zeros_on(device, num_slots, layout.words)
+        self.records = zeros_on(device, num_slots, layout.stride(device))[:, : layout.words]
         self._directory = open_directory(num_rows, num_slots)
         self._shard = Shard(sharding, rank, layout, init)
         try:

@@ -49,7 +49,7 @@ def test_the_bench_trains_what_the_figures_are_claimed_for() -> None:
     assert figures.active > 300e6
     rows = sum(table.rows for table in figures.tables)
     assert rows >= 4 * job.offload.window_rows
-    table_bytes, backbone = rows * 964, figures.total - 80 * rows
+    table_bytes, backbone = rows * 1024, figures.total - 80 * rows
     assert table_bytes > 20e9
     # bf16 weights and gradients, fp32 masters, gradients and two moments; activations of 11 GB at most.
     assert table_bytes + 20 * backbone + 11e9 < 78 * 2**30

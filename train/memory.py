@@ -50,12 +50,19 @@ def address_book(model: ModelConfig, source: TokenSource) -> AddressBook | None:
         raise UserError(f"model.engram: {error}") from None
 
 
-def table_bytes(job: JobConfig, addresses: AddressBook | None) -> int:
-    """Bytes of all tables' records, optimizer state included, if every row were touched."""
+def table_bytes(job: JobConfig, addresses: AddressBook | None, device: torch.device | None = None) -> int:
+    """Bytes of all tables' records, optimizer state included, if every row were touched.
+
+    Args:
+        job: the job.
+        addresses: of its rows; None without Engram.
+        device: of the model: counts the memory that its records take, padding included. None for their bytes in files.
+    """
     if addresses is None or job.model.engram is None:
         return 0
     layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
-    return sum(addresses.num_rows(module) for module in range(addresses.num_modules)) * layout.bytes
+    nbytes = layout.bytes if device is None else layout.stride_bytes(device)
+    return sum(addresses.num_rows(module) for module in range(addresses.num_modules)) * nbytes
 
 
 def open_tables(

@@ -106,9 +106,10 @@ class Run:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", keep=job.checkpoint.keep, identity=self._identity(addresses)
         )
-        self.table_bytes = table_bytes(job, addresses)
+        self.saved_table_bytes = table_bytes(job, addresses)
         self._open_folder()
         self.engine = self._engine()
+        self.table_bytes = table_bytes(job, addresses, self.engine.device)
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
 
     def record_config(self) -> None:
@@ -227,7 +228,7 @@ class Run:
     def _check_disk(self) -> None:
         if self.job.checkpoint.every is None:
             return
-        checkpoint = self.table_bytes + self.counts.total * _BACKBONE_BYTES
+        checkpoint = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
         # The newest one is complete before the oldest goes.
         needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - self.checkpoints.count())
         free = shutil.disk_usage(self.folder).free

@@ -23,7 +23,7 @@ class Summary:
         parameters: of the backbone and the tables.
         active_parameters: that compute for one token; the input embedding is not counted, the rows read are.
         table_parameters: weights of all rows.
-        table_bytes: of all records in host memory, optimizer state included, if every row were touched.
+        table_bytes: of all records in host memory, optimizer state and padding included, if every row were touched.
         window_bytes: of all ranks' windows; None without tables or with mode=resident.
         rows_moved: between host memory and the windows since the run was started or resumed.
         tokens_per_s: median over the records since then; None if nothing was trained.

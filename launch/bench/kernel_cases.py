@@ -22,6 +22,7 @@ from launch.bench.clock import Run
 from launch.bench.host_link import HostLink
 from launch.bench.workload import Workload
 from offload.addressing import choose_primes, draw_multipliers
+from offload.records import padded_words
 
 _VOCABULARY = 129_280
 _LAYERS, _HEADS, _ORDERS = 2, 8, (2, 3)  # 16 rows a token and layer, as in the paper's models
@@ -140,15 +141,16 @@ def _summed(grad_ND: Tensor, index: RowIndex) -> Tensor:
 def record_cases(sizes: Sizes) -> Iterator[Case]:
     """Whole records between host memory and the device."""
     _, unique = sizes.index
-    link = HostLink(sizes.device, sizes.host_bytes, unique * _ADAM_WORDS * 4)
+    words = padded_words(_ADAM_WORDS, sizes.device)
+    link = HostLink(sizes.device, sizes.host_bytes, unique * words * 4)
     try:
-        host_RW, window_CW = link.host_records(_ADAM_WORDS), link.device_records(_ADAM_WORDS)
+        host_RW, window_CW = link.host_records(words), link.device_records(words)
         count = min(unique, len(host_RW))
-        rows_U, slots_U = link.draw_rows(count, _ADAM_WORDS, ordered=True), link.draw_slots(count)
+        rows_U, slots_U = link.draw_rows(count, words, ordered=True), link.draw_slots(count)
         plain_RW = link.host_N[: host_RW.numel()].view(host_RW.shape)
-        rows = f"{count:,} records of {4 * _ADAM_WORDS} bytes, ascending"
-        moved = count * 4 * _ADAM_WORDS * (1 if sizes.on_gpu else 2)  # on a CPU read and written in the same memory
-        options = link.fetch_options(_ADAM_WORDS)
+        rows = f"{count:,} records of {4 * words} bytes, ascending"
+        moved = count * 4 * words * (1 if sizes.on_gpu else 2)  # on a CPU read and written in the same memory
+        options = link.fetch_options(words)
         cpu_rows_U = rows_U.cpu()
 
         def plain_fetch() -> None:

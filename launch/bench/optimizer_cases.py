@@ -43,7 +43,8 @@ class _Update:
         self._name, self._config, self._sizes, self._missed = name, config, sizes, missed
         self._layout = RecordLayout.of(_DIM, config)
         _, self._unique = sizes.index
-        self._records_CW = sizes.random(2 * self._unique, self._layout.words, scale=1e-2).abs_()
+        stride = self._layout.stride(sizes.device)
+        self._records_CW = sizes.random(2 * self._unique, stride, scale=1e-2).abs_()[:, : self._layout.words]
         generator = torch.Generator().manual_seed(0)
         self._slots_U = torch.randperm(2 * self._unique, generator=generator)[: self._unique].to(sizes.device)
         self._gradient_UD = sizes.random(self._unique, _DIM, scale=1e-3)

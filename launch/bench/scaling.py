@@ -70,9 +70,9 @@ def _row(workload: Workload, ids: str, times: Times, base: Times) -> dict[str, C
 
 
 def _fitting_dim(options: BenchOptions, small: Workload) -> int:
-    free = _SHARE_OF_MEMORY * min(limit.free for limit in memory_limits())
+    device, free = open_device(options.device), _SHARE_OF_MEMORY * min(limit.free for limit in memory_limits())
     rows = small.rows * (_GROWTH + 1)
     dim = small.dim
-    while dim > 1 and rows * RecordLayout.of(dim, options.table_optimizer).bytes > free:
+    while dim > 1 and rows * RecordLayout.of(dim, options.table_optimizer).stride_bytes(device) > free:
         dim = max(1, dim - _LEAVING_OUT)
     return dim

@@ -81,12 +81,15 @@ def _show_tables(figures: Figures, console: Console) -> None:
 def _show_memory(figures: Figures, console: Console) -> None:
     ranks = figures.ranks
     shard = f"a rank of {ranks}"
-    table = _table("Host memory of the tables, every row touched", "optimizer", "weights", "a row", "all", shard)
+    table = _table(
+        "Host memory of the tables, every row touched", "optimizer", "weights", "a row", "padded", "all", shard
+    )
     for memory in figures.host_memory:
         table.add_row(
             ", ".join(memory.optimizers),
             memory.row_dtype,
             f"{memory.record_bytes:,} B",
+            f"{memory.padded_bytes:,} B",
             size_text(memory.bytes),
             size_text(memory.bytes_per_rank),
             style="bold" if memory.chosen else None,
@@ -97,6 +100,7 @@ def _show_memory(figures: Figures, console: Console) -> None:
         place = "window" if held.mode == "window" else "shard (offload.mode=resident: nothing is in host memory)"
         _print(
             console,
+            "padded for a GPU's transfers; on a CPU records lie side by side",
             f"this job: {offload.optimizer.type}, {offload.row_dtype} weights",
             f"{place} on each rank's device: {held.rows_per_rank:,} rows, {size_text(held.bytes_per_rank)}",
         )

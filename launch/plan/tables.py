@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
+
 from model.config import EngramConfig
 from offload.addressing import choose_primes
 from offload.config import OffloadConfig, RowDtype, TableOptimizerConfig
@@ -11,6 +13,7 @@ from offload.records import RecordLayout
 from offload.sharding import Sharding
 
 _ADAM, *_OTHERS = get_args(TableOptimizerConfig.model_fields["type"].annotation)
+_GPU = torch.device("cuda")  # what jobs of a size worth planning run on; on a CPU records lie side by side
 _DTYPES: tuple[RowDtype, ...] = get_args(RowDtype)
 
 
@@ -33,13 +36,14 @@ class Table:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What the records of all rows take, once every row was touched.
+    """What the records of all rows take for a run on GPUs, once every row was touched.
 
     Attributes:
         optimizers: those whose records are of this size.
         row_dtype: of the weights in a record.
         record_bytes: weights, optimizer state and version of one row.
-        bytes: of all tables.
+        padded_bytes: that they take in memory.
+        bytes: of all tables, padding included.
         bytes_per_rank: of the largest rank's shard.
         chosen: whether the job is set so.
     """
@@ -47,6 +51,7 @@ class HostMemory:
     optimizers: list[str]
     row_dtype: RowDtype
     record_bytes: int
+    padded_bytes: int
     bytes: int
     bytes_per_rank: int
     chosen: bool
@@ -59,7 +64,7 @@ class Window:
     Attributes:
         mode: of `offload`; `resident` keeps the whole shard there.
         rows_per_rank: slots.
-        bytes_per_rank: of their records.
+        bytes_per_rank: of their records, padded as for a GPU.
     """
 
     mode: str
@@ -84,8 +89,9 @@ def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfi
         for row_dtype in _DTYPES:
             layout = RecordLayout.of(engram.row_dim, TableOptimizerConfig(type=optimizers[0]), row_dtype)
             chosen = offload.optimizer.type in optimizers and offload.row_dtype == row_dtype
+            padded = layout.stride_bytes(_GPU)
             found.append(
-                HostMemory(optimizers, row_dtype, layout.bytes, rows * layout.bytes, shard_rows * layout.bytes, chosen)
+                HostMemory(optimizers, row_dtype, layout.bytes, padded, rows * padded, shard_rows * padded, chosen)
             )
     return found
 
@@ -96,7 +102,7 @@ def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ra
     if offload.mode == "window":
         slots = min(offload.window_rows, slots)
     layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
-    return Window(offload.mode, slots, slots * layout.bytes)
+    return Window(offload.mode, slots, slots * layout.stride_bytes(_GPU))
 
 
 def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list[int]]]:

@@ -20,6 +20,8 @@ class RecordShape:
     row_dtype: torch.dtype = torch.float32
     apart: int = 0
     before: int = 0
+    padded: bool = False
+    """Whether the words between two may be copied too."""
 
     @property
     def weight_words(self) -> int:
@@ -40,11 +42,22 @@ def random_records(shape: RecordShape, num_rows: int, *, seed: int, fresh: float
     generator = torch.Generator().manual_seed(seed)
     pitch = shape.words + shape.apart
     words = torch.randint(-(2**31), 2**31, (shape.before + num_rows * pitch,), generator=generator, dtype=torch.int32)
-    words = words.pin_memory() if pinned else words
+    # torch pins at a page's start; elsewhere a line's start is all that decides on what runs.
+    words = words.pin_memory() if pinned else _at_a_line(words)
     records = words[shape.before :].view(num_rows, pitch)[:, : shape.words]
     records[:, -1].bitwise_or_(1)
     records[torch.rand(num_rows, generator=generator) < fresh] = 0
     return records.view(torch.float32)
+
+
+def table_at_a_line(shape: RecordShape, num_rows: int) -> Tensor:
+    """fp32 zeros [num_rows, words] whose first record starts a line, as pinned memory does."""
+    pitch = shape.words + shape.apart
+    return _at_a_line(torch.zeros(num_rows * pitch)).view(num_rows, pitch)[:, : shape.words]
+
+
+def _at_a_line(words: Tensor) -> Tensor:
+    return torch.frombuffer(mmap.mmap(-1, words.nbytes), dtype=words.dtype).copy_(words)
 
 
 def sparse_words(count: int) -> Tensor:

@@ -61,6 +61,21 @@ def test_nothing_to_move():
 
 
 @pytest.mark.parametrize(
+    ("host", "window", "message"),
+    [
+        (torch.zeros(3, 16)[:, :5], torch.zeros(3, 8)[:, :5], "lie 16 words apart, but slots 8 words"),
+        (torch.zeros(23).as_strided((3, 5), (8, 1)), torch.zeros(3, 8)[:, :5], "host memory ends before"),
+        (torch.zeros(3, 8)[:, :5], torch.zeros(23).as_strided((3, 5), (8, 1)), "the window ends before"),
+    ],
+)
+def test_padding_that_is_not_there_is_refused(host, window, message):
+    places = torch.arange(2)
+    write_records(window, places, host, places)
+    with pytest.raises(ValueError, match=message):
+        write_records(window, places, host, places, padded=True)
+
+
+@pytest.mark.parametrize(
     ("host", "rows", "window", "slots", "message"),
     [
         (torch.zeros(3, 8), torch.arange(2), torch.zeros(3, 7), torch.arange(2), "8 words do not fit slots of 7"),

@@ -98,7 +98,7 @@ def test_links_on_a_cpu_are_named_as_copies_from_host_to_host() -> None:
     with Progress("links", active=False) as progress:
         section = measure_links(BenchOptions(memory_mib=4), progress)
     assert section.title == "Copies from host to host"
-    assert {row["bytes_a_record"] for row in section.rows} == {None, 160, 256, 512, 960, 1152}
+    assert {row["bytes_a_record"] for row in section.rows} == {None, 160, 256, 512, 1024, 1152}
     assert {row["order"] for row in section.rows} == {"", "ascending", "random"}
     assert all(row["status"] == "measured" for row in section.rows)
     assert "no GPU" in section.notes[-1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from launch.cli import main
@@ -116,7 +117,9 @@ def test_tables_are_those_that_training_would_open(path: str) -> None:
     )
     found = plan(job, ranks=1)
     assert [table.rows for table in found.tables] == [book.num_rows(module) for module in range(book.num_modules)]
-    assert [memory.bytes for memory in found.host_memory if memory.chosen] == [table_bytes(job, book)]
+    assert [memory.bytes for memory in found.host_memory if memory.chosen] == [
+        table_bytes(job, book, torch.device("cuda"))
+    ]
 
 
 def test_bytes_by_hand() -> None:
@@ -132,11 +135,17 @@ def test_bytes_by_hand() -> None:
         ("rowwise_adagrad", "fp32"): 4 * (6 + 1 + 1),
         ("rowwise_adagrad", "bf16"): 4 * (3 + 1 + 1),
     }
+    assert {key: memory["padded_bytes"] for key, memory in bytes_of.items()} == {
+        ("adam", "fp32"): 96,
+        ("adam", "bf16"): 64,
+        ("rowwise_adagrad", "fp32"): 32,
+        ("rowwise_adagrad", "bf16"): 32,
+    }
     adam = bytes_of["adam", "fp32"]
-    assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 76, 13 * 76)
-    assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 76}
+    assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 96, 13 * 96)
+    assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 96}
     resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", "--ranks", "2")
-    assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 76}
+    assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 96}
 
 
 def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +167,7 @@ def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_table_for_people() -> None:
     shown = run(str(PAPER / "engram-27b.yaml"), "--ranks", "64").stdout
-    for text in ("26.72B", "74.3%", "36,199,972", "2,262,409, ", "a rank of 64", "1.02 GiB", "T = 4,096"):
+    for text in ("26.72B", "74.3%", "36,199,972", "2,262,409, ", "a rank of 64", "1.08 GiB", "T = 4,096"):
         assert text in shown
     plain = run(TINY, "model.engram=null").stdout
     assert "rho" in plain

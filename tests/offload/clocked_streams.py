@@ -145,15 +145,15 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
         WindowStore.flush,
     )
 
-    def fetch_records(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **initial: Any) -> None:
+    def fetch_records(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **options: Any) -> None:
         streams.work(reads=[("row", rows)], writes=[("slot", slots)])
         streams.fetched.append(len(rows))
-        fetch(host, rows, window, slots, **initial)
+        fetch(host, rows, window, slots, **options)
 
-    def write_records(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor) -> None:
+    def write_records(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor, **options: Any) -> None:
         streams.work(reads=[("slot", slots)], writes=[("row", rows)])
         streams.written.append(len(rows))
-        write(window, slots, host, rows)
+        write(window, slots, host, rows, **options)
 
     def read_rows(store: WindowStore, rows: Tensor) -> Tensor:
         slots = store._directory.slots(rows.numpy())

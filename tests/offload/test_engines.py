@@ -1,5 +1,6 @@
 """The engines that carry records are interchangeable: the same bits. `auto` takes the faster one that works here."""
 
+import contextlib
 import logging
 import random
 import resource
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
-from kernels import records, records_triton
+from kernels import records_triton
 from offload import transfers, transfers_staged, transfers_zero_copy
 from offload.config import LinkConfig, OffloadConfig
 from offload.host_table import HostTable
@@ -24,7 +25,7 @@ from offload.transfers import open_transfers, pins
 from offload.transfers_staged import StagedTransfers
 from offload.transfers_zero_copy import ZeroCopyTransfers
 from tests.distributed import run_ranks
-from tests.offload.tables_job import Job, run_job, run_jobs
+from tests.offload.tables_job import Job, open_tables, run_job, run_jobs
 from tests.offload.test_pinned_memory import FakeDriver, same_memory
 from tests.offload.test_tables import JOB, TABLES, TINY
 
@@ -33,6 +34,29 @@ WINDOWS = [{"depth": depth, "window_rows": window} for depth, window in ((0, TIN
 
 def configs(base: OffloadConfig, engine: str) -> list[OffloadConfig]:
     return [base.model_copy(update={"engine": engine, **window}) for window in WINDOWS]
+
+
+def pad_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records on a CPU lie as they do for a GPU, each at the start of a line."""
+    monkeypatch.setattr(RecordLayout, "stride", lambda layout, device: 32)
+
+
+@pytest.mark.parametrize(
+    "update", [{"mode": "resident"}, {"engine": "cpu"}, {"engine": "staged"}, {"host_file": ""}, {"verify": True}]
+)
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "rmsprop-exact-bf16-both"])
+def test_padding_changes_no_bits(
+    name: str, update: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Those that a checkpoint has, either."""
+    update = update | ({"host_file": str(tmp_path)} if "host_file" in update else {})
+    config = TABLES[name].model_copy(update={"depth": 2, "window_rows": TINY, **update})
+    plain = run_job(JOB, config)
+    pad_as_for_a_gpu(monkeypatch)
+    with contextlib.closing(open_tables(JOB, config)) as tables:
+        assert tables._store.records.stride(0) == 32 > tables.layout.words
+        assert tables.window_bytes == len(tables._store.records) * 128
+    assert run_job(JOB, config).digest == plain.digest
 
 
 @pytest.mark.parametrize("engine", ["zero_copy", "staged"])
@@ -85,24 +109,25 @@ def test_staged_gives_the_same_bits_from_a_file(tmp_path: Any) -> None:
     assert run_job(JOB, in_file).digest == run_job(JOB, config).digest
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16"])
-def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(
+    name: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine as on a GPU, with its kernels in Triton's interpreter."""
     if torch.cuda.is_available():
         pytest.skip("kernels are compiled here: no interpreter for CPU tensors")
     for call in ("fetch_records", "write_records"):
         on_gpu = getattr(records_triton, call)
-        monkeypatch.setattr(transfers_zero_copy, call, _with_programs(on_gpu))
+        monkeypatch.setattr(transfers_zero_copy, call, on_gpu)
     job = Job(steps=6, skipped=(3,), evaluate=True)
     base = TABLES[name]
     resident = run_job(job, base.model_copy(update={"mode": "resident"}))
+    if padded:
+        pad_as_for_a_gpu(monkeypatch)
     outcome = run_job(job, base.model_copy(update={"engine": "zero_copy", "depth": 2, "window_rows": TINY}))
     assert outcome.digest == resident.digest
     assert outcome.written_back > 0, "no row went to the host: the test would prove nothing"
-
-
-def _with_programs(call: Callable[..., None]) -> Callable[..., None]:
-    return lambda *args, **keywords: call(*args, **keywords, programs=records.PROGRAMS)
 
 
 def shard(num_rows: int = 300) -> Shard:
@@ -280,11 +305,31 @@ def test_what_a_gpu_cannot_do_is_refused(on_gpu: Callable[..., str], config: Off
         {"engine": "zero_copy", "host_file": "/somewhere"},
         {"engine": "staged", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "zero_copy", "emulate_link": {"bytes_per_second": 1e9}},
+        {"engine": "staged", "programs": 4},
+        {"engine": "cpu", "programs": 4},
+        {"mode": "resident", "programs": 4},
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"set .* to null"):
         OffloadConfig(**wrong)
+
+
+@pytest.mark.parametrize(("setting", "programs"), [(None, 8), (3, 3)])
+def test_copies_take_as_many_programs_as_the_config_says(
+    setting: int | None, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    for name in ("fetch_records", "write_records"):
+        monkeypatch.setattr(transfers_zero_copy, name, lambda *_, **options: launched.append(options))
+    host = HostTable(300, 19)
+    engine = open_transfers(OffloadConfig(engine="zero_copy", programs=setting), host, torch.zeros(50, 19), shard())
+    rows = torch.arange(3)
+    engine.fetch(rows, rows).wait()
+    engine.write_back(rows, rows).wait()
+    engine.close()
+    host.close()
+    assert [(options["programs"], options["padded"]) for options in launched] == [(programs, True)] * 2
 
 
 def test_host_memory_is_pinned_for_a_gpu_that_may_read_it_alone() -> None:

@@ -1,5 +1,6 @@
 """A shard in memory or in a file: the same bits, and nothing left behind."""
 
+import mmap
 import re
 import signal
 import subprocess
@@ -58,6 +59,24 @@ def test_memory_is_taken_when_it_is_written_or_at_once_in_huge_pages() -> None:
     if modes.exists() and "[never]" not in modes.read_text():
         assert given.huge > 0
     assert touched.describe() == f"16.00 MiB of memory, {given}"
+
+
+def test_padding_is_memory_that_records_do_not_show(tmp_path: Path) -> None:
+    for folder in (None, str(tmp_path)):
+        table = HostTable(1000, 5, stride=8, file_folder=folder)
+        assert (table.records_RW.shape, table.records_RW.stride()) == ((1000, 5), (8, 1))
+        assert table.records_RW.data_ptr() % mmap.PAGESIZE == 0, "no record would start a line"
+        assert table.nbytes == 1000 * 8 * 4
+        assert table.describe().startswith("31.25 KiB of ")
+        table.close()
+        assert table.records_RW.shape == (0, 5)
+
+
+def test_padding_takes_memory_that_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=30_000))
+    HostTable(1000, 5).close()
+    with pytest.raises(ValueError, match=r"takes 31.25 KiB of host memory, but the machine leaves 29.30 KiB"):
+        HostTable(1000, 5, stride=8)
 
 
 def test_an_empty_shard_is_a_table_too(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kernels.row_init import initial_rows
 from offload.config import RowDtype, TableOptimizerConfig
-from offload.records import RecordLayout, RowInit
+from offload.records import RecordLayout, RowInit, padded_words
 
 OPTIMIZERS = ("adam", "rowwise_adagrad", "rowwise_rmsprop")
 
@@ -27,6 +27,32 @@ def layout(dim: int, optimizer: str, row_dtype: RowDtype) -> RecordLayout:
 )
 def test_sizes_of_records(optimizer: str, row_dtype: RowDtype, size: int) -> None:
     assert layout(80, optimizer, row_dtype).bytes == size
+
+
+@pytest.mark.parametrize(
+    ("words", "padded"),
+    [
+        (241, 256),  # Adam, fp32, 80 columns: 6 % more
+        (201, 224),  # and bf16
+        (256, 256),
+        (257, 288),
+        (256 + 29, 288),
+        (57, 64),  # 12.3 % more
+        (56, 56),  # lines would be 14 % more
+        (82, 88),  # row-wise Adagrad, fp32
+        (42, 48),  # and bf16
+        (1, 8),
+    ],
+)
+def test_records_fill_lines_where_that_is_cheap_and_else_sectors(words: int, padded: int) -> None:
+    assert padded_words(words, torch.device("cuda", 0)) == padded
+    assert padded_words(words, torch.device("cpu")) == words
+
+
+def test_the_memory_of_a_record_counts_its_padding() -> None:
+    adam = layout(80, "adam", "fp32")
+    assert (adam.stride(torch.device("cuda")), adam.stride_bytes(torch.device("cuda"))) == (256, 1024)
+    assert adam.stride_bytes(torch.device("cpu")) == adam.bytes == 964
 
 
 @given(st.integers(1, 9), st.sampled_from(OPTIMIZERS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
