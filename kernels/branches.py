@@ -4,7 +4,8 @@ With the base x_0 [M, D] and sublayer outputs F_1 ... F_k [D], the stream is, to
 with a small W [M, M + k]. Every reading of it and every later stream is such a product too, so that between two written
 streams only the outputs and the small matrices need to be kept for the backward, not the streams.
 
-Sums are taken in fp32 (fp64 for fp64), from streams in their own dtype, and rounded once.
+Sums are taken in fp32 (fp64 for fp64), from streams in their own dtype, and rounded once. On a GPU this is Triton, in
+bf16 or fp32 alike and with no more than six parts.
 
 Shape suffixes: B batch, T sequence, M branches, D hidden, k outputs, I = M + k parts, J results of a mixture,
 C = M * D, K projections.
@@ -28,6 +29,9 @@ def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) 
     parts = base_BTMD.shape[2] + len(outputs_BTD)
     if weights_BTJI.shape[-1] != parts:
         raise ValueError(f"{weights_BTJI.shape[-1]} weights for {parts} parts of the stream")
+    if _fused(base_BTMD, outputs_BTD):
+        fused_BTJD: Tensor = _fused_mix(weights_BTJI, base_BTMD, list(outputs_BTD))
+        return fused_BTJD
     mixtures_BTJD: Tensor = _Mix.apply(weights_BTJI, base_BTMD, *outputs_BTD)
     return mixtures_BTJD
 
@@ -46,8 +50,15 @@ def project_branches(
 
     Saved for the backward: the arguments and K + 1 numbers a token; the stream is mixed again.
     """
+    if _fused(base_BTMD, (projection_KC, *outputs_BTD)):
+        fused_BTK, _ = _fused_project(projection_KC, eps, weights_BTMI, base_BTMD, list(outputs_BTD))
+        return fused_BTK
     projected_BTK: Tensor = _Project.apply(projection_KC, eps, weights_BTMI, base_BTMD, *outputs_BTD)
     return projected_BTK
+
+
+_MOST_PARTS = 6
+"""Most parts that the Triton kernels keep in registers: four branches and both outputs of a block."""
 
 
 class _Mix(torch.autograd.Function):
@@ -74,9 +85,9 @@ class _Project(torch.autograd.Function):
         width = stream_NC.shape[1]
         norm_N1 = torch.linalg.vector_norm(stream_NC, dim=1, keepdim=True, dtype=_wide_dtype(base))
         scale_N1 = torch.rsqrt(norm_N1.square() / width + eps)
-        projected_NK = _product(stream_NC, projection.mT) * scale_N1
+        projected_NK = product(stream_NC, projection.mT) * scale_N1
         ctx.save_for_backward(projection, projected_NK, scale_N1, weights, base, *outputs)
-        return projected_NK.view(*base.shape[:2], -1)
+        return projected_NK.view(*base.shape[:2], len(projection))
 
     @staticmethod
     @once_differentiable
@@ -87,8 +98,8 @@ class _Project(torch.autograd.Function):
         scaled_NK = grad_NK * scale_N1
         # The norm's own part: d(scale)/dx = -scale^3 x / C, and the projections are proportional to the scale.
         pull_N1 = (grad_NK * projected_NK).sum(dim=1, keepdim=True) * scale_N1.square() / stream_NC.shape[1]
-        dstream_NC = _product(scaled_NK, projection).addcmul_(pull_N1, _wide(stream_NC), value=-1)
-        dprojection = _product(scaled_NK.mT, stream_NC).to(projection.dtype)
+        dstream_NC = product(scaled_NK, projection).addcmul_(pull_N1, _wide(stream_NC), value=-1)
+        dprojection = product(scaled_NK.mT, stream_NC).to(projection.dtype)
         dstream = dstream_NC.view(base.shape)
         if weights is None:
             return dprojection, None, None, dstream.to(base.dtype)
@@ -119,8 +130,8 @@ def _parts(base_BTMD: Tensor, outputs: tuple[Tensor, ...] | list[Tensor]) -> Ten
     return torch.cat([_wide(base_BTMD), *(_wide(output).unsqueeze(2) for output in outputs)], dim=2)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, summed and returned in fp32 at least; the GPU's tensor cores multiply where `right` is bf16."""
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns left @ right, summed in fp32 at least; a GPU's tensor cores multiply where `right` is bf16."""
     if right.is_cuda and right.dtype == torch.bfloat16:
         return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     return _wide(left) @ _wide(right)
@@ -132,3 +143,111 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _fused(base_BTMD: Tensor, others: tuple[Tensor, ...]) -> bool:
+    known = base_BTMD.is_cuda and base_BTMD.dtype in (torch.bfloat16, torch.float32)
+    alike = all(other.dtype == base_BTMD.dtype for other in others)
+    return known and alike and base_BTMD.shape[2] + sum(other.dim() == 3 for other in others) <= _MOST_PARTS
+
+
+# Custom operations, so that torch.compile takes each as it is. The reference is none: what is compiled for a CPU is
+# better off with the loops that torch.compile makes of it.
+@torch.library.custom_op("engram::mix_branches", mutates_args=())
+def _fused_mix(weights: Tensor, base: Tensor, outputs: list[Tensor]) -> Tensor:
+    from kernels.branches_triton import mix_forward
+
+    return mix_forward(weights, base, outputs)
+
+
+@_fused_mix.register_fake
+def _(weights: Tensor, base: Tensor, outputs: list[Tensor]) -> Tensor:
+    return base.new_empty((*weights.shape[:3], base.shape[-1]))
+
+
+@torch.library.custom_op("engram::mix_branches_backward", mutates_args=())
+def _fused_mix_backward(grad: Tensor, weights: Tensor, base: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    from kernels.branches_triton import mix_backward
+
+    return mix_backward(grad, weights, base, outputs)
+
+
+@_fused_mix_backward.register_fake
+def _(grad: Tensor, weights: Tensor, base: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in (weights, base, *outputs)]
+
+
+def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weights, base, outputs = inputs
+    ctx.save_for_backward(weights, base, *outputs)
+
+
+def _differentiate_mix(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weights, base, *outputs = ctx.saved_tensors
+    dweights, dbase, *doutputs = _fused_mix_backward(grad, weights, base, outputs)
+    return dweights, dbase, doutputs
+
+
+_fused_mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
+
+
+@torch.library.custom_op("engram::project_branches", mutates_args=())
+def _fused_project(
+    projection: Tensor, eps: float, weights: Tensor | None, base: Tensor, outputs: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    from kernels.branch_projections_triton import project_forward
+
+    return project_forward(projection, weights, base, outputs, eps)
+
+
+@_fused_project.register_fake
+def _(
+    projection: Tensor, eps: float, weights: Tensor | None, base: Tensor, outputs: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    projected = base.new_empty((*base.shape[:2], len(projection)), dtype=torch.float32)
+    return projected, base.new_empty(base.shape[:2], dtype=torch.float32)
+
+
+@torch.library.custom_op("engram::project_branches_backward", mutates_args=())
+def _fused_project_backward(
+    grad: Tensor,
+    projected: Tensor,
+    scale: Tensor,
+    projection: Tensor,
+    weights: Tensor | None,
+    base: Tensor,
+    outputs: list[Tensor],
+) -> list[Tensor]:
+    from kernels.branch_projections_triton import project_backward
+
+    return project_backward(grad, projected, scale, projection, weights, base, outputs)
+
+
+@_fused_project_backward.register_fake
+def _(
+    grad: Tensor,
+    projected: Tensor,
+    scale: Tensor,
+    projection: Tensor,
+    weights: Tensor | None,
+    base: Tensor,
+    outputs: list[Tensor],
+) -> list[Tensor]:
+    inputs = (projection, *(() if weights is None else (weights,)), base, *outputs)
+    return [tensor.new_empty(tensor.shape) for tensor in inputs]
+
+
+def _save_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    projection, _eps, weights, base, outputs = inputs
+    ctx.save_for_backward(*output, projection, weights, base, *outputs)
+
+
+def _differentiate_project(ctx: Any, grad: Tensor, _grad_scale: Tensor) -> tuple[Any, ...]:
+    projected, scale, projection, weights, base, *outputs = ctx.saved_tensors
+    grads = _fused_project_backward(grad, projected, scale, projection, weights, base, outputs)
+    dprojection, *grads = grads
+    dweights = None if weights is None else grads.pop(0)
+    return dprojection, None, dweights, grads[0], grads[1:]
+
+
+_fused_project.register_autograd(_differentiate_project, setup_context=_save_project)
