@@ -6,12 +6,14 @@ are sums over the tokens: within a program, then over the programs by one more o
 Shape suffixes as there, and N tokens (batch x sequence), S programs.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.branches_triton import load_weights
+from kernels.branches_triton import load_weights, weights_of
 
 _TOKENS = 32
 """Tokens of a product's program: one warp, so that all processors have some of 8192 tokens."""
@@ -107,18 +109,16 @@ def _rows(rows: int) -> dict[str, int]:
 
 def _matrices(
     mapping_BTJM: Tensor, weights_BTMI: Tensor | None, written_BTJ: Tensor | None
-) -> tuple[tuple[Tensor | int | None, ...], dict[str, int]]:
+) -> tuple[tuple[Any, ...], dict[str, int]]:
     """The matrices with their strides, and their sizes, as the kernels take them."""
-    mapping = mapping_BTJM.flatten(0, 1)
-    weights = None if weights_BTMI is None else weights_BTMI.flatten(0, 1)
-    written = None if written_BTJ is None else written_BTJ.flatten(0, 1)
-    arguments = (
-        *(mapping, *mapping.stride()),
-        *((None, 0, 0, 0) if weights is None else (weights, *weights.stride())),
-        *((None, 0, 0) if written is None else (written, *written.stride())),
-    )
-    parts = (mapping if weights is None else weights).shape[-1]
-    return arguments, {"J": mapping.shape[1], "M": mapping.shape[2], "I": parts, "WRITTEN": int(written is not None)}
+    written: tuple[Any, ...] = (None, 0, 0)
+    if written_BTJ is not None:
+        written_NJ = written_BTJ.flatten(0, 1)
+        written = written_NJ, *written_NJ.stride()
+    rows, branches = mapping_BTJM.shape[-2:]
+    parts = branches if weights_BTMI is None else weights_BTMI.shape[-1]
+    sizes = {"J": rows, "M": branches, "I": parts, "WRITTEN": int(written_BTJ is not None)}
+    return (*weights_of(mapping_BTJM), *weights_of(weights_BTMI), *written), sizes
 
 
 @triton.jit

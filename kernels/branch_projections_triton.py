@@ -13,28 +13,38 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.branches import product
-from kernels.branches_triton import columns_of, load_parts, load_weights, mix_backward, mixture, parts_of
+from kernels.branches_triton import (
+    columns_of,
+    gradients_of,
+    load_parts,
+    load_weights,
+    mix_backward,
+    mixture,
+    parts_of,
+    weights_of,
+)
+
+_TOKENS = 32
+"""Tokens of a program that scales projections' gradients."""
 
 
 def project_forward(
     projection_KC: Tensor, weights_BTMI: Tensor | None, base_BTMD: Tensor, outputs_BTD: list[Tensor], eps: float
 ) -> tuple[Tensor, Tensor]:
     """P RMSNorm(vec x) [B, T, K] and the norm's scales [B, T], fp32. P and the parts of one dtype, any strides."""
-    batch, length, branches, width = base_BTMD.shape
-    scale_BT = base_BTMD.new_empty((batch, length), dtype=torch.float32)
+    scale_BT = base_BTMD.new_empty(base_BTMD.shape[:2], dtype=torch.float32)
+    shape = (*scale_BT.shape, len(projection_KC))
+    if scale_BT.numel() == 0:
+        return scale_BT.new_empty(shape), scale_BT
     stream_NC = _room_for_stream(weights_BTMI, base_BTMD)
-    if scale_BT.numel() > 0:
-        parts, options = parts_of(base_BTMD, outputs_BTD)
-        weights_NMI = None if weights_BTMI is None else weights_BTMI.flatten(0, 1)
-        strides = (0, 0, 0) if weights_NMI is None else weights_NMI.stride()
-        columns, warps = columns_of(width)
-        with torch.cuda.device_of(scale_BT):
-            _stream_kernel[(scale_BT.numel(),)](
-                weights_NMI, *strides, *parts, stream_NC, scale_BT, eps, COLUMNS=columns, num_warps=warps, **options
-            )
-    stream_NC = base_BTMD.reshape(-1, branches * width) if stream_NC is None else stream_NC
-    products_NK = product(stream_NC, projection_KC.mT)
-    return products_NK.view(batch, length, len(projection_KC)).mul_(scale_BT.unsqueeze(-1)), scale_BT
+    parts, options = parts_of(base_BTMD, outputs_BTD)
+    columns, warps = columns_of(options["D"])
+    with torch.cuda.device_of(scale_BT):
+        _stream_kernel[(scale_BT.numel(),)](
+            *weights_of(weights_BTMI), *parts, stream_NC, scale_BT, eps, COLUMNS=columns, num_warps=warps, **options
+        )
+    products_NK = product(_stream(stream_NC, base_BTMD), projection_KC.mT)
+    return products_NK.view(shape).mul_(scale_BT.unsqueeze(-1)), scale_BT
 
 
 def project_backward(
@@ -47,17 +57,22 @@ def project_backward(
     outputs_BTD: list[Tensor],
 ) -> list[Tensor]:
     """Gradients of P, of the weights if there are any, of the base and of every output, contiguous."""
+    if scale_BT.numel() == 0:
+        return [torch.zeros_like(projection_KC), *gradients_of(weights_BTMI, base_BTMD, outputs_BTD)]
     scaled_NK, pull_N = _scaled(grad_BTK, projected_BTK, scale_BT, projection_KC)
     dstream_BTMD = product(scaled_NK, projection_KC).view(base_BTMD.shape)
     stream_NC = _room_for_stream(weights_BTMI, base_BTMD)
     grads = mix_backward(dstream_BTMD, weights_BTMI, base_BTMD, outputs_BTD, pull_N, stream_NC)
-    stream_NC = base_BTMD.reshape(-1, projection_KC.shape[1]) if stream_NC is None else stream_NC
-    return [product(scaled_NK.mT, stream_NC).to(projection_KC.dtype), *grads]
+    return [product(scaled_NK.mT, _stream(stream_NC, base_BTMD)).to(projection_KC.dtype), *grads]
 
 
 def _room_for_stream(weights_BTMI: Tensor | None, base_BTMD: Tensor) -> Tensor | None:
     batch, length, branches, width = base_BTMD.shape
     return None if weights_BTMI is None else base_BTMD.new_empty((batch * length, branches * width))
+
+
+def _stream(stream_NC: Tensor | None, base_BTMD: Tensor) -> Tensor:
+    return base_BTMD.flatten(0, 1).flatten(1) if stream_NC is None else stream_NC
 
 
 def _scaled(grad_BTK: Tensor, projected_BTK: Tensor, scale_BT: Tensor, projection_KC: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,12 +81,11 @@ def _scaled(grad_BTK: Tensor, projected_BTK: Tensor, scale_BT: Tensor, projectio
     grad_NK = grad_BTK.flatten(0, 1)
     scaled_NK = projection_KC.new_empty(grad_NK.shape)
     pull_N = scale_BT.new_empty(scale_BT.numel())
-    if scaled_NK.numel() > 0:
-        with torch.cuda.device_of(pull_N):
-            _scaled_kernel[(triton.cdiv(len(pull_N), 32),)](
-                grad_NK, *grad_NK.stride(), projected_BTK, scale_BT, scaled_NK, pull_N, len(pull_N), width,
-                ROWS=rows, ALL_ROWS=triton.next_power_of_2(rows), TOKENS=32,
-            )  # fmt: skip
+    with torch.cuda.device_of(pull_N):
+        _scaled_kernel[(triton.cdiv(len(pull_N), _TOKENS),)](
+            grad_NK, *grad_NK.stride(), projected_BTK, scale_BT, scaled_NK, pull_N, len(pull_N), width,
+            ROWS=rows, ALL_ROWS=triton.next_power_of_2(rows), TOKENS=_TOKENS,
+        )  # fmt: skip
     return scaled_NK, pull_N
 
 

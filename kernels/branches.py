@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.branch_operations import fused_mix, fused_project
+
 
 def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) -> Tensor:
     """Returns the mixtures W [x_0; F_1; ...] [B, T, J, D], in the dtype of the base.
@@ -29,8 +31,8 @@ def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) 
     parts = base_BTMD.shape[2] + len(outputs_BTD)
     if weights_BTJI.shape[-1] != parts:
         raise ValueError(f"{weights_BTJI.shape[-1]} weights for {parts} parts of the stream")
-    if _fused(base_BTMD, outputs_BTD):
-        fused_BTJD: Tensor = _fused_mix(weights_BTJI, base_BTMD, list(outputs_BTD))
+    if _fused(base_BTMD, *outputs_BTD):
+        fused_BTJD: Tensor = fused_mix(weights_BTJI, base_BTMD, list(outputs_BTD))
         return fused_BTJD
     mixtures_BTJD: Tensor = _Mix.apply(weights_BTJI, base_BTMD, *outputs_BTD)
     return mixtures_BTJD
@@ -50,8 +52,8 @@ def project_branches(
 
     Saved for the backward: the arguments and K + 1 numbers a token; the stream is mixed again.
     """
-    if _fused(base_BTMD, (projection_KC, *outputs_BTD)):
-        fused_BTK, _ = _fused_project(projection_KC, eps, weights_BTMI, base_BTMD, list(outputs_BTD))
+    if projection_KC.dtype == base_BTMD.dtype and _fused(base_BTMD, *outputs_BTD):
+        fused_BTK, _ = fused_project(projection_KC, eps, weights_BTMI, base_BTMD, list(outputs_BTD))
         return fused_BTK
     projected_BTK: Tensor = _Project.apply(projection_KC, eps, weights_BTMI, base_BTMD, *outputs_BTD)
     return projected_BTK
@@ -145,109 +147,7 @@ def _wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _fused(base_BTMD: Tensor, others: tuple[Tensor, ...]) -> bool:
+def _fused(base_BTMD: Tensor, *outputs_BTD: Tensor) -> bool:
     known = base_BTMD.is_cuda and base_BTMD.dtype in (torch.bfloat16, torch.float32)
-    alike = all(other.dtype == base_BTMD.dtype for other in others)
-    return known and alike and base_BTMD.shape[2] + sum(other.dim() == 3 for other in others) <= _MOST_PARTS
-
-
-# Custom operations, so that torch.compile takes each as it is. The reference is none: what is compiled for a CPU is
-# better off with the loops that torch.compile makes of it.
-@torch.library.custom_op("engram::mix_branches", mutates_args=())
-def _fused_mix(weights: Tensor, base: Tensor, outputs: list[Tensor]) -> Tensor:
-    from kernels.branches_triton import mix_forward
-
-    return mix_forward(weights, base, outputs)
-
-
-@_fused_mix.register_fake
-def _(weights: Tensor, base: Tensor, outputs: list[Tensor]) -> Tensor:
-    return base.new_empty((*weights.shape[:3], base.shape[-1]))
-
-
-@torch.library.custom_op("engram::mix_branches_backward", mutates_args=())
-def _fused_mix_backward(grad: Tensor, weights: Tensor, base: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    from kernels.branches_triton import mix_backward
-
-    return mix_backward(grad, weights, base, outputs)
-
-
-@_fused_mix_backward.register_fake
-def _(grad: Tensor, weights: Tensor, base: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (weights, base, *outputs)]
-
-
-def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weights, base, outputs = inputs
-    ctx.save_for_backward(weights, base, *outputs)
-
-
-def _differentiate_mix(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    weights, base, *outputs = ctx.saved_tensors
-    dweights, dbase, *doutputs = _fused_mix_backward(grad, weights, base, outputs)
-    return dweights, dbase, doutputs
-
-
-_fused_mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
-
-
-@torch.library.custom_op("engram::project_branches", mutates_args=())
-def _fused_project(
-    projection: Tensor, eps: float, weights: Tensor | None, base: Tensor, outputs: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    from kernels.branch_projections_triton import project_forward
-
-    return project_forward(projection, weights, base, outputs, eps)
-
-
-@_fused_project.register_fake
-def _(
-    projection: Tensor, eps: float, weights: Tensor | None, base: Tensor, outputs: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    projected = base.new_empty((*base.shape[:2], len(projection)), dtype=torch.float32)
-    return projected, base.new_empty(base.shape[:2], dtype=torch.float32)
-
-
-@torch.library.custom_op("engram::project_branches_backward", mutates_args=())
-def _fused_project_backward(
-    grad: Tensor,
-    projected: Tensor,
-    scale: Tensor,
-    projection: Tensor,
-    weights: Tensor | None,
-    base: Tensor,
-    outputs: list[Tensor],
-) -> list[Tensor]:
-    from kernels.branch_projections_triton import project_backward
-
-    return project_backward(grad, projected, scale, projection, weights, base, outputs)
-
-
-@_fused_project_backward.register_fake
-def _(
-    grad: Tensor,
-    projected: Tensor,
-    scale: Tensor,
-    projection: Tensor,
-    weights: Tensor | None,
-    base: Tensor,
-    outputs: list[Tensor],
-) -> list[Tensor]:
-    inputs = (projection, *(() if weights is None else (weights,)), base, *outputs)
-    return [tensor.new_empty(tensor.shape) for tensor in inputs]
-
-
-def _save_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    projection, _eps, weights, base, outputs = inputs
-    ctx.save_for_backward(*output, projection, weights, base, *outputs)
-
-
-def _differentiate_project(ctx: Any, grad: Tensor, _grad_scale: Tensor) -> tuple[Any, ...]:
-    projected, scale, projection, weights, base, *outputs = ctx.saved_tensors
-    grads = _fused_project_backward(grad, projected, scale, projection, weights, base, outputs)
-    dprojection, *grads = grads
-    dweights = None if weights is None else grads.pop(0)
-    return dprojection, None, dweights, grads[0], grads[1:]
-
-
-_fused_project.register_autograd(_differentiate_project, setup_context=_save_project)
+    alike = all(output.dtype == base_BTMD.dtype for output in outputs_BTD)
+    return known and alike and base_BTMD.shape[2] + len(outputs_BTD) <= _MOST_PARTS

@@ -30,13 +30,12 @@ def mix_forward(weights_BTJI: Tensor, base_BTMD: Tensor, outputs_BTD: list[Tenso
     mixed = base_BTMD.new_empty((batch, length, mixtures, width))
     if mixed.numel() == 0:
         return mixed
-    weights_NJI = weights_BTJI.flatten(0, 1)
     parts, options = parts_of(base_BTMD, outputs_BTD)
     columns, warps = columns_of(width)
     blocks = triton.cdiv(width, columns)
     with torch.cuda.device_of(mixed):
         _mix_kernel[(batch * length * blocks,)](
-            weights_NJI, *weights_NJI.stride(), *parts, mixed,
+            *weights_of(weights_BTJI), *parts, mixed,
             J=mixtures, COLUMNS=columns, num_warps=warps, **options,
         )  # fmt: skip
     return mixed
@@ -58,14 +57,13 @@ def mix_backward(
     grads = gradients_of(weights_BTJI, base_BTMD, outputs_BTD)
     if base_BTMD.numel() == 0 or grad_BTJD.numel() == 0:
         return [grad.zero_() for grad in grads]
-    grad_NJD, weights_NJI = rows_of(grad_BTJD), None if weights_BTJI is None else weights_BTJI.flatten(0, 1)
+    grad_NJD = rows_of(grad_BTJD)
     dweights, dbase, *doutputs = grads if weights_BTJI is not None else [None, *grads]
-    strides = (0, 0, 0) if weights_NJI is None else weights_NJI.stride()
     parts, options = parts_of(base_BTMD, outputs_BTD)
     lanes = min(_WARP, triton.next_power_of_2(triton.cdiv(base_BTMD.shape[-1], VECTOR.value)))
     with torch.cuda.device_of(dbase):
         _mix_backward_kernel[(len(grad_NJD),)](
-            grad_NJD, *grad_NJD.stride()[:2], pull_N, weights_NJI, *strides, *parts,
+            grad_NJD, *grad_NJD.stride()[:2], pull_N, *weights_of(weights_BTJI), *parts,
             dweights, dbase, tuple(doutputs), stream_NC, J=grad_NJD.shape[1], LANES=lanes, num_warps=1, **options,
         )  # fmt: skip
     return grads
@@ -87,6 +85,14 @@ def rows_of(tensor: Tensor) -> Tensor:
     """[B, T, ...] as [N, ...], any strides but one between neighbours: copied only where that cannot be had."""
     tensor = tensor.flatten(0, 1)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def weights_of(weights_BTJI: Tensor | None) -> tuple[Any, ...]:
+    """Weights, if there are any, and their strides, as a kernel takes them."""
+    if weights_BTJI is None:
+        return None, 0, 0, 0
+    weights_NJI = weights_BTJI.flatten(0, 1)
+    return weights_NJI, *weights_NJI.stride()
 
 
 def parts_of(base_BTMD: Tensor, outputs_BTD: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, int]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import kernels.branches as public
+from kernels import branch_operations as operations
 from kernels.branch_projections_triton import project_backward, project_forward
 from kernels.branches_triton import mix_backward, mix_forward
 
@@ -171,12 +172,12 @@ def test_operations_keep_what_they_promise_to_torch() -> None:
     stream = Stream((1, 3, 4, 24), 1, FP32, torch.device("cpu"))
     parts = [x.requires_grad_() for x in (stream.weights, stream.base, *stream.outputs)]
     weights, base, *outputs = parts
-    torch.library.opcheck(public._fused_mix, (weights, base, outputs))
+    torch.library.opcheck(operations.fused_mix, (weights, base, outputs))
     detached = [x.detach() for x in parts]
-    torch.library.opcheck(public._fused_mix_backward, (stream.grad, *detached[:2], detached[2:]))
+    torch.library.opcheck(operations.fused_mix_backward, (stream.grad, *detached[:2], detached[2:]))
     projection = stream.projection.requires_grad_()
-    torch.library.opcheck(public._fused_project, (projection, EPS, weights, base, outputs))
-    torch.library.opcheck(public._fused_project, (projection, EPS, None, base, []))
+    torch.library.opcheck(operations.fused_project, (projection, EPS, weights, base, outputs))
+    torch.library.opcheck(operations.fused_project, (projection, EPS, None, base, []))
 
 
 @pytest.mark.gpu
