@@ -4,7 +4,8 @@ With the base x_0 [M, D] and sublayer outputs F_1 ... F_k [D], the stream is, to
 with a small W [M, M + k]. Every reading of it and every later stream is such a product too, so that between two written
 streams only the outputs and the small matrices need to be kept for the backward, not the streams.
 
-Sums are taken in fp32 (fp64 for fp64), from streams in their own dtype, and rounded once.
+Sums are taken in fp32 (fp64 for fp64), from streams in their own dtype, and rounded once. On a GPU this is Triton, in
+bf16 or fp32 alike and with no more than six parts.
 
 Shape suffixes: B batch, T sequence, M branches, D hidden, k outputs, I = M + k parts, J results of a mixture,
 C = M * D, K projections.
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from kernels.branch_operations import fused_mix, fused_project
 
 
 def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) -> Tensor:
@@ -28,6 +31,9 @@ def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) 
     parts = base_BTMD.shape[2] + len(outputs_BTD)
     if weights_BTJI.shape[-1] != parts:
         raise ValueError(f"{weights_BTJI.shape[-1]} weights for {parts} parts of the stream")
+    if _fused(base_BTMD, *outputs_BTD):
+        fused_BTJD: Tensor = fused_mix(weights_BTJI, base_BTMD, list(outputs_BTD))
+        return fused_BTJD
     mixtures_BTJD: Tensor = _Mix.apply(weights_BTJI, base_BTMD, *outputs_BTD)
     return mixtures_BTJD
 
@@ -46,8 +52,15 @@ def project_branches(
 
     Saved for the backward: the arguments and K + 1 numbers a token; the stream is mixed again.
     """
+    if projection_KC.dtype == base_BTMD.dtype and _fused(base_BTMD, *outputs_BTD):
+        fused_BTK, _ = fused_project(projection_KC, eps, weights_BTMI, base_BTMD, list(outputs_BTD))
+        return fused_BTK
     projected_BTK: Tensor = _Project.apply(projection_KC, eps, weights_BTMI, base_BTMD, *outputs_BTD)
     return projected_BTK
+
+
+_MOST_PARTS = 6
+"""Most parts that the Triton kernels keep in registers: four branches and both outputs of a block."""
 
 
 class _Mix(torch.autograd.Function):
@@ -74,9 +87,9 @@ class _Project(torch.autograd.Function):
         width = stream_NC.shape[1]
         norm_N1 = torch.linalg.vector_norm(stream_NC, dim=1, keepdim=True, dtype=_wide_dtype(base))
         scale_N1 = torch.rsqrt(norm_N1.square() / width + eps)
-        projected_NK = _product(stream_NC, projection.mT) * scale_N1
+        projected_NK = product(stream_NC, projection.mT) * scale_N1
         ctx.save_for_backward(projection, projected_NK, scale_N1, weights, base, *outputs)
-        return projected_NK.view(*base.shape[:2], -1)
+        return projected_NK.view(*base.shape[:2], len(projection))
 
     @staticmethod
     @once_differentiable
@@ -87,8 +100,8 @@ class _Project(torch.autograd.Function):
         scaled_NK = grad_NK * scale_N1
         # The norm's own part: d(scale)/dx = -scale^3 x / C, and the projections are proportional to the scale.
         pull_N1 = (grad_NK * projected_NK).sum(dim=1, keepdim=True) * scale_N1.square() / stream_NC.shape[1]
-        dstream_NC = _product(scaled_NK, projection).addcmul_(pull_N1, _wide(stream_NC), value=-1)
-        dprojection = _product(scaled_NK.mT, stream_NC).to(projection.dtype)
+        dstream_NC = product(scaled_NK, projection).addcmul_(pull_N1, _wide(stream_NC), value=-1)
+        dprojection = product(scaled_NK.mT, stream_NC).to(projection.dtype)
         dstream = dstream_NC.view(base.shape)
         if weights is None:
             return dprojection, None, None, dstream.to(base.dtype)
@@ -119,8 +132,8 @@ def _parts(base_BTMD: Tensor, outputs: tuple[Tensor, ...] | list[Tensor]) -> Ten
     return torch.cat([_wide(base_BTMD), *(_wide(output).unsqueeze(2) for output in outputs)], dim=2)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, summed and returned in fp32 at least; the GPU's tensor cores multiply where `right` is bf16."""
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns left @ right, summed in fp32 at least; a GPU's tensor cores multiply where `right` is bf16."""
     if right.is_cuda and right.dtype == torch.bfloat16:
         return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     return _wide(left) @ _wide(right)
@@ -132,3 +145,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _fused(base_BTMD: Tensor, *outputs_BTD: Tensor) -> bool:
+    known = base_BTMD.is_cuda and base_BTMD.dtype in (torch.bfloat16, torch.float32)
+    alike = all(output.dtype == base_BTMD.dtype for output in outputs_BTD)
+    return known and alike and base_BTMD.shape[2] + len(outputs_BTD) <= _MOST_PARTS

@@ -32,6 +32,7 @@ Shape suffixes: B batch, T sequence, M branches (n), D hidden, J = 1 or M, I par
 import torch
 from torch import Tensor, nn
 
+from kernels.branch_maps import compose, stream_mappings
 from kernels.branches import mix_branches, project_branches
 from kernels.sinkhorn import sinkhorn
 from model.config import HyperConnectionsConfig
@@ -54,10 +55,9 @@ class HyperConnection(nn.Module):
         super().__init__()
         branches = config.expansion
         self.config, self.norm_eps = config, norm_eps
-        self.sizes = (branches, branches, branches * branches)
-        self.weight = nn.Parameter(torch.zeros(sum(self.sizes), branches * hidden_size))
+        self.weight = nn.Parameter(torch.zeros(branches * (branches + 2), branches * hidden_size))
         self.bias = nn.Parameter(_first_bias(branches, sublayer % branches))
-        self.alpha = nn.Parameter(torch.full((len(self.sizes),), config.alpha_init))
+        self.alpha = nn.Parameter(torch.full((3,), config.alpha_init))
 
     def forward(
         self, weights_BTMI: Tensor | None, base_BTMD: Tensor, *outputs_BTD: Tensor
@@ -67,12 +67,8 @@ class HyperConnection(nn.Module):
         The arguments are the stream, in the form of `kernels.branches`.
         """
         projected = project_branches(self.weight, weights_BTMI, base_BTMD, *outputs_BTD, eps=self.norm_eps)
-        dtype = projected.dtype
-        factors = [factor.expand(size) for factor, size in zip(self.alpha.to(dtype), self.sizes, strict=True)]
-        logits = projected * torch.cat(factors) + self.bias.to(dtype)
-        pre, post, res = logits.split(self.sizes, dim=-1)
-        matrix = res.unflatten(-1, (self.config.expansion, self.config.expansion))
-        return pre.sigmoid(), 2 * post.sigmoid(), sinkhorn(matrix, self.config.sinkhorn_iterations)
+        pre, post, logits = stream_mappings(projected, self.alpha, self.bias)
+        return pre, post, sinkhorn(logits, self.config.sinkhorn_iterations)
 
 
 class BranchedStream:
@@ -94,7 +90,7 @@ class BranchedStream:
         """Returns H_pre x, the sublayer's input [B, T, D]. Its output is to be given to `write`."""
         pre, post, res = connection(self._weights, self._base, *self._outputs)
         self._written = (post, res)
-        weights_BTJI = self._composed(pre.unsqueeze(2))
+        weights_BTJI = compose(pre.unsqueeze(2), self._weights)
         return mix_branches(weights_BTJI, self._base, *self._outputs).squeeze(2)
 
     def write(self, output_BTD: Tensor) -> None:
@@ -102,16 +98,12 @@ class BranchedStream:
         if self._written is None:
             raise RuntimeError("a sublayer's output can be written once, after its input was read")
         post, res = self._written
-        self._weights = torch.cat((self._composed(res), post.unsqueeze(-1)), dim=-1)
+        self._weights = compose(res, self._weights, post)
         self._outputs, self._written = (*self._outputs, output_BTD), None
 
     def merged(self) -> Tensor:
         """Returns the stream [B, T, M, D] in the dtype it began with."""
         return self._base if self._weights is None else mix_branches(self._weights, self._base, *self._outputs)
-
-    def _composed(self, mapping_BTJM: Tensor) -> Tensor:
-        """A mapping of the stream as one of the base and the outputs."""
-        return mapping_BTJM if self._weights is None else mapping_BTJM @ self._weights
 
 
 def replicate(hidden_BTD: Tensor, branches: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Where a Triton kernel is tested: in the interpreter on CPU tensors, and on a GPU where there is one."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from triton.runtime import interpreter
 
 _patch_lang_tensor = interpreter._patch_lang_tensor
 _convert_float = interpreter._convert_float
+_create_dot = interpreter.InterpreterBuilder.create_dot
 
 
 def _patch_with_indices(tensor: type, scope: "interpreter._LangPatchScope") -> None:
@@ -26,8 +28,19 @@ def _convert_as_a_gpu(values: np.ndarray, source: tl.dtype, target: tl.dtype, ro
     return _convert_float(values, source, target, rounding)
 
 
+def _dot_of_bf16(builder: interpreter.InterpreterBuilder, a: Any, b: Any, *rest: Any) -> Any:
+    # The interpreter keeps bf16 as whole numbers, and multiplies those.
+    if a.dtype.scalar == tl.bfloat16:
+        a, b = (
+            interpreter.TensorHandle(_convert_float(x.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
+            for x in (a, b)
+        )
+    return _create_dot(builder, a, b, *rest)
+
+
 interpreter._patch_lang_tensor = _patch_with_indices
 interpreter._convert_float = _convert_as_a_gpu
+interpreter.InterpreterBuilder.create_dot = _dot_of_bf16
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -300,3 +300,22 @@ def test_compiles_to_one_graph_with_the_same_results() -> None:
     one, other = (way(stream) for way in (run, compiled))
     torch.testing.assert_close(other, one)
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in (other, one)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_a_gpu_computes_what_the_equations_say_in_fp64(dtype: torch.dtype, tolerance: float) -> None:
+    connections, stream = _connections(width=64, dtype=dtype), _stream(2, 37, 4, 64, dtype=dtype)
+    wide = _connections(width=64)
+    wide.load_state_dict(connections.state_dict())
+    on_gpu = connections.to("cuda")
+    leaf = stream.detach().to("cuda").requires_grad_()
+    actual = _through(on_gpu, leaf, torch.neg)
+    wide_leaf = stream.detach().double().requires_grad_()
+    expected = _by_the_equations(wide, wide_leaf, torch.neg)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    grads = torch.autograd.grad(actual, [leaf, *on_gpu.parameters()], upstream.to("cuda"))
+    right = torch.autograd.grad(expected, [wide_leaf, *wide.parameters()], upstream.double())
+    for one, other in zip((actual, *grads), (expected, *right), strict=True):
+        largest = float(other.detach().abs().max())
+        torch.testing.assert_close(one.detach().cpu().double(), other.detach(), rtol=0, atol=tolerance * largest)
