@@ -1,5 +1,6 @@
 """The training loop."""
 
+import gc
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ class Trainer:
         """
         job, total = self._job, self._job.train.steps
         evaluation = None
+        # What has been built stays for the whole run: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         for step in range(start, total):
             with self._profiler.step(step + 1):
                 result = self._train_step_or_save(step)

@@ -7,6 +7,7 @@ is built again, and what is compared has the same tokens, a minute apart at most
     python -m launch.bench.side_by_side configs/bench.yaml --seconds 200 --json turns.json --traces traces
 """
 
+import gc
 import json
 import math
 import os
@@ -364,6 +365,8 @@ def main(
         for engine in engines.split(","):
             window = {"offload__mode": "window", "offload__engine": engine}
             lanes.append(open_lane(job, folder, engine, total, overrides, **window))
+        gc.collect()
+        gc.freeze()  # as the trainer does
         print(f"all runs are built after {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         found = measure(
             lanes,

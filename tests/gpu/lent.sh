@@ -44,11 +44,13 @@ if [ -n "${REHEARSE:-}" ]; then
   job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 model.vocab_size=8192)
   small=(offload.window_rows=60000)
   turns=(--steps 5 --untimed 2)
+  short=(--steps 4 --untimed 1)
   engines=cpu,staged
   device=(--device cpu)
   no_gpu=(--no-gpu)
 else
   turns=(--steps 14 --untimed 4)
+  short=(--steps 11 --untimed 3)
   engines=${ENGINES:-zero_copy,staged}
   device=()
   no_gpu=()
@@ -74,16 +76,17 @@ case $call in
     [ ! -e "$logs/links.log" ] || cp "$logs/links.log" "$out/links.json"
     ;;
   2)
-    part tests 45 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
-    shown tests 40
-    part turns 170 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0,1,4 --rounds 3 --seconds 145 \
-      --engines "$engines" --json "$out/turns.json" --traces "$out/traces"
+    part tests 46 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
+    shown tests 60
+    part turns 165 "${beside[@]}" "${job[@]}" "${small[@]}" "${short[@]}" --depths 2,1,4,0 --rounds 6 --seconds 142 \
+      --engines zero_copy --json "$out/turns.json" --traces "$out/traces"
     shown turns 40
+    part memcheck 26 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
+      "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x \
+      tests/kernels/test_records_triton.py::test_padded_records_travel_with_their_padding_and_nothing_else_does
+    shown memcheck 8
     part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
     shown trace 60
-    part memcheck 30 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
-      "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x tests/kernels/test_records_triton.py
-    shown memcheck 8
     ;;
   *)
     echo "which call: 1 or 2, not $call" >&2

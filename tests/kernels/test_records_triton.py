@@ -36,7 +36,7 @@ RANGES = torch.tensor([[0, 2**40], [7, -7], [7, 5], [30, 1]])
 
 def everything(records):
     """All words of the memory that records lie in, those between them included."""
-    return torch.tensor([]).set_(records.cpu().untyped_storage()).view(torch.int32)
+    return torch.tensor([]).set_(records.untyped_storage().cpu()).view(torch.int32)
 
 
 def whole(records):

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
@@ -176,6 +177,28 @@ class PartitionedBf16(Partitioned):
     """ZeRO 1 in bf16: as `Partitioned`, with every rank accumulating all gradients in one fp32 buffer."""
 
     lists = ("bf16_groups", "fp32_groups_flat_partition")
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer)
+        # DeepSpeed's own adds parameter by parameter, with a copy in fp32 of each gradient: a tenth of the host's time.
+        optimizer.update_hp_grads = self._add_gradients
+
+    @torch.no_grad()
+    def _add_gradients(self, clear_lp_grads: bool = False) -> None:
+        """Adds a micro-batch's gradients to the fp32 buffer."""
+        optimizer = self.optimizer
+        totals, gradients = [], []
+        for index, group in enumerate(optimizer.bf16_groups):
+            for place, parameter in enumerate(group):
+                if parameter.grad is not None:
+                    parameter._hp_grad = optimizer.fp32_groups_gradients[index][place]
+                    optimizer.fp32_groups_has_gradients[index][place] = True
+                    totals.append(parameter._hp_grad)
+                    gradients.append(parameter.grad.view_as(parameter._hp_grad))
+        if totals:
+            torch._foreach_add_(totals, gradients)
+        if clear_lp_grads:
+            torch._foreach_zero_(gradients)
 
     def gradients(self) -> list[Sequence[Tensor]]:
         """The part of the buffer that this rank's partition needs."""
