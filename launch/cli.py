@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from launch.failures import USER_ERROR_EXIT, RankFailed, user_message
+from launch.local.failures import USER_ERROR_EXIT, RankFailed, user_message
 
 COMMANDS = ("bench", "compare", "data", "eval", "export", "generate", "plan", "train")
 """Commands there are: modules of `launch.commands` with a click command named `command`."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.engram_gate import engram_gate
+from kernels.gate import engram_gate
 from kernels.gather import RowIndex, gather
 from model.config import EngramConfig
 from model.layers import Linear

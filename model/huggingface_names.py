@@ -3,10 +3,7 @@
 DeepSpeed's AutoEP reads them from `model.config` when it takes the experts over.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from model.config import MoEConfig
+from typing import TYPE_CHECKING, Any
 
 
 class HuggingFaceNames:
@@ -14,7 +11,7 @@ class HuggingFaceNames:
 
     if TYPE_CHECKING:
         num_layers: int
-        moe: "MoEConfig | None"
+        moe: Any
 
     @property
     def model_type(self) -> str:

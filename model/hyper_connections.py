@@ -32,9 +32,9 @@ Shape suffixes: B batch, T sequence, M branches (n), D hidden, J = 1 or M, I par
 import torch
 from torch import Tensor, nn
 
-from kernels.branch_maps import compose, stream_mappings
 from kernels.branches import mix_branches, project_branches
-from kernels.sinkhorn import sinkhorn
+from kernels.branches.maps import compose, stream_mappings
+from kernels.branches.sinkhorn import sinkhorn
 from model.config import HyperConnectionsConfig
 
 _LEANING = 3.0

@@ -12,22 +12,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather import RowIndex
-from offload.addressing import AddressBook
-from offload.background_store import BackgroundStore
+from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
-from offload.exchange import exchange_gradients, exchange_values
-from offload.plan import Plan, TokenBatch, digest_tokens, make_plan
-from offload.plan_uploads import PlanUploads
-from offload.planner import Planner
-from offload.records import RecordLayout, RowInit, torch_dtype
-from offload.resident import ResidentStore
-from offload.sent import Sender
-from offload.shadow import Shadow
-from offload.sharding import Sharding
-from offload.store import RowStore, Traffic
-from offload.updates import RowUpdater
-from offload.verify import Verifier
-from offload.window import WindowStore
+from offload.device.sent import Sender
+from offload.plan.exchange import exchange_gradients, exchange_values
+from offload.plan.plan import Plan, TokenBatch, digest_tokens, make_plan
+from offload.plan.planner import Planner
+from offload.plan.sharding import Sharding
+from offload.plan.uploads import PlanUploads
+from offload.rows.records import RecordLayout, RowInit, torch_dtype
+from offload.rows.updater import RowUpdater
+from offload.verify.shadow import Shadow
+from offload.verify.verifier import Verifier
+from offload.window.background import BackgroundStore
+from offload.window.interface import RowStore, Traffic
+from offload.window.resident import ResidentStore
+from offload.window.store import WindowStore
 
 _DECIDING_BESIDE = ("cuda",)
 """Devices beside whose loop a thread decides on coming steps: a CPU's cores have enough to do."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from launch.plan.figures import plan
-from train.config import JobConfig
-from train.config_file import dump, load
+from train.config.file import dump, load
+from train.config.job import JobConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 

@@ -15,26 +15,26 @@ from model.census import take_census
 from model.compilation import compile_blocks
 from model.config import ModelConfig
 from model.transformer import Block, LanguageModel
-from offload.addressing import AddressBook
+from offload.addresses.hashing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint import Checkpoints, find_checkpoint
-from train.config import JobConfig
-from train.config_file import dump
+from train.checkpoint.checkpoints import Checkpoints, find_checkpoint
+from train.checkpoint.identity import Identity
+from train.config.file import dump
+from train.config.job import JobConfig
 from train.data.loader import Loader
 from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.files import try_lock
-from train.identity import Identity
-from train.memory import address_book, open_tables, table_bytes
-from train.metrics import METRICS_FILE, read_metrics
-from train.profile import StepProfiler
-from train.reporter import Reporter
+from train.report.metrics import METRICS_FILE, read_metrics
+from train.report.profile import StepProfiler
+from train.report.reporter import Reporter
+from train.report.summary import Summary
 from train.run_folder import CONFIG_FILE
-from train.sampling import continue_texts
-from train.summary import Summary
+from train.tables import address_book, open_tables, table_bytes
 from train.trainer import Trainer
+from train.use.sampling import continue_texts
 
 LOCK_FILE = ".lock"
 _BACKBONE_BYTES = 12

@@ -2,7 +2,6 @@
 
 import gc
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,37 +10,18 @@ from torch import Tensor
 
 from model.balance import reset_counts, update_balance
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint import Checkpoints
-from train.clipping import clip_scale
-from train.config import JobConfig
+from train.checkpoint.checkpoints import Checkpoints
+from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import NO_ROWS, Evaluation, evaluate, forward, memory_of
-from train.meter import Meter
-from train.profile import StepProfiler
-from train.reporter import Reporter
-from train.schedule import lr_factor
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did.
-
-    Attributes:
-        loss: this rank's summed loss over the number of labels of all ranks: the ranks' sum is the step's loss.
-        grad_norm: of the raw gradient, backbone and tables together; not finite if the step was skipped.
-        lr: learning rate of the backbone.
-    """
-
-    loss: Tensor
-    grad_norm: float
-    lr: float
-
-    @property
-    def applied(self) -> bool:
-        """Whether weights and rows were updated."""
-        return math.isfinite(self.grad_norm)
+from train.optim.clipping import clip_scale
+from train.optim.schedule import lr_factor
+from train.report.meter import Meter
+from train.report.profile import StepProfiler
+from train.report.reporter import Reporter
+from train.report.step import StepResult
 
 
 class Trainer:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from launch.bench.clock import Clock
-from offload.host_table import HostTable
-from offload.pinned_memory import CudaDriver
+from offload.host.pinned import CudaDriver
+from offload.host.table import HostTable
 
 _COPY_BYTES = 256 << 20
 

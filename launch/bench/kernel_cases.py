@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernels.engram_gate import engram_gate, reference_backward, reference_forward
+from kernels.gate import engram_gate, reference_backward, reference_forward
 from kernels.gather import RowIndex, gather, row_index
-from kernels.hash import HashSpec, hash_ngrams, hash_ngrams_reference
+from kernels.gather.segment_sum import segment_sum
+from kernels.hash import HashSpec, hash_ngrams
+from kernels.hash.reference import hash_ngrams_reference
 from kernels.records import fetch_records, write_records
-from kernels.row_init import initial_rows
-from kernels.segment_sum import segment_sum
+from kernels.records.row_init import initial_rows
 from launch.bench.clock import Run
 from launch.bench.host_link import HostLink
 from launch.bench.workload import Workload
-from offload.addressing import choose_primes, draw_multipliers
-from offload.records import padded_words
+from offload.addresses.hashing import choose_primes, draw_multipliers
+from offload.rows.records import padded_words
 
 _VOCABULARY = 129_280
 _LAYERS, _HEADS, _ORDERS = 2, 8, (2, 3)  # 16 rows a token and layer, as in the paper's models

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.adam_rates import AdamRates
-from kernels.rate_history import RateHistory
+from kernels.rows.adam_rates import AdamRates
+from kernels.rows.rate_history import RateHistory
 from launch.bench.clock import Run
 from launch.bench.kernel_cases import Case, Sizes
 from offload.config import TableOptimizerConfig
-from offload.records import RecordLayout
-from offload.row_rule import RowRule
-from offload.updates import RowUpdater
+from offload.rows.records import RecordLayout
+from offload.rows.rule import RowRule
+from offload.rows.updater import RowUpdater
 
 _DIM = 80
 _STEPS = 40  # applied before
@@ -75,7 +75,8 @@ class _Update:
         return lambda: updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr), prepare
 
     def _on_gpu(self) -> tuple[Run, Run]:
-        from kernels import row_adam_triton, row_optimizer_triton
+        from kernels.rows import adam_triton as row_adam_triton
+        from kernels.rows import rowwise_triton as row_optimizer_triton
 
         config, where = self._config, (self._records_CW, self._slots_U)
         rates = AdamRates(self._history, (config.beta1, config.beta2), config.eps, self._sizes.device)

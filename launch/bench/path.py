@@ -12,7 +12,7 @@ from launch.bench.options import BenchOptions
 from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
-from offload.host_limits import memory_limits, size_text
+from offload.host.limits import memory_limits, size_text
 
 _OF_FBGEMM, _OF_SPARSE_ADAM = 0.7, 0.2
 

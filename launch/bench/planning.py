@@ -12,9 +12,9 @@ from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import Workload
-from offload.addressing import AddressBook
-from offload.compression import identity_vocabulary
-from offload.workers import background_worker
+from offload.addresses.compression import identity_vocabulary
+from offload.addresses.hashing import AddressBook
+from offload.device.workers import background_worker
 
 _LIMIT = 0.15
 _VOCABULARY = 129_280

@@ -17,7 +17,7 @@ from launch.bench.report import Section
 from launch.bench.trace_report import trace_sections
 from launch.bench.training import measure_training
 from launch.bench.worker import worker_command
-from launch.local import run_ranks
+from launch.local.start import run_ranks
 
 
 def run_parts(names: Sequence[str], options: BenchOptions) -> dict[str, Section]:

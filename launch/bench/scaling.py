@@ -9,8 +9,8 @@ from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import Workload
-from offload.host_limits import memory_limits
-from offload.records import RecordLayout
+from offload.host.limits import memory_limits
+from offload.rows.records import RecordLayout
 
 _GROWTH = 64
 _LIMIT = 1.10

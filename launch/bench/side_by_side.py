@@ -27,7 +27,7 @@ from rich.console import Console
 from launch.bench.deadline import Deadline
 from launch.bench.measure import Spread
 from launch.bench.report import Cell, Measure, Section
-from launch.rank_environment import meeting_port, rank_environment, visible_gpus
+from launch.local.environment import meeting_port, rank_environment, visible_gpus
 
 _LIMIT = 1.005
 _TRACED_STEPS = 2
@@ -132,9 +132,9 @@ def _finish_work() -> None:
 
 def open_lane(job_file: str, folder: str, name: str, steps: int, overrides: Sequence[str], **settings: object) -> Lane:
     """Builds a run of the job, in a folder of its own, from its first step."""
-    from train.config import JobConfig
-    from train.config_file import load
-    from train.reporter import Reporter
+    from train.config.file import load
+    from train.config.job import JobConfig
+    from train.report.reporter import Reporter
     from train.run import Run
     from train.trainer import Trainer
 
@@ -167,8 +167,8 @@ def open_lane(job_file: str, folder: str, name: str, steps: int, overrides: Sequ
 
 def trace(lane: Lane, steps: range, path: Path, depth: int | None) -> None:
     """Trains `steps` under PyTorch's profiler, and writes what the GPU did."""
-    from train.profile import TRACE_FILE, StepProfiler
-    from train.report_config import ProfileConfig
+    from train.config.report import ProfileConfig
+    from train.report.profile import TRACE_FILE, StepProfiler
 
     profiler = StepProfiler(ProfileConfig(first=steps.start + 1, steps=len(steps)), path.parent, lane.run.engine.device)
     if depth is not None:

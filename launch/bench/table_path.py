@@ -11,9 +11,9 @@ from kernels.gather import gather
 from launch.bench.devices import finish
 from launch.bench.workload import DrawnSteps
 from offload.config import OffloadConfig
-from offload.records import RowInit
-from offload.store import Traffic
+from offload.rows.records import RowInit
 from offload.tables import EngramTables
+from offload.window.interface import Traffic
 
 _LEARNING_RATE = 1e-3
 _INIT_STD = 0.02

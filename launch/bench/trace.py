@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.bench.intervals import Interval, gaps, length, overlap, union
 from train.errors import UserError
-from train.profile import STEPS_KEY
+from train.report.profile import STEPS_KEY
 
 _ON_GPU = frozenset(("kernel", "gpu_memcpy", "gpu_memset"))
 _API = frozenset(("cuda_runtime", "cuda_driver"))

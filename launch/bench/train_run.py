@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
-from train.metrics import METRICS_FILE, read_metrics
-from train.profile import TRACE_FILE
+from train.report.metrics import METRICS_FILE, read_metrics
+from train.report.profile import TRACE_FILE
 
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

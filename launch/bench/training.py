@@ -139,11 +139,11 @@ def _train(options: BenchOptions, setting: _Setting, run: int, runs: _Runs) -> N
 
 
 def _scale(options: BenchOptions, peak: Section) -> _Scale:
-    from launch.rank_environment import rank_count, visible_gpus
+    from launch.local.environment import rank_count, visible_gpus
     from model.census import take_census
     from model.flops import flops_per_token
-    from train.config import JobConfig
-    from train.config_file import load
+    from train.config.file import load
+    from train.config.job import JobConfig
 
     job = load(options.job, options.overrides, JobConfig)
     length = job.data.sequence_length

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.progress import Progress
-from launch.failures import reported
-from launch.rank_environment import KEEP_MEMORY
+from launch.local.environment import KEEP_MEMORY
+from launch.local.failures import reported
 from train.errors import UserError
 
 

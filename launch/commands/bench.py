@@ -250,8 +250,8 @@ def train(
     in the same run. Each run is a real `engram train`, and its losses are compared bit by bit. With --traces also what
     the GPU did in some steps: rows under the computation, gaps, waits, the longest kernels.
     """
-    from train.config import JobConfig
-    from train.config_file import load
+    from train.config.file import load
+    from train.config.job import JobConfig
 
     load(job or _JOBS["cpu"], overrides, JobConfig)  # before what takes seconds to import
 

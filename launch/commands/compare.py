@@ -20,16 +20,16 @@ def command(runs: tuple[str, ...], as_json: bool) -> None:
     Runs that differ in their seed alone are one line: mean, and lowest to highest. The others' losses also stand as
     differences to the first line's, seed by seed where seeds are shared.
     """
-    from train.comparison import FinishedRun, contenders
+    from train.report.comparison import FinishedRun, contenders
 
     found = contenders(map(FinishedRun.open, runs))
     if as_json:
-        from launch.comparison_report import as_dict
+        from launch.commands.comparison_report import as_dict
 
         click.echo(json.dumps(as_dict(found), indent=2))
         return
     from rich.console import Console
 
-    from launch.comparison_report import show
+    from launch.commands.comparison_report import show
 
     show(found, Console())

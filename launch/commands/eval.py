@@ -52,11 +52,11 @@ def command(
             raise click.UsageError(f"{option} has no meaning with --tasks.")
     folder = find_run(run)  # before what takes seconds to import
 
-    from train.saved_run import SavedRun
+    from train.use.saved_run import SavedRun
 
     saved = SavedRun.open(folder, step)
     if tasks is not None:
-        from train.harness import run_tasks
+        from train.use.harness import run_tasks
 
         _show_tasks(run_tasks(saved, tasks.split(","), folder=include, shots=shots, limit=limit), as_json)
         return
@@ -64,7 +64,7 @@ def command(
 
     from train.data.open import open_data
     from train.data.store import TokenStore
-    from train.scoring import score
+    from train.use.scoring import score
 
     if data is None:
         store = open_data(saved.job.data)
@@ -80,7 +80,7 @@ def command(
 
 
 def _show_tasks(results: dict[str, Any], as_json: bool) -> None:
-    """Prints figures by task, as `train.harness.run_tasks` returns them."""
+    """Prints figures by task, as `train.use.harness.run_tasks` returns them."""
     if as_json:
         click.echo(json.dumps(results, indent=2))
         return

@@ -55,8 +55,8 @@ def command(
 
     folder = find_run(run)  # before what takes seconds to import
 
-    from train.export import export
-    from train.saved_run import SavedRun
+    from train.use.export import export
+    from train.use.saved_run import SavedRun
 
     found = export(SavedRun.open(folder, step), Path(to), dtype=dtype, shard_bytes=shard_size)
     if as_json:

@@ -39,8 +39,8 @@ def command(
 
     folder = find_run(run)  # before what takes seconds to import
 
-    from train.generation import continuation
-    from train.saved_run import SavedRun
+    from train.use.generation import continuation
+    from train.use.saved_run import SavedRun
 
     saved = SavedRun.open(folder, step)
     ids = saved.tokenizer.encode(prompt)

@@ -24,8 +24,8 @@ def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) 
     Parameters by part, active a token, FLOPs a token, rows of the Engram tables, their memory. Takes no memory, and
     needs neither the data nor the tokenizer.
     """
-    from train.config import JobConfig
-    from train.config_file import load
+    from train.config.file import load
+    from train.config.job import JobConfig
 
     job = load(config, overrides, JobConfig)  # before what takes seconds to import
 

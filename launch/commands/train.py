@@ -23,11 +23,11 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     Starts its own local ranks, and ends them all when one fails. Under torchrun or srun (RANK and WORLD_SIZE are set)
     it is one of theirs. The same command again goes on from the newest checkpoint.
     """
-    from launch.local import run_ranks
-    from launch.rank import end_rank, rank_command, run_rank
-    from launch.rank_environment import meeting_port, rank_count, visible_gpus
-    from train.config import JobConfig
-    from train.config_file import load
+    from launch.local.environment import meeting_port, rank_count, visible_gpus
+    from launch.local.rank import end_rank, rank_command, run_rank
+    from launch.local.start import run_ranks
+    from train.config.file import load
+    from train.config.job import JobConfig
 
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         if nproc is not None:

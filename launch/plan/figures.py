@@ -7,7 +7,7 @@ from typing import Any
 from launch.plan.tables import HostMemory, Table, Window, count_tables, host_memory, window
 from model.census import Census, PartCount, take_census
 from model.flops import Flops, flops_per_token
-from train.config import JobConfig
+from train.config.job import JobConfig
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.plan.figures import Figures
-from offload.host_limits import size_text
+from offload.host.limits import size_text
 
 _LABELS = {
     "attention": "attention",

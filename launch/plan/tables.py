@@ -7,10 +7,10 @@ from typing import get_args
 import torch
 
 from model.config import EngramConfig
-from offload.addressing import choose_primes
+from offload.addresses.hashing import choose_primes
 from offload.config import OffloadConfig, RowDtype, TableOptimizerConfig
-from offload.records import RecordLayout
-from offload.sharding import Sharding
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout
 
 _ADAM, *_OTHERS = get_args(TableOptimizerConfig.model_fields["type"].annotation)
 _GPU = torch.device("cuda")  # what jobs of a size worth planning run on; on a CPU records lie side by side

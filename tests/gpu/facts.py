@@ -41,8 +41,8 @@ def _pinning(gib: float) -> dict[str, Any]:
     """Seconds a GiB to touch and to register host memory, as the tables do."""
     import torch
 
-    from offload.host_table import HostTable
-    from offload.pinned_memory import CudaDriver
+    from offload.host.pinned import CudaDriver
+    from offload.host.table import HostTable
 
     device = torch.device("cuda", 0)
     torch.cuda.init()

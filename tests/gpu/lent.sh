@@ -83,7 +83,7 @@ case $call in
     shown turns 40
     part memcheck 26 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
       "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x \
-      tests/kernels/test_records_triton.py::test_padded_records_travel_with_their_padding_and_nothing_else_does
+      tests/kernels/records/test_triton.py::test_padded_records_travel_with_their_padding_and_nothing_else_does
     shown memcheck 8
     part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
     shown trace 60

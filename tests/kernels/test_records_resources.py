@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.records_triton import fetch_records, write_records
+from kernels.records.triton import fetch_records, write_records
 from tests.kernels.own_process import resources_of_launches
 from tests.kernels.record_tables import RecordShape, table_at_a_line
 

@@ -8,7 +8,7 @@ from pathlib import Path
 PREAMBLE = """
 import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
-from launch.failures import reported
+from launch.local.failures import reported
 from train.errors import UserError
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 def leave_pid(pid=os.getpid(), name=f"rank{rank}"):
@@ -31,7 +31,7 @@ def program(folder: Path, body: str) -> list[str]:
 def launcher(command: list[str], folder: Path, nproc: int, grace_s: float) -> list[str]:
     """The command of a process that launches ranks."""
     code = (
-        "import json, sys; from pathlib import Path; from launch.local import run_ranks\n"
+        "import json, sys; from pathlib import Path; from launch.local.start import run_ranks\n"
         "run_ranks(json.loads(sys.argv[1]), int(sys.argv[2]), log_folder=Path(sys.argv[3]), grace_s=float(sys.argv[4]))"
     )
     return [sys.executable, "-c", code, json.dumps(command), str(nproc), str(folder / "logs"), str(grace_s)]

@@ -12,7 +12,7 @@ from launch.bench.intervals import gaps, length, overlap, union
 from launch.bench.trace import summarise
 from launch.cli import main
 from train.errors import UserError
-from train.profile import STEPS_KEY
+from train.report.profile import STEPS_KEY
 
 MAIN, INWARDS, OUTWARDS, PLANS = 7, 20, 24, 28
 

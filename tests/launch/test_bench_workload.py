@@ -12,7 +12,7 @@ from launch.bench.options import OPTIMIZERS, BenchOptions
 from launch.bench.table_path import TablePath
 from launch.bench.worker import worker_command
 from launch.bench.workload import DrawnSteps, Workload
-from launch.rank_environment import rank_environment
+from launch.local.environment import rank_environment
 from tests.launch.missing import hide_fbgemm
 
 SMALL = Workload(lookups=96, rows=50, dim=8, zipf=1.5, seed=3)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import train.data.prepare
 from launch.cli import main
-from launch.failures import RankFailed
+from launch.local.failures import RankFailed
 from tests.command_line import engram, write_job
 from train.errors import UserError
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from launch.cli import main
 from launch.plan.figures import Figures, plan
 from launch.plan.report import _LABELS
-from offload.addressing import AddressBook
-from offload.compression import identity_vocabulary
-from train.config import JobConfig
-from train.config_file import load
-from train.memory import table_bytes
+from offload.addresses.compression import identity_vocabulary
+from offload.addresses.hashing import AddressBook
+from train.config.file import load
+from train.config.job import JobConfig
+from train.tables import table_bytes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER = CONFIGS / "paper"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import ENGRAM, backbone, engram, losses, table_rows, train, write_job
-from train.profile import STEPS_KEY, TRACE_FILE
+from train.report.profile import STEPS_KEY, TRACE_FILE
 
 
 def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: Path, tmp_path: Path) -> None:

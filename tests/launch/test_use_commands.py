@@ -82,7 +82,7 @@ def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str,
 
 def test_without_the_harness_its_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "train.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "train.use.harness", raising=False)
     result = run("eval", trained, "--tasks", "arc_easy")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

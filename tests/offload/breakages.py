@@ -12,10 +12,10 @@ from torch import Tensor
 
 from kernels.gather import RowIndex
 from offload import tables as tables_module
-from offload.directory import Directory
-from offload.plan import ModulePlan, Plan
+from offload.plan.plan import ModulePlan, Plan
 from offload.tables import EngramTables
-from offload.window import WindowStore
+from offload.window.directory import Directory
+from offload.window.store import WindowStore
 
 Breakage = Callable[[EngramTables, int], AbstractContextManager[object]]
 """Called with the tables and the step that is about to begin."""

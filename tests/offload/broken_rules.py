@@ -13,15 +13,15 @@ from torch import Tensor
 
 from offload import tables as tables_module
 from offload.config import TableOptimizerConfig
-from offload.copies import WorkerCopy
-from offload.directory import NEVER, Directory, SlotState
-from offload.plan import ModulePlan
-from offload.records import RecordLayout
-from offload.shard import Shard
+from offload.plan.plan import ModulePlan
+from offload.rows.records import RecordLayout
+from offload.rows.shard import Shard
+from offload.rows.updater import RowUpdater
 from offload.tables import EngramTables, StepRows
-from offload.transfers import CpuTransfers
-from offload.updates import RowUpdater
-from offload.window import WindowStore
+from offload.transfers.copies import WorkerCopy
+from offload.transfers.open import CpuTransfers
+from offload.window.directory import NEVER, Directory, SlotState
+from offload.window.store import WindowStore
 
 Broken = AbstractContextManager[object]
 Rule = Callable[[], Broken]

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offload import transfers, transfers_zero_copy
 from offload.tables import EngramTables
-from offload.window import WindowStore
+from offload.transfers import open as transfers
+from offload.transfers import zero_copy as transfers_zero_copy
+from offload.window.store import WindowStore
 
 Clock = dict[str, int]
 HOST = "host"

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from offload import tables
-from offload.directory import Directory, SlotState
-from offload.transfers import CpuTransfers
+from offload.transfers.open import CpuTransfers
+from offload.window.directory import Directory, SlotState
 
 LONGEST_S = 0.003
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kernels.gather import gather
 from offload.config import OffloadConfig
-from offload.plan import TokenBatch
-from offload.records import RowInit
-from offload.sharding import Sharding
+from offload.plan.plan import TokenBatch
+from offload.plan.sharding import Sharding
+from offload.rows.records import RowInit
 from offload.tables import EngramTables
 from tests.offload import broken_rules
 from tests.offload.delays import LONGEST_S, Seen, random_delays

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from offload.config import TableOptimizerConfig
-from offload.records import RecordLayout, RowInit
-from offload.updates import RowUpdater
+from offload.rows.records import RecordLayout, RowInit
+from offload.rows.updater import RowUpdater
 from tests.kernels.slow_sums import chunked_sum
 from tests.offload.hazard_job import DIM, SEED, Job
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels.gather import gather
 from offload.config import OffloadConfig
-from offload.plan import TokenBatch
-from offload.records import RowInit
+from offload.plan.plan import TokenBatch
+from offload.rows.records import RowInit
 from offload.tables import EngramTables
 
 DIM = 6

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kernels.gather import gather
-from offload.background_store import BackgroundStore
 from offload.config import OffloadConfig
 from offload.tables import EngramTables
-from offload.window import WindowStore
+from offload.window.background import BackgroundStore
+from offload.window.store import WindowStore
 from tests.offload.tables_job import Job, open_tables, run_job
 from tests.offload.test_tables import JOB, TABLES, TINY, save_and_resume
 

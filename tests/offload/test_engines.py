@@ -12,21 +12,23 @@ import pytest
 import torch
 
 import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
-from kernels import records_triton
-from offload import transfers, transfers_staged, transfers_zero_copy
+from kernels.records import triton as records_triton
 from offload.config import LinkConfig, OffloadConfig
-from offload.host_table import HostTable
-from offload.pinned_memory import PinError
-from offload.records import RecordLayout, RowInit
-from offload.shard import Shard
-from offload.sharding import Sharding
-from offload.streams import HostStreams
-from offload.transfers import open_transfers, pins
-from offload.transfers_staged import StagedTransfers
-from offload.transfers_zero_copy import ZeroCopyTransfers
+from offload.device.streams import HostStreams
+from offload.host.pinned import PinError
+from offload.host.table import HostTable
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout, RowInit
+from offload.rows.shard import Shard
+from offload.transfers import open as transfers
+from offload.transfers import staged as transfers_staged
+from offload.transfers import zero_copy as transfers_zero_copy
+from offload.transfers.open import open_transfers, pins
+from offload.transfers.staged import StagedTransfers
+from offload.transfers.zero_copy import ZeroCopyTransfers
 from tests.distributed import run_ranks
+from tests.offload.host.test_pinned import FakeDriver, same_memory
 from tests.offload.tables_job import Job, open_tables, run_job, run_jobs
-from tests.offload.test_pinned_memory import FakeDriver, same_memory
 from tests.offload.test_tables import JOB, TABLES, TINY
 
 WINDOWS = [{"depth": depth, "window_rows": window} for depth, window in ((0, TINY), (1, TINY), (4, TINY), (2, 1000))]
@@ -81,7 +83,7 @@ def test_staged_is_exact_however_late_and_torn_its_chunks_are(monkeypatch: pytes
             for name, longest_s in (("_next", fetch_s), ("_Chunk.wait", write_back_s)):
                 owner, _, call = name.rpartition(".")
                 late = _late(transfers_staged._Chunk if owner else transfers_staged, call, chance, longest_s)
-                patches.setattr(f"offload.transfers_staged.{name}", late)
+                patches.setattr(f"offload.transfers.staged.{name}", late)
             outcome = run_job(JOB, OffloadConfig(engine="staged", depth=2, window_rows=TINY))
         assert outcome.digest == resident.digest
 
@@ -224,7 +226,7 @@ def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypa
     monkeypatch.setattr(
         "resource.getrlimit", lambda which: (8192, 8192) if which == resource.RLIMIT_MEMLOCK else real(which)
     )
-    monkeypatch.setattr("offload.window.pins", lambda config, device: True)
+    monkeypatch.setattr("offload.window.store.pins", lambda config, device: True)
     outcome = run_job(Job(steps=2), OffloadConfig(engine="zero_copy", window_rows=TINY))
     assert outcome.fetched > 0
 
@@ -243,7 +245,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setattr(transfers, "streams_of", lambda device: HostStreams())
     monkeypatch.setattr(transfers, "StagedTransfers", lambda *args: SlowEngine("staged", 0.01))
     monkeypatch.setattr(transfers, "ZeroCopyTransfers", lambda *args: SlowEngine("zero_copy", bus_s[0]))
-    monkeypatch.setattr("offload.pinned_memory.torch.as_tensor", lambda array, device: same_memory(array, device))
+    monkeypatch.setattr("offload.host.pinned.torch.as_tensor", lambda array, device: same_memory(array, device))
 
     bus_s = [0.0]
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.row_init import initial_rows
+from kernels.records.row_init import initial_rows
 from offload.config import OffloadConfig, TableOptimizerConfig
 from tests.offload.delays import Seen
 from tests.offload.hazard_job import (

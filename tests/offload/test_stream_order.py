@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from offload.config import OffloadConfig
+from offload.device.upload_ring import UploadRing
 from offload.tables import EngramTables
-from offload.uploads import UploadRing
 from tests.offload.clocked_streams import ClockedStreams, Race, watch_updates, watched
 from tests.offload.hazard_job import Case, Job, look_up, open_tables, saved_rows, train_step
 from tests.offload.test_hazards import drawn, periodic, tokens_of

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.gather import gather
-from kernels.row_init import initial_rows
+from kernels.records.row_init import initial_rows
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
 from tests.distributed import run_ranks
 from tests.offload.tables_job import DIM, Addresses, Job, open_tables, run_job, run_jobs, train_step

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from kernels.gather import row_index
-from kernels.row_init import initial_rows
+from kernels.records.row_init import initial_rows
 from model.engram import MemoryRows
 from model.moe import Experts, Router
 from model.transformer import LanguageModel
-from offload.addressing import AddressBook
+from offload.addresses.hashing import AddressBook
 from tests.train.reference import newton_schulz
-from train.config import JobConfig
+from train.config.job import JobConfig
 
 
 class GlobalBatch(NamedTuple):

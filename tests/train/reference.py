@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from train.optimizer import OptimizerConfig, assign
+from train.optim.optimizer import OptimizerConfig, assign
 
 VOCABULARY, WIDTH, ROWS = 17, 6, 5
 ACCUMULATION = 2

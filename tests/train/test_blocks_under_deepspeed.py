@@ -10,10 +10,10 @@ from model.compilation import compile_blocks
 from model.transformer import Block, LanguageModel
 from tests.distributed import run_ranks
 from tests.model.tiny import ENGRAM, memories, positions, random_tokens, tiny_config
-from train.deepspeed_config import DeepSpeedConfig
+from train.config.deepspeed import DeepSpeedConfig
 from train.engine import Engine
 from train.errors import UserError
-from train.optimizer import OptimizerConfig
+from train.optim.optimizer import OptimizerConfig
 from train.run import _require_compiler
 
 pytestmark = pytest.mark.xdist_group("blocks")

@@ -16,9 +16,9 @@ from model.config import ModelConfig, MoEConfig
 from model.transformer import LanguageModel
 from tests.distributed import free_port, run_ranks
 from tests.train.reference import ACCUMULATION, CLIP, PlainTrainer, Toy, micro_batch
-from train.clipping import clip_scale
-from train.deepspeed_config import DeepSpeedConfig
-from train.optimizer import OptimizerConfig
+from train.config.deepspeed import DeepSpeedConfig
+from train.optim.clipping import clip_scale
+from train.optim.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.xdist_group("engine")
 

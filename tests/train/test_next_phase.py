@@ -11,12 +11,12 @@ import torch
 
 from model.config import RopeScalingConfig
 from tests.command_line import losses, train, write_job
-from train.checkpoint import find_checkpoint
-from train.checkpoint_files import Damaged, read_state
+from train.checkpoint.checkpoints import find_checkpoint
+from train.checkpoint.files import Damaged, read_state
+from train.checkpoint.identity import Identity
 from train.errors import UserError
-from train.export import export
-from train.identity import Identity
-from train.saved_run import SavedRun
+from train.use.export import export
+from train.use.saved_run import SavedRun
 
 pytestmark = pytest.mark.xdist_group("trained")
 

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from model.config import AttentionConfig, EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
 from model.parameters import parameter_kind
 from model.transformer import LanguageModel
-from offload.addressing import AddressBook
-from offload.compression import identity_vocabulary
+from offload.addresses.compression import identity_vocabulary
+from offload.addresses.hashing import AddressBook
 from tests.distributed import run_ranks
 from tests.train.plain_trainer import GlobalBatch, PlainTrainer, Step, muon_names
-from train.config import JobConfig
+from train.config.job import JobConfig
 from train.data.loader import Batch
 
 pytestmark = pytest.mark.xdist_group("recipe")
@@ -156,7 +156,7 @@ class Notes:
 def train(setting: Setting) -> dict[str, Any]:
     """Trains through the real loop, engine and tables."""
     from train.engine import Engine
-    from train.memory import open_tables
+    from train.tables import open_tables
     from train.trainer import Trainer
 
     job, notes = job_of(setting), Notes()

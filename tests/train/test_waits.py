@@ -15,8 +15,8 @@ from tests.distributed import free_port
 PROGRAM = """
 import json, sys, threading, traceback, warnings
 import torch
-from train.config import JobConfig
-from train.config_file import load
+from train.config.job import JobConfig
+from train.config.file import load
 from train.run import train
 from train.trainer import Trainer
 

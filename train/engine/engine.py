@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.backbone_optimizer import BackboneOptimizer, group_options
-from train.deepspeed_config import DeepSpeedConfig
+from train.config.deepspeed import DeepSpeedConfig
 from train.engine.names import LogicalNames
 from train.engine.setup import deepspeed
 from train.engine.state import EngineState, LogicalState
 from train.engine.wrappers import expert_group, full_shape, wrap
-from train.optimizer import GroupKey, OptimizerConfig, assign
-from train.shards import Layout, Shard, check_complete, gather_layout, owned_runs
+from train.optim.backbone import BackboneOptimizer, group_options
+from train.optim.optimizer import GroupKey, OptimizerConfig, assign
+from train.optim.shards import Layout, Shard, check_complete, gather_layout, owned_runs
 
 
 class Engine:

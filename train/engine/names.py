@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import nn
 
-from train.shards import Run
+from train.optim.shards import Run
 
 _PLACES = {"w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}
 """Logical stack of each of AutoEP's, and which half of an expert's matrix it is."""

@@ -16,7 +16,7 @@ import deepspeed.utils.numa
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import logger
 
-from train.backbone_optimizer import BackboneOptimizer
+from train.optim.backbone import BackboneOptimizer
 
 
 def _import_muon() -> None:

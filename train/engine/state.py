@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.backbone_optimizer import ADAM_STATES, MUON_STATES, BackboneOptimizer
-from train.shards import Layout, Shard, gather_parameters, load_run
+from train.optim.backbone import ADAM_STATES, MUON_STATES, BackboneOptimizer
+from train.optim.shards import Layout, Shard, gather_parameters, load_run
 
 WEIGHT = "weight"
 SLOTS = (WEIGHT, *ADAM_STATES, *MUON_STATES)

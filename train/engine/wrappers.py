@@ -31,7 +31,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from train.backbone_optimizer import BackboneOptimizer
+from train.optim.backbone import BackboneOptimizer
 
 _FINITE = 0.0
 """A norm on the host that passes DeepSpeed's checks: whether the step is taken was decided before."""

@@ -1,0 +1,80 @@
+"""Whole row records copied row by row on a CPU, straight from where they are to where they go.
+
+Arguments and bits as of `kernels.records`. On one thread, without a buffer, and without the interpreter's lock.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.numba_intrinsics import ask_ahead, compiled
+from kernels.records.draws import draw_key, draw_scale
+from kernels.splitmix64 import GOLDEN_GAMMA, LAST_SHIFT, ROUNDS, counter_keys
+
+_MEAN = 2 * 0xFFFF
+_GOLDEN = np.uint64(GOLDEN_GAMMA)
+(_SHIFT_1, _FACTOR_1), (_SHIFT_2, _FACTOR_2) = ((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
+_SHIFT_3 = np.uint64(LAST_SHIFT)
+_FIELD, _FIELD_BITS = np.uint64(0xFFFF), np.uint64(16)
+
+
+def copy_records(from_RW: Tensor, rows_U: Tensor, to_CW: Tensor, slots_U: Tensor) -> None:
+    """Copies records of rows (int64) to slots (int64)."""
+    _copy(from_RW.numpy(), rows_U.numpy(), to_CW.numpy(), slots_U.numpy())
+
+
+def fetch_fp32_records(
+    host_RW: Tensor,
+    rows_U: Tensor,
+    window_CW: Tensor,
+    slots_U: Tensor,
+    row_ids_U: Tensor,
+    *,
+    dim: int,
+    seed: int,
+    std: float,
+) -> None:
+    """Copies records of rows to slots, with initial weights for rows of version 0.
+
+    Args:
+        row_ids_U: int64; the rows' job-wide ids.
+    """
+    records = host_RW.numpy(), host_RW.view(torch.int32).numpy(), rows_U.numpy(), window_CW.numpy(), slots_U.numpy()
+    column_keys_D = counter_keys(torch.arange(1, dim + 1)).numpy().view(np.uint64)
+    ids_U = row_ids_U.numpy().view(np.uint64)
+    _fetch(*records, ids_U, column_keys_D, np.uint64(draw_key(seed) % 2**64), np.float32(draw_scale(std)))
+
+
+@compiled
+def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
+    for place in range(len(rows)):
+        ask_ahead(source, rows, place, len(rows))
+        target[slots[place]] = source[rows[place]]
+
+
+@compiled
+def _fetch(source, versions, rows, target, slots, ids, column_keys, key, scale):  # type: ignore[no-untyped-def]
+    for place in range(len(rows)):
+        ask_ahead(source, rows, place, len(rows))
+        row, slot = rows[place], slots[place]
+        target[slot] = source[row]
+        if versions[row, versions.shape[1] - 1] == 0:
+            _draw(target[slot, : len(column_keys)], _mix(ids[place] * _GOLDEN + key), column_keys, scale)
+
+
+@compiled
+def _draw(weights, row_key, column_keys, scale):  # type: ignore[no-untyped-def]
+    """See `kernels.records.row_init`: the four 16-bit fields of a hash are added up, centred and scaled."""
+    for column in range(len(column_keys)):
+        word = _mix(row_key ^ column_keys[column])
+        total = np.uint64(0)
+        for field in range(4):
+            total += (word >> (np.uint64(field) * _FIELD_BITS)) & _FIELD
+        weights[column] = np.float32(np.int32(total) - np.int32(_MEAN)) * scale
+
+
+@compiled
+def _mix(word):  # type: ignore[no-untyped-def]
+    word = (word ^ (word >> _SHIFT_1)) * _FACTOR_1
+    word = (word ^ (word >> _SHIFT_2)) * _FACTOR_2
+    return word ^ (word >> _SHIFT_3)

@@ -1,0 +1,1 @@
+"""Row optimizers on records in their slots: Adam, row-wise Adagrad and RMSprop."""

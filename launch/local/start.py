@@ -1,0 +1,142 @@
+"""Starts the ranks of this machine, shows the first one, and leaves none behind however they end."""
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from launch.local.environment import meeting_port, rank_environment
+from launch.local.failures import USER_ERROR_EXIT, RankFailed
+from launch.local.process import RankProcess
+from train.errors import UserError
+
+_POLL_S = 0.05
+_SETTLE_S = 3.0
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+def run_ranks(
+    command: Sequence[str],
+    nproc: int,
+    *,
+    log_folder: Path,
+    port: int | None = None,
+    gpus: int = 0,
+    grace_s: float = 10.0,
+) -> None:
+    """Runs `command` as `nproc` ranks that meet on `port` (None: a free one) and waits for all of them.
+
+    Rank 0's output is this process's own; the others append to `log_folder/rank<n>.log`. When one rank fails, the
+    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). SIGINT, SIGTERM and SIGHUP are passed on to the
+    ranks; a second one kills them at once.
+
+    Raises:
+        UserError: the port is in use, the log folder cannot be made, or a rank reported a user's mistake.
+        RankFailed: a rank crashed.
+        SystemExit: ended by a signal, with 128 + its number.
+    """
+    meeting = meeting_port(port)
+    try:
+        log_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{log_folder}: cannot make the folder for logs ({error.strerror})") from None
+    with (
+        tempfile.TemporaryDirectory(prefix="engram-") as reports,
+        _received_signals() as received,
+        _LocalRanks(log_folder, Path(reports), grace_s, received) as ranks,
+    ):
+        for rank in range(nproc):
+            ranks.start(command, rank_environment(rank, nproc, meeting, gpus))
+        ranks.wait()
+
+
+class _LocalRanks:
+    """All ranks of a run, as a context in which they live."""
+
+    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int]) -> None:
+        self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
+        self._ranks: list[RankProcess] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for rank in self._ranks:
+            rank.end()
+        if sys.stdout.isatty():
+            print(_SHOW_CURSOR, end="", flush=True)  # rank 0's live bar hides it, and may have been killed
+
+    def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        """Starts the next rank."""
+        name = f"rank{len(self._ranks)}"
+        self._ranks.append(
+            RankProcess(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
+        )
+
+    def wait(self) -> None:
+        """Returns when all ranks succeeded; otherwise ends the rest and raises."""
+        self._until(lambda: bool(self._received or any(rank.poll() for rank in self._ranks)))
+        if not self._received and any(rank.poll() for rank in self._ranks):
+            self._until(self._culprit_is_clear, _SETTLE_S)
+            culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
+            self._stop(signal.SIGTERM)
+            self._raise(culprit)
+        if self._received:
+            signum = self._received[0]
+            self._stop(signum)
+            print(f"stopped by {signal.Signals(signum).name}", file=sys.stderr)
+            raise SystemExit(128 + signum)
+
+    def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
+        """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""
+        deadline = time.monotonic() + timeout_s
+        while not happened() and any(rank.poll() is None for rank in self._ranks) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _culprit_is_clear(self) -> bool:
+        return bool(self._received) or any(_blame(rank)[0] < 2 for rank in self._ranks if rank.report or rank.poll())
+
+    def _stop(self, signum: int) -> None:
+        """Signals all ranks and waits for them through the grace time, or until another signal comes."""
+        known = len(self._received)
+        for rank in self._ranks:
+            rank.poll()
+            rank.send(signum)
+        self._until(lambda: len(self._received) > known, self._grace_s)
+
+    def _raise(self, culprit: RankProcess) -> None:
+        if (report := culprit.report) is not None and report.kind == "user":
+            raise UserError(report.text)
+        if culprit.poll() == USER_ERROR_EXIT and report is None:
+            raise UserError(culprit.told())
+        raise RankFailed(culprit.told())
+
+
+def _blame(rank: RankProcess) -> tuple[int, float]:
+    """Sorts failed ranks: machine faults first, then by time; aborts and lost connections follow from another's."""
+    report = rank.report
+    if report is not None:
+        return (2 if report.kind == "peer" else 1), report.time
+    if rank.code in _FAULTS:
+        return 0, rank.ended_at
+    return (2 if rank.code == -signal.SIGABRT else 1), rank.ended_at
+
+
+@contextmanager
+def _received_signals() -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM and SIGHUP, in place of their handlers; those that are ignored (nohup) stay so."""
+    received: list[int] = []
+    caught = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in caught}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

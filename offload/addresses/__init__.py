@@ -1,0 +1,1 @@
+"""From token ids to rows: the compressed vocabulary, and the hash."""

@@ -1,0 +1,1 @@
+"""A shard in host memory: sizes, limits, NUMA nodes, pages, pinning."""

@@ -1,0 +1,153 @@
+"""Maps memory of exactly the size asked for: anonymous, or backed by a file on a local disk."""
+
+import ctypes
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offload.host.limits import size_text
+
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h; from Linux 5.14 on
+_CHUNK = 64 << 20  # a whole number of huge pages on every architecture
+_MAX_THREADS = 32
+
+
+def map_anonymous(nbytes: int) -> mmap.mmap:
+    """Private anonymous memory, all zero, that no forked child gets to see.
+
+    Private, because huge pages of shared memory are switched off on most systems. Hidden from children, because a
+    fork's copy-on-write would move pages away from under a GPU's transfers.
+
+    Raises:
+        ValueError: the system refuses.
+    """
+    try:
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ValueError(f"the system refuses {size_text(nbytes)} of host memory ({error.strerror})") from None
+    advise(memory, "MADV_DONTFORK")
+    return memory
+
+
+def map_file(nbytes: int, folder: str) -> mmap.mmap:
+    """A file of zeros without a name, mapped into memory. It ends with its last user, however that ends.
+
+    Its blocks are reserved: writing to memory whose disk has run full would kill the process.
+
+    Args:
+        nbytes: size of the file.
+        folder: where it takes its space.
+
+    Raises:
+        ValueError: the folder is none, cannot be written to, or has too little space.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+        if nbytes > free:
+            raise ValueError(
+                f"offload.host_file: this rank's shard of the tables takes {size_text(nbytes)}, but the disk of "
+                f"{folder} leaves {size_text(free)}: name a folder on a larger disk or use more machines"
+            )
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            memory = mmap.mmap(file.fileno(), nbytes)
+    except OSError as error:
+        raise ValueError(
+            f"offload.host_file: cannot keep {size_text(nbytes)} in {folder} ({error.strerror}): "
+            "name a folder on a local disk that this user may write to"
+        ) from None
+    # Rows are read in no order, so the pages beside them are not worth reading ahead.
+    advise(memory, "MADV_RANDOM")
+    advise(memory, "MADV_DONTFORK")
+    return memory
+
+
+def advise(memory: mmap.mmap, name: str) -> bool:
+    """Gives an advice of madvise(2); False where the system does not take it."""
+    try:
+        memory.madvise(getattr(mmap, name))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def zeros_on(device: torch.device, num_rows: int, words: int) -> Tensor:
+    """Zeroed records [rows, words] on a device: on a CPU in huge pages where the system gives them.
+
+    Rows are used in any order, and every one in another small page costs the processor a look into the page tables.
+
+    Raises:
+        ValueError: the system refuses.
+    """
+    if device.type != "cpu" or num_rows * words == 0:
+        return torch.zeros(num_rows, words, device=device)
+    memory = map_anonymous(num_rows * words * 4)
+    advise(memory, "MADV_HUGEPAGE")
+    return torch.frombuffer(memory, dtype=torch.float32).view(num_rows, words)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def touch(words_N: Tensor, threads: int, madvise: Callable[..., int] | None = None) -> None:
+    """Has the system allocate all pages now, several threads at a time.
+
+    Args:
+        words_N: fp32 [N], all zero, from the start of a page on.
+        threads: how many to use.
+        madvise: the C library's, which is called without the interpreter's lock, unlike Python's.
+    """
+    advise_pages = madvise or ctypes.CDLL(None, use_errno=True).madvise
+
+    def populate(chunk: Tensor) -> None:
+        span = ctypes.c_void_p(chunk.data_ptr()), ctypes.c_size_t(chunk.numel() * 4)
+        if advise_pages(*span, ctypes.c_int(_POPULATE_WRITE)) != 0:
+            chunk[:: mmap.PAGESIZE // 4] = 0.0  # Linux before 5.14
+
+    with ThreadPoolExecutor(max(1, min(threads, _MAX_THREADS))) as pool:
+        list(pool.map(populate, words_N.split(_CHUNK // 4)))
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What the system gave for a piece of memory, in bytes."""
+
+    resident: int
+    """In physical memory now."""
+    huge: int
+    """Of that, in huge pages."""
+
+    def __str__(self) -> str:
+        return f"{size_text(self.resident)} resident, {size_text(self.huge)} of it in huge pages"
+
+
+def pages(words: Tensor, smaps: Path = Path("/proc/self/smaps")) -> Pages:
+    """Looks up the pages behind a contiguous tensor. Slow for large tables in small pages.
+
+    Args:
+        words: the memory.
+        smaps: the kernel's listing of mappings. Neighbours of one kind appear there as one, and are counted with it.
+    """
+    start, end = words.data_ptr(), words.data_ptr() + words.nbytes
+    resident = huge = 0
+    inside = False
+    for line in smaps.read_text().splitlines() if smaps.exists() else ():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            first, last = (int(bound, 16) for bound in name.split("-"))
+            inside = first < end and start < last
+        elif inside and name == "Rss:":
+            resident += int(rest[0]) * 1024
+        elif inside and name == "AnonHugePages:":
+            huge += int(rest[0]) * 1024
+    return Pages(resident, huge)

@@ -1,0 +1,142 @@
+"""A rank's shard of the tables in host memory, or in a file on a local disk.
+
+R rows of the shard, W words of a record, S words from a record to the next.
+"""
+
+import logging
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from offload.host.limits import address_limits, local_ranks, memory_limits, require_room, size_text
+from offload.host.memory import advise, cores, map_anonymous, map_file, pages, touch
+from offload.host.numa import home_nodes, on_cores_of, place
+from offload.host.pinned import Driver, PinnedMemory
+
+_log = logging.getLogger(__name__)
+
+_ANYWHERE = "pages come from where they are first written"
+
+
+class HostTable:
+    """Records of a shard in memory of exactly the size asked for, all zero: no row was ever updated.
+
+    Args:
+        num_rows: rows of the shard.
+        words: fp32 words of a record.
+        stride: words from a record to the next; the rest is padding. None for records side by side.
+        file_folder: a folder on a local disk. The records are then kept in a file there, of which the system holds in
+            memory what it has room for: for tables larger than the machine's memory.
+        touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
+            Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
+            pages the first few steps would have to clear nearly the whole table.
+        device: of the window.
+
+    Raises:
+        ValueError: memory, disk or limits do not hold the shards of all ranks on this machine with every row touched.
+    """
+
+    records_RW: Tensor
+    """fp32 [R, W]: the memory itself, without the padding. After `close` it is empty."""
+    device_RW: Tensor | None = None
+    """fp32 [R, W]: the same memory, as the GPU that `pin` was called for sees it; None until then and after `close`."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        words: int,
+        *,
+        stride: int | None = None,
+        file_folder: str | None = None,
+        touch_pages: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._file_folder = file_folder
+        stride = words if stride is None else stride
+        size = max(num_rows * stride * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
+        if file_folder is not None:
+            require_room(size, address_limits(), 1)
+            memory = map_file(size, file_folder)
+        else:
+            require_room(size, memory_limits(), local_ranks())
+            memory = map_anonymous(size)
+        words_N = torch.frombuffer(memory, dtype=torch.float32)
+        self._words_N: Tensor | None = words_N
+        self._pinned: PinnedMemory | None = None
+        self._padded_RS = words_N[: num_rows * stride].view(num_rows, stride)
+        self.records_RW = self._padded_RS[:, :words]
+        self._nodes: set[int] = set()
+        if file_folder is None:
+            home = home_nodes(torch.device(device))
+            self._nodes = place(words_N, home)
+            advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
+            if touch_pages:
+                _touch(words_N, home - self._nodes)
+            elif home != self._nodes:
+                _warn(home, _ANYWHERE)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shard's records and of the padding between them."""
+        return self._padded_RS.nbytes
+
+    def describe(self) -> str:
+        """What the system gave, in a line for people. Walks the page tables: not for the training loop."""
+        kind = "memory" if self._file_folder is None else f"a file in {self._file_folder}"
+        kind = f"pinned {kind}" if self._pinned is not None else kind
+        nodes = f" on NUMA node {', '.join(map(str, sorted(self._nodes)))}" if self._nodes else ""
+        return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self._padded_RS)}"
+
+    def pin(self, driver: Driver, device: torch.device) -> Tensor:
+        """Locks the memory for the transfers of a GPU.
+
+        Returns:
+            `device_RW`.
+
+        Raises:
+            PinError: the driver refuses, which leaves everything as it was.
+        """
+        if self._words_N is None or self._pinned is not None:
+            raise RuntimeError("the table is closed or pinned already")
+        pinned = PinnedMemory(self._words_N, driver)
+        try:
+            padded_RS = pinned.view(device)[: self._padded_RS.numel()].view(self._padded_RS.shape)
+            self.device_RW = padded_RS[:, : self.records_RW.shape[1]]
+        except BaseException:
+            pinned.close()
+            raise
+        self._pinned = pinned
+        return self.device_RW
+
+    def unpin(self) -> None:
+        """Undoes `pin`, if need be. Nothing on the GPU may be using the memory."""
+        self.device_RW = None
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            pinned.close()
+
+    def close(self) -> None:
+        """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more.
+
+        Pinned memory is unpinned at once.
+        """
+        self.unpin()
+        self._words_N = None
+        # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
+        self._padded_RS = self._padded_RS.new_empty(0, self._padded_RS.shape[1])
+        self.records_RW = self._padded_RS[:, : self.records_RW.shape[1]]
+
+
+def _touch(words_N: Tensor, unplaced: set[int]) -> None:
+    """Touches all pages, those for nodes on which the system places nothing from the cores of these nodes."""
+    threads = cores() // local_ranks()
+    with on_cores_of(unplaced) if unplaced else nullcontext(False) as at_home:
+        touch(words_N, threads)
+    if unplaced:
+        _warn(unplaced, "pages were touched from cores there instead" if at_home else _ANYWHERE)
+
+
+def _warn(unplaced: set[int], instead: str) -> None:
+    nodes = ", ".join(map(str, sorted(unplaced)))
+    _log.warning("the system places no memory on NUMA node %s (a container needs CAP_SYS_NICE): %s", nodes, instead)

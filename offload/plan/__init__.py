@@ -1,0 +1,1 @@
+"""What a step will need, worked out ahead: rows, owners, exchanges."""

@@ -1,0 +1,55 @@
+"""Values from the owners to the ranks that use them, and gradients back: one all-to-all each way.
+
+Shape suffixes as in `offload.plan`; D columns of a row.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from offload.plan.plan import ModulePlan
+
+
+def exchange_values(
+    plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Sends this rank's rows to whom asked for them; returns the rows that this rank asked for. Collective.
+
+    Args:
+        plan: the step's.
+        owned_OD: fp32, what this rank owns.
+        group: the ranks.
+        dtype: in which values travel, rounded to nearest. A single rank rounds them alike, so that the values do not
+            depend on the number of ranks.
+
+    Returns:
+        fp32 [U, D]; for a single rank the given memory itself, if no rounding is asked for.
+    """
+    if len(plan.owed) == 1:
+        return owned_OD.to(dtype).to(torch.float32)
+    sent_AD = owned_OD.index_select(0, plan.owed_places_A.to(owned_OD.device)).to(dtype)
+    return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
+
+
+def exchange_gradients(
+    plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Sends gradients to the rows' owners; returns the sum [num_owned, D] over the ranks, added in rank order.
+
+    Collective. A rank names each row once, so every element of the sum is added to once for each rank, in a fixed
+    order: the result is the same bits whatever arrives first.
+    """
+    if len(plan.owed) == 1:
+        return gradient_UD
+    parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
+    total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
+    places_A = plan.owed_places_A.to(total_OD.device)
+    for places, part in zip(places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
+        total_OD.index_add_(0, places, part)
+    return total_OD
+
+
+def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:
+    received = sent.new_empty(sum(sizes_in), sent.shape[1])
+    dist.all_to_all_single(received, sent.contiguous(), sizes_in, sizes_out, group=group)
+    return received

@@ -1,0 +1,127 @@
+"""Everything a step will need from the tables, worked out on the host before the step starts.
+
+Row addresses depend on token ids alone, so nothing here waits for the device: which rows each rank asks of which
+owner, all split sizes of the exchanges, and the order in which the backward sums.
+
+Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A rows that the ranks ask of this one
+(duplicates between ranks included), O rows that this rank owns and the step uses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.deduplicate import deduplicate
+from kernels.gather import RowIndex
+from offload.addresses.hashing import AddressBook
+from offload.plan.sharding import Sharding
+
+TokenBatch = tuple[Tensor, Tensor]
+"""Token ids and positions of a micro-batch, both int64 [B, T]."""
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """One Engram module's part of a step.
+
+    Attributes:
+        indices: for each micro-batch, every lookup's place among this rank's U rows.
+        asked: rows this rank asks of each rank; they stand in this order among the U rows. Sums to U.
+        owed: rows each rank asks of this one. Sums to A.
+        owed_places_A: int64, where those rows stand among the module's `owned` rows.
+        owned: the module's part of the step's O rows.
+    """
+
+    indices: tuple[RowIndex, ...]
+    asked: list[int]
+    owed: list[int]
+    owed_places_A: Tensor
+    owned: slice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step, seen from one rank.
+
+    Attributes:
+        rows_O: int64, ascending: places in this rank's shard of the rows that the step uses.
+        most_rows: the largest number of such rows that any rank has: the same on every rank.
+        modules: the Engram modules' parts.
+        digest: of the token ids that the plan was made for.
+    """
+
+    rows_O: Tensor
+    most_rows: int
+    modules: tuple[ModulePlan, ...]
+    digest: int
+
+
+def digest_tokens(tokens: Sequence[Tensor]) -> int:
+    """A number that differs, almost surely, when any token id or its place differs."""
+    flat = torch.cat([micro_batch.flatten() for micro_batch in tokens])
+    return int(((flat + 1) * (2 * torch.arange(len(flat)) + 1)).sum())
+
+
+def make_plan(
+    batches: Sequence[TokenBatch],
+    addresses: AddressBook,
+    sharding: Sharding,
+    rank: int,
+    group: dist.ProcessGroup | None,
+) -> Plan:
+    """Plans the rows of one step's micro-batches.
+
+    Collective over `group`, a group of host-side communication: every rank must plan the same steps in the same order.
+    """
+    modules = range(len(sharding.num_rows))
+    rows = [addresses.all_rows(tokens, positions) for tokens, positions in batches]
+    uniques, indices = zip(*(deduplicate([part[module] for part in rows]) for module in modules), strict=True)
+    counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
+    owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
+    plans, parts_O, start = [], [], 0
+    for module in modules:
+        owned, places_A = _union(owed_rows[module], sharding.world_size)
+        part = slice(start, start := start + len(owned))
+        plans.append(
+            ModulePlan(indices[module], counts_WM[:, module].tolist(), owed_WM[:, module].tolist(), places_A, part)
+        )
+        parts_O.append(sharding.to_shard(module, rank, owned))
+    rows_O = torch.cat(parts_O)
+    digest = digest_tokens([tokens for tokens, _ in batches])
+    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest)
+
+
+def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
+    if world_size == 1:
+        return owed_rows_A, torch.arange(len(owed_rows_A))
+    return owed_rows_A.unique(return_inverse=True)
+
+
+def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> int:
+    if world_size == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return int(largest)
+
+
+def _exchange_ids(
+    uniques: Sequence[Tensor], counts_WM: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Tells each owner the rows asked of it; returns how many each rank asks of this one, and which, by module."""
+    if counts_WM.shape[0] == 1:
+        return counts_WM, list(uniques)
+    owed_WM = torch.empty_like(counts_WM)
+    dist.all_to_all_single(owed_WM, counts_WM.contiguous(), group=group)
+    by_owner = zip(
+        *(unique.split(counts.tolist()) for unique, counts in zip(uniques, counts_WM.T, strict=True)), strict=True
+    )
+    sent = torch.cat([rows for owner in by_owner for rows in owner])
+    received = sent.new_empty(int(owed_WM.sum()))
+    dist.all_to_all_single(received, sent, owed_WM.sum(1).tolist(), counts_WM.sum(1).tolist(), group=group)
+    parts = received.split(owed_WM.flatten().tolist())
+    num_modules = counts_WM.shape[1]
+    return owed_WM, [torch.cat(parts[module::num_modules]) for module in range(num_modules)]

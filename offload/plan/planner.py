@@ -1,0 +1,69 @@
+"""Plans coming steps on a thread of its own, keyed by step number."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import torch
+
+from offload.device.workers import background_worker
+from offload.plan.plan import Plan, TokenBatch
+
+
+class Planner:
+    """Runs plans one after another, in the order asked for, which must be the same on every rank.
+
+    Args:
+        make: plans the micro-batches of a step; collective.
+        batches: this rank's micro-batches of a step, a pure function of the step number.
+        device: where the plans are sent from host memory that is pinned for it.
+        threads: cores that planning may take.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[TokenBatch]], Plan],
+        batches: Callable[[int], Sequence[TokenBatch]],
+        device: torch.device,
+        threads: int = 1,
+    ) -> None:
+        self._make, self._batches = make, batches
+        self._thread = background_worker("engram-plan", device, threads)
+        self._plans: dict[int, Future[Plan]] = {}
+        self._busy_s = 0.0
+
+    def request(self, step: int) -> None:
+        """Starts to plan `step`, once."""
+        if step not in self._plans:
+            self._plans[step] = self._thread.submit(lambda: self._timed(self._batches(step)))
+
+    def ready(self, step: int) -> bool:
+        """Whether `step` was planned."""
+        return step in self._plans and self._plans[step].done()
+
+    def plan(self, step: int) -> Plan:
+        """Waits for the plan of a requested step."""
+        return self._plans[step].result()
+
+    def forget(self, step: int) -> None:
+        """Drops the plan of a step that was finished."""
+        del self._plans[step]
+
+    def plan_now(self, batches: Sequence[TokenBatch]) -> Plan:
+        """Plans micro-batches that are no training step's, behind the plans already asked for. Collective."""
+        return self._thread.submit(lambda: self._timed(batches)).result()
+
+    def take_busy_s(self) -> float:
+        """Seconds that the thread worked since the last call."""
+        taken, self._busy_s = self._busy_s, 0.0
+        return taken
+
+    def close(self) -> None:
+        """Waits for the plan under way and ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _timed(self, batches: Sequence[TokenBatch]) -> Plan:
+        started = time.perf_counter()
+        plan = self._make(batches)
+        self._busy_s += time.perf_counter() - started
+        return plan

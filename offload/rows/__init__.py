@@ -1,0 +1,1 @@
+"""Records of rows, their initial values, and their updates."""

@@ -1,0 +1,133 @@
+"""Rows read and updated in their slots by plain PyTorch, under any row optimizer and in any dtype.
+
+Block by block, so that a block's operations find it in the processor's cache and no copy of all records is streamed
+through memory.
+
+Shape suffixes: U rows, D columns of a row, W words of a record, X words of a record with fp32 weights, P rows that
+missed steps, B rows of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.rows.rate_history import RateHistory
+from kernels.rows.rowwise import decay
+from offload.config import TableOptimizerConfig
+from offload.rows.placed import PlacedRecords
+from offload.rows.records import RecordLayout
+from offload.rows.rule import RowRule
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """Which of the rows of a step missed earlier ones.
+
+    Attributes:
+        behind_P: int64; which of the U rows missed steps that move weights, those of the oldest update first.
+        caught_up_PX: the records of these (the first P) after those steps. The update works in this memory.
+        others: int64; which of the U rows did not, in ascending order.
+    """
+
+    behind_P: Tensor
+    caught_up_PX: Tensor
+    others: Tensor
+
+
+class BlockUpdates:
+    """See `offload.updates.RowPass`.
+
+    Args:
+        config: which optimizer, and its settings.
+        layout: of the records.
+        rates: of all applied steps.
+        seed: of the stochastic rounding of bf16 rows.
+    """
+
+    def __init__(self, config: TableOptimizerConfig, layout: RecordLayout, rates: RateHistory, seed: int) -> None:
+        self._layout, self._rates = layout, rates
+        self._rule = RowRule(config, layout, seed)
+        self._missed: _Missed | None = None
+        self._spare: Tensor | None = None  # memory of the last step's rows: fresh memory would cost page faults
+
+    def read(self, placed: PlacedRecords) -> Tensor:
+        """See `RowPass.read`."""
+        behind_P, last_steps, others = self._find_missed(placed)
+        caught_up_PX = self._memory(placed, len(behind_P))
+        weights_UD = caught_up_PX.new_empty(len(placed), self._layout.dim)
+        scratch_4BD = placed.scratch(4, self._layout.dim)
+        for block in placed.blocks(behind_P):
+            rows_BX = placed.gather(behind_P[block], caught_up_PX[block])
+            self._rule.replay(rows_BX, last_steps[block], self._rates, scratch_4BD[:, : len(rows_BX)])
+            weights_UD.index_copy_(0, behind_P[block], self._layout.unpacked.weights(rows_BX))
+        placed.copy_weights(others, weights_UD)
+        self._missed = _Missed(behind_P, caught_up_PX, others)
+        return weights_UD
+
+    def update(
+        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+    ) -> None:
+        """See `RowPass.update`."""
+        missed, self._missed = self._missed, None
+        assert missed is not None, "rows are read before they are updated"
+        step, lr = len(self._rates), self._rates[len(self._rates)]
+        decayed_U = self._decayed_states(placed)
+        memory_2BD = placed.scratch(2, self._layout.dim)
+        for places_B, rows_BX in _blocks(placed, missed):
+            grad_BD, scratch_BD = memory_2BD[:, : len(places_B)]
+            torch.index_select(gradient_UD, 0, places_B, out=grad_BD)
+            if gradient_scale != 1:
+                grad_BD.mul_(gradient_scale)
+            if decayed_U is not None:
+                self._layout.unpacked.state(rows_BX)[:, 0] = decayed_U[places_B]
+            ids_B = None if row_ids_U is None else row_ids_U[places_B]
+            self._rule.step(rows_BX, grad_BD, ids_B, scratch_BD, step=step, lr=lr)
+            placed.scatter(places_B, rows_BX)
+        self._spare = missed.caught_up_PX
+
+    def catch_up(self, records_UX: Tensor) -> None:
+        """Replays, in place, the steps that the rows missed: unpacked records of U rows in order."""
+        self.read(PlacedRecords.in_order(self._layout.unpacked, records_UX))
+        missed, self._missed = self._missed, None
+        assert missed is not None
+        records_UX.index_copy_(0, missed.behind_P, missed.caught_up_PX[: len(missed.behind_P)])
+        self._spare = missed.caught_up_PX
+
+    def update_current(self, records_UX: Tensor, gradient_UD: Tensor, row_ids_U: Tensor | None) -> None:
+        """Applies the last of the applied steps, in place: unpacked records of U rows in order, up to date."""
+        placed = PlacedRecords.in_order(self._layout.unpacked, records_UX)
+        self._missed = _Missed(placed.slots_U[:0], records_UX[:0], placed.everything())
+        self.update(placed, gradient_UD, row_ids_U, 1.0)
+
+    def _find_missed(self, placed: PlacedRecords) -> tuple[Tensor, list[int], Tensor]:
+        """The rows that missed steps which move weights, in the order of their last step; these steps; other rows."""
+        if not self._rule.replays:
+            return placed.slots_U[:0], [], placed.everything()
+        versions_U = placed.versions()
+        # A row that never had a gradient has moments of 0, which move nothing.
+        behind_U = (versions_U > 0) & (versions_U < len(self._rates))
+        last_P, order_P = versions_U[behind_U].sort(stable=True)
+        return behind_U.nonzero().squeeze(1)[order_P], last_P.tolist(), (~behind_U).nonzero().squeeze(1)
+
+    def _memory(self, placed: PlacedRecords, rows: int) -> Tensor:
+        spare, self._spare = self._spare, None
+        if spare is None or len(spare) < rows or spare.device != placed.records_CW.device:
+            spare = placed.records_CW.new_empty(rows + rows // 4, self._layout.unpacked.words)
+        return spare
+
+    def _decayed_states(self, placed: PlacedRecords) -> Tensor | None:
+        if not self._rule.decays:
+            return None
+        return decay(placed.row_states(), len(self._rates) - 1 - placed.versions(), self._rule.decay)
+
+
+def _blocks(placed: PlacedRecords, missed: _Missed) -> Iterator[tuple[Tensor, Tensor]]:
+    """All rows, in blocks: their places among the U rows, and their records [B, X] as of now."""
+    for block in placed.blocks(missed.behind_P):
+        yield missed.behind_P[block], missed.caught_up_PX[block]
+    scratch_BX = placed.scratch(placed.layout.unpacked.words)
+    for block in placed.blocks(missed.others):
+        places_B = missed.others[block]
+        yield places_B, placed.gather(places_B, scratch_BX[: len(places_B)])

@@ -1,0 +1,83 @@
+"""Rows' records where they lie, read and written a block of rows at a time, with fp32 weights in between.
+
+Shape suffixes: U rows, C slots, W words of a record, X words of a record with fp32 weights, P some of the rows, B rows
+of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offload.rows.records import RecordLayout
+
+_BLOCK_BYTES = 1 << 20  # of records: they and the scratch beside them stay in a core's cache
+
+
+@dataclass(frozen=True)
+class PlacedRecords:
+    """The records of U rows in their slots.
+
+    Args:
+        layout: of the records.
+        records_CW: a window, or a whole shard.
+        slots_U: int64, unique, on the device of the records.
+    """
+
+    layout: RecordLayout
+    records_CW: Tensor
+    slots_U: Tensor
+
+    @classmethod
+    def in_order(cls, layout: RecordLayout, records_UW: Tensor) -> "PlacedRecords":
+        """Records that are nothing but those of the rows, in order."""
+        return cls(layout, records_UW, torch.arange(len(records_UW), device=records_UW.device))
+
+    def __len__(self) -> int:
+        return len(self.slots_U)
+
+    def everything(self) -> Tensor:
+        """The places of all rows among the U: int64 [U]."""
+        return torch.arange(len(self), device=self.slots_U.device)
+
+    def copy_weights(self, places_P: Tensor, out_UD: Tensor) -> None:
+        """Writes the weights of some rows into their places: fp32 [U, D]."""
+        weights_CD = self.layout.weights(self.records_CW)
+        if len(places_P) == len(self):
+            out_UD.copy_(weights_CD.index_select(0, self.slots_U))
+        else:
+            out_UD.index_copy_(0, places_P, weights_CD.index_select(0, self.slots_U[places_P]).float())
+
+    def versions(self) -> Tensor:
+        """A copy of the versions: int32 [U]."""
+        return self.layout.version(self.records_CW).index_select(0, self.slots_U)
+
+    def row_states(self) -> Tensor:
+        """A copy of the state of optimizers that keep one number a row: fp32 [U]."""
+        return self.layout.state(self.records_CW)[:, 0].index_select(0, self.slots_U)
+
+    def blocks(self, places_P: Tensor) -> Iterator[slice]:
+        """Cuts some of the rows into blocks: on a CPU, such that a block fits into its cache."""
+        for start in range(0, len(places_P), self._block_rows):
+            yield slice(start, min(start + self._block_rows, len(places_P)))
+
+    def scratch(self, *shape: int) -> Tensor:
+        """Uninitialised fp32 memory for the largest block: [*shape[:-1], B, shape[-1]]."""
+        return self.records_CW.new_empty(*shape[:-1], min(len(self), self._block_rows), shape[-1])
+
+    def gather(self, places_B: Tensor, out_BX: Tensor) -> Tensor:
+        """The records of some rows, with fp32 weights."""
+        slots_B = self.slots_U[places_B]
+        if self.layout.row_dtype == "fp32":
+            return torch.index_select(self.records_CW, 0, slots_B, out=out_BX)
+        return self.layout.unpack(self.records_CW.index_select(0, slots_B), out_BX)
+
+    def scatter(self, places_B: Tensor, rows_BX: Tensor) -> None:
+        """Stores records with fp32 weights that have values of the rows' dtype."""
+        self.records_CW.index_copy_(0, self.slots_U[places_B], self.layout.pack(rows_BX))
+
+    @property
+    def _block_rows(self) -> int:
+        on_cpu = self.records_CW.device.type == "cpu"
+        return max(1, _BLOCK_BYTES // self.layout.unpacked.bytes if on_cpu else len(self))

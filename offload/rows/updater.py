@@ -1,0 +1,163 @@
+"""The row optimizer at work on records: one update a row and step, by the row's owner.
+
+With bf16 rows a stored weight is a bfloat16, and all arithmetic is fp32: a use of the row at step t replays the steps
+it missed in fp32 from the stored weight, hands out the fp32 result, updates it, and only then rounds once, keyed by
+(seed, row, t). So the bits depend neither on depth, window or resume nor on how often a row was looked at. Equality
+with a dense optimizer is for fp32 rows: a dense bf16 table would be rounded at every step.
+
+Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record with fp32 weights.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.rows.rate_history import RateHistory
+from offload.config import TableOptimizerConfig
+from offload.rows.blocks import BlockUpdates
+from offload.rows.compiled_adam import CompiledAdamUpdates, TritonUpdates
+from offload.rows.placed import PlacedRecords
+from offload.rows.records import RecordLayout
+
+
+class RowPass(Protocol):
+    """How rows are read and updated where they stand. Every implementation gives the same bits."""
+
+    def read(self, placed: PlacedRecords) -> Tensor:
+        """The rows' weights (fp32 [U, D]) with all applied steps. The slots are left as they are."""
+
+    def update(
+        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+    ) -> None:
+        """Applies the last of the applied steps to the rows of the last `read`."""
+
+
+class RowUpdater:
+    """Updates records, and brings those of long unused rows up to date.
+
+    Args:
+        config: which optimizer, and its settings.
+        layout: of the records.
+        seed: of the stochastic rounding of bf16 rows.
+        device: of the records in slots.
+    """
+
+    def __init__(
+        self,
+        config: TableOptimizerConfig,
+        layout: RecordLayout,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._config, self._layout, self._seed, self._device = config, layout, seed, torch.device(device)
+        self._take_rates(RateHistory())
+
+    def catch_up(self, records_UX: Tensor) -> None:
+        """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`).
+
+        For unpacked records of U rows in order; `read` does the same for rows in their slots. Always in plain PyTorch
+        on the CPU: what the kernels are compared with.
+        """
+        reference_UX = records_UX.cpu()
+        self._in_order.catch_up(reference_UX)
+        records_UX.copy_(reference_UX)
+
+    def update(self, records_UX: Tensor, gradient_UD: Tensor, lr: float, row_ids_U: Tensor | None = None) -> None:
+        """Applies one step, in place, and sets the records' version to its number among the applied steps.
+
+        For unpacked records of U rows in order; `update_at` does the same for rows in their slots. Always in plain
+        PyTorch on the CPU, like `catch_up`.
+
+        Args:
+            records_UX: up to date.
+            gradient_UD: fp32, summed over all lookups and ranks.
+            lr: the backbone's learning rate.
+            row_ids_U: int64, job-wide; bf16 rows need them.
+        """
+        self._rates.append(lr * self._config.lr_factor)
+        reference_UX = records_UX.cpu()
+        self._in_order.update_current(reference_UX, gradient_UD.cpu(), None if row_ids_U is None else row_ids_U.cpu())
+        records_UX.copy_(reference_UX)
+
+    def read(self, records_CW: Tensor, slots_U: Tensor) -> Tensor:
+        """The weights of the rows in these slots with all applied steps. The slots are left as they are.
+
+        Args:
+            records_CW: a window or a whole shard.
+            slots_U: int64, unique.
+
+        Returns:
+            fp32 [U, D]; the next call may overwrite it.
+        """
+        return self._in_slots.read(PlacedRecords(self._layout, records_CW, slots_U))
+
+    def look_at(self, records_UW: Tensor) -> Tensor:
+        """The weights (fp32 [U, D]) of records of U rows in order with all applied steps, which stay as they are.
+
+        The next call may overwrite them; `read` does not, nor does this what `update_at` goes on from.
+        """
+        return self._aside.read(PlacedRecords.in_order(self._layout, records_UW))
+
+    def update_at(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        gradient_UD: Tensor,
+        lr: float,
+        row_ids_U: Tensor | None = None,
+        *,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        """Applies one step to the rows of the last `read`, and sets their version to its number.
+
+        Args:
+            records_CW, slots_U: as they were read, with no update since.
+            gradient_UD: fp32, summed over all lookups and ranks.
+            lr: the backbone's learning rate.
+            row_ids_U: int64, job-wide; bf16 rows need them.
+            gradient_scale: multiplied with the gradient first.
+        """
+        self._rates.append(lr * self._config.lr_factor)
+        placed = PlacedRecords(self._layout, records_CW, slots_U)
+        self._in_slots.update(placed, gradient_UD, row_ids_U, gradient_scale)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the records; JSON-able."""
+        return {"settings": self._settings(), "learning_rates": self._rates.to_list()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over a saved state.
+
+        Raises:
+            ValueError: if records of that state mean something else under this config.
+        """
+        current = self._settings()
+        for key, saved in state["settings"].items():
+            if saved != current[key]:
+                raise ValueError(
+                    f"{key}: the checkpoint's tables were trained with {saved}, the config says {current[key]}; "
+                    "restore that setting"
+                )
+        self._take_rates(RateHistory(state["learning_rates"]))
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the meaning of a record, by config key. Replayed steps must take the settings of their time."""
+        fixed = self._config.model_dump(exclude={"lr_factor"})
+        settings = {f"offload.optimizer.{key}": value for key, value in fixed.items()}
+        return settings | {"offload.row_dtype": self._layout.row_dtype, "model.engram.row_dim": self._layout.dim}
+
+    def _take_rates(self, rates: RateHistory) -> None:
+        # Every applied step's rate: dense Adam's zero-gradient steps can be replayed at any later time.
+        self._rates = rates
+        self._in_order = BlockUpdates(self._config, self._layout, rates, self._seed)
+        self._in_slots, self._aside = self._open_pass(rates), self._open_pass(rates)
+
+    def _open_pass(self, rates: RateHistory) -> RowPass:
+        parts = self._config, self._layout, rates
+        if self._device.type == "cuda":
+            return TritonUpdates(*parts, self._seed, self._device)
+        if CompiledAdamUpdates.fits(self._config, self._layout, self._device):
+            return CompiledAdamUpdates(*parts)
+        return BlockUpdates(*parts, self._seed)

@@ -1,0 +1,1 @@
+"""Engines that carry records between host memory and the window."""

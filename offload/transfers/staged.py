@@ -1,0 +1,142 @@
+"""Copies of records through pinned staging memory: gathered by the CPU, carried by the GPU's copy engines.
+
+The tables themselves need not be pinned, so they may also be in a file.
+
+Shape suffixes: R rows of the shard, C slots, B rows of a chunk, W words of a record.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from offload.device.streams import Event, Streams
+from offload.device.workers import background_worker
+from offload.transfers.copies import HandedCopy, WorkerCopy
+
+_CHUNK_BYTES = 4 << 20
+"""Of records: long enough for a copy engine's full rate, short enough that other copies get their turn."""
+_CHUNKS = 4
+"""Of each direction: one is gathered, one on the bus, one scattered, and one spare."""
+
+
+class StagedTransfers:
+    """One worker and one stream a direction, and a ring of chunks between them that is allocated once.
+
+    Args:
+        host_RW: the shard's records, in any host memory.
+        window_CW: the window's records, on the device.
+        complete: called on the worker with (records_BW, rows) of a fetch, to fill in what host memory does not hold.
+        streams: of the device.
+        threads: cores of each worker.
+    """
+
+    name = "staged"
+    stream_ordered = False  # a worker may read host memory only when what was written back has landed there
+
+    def __init__(
+        self,
+        host_RW: Tensor,
+        window_CW: Tensor,
+        complete: Callable[[Tensor, Tensor], None],
+        streams: Streams,
+        threads: int = 1,
+    ) -> None:
+        self._host_RW, self._window_CW = host_RW, window_CW
+        self._complete, self._streams = complete, streams
+        chunk_bytes = min(_CHUNK_BYTES, window_CW.nbytes)
+        self._chunk_rows = max(1, chunk_bytes // (window_CW.shape[1] * window_CW.element_size()))
+        self._in, self._out = streams.new(), streams.new()
+        self._incoming = deque(self._new_chunk() for _ in range(_CHUNKS))
+        self._outgoing = deque(self._new_chunk() for _ in range(_CHUNKS))
+        self._fetcher = background_worker("engram-fetch", window_CW.device, threads)
+        self._writer = background_worker("engram-writeback", window_CW.device, threads)
+
+    def fetch(self, rows: Tensor, slots: Tensor) -> HandedCopy:
+        """See `Transfers.fetch`."""
+        free = self._streams.current().record_event()
+        return HandedCopy(self._fetcher.submit(self._fetch, rows, slots, free), self._streams)
+
+    def write_back(self, slots: Tensor, rows: Tensor) -> WorkerCopy:
+        """See `Transfers.write_back`."""
+        updated = self._streams.current().record_event()
+        future: Future[None] = self._writer.submit(self._write_back, slots, rows, updated)
+        return WorkerCopy(future)
+
+    def close(self) -> None:
+        """See `Transfers.close`."""
+        self._fetcher.shutdown()
+        self._writer.shutdown()
+        for stream in (self._in, self._out):
+            stream.record_event().synchronize()
+
+    def _fetch(self, rows: Tensor, slots: Tensor, free: Event) -> Event:
+        self._in.wait_event(free)
+        for part, places in self._chunks(rows, slots):
+            chunk = _next(self._incoming)
+            records_BW = torch.index_select(self._host_RW, 0, part, out=chunk.records_BW[: len(part)])
+            self._complete(records_BW, part)
+            with self._streams.use(self._in):
+                places_B, there_BW = chunk.upload(places), chunk.there_BW[: len(part)]
+                there_BW.copy_(records_BW, non_blocking=True)
+                self._window_CW.index_copy_(0, places_B, there_BW)
+            chunk.busy = self._in.record_event()
+        return self._in.record_event()
+
+    def _write_back(self, slots: Tensor, rows: Tensor, updated: Event) -> None:
+        self._out.wait_event(updated)
+        landing: deque[tuple[_Chunk, Tensor]] = deque()
+        for places, part in self._chunks(slots, rows):
+            if len(landing) == _CHUNKS - 1:
+                self._land(*landing.popleft())
+            chunk = _next(self._outgoing)
+            with self._streams.use(self._out):
+                places_B, there_BW = chunk.upload(places), chunk.there_BW[: len(part)]
+                torch.index_select(self._window_CW, 0, places_B, out=there_BW)
+                chunk.records_BW[: len(part)].copy_(there_BW, non_blocking=True)
+            chunk.busy = self._out.record_event()
+            landing.append((chunk, part))
+        while landing:
+            self._land(*landing.popleft())
+
+    def _land(self, chunk: "_Chunk", rows: Tensor) -> None:
+        chunk.wait()
+        self._host_RW.index_copy_(0, rows, chunk.records_BW[: len(rows)])
+
+    def _chunks(self, sources: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(sources.split(self._chunk_rows), targets.split(self._chunk_rows), strict=True)
+
+    def _new_chunk(self) -> "_Chunk":
+        return _Chunk(self._window_CW, self._chunk_rows, self._streams)
+
+
+class _Chunk:
+    """Records and their slots, in pinned host memory and on the device."""
+
+    def __init__(self, window_CW: Tensor, rows: int, streams: Streams) -> None:
+        self.records_BW = streams.pinned(rows, window_CW.shape[1], dtype=window_CW.dtype)
+        self.there_BW = torch.empty(self.records_BW.shape, dtype=window_CW.dtype, device=window_CW.device)
+        self._places_B = streams.pinned(rows, dtype=torch.int64)
+        self._places_there_B = torch.empty(rows, dtype=torch.int64, device=window_CW.device)
+        self.busy: Event | None = None
+        """Behind the last work that uses the chunk."""
+
+    def upload(self, places: Tensor) -> Tensor:
+        """The same numbers on the device, sent by the current stream."""
+        count = len(places)
+        self._places_B[:count].copy_(places)
+        return self._places_there_B[:count].copy_(self._places_B[:count], non_blocking=True)
+
+    def wait(self) -> None:
+        """The host waits until the chunk may be used again."""
+        if self.busy is not None:
+            self.busy.synchronize()
+
+
+def _next(ring: deque[_Chunk]) -> _Chunk:
+    chunk = ring[0]
+    ring.rotate(-1)
+    chunk.wait()
+    return chunk

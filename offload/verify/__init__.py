@@ -1,0 +1,1 @@
+"""Every step worked out a second time, simply, and compared."""

@@ -1,0 +1,1 @@
+"""Which rows are on the device, and the stores that hold them."""

@@ -1,0 +1,70 @@
+"""The whole shard on the device: the reference that the window equals bit by bit."""
+
+import torch
+from torch import Tensor
+
+from offload.device.sent import Sender
+from offload.host.memory import zeros_on
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout, RowInit
+from offload.window.interface import Traffic
+
+_FILLED_ROWS = 1 << 20
+
+
+class ResidentStore:
+    """The whole shard on the device: the reference that the window equals bit by bit.
+
+    Args:
+        sharding, rank: which rows the shard holds.
+        layout, init: of the records.
+        device: of the shard.
+    """
+
+    def __init__(
+        self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
+    ) -> None:
+        num_rows = sharding.shard_rows(rank)
+        self.records = zeros_on(device, num_rows, layout.stride(device))[:, : layout.words]
+        # In parts: drawn values take memory of their own for as long as it takes to copy them.
+        for start, part_CW in enumerate(self.records.split(_FILLED_ROWS)):
+            places = torch.arange(len(part_CW)) + start * _FILLED_ROWS
+            init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
+        self._sender = Sender(device)
+        self.traffic = Traffic()
+
+    def take_traffic(self) -> Traffic:
+        """See `RowStore.take_traffic`."""
+        return self.traffic.take()
+
+    def prefetch(self, step: int, rows: Tensor) -> bool:
+        """See `RowStore.prefetch`."""
+        return True
+
+    def acquire(self, step: int, rows: Tensor) -> Tensor:
+        """See `RowStore.acquire`."""
+        self.traffic.requested += len(rows)
+        (places_O,) = self._sender.send(rows).take()
+        return places_O
+
+    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
+        """See `RowStore.finish`."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """See `RowStore.read`."""
+        return self.records.index_select(0, rows.to(self.records.device))
+
+    def in_host_memory(self, rows: Tensor) -> Tensor:
+        """See `RowStore.in_host_memory`."""
+        return torch.zeros(len(rows), dtype=torch.bool)
+
+    def flush(self) -> Tensor:
+        """See `RowStore.flush`."""
+        return self.records
+
+    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+        """See `RowStore.load`."""
+        self.records[rows.to(self.records.device)] = records_UW.to(self.records.device)
+
+    def close(self) -> None:
+        """See `RowStore.close`."""

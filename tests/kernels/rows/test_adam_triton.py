@@ -1,0 +1,378 @@
+"""The Triton form of Adam on rows has the bits of the reference."""
+
+import functools
+
+import pytest
+import torch
+import triton.language as tl
+
+from kernels.rows.adam import adam, replay_adam
+from kernels.rows.adam_rates import AdamRates
+from kernels.rows.adam_triton import read_rows, update_rows
+from kernels.rows.rate_history import RateHistory
+from kernels.rows.stochastic_rounding import stochastic_round_bf16_
+from tests.kernels import exact_fma
+from tests.kernels.own_process import columns_side_by_side, compile_launches, resources_of_launches
+from tests.kernels.row_records import (
+    Table,
+    far_apart,
+    float_operations,
+    same_bits,
+    values_of_all_sizes,
+    without_waiting_or_allocating,
+)
+
+USUAL = ((0.9, 0.95), 1e-8)
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch):
+    return exact_fma.install(monkeypatch)
+
+
+def rates_of(steps):
+    """Warm-up, then ups and downs: the largest is not the first."""
+    return [1e-3 * min(step, 50) / 50 * (1 + 0.5 * (step % 7)) for step in range(1, steps + 1)]
+
+
+def states(table, last_steps, generator):
+    """Rows after their last steps, of all magnitudes or as in training; those of version 0 have no moments."""
+    rows, dim = len(last_steps), table.dim
+    weights, moments = torch.randn(rows, dim, generator=generator) * 0.02, torch.zeros(2, rows, dim)
+    moments[0] = torch.randn(rows, dim, generator=generator) * 1e-4
+    moments[1] = torch.rand(rows, dim, generator=generator) * 1e-7
+    weights[::3] = values_of_all_sizes(weights[::3].shape, -140, 10, generator)
+    moments[0, 1::2] = values_of_all_sizes(moments[0, 1::2].shape, -149, 20, generator)
+    moments[1, 1::2] = values_of_all_sizes(moments[1, 1::2].shape, -149, 20, generator).abs()
+    moments[0, :, ::4] = 0.0
+    moments[:, last_steps == 0] = 0.0
+    return weights, torch.cat([*moments], dim=1), last_steps
+
+
+def expected_rows(parts, betas, eps, history, replays):
+    """Weights and moments after all missed steps, in the order of the rows."""
+    weights, state, last = parts
+    weights, (means, squares) = weights.clone(), state.clone().chunk(2, dim=1)
+    behind = ((last > 0) & (last < len(history))).nonzero().flatten()
+    if replays and len(behind):
+        behind = behind[last[behind].argsort(stable=True)]
+        taken = [part[behind] for part in (weights, means, squares)]
+        replay_adam(*taken, last[behind].tolist(), history, betas=betas, eps=eps)
+        for part, values in zip((weights, means, squares), taken, strict=True):
+            part[behind] = values
+    return weights, means, squares
+
+
+def check(device, table, parts, steps, *, betas, eps, replays=True, scale=None, seed=3, strided=False):
+    """Reads and updates the rows and compares every record of the table with the reference."""
+    generator = torch.Generator().manual_seed(2)
+    rows = len(parts[0])
+    slots = table.place(*parts)
+    parts = (table.weights(table.records[slots]), *parts[1:])
+    history = RateHistory(rates_of(steps))
+    rates = AdamRates(history, betas, eps, device, capacity=8)
+    records, slots_there = table.records.to(device, copy=True), slots.to(device)
+
+    read = torch.full((rows, table.dim), torch.nan, device=device)
+    read_rows(records, slots_there, rates, read, bf16=table.bf16, replays=replays)
+    expected = expected_rows(parts, betas, eps, history, replays)
+    assert same_bits(read, expected[0])
+    assert same_bits(records, table.records)
+
+    grad = torch.randn(rows, table.dim, generator=generator) * 10 ** torch.randn(rows, 1, generator=generator)
+    grad[1:2] = 0.0
+    ids = torch.randint(0, 2**62, (rows,), generator=generator)
+    lr = 2e-3
+    history.append(lr)
+    given = grad.to(device)
+    if strided:
+        given = torch.empty(table.dim, 2 * rows, device=device).T[::2].copy_(grad)
+    options = {} if scale is None else {"gradient_scale": scale}
+    update_rows(
+        records, slots_there, rates, given, ids.to(device), bf16=table.bf16, replays=replays, seed=seed, **options
+    )
+    grad *= 1.0 if scale is None else float(scale)
+    adam(*expected, grad, step=len(history), lr=lr, betas=betas, eps=eps)
+    if table.bf16:
+        stochastic_round_bf16_(expected[0], ids, seed=seed, step=len(history))
+    after = Table(table.dim, 2 * table.dim, table.bf16, table.records.clone())
+    after.fill(slots, expected[0], torch.cat(expected[1:], dim=1), torch.full((rows,), len(history)))
+    assert same_bits(records, after.records)
+
+
+LAST = torch.tensor([50, 0, 1, 47, 50, 33, 0, 49], dtype=torch.int32)  # versions of rows at step 50
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dim", [1, 5, 80])
+def test_rows_have_the_bits_of_the_reference(kernel_device, dim, bf16):
+    betas, eps = USUAL
+    table = Table(dim, 2 * dim, bf16)
+    check(kernel_device, table, states(table, LAST, torch.Generator().manual_seed(dim)), 50, betas=betas, eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("betas", "eps"),
+    [((0.9, 0.999), 1e-8), ((0.4, 0.999), 1e-20), ((0.99, 0.9), 1e-8), ((0.0, 0.0), 1e-3), ((0.5, 0.25), 1e-8)],
+    ids=["usual", "from the far end", "first moment outlives the second", "no memory", "half"],
+)
+def test_other_settings_have_the_bits_of_the_reference(kernel_device, betas, eps):
+    table = Table(13, 26)
+    check(kernel_device, table, states(table, LAST, torch.Generator().manual_seed(0)), 50, betas=betas, eps=eps)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_lazy_rows_are_not_replayed(kernel_device, bf16):
+    betas, eps = USUAL
+    table = Table(6, 12, bf16)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    check(kernel_device, table, parts, 50, betas=betas, eps=eps, replays=False)
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.tensor([0.3]), torch.tensor(2.0)], ids=["number", "tensor", "scalar"])
+def test_gradients_are_scaled_first(kernel_device, scale):
+    betas, eps = USUAL
+    table = Table(5, 10)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    scale = scale.to(kernel_device) if isinstance(scale, torch.Tensor) else scale
+    check(kernel_device, table, parts, 50, betas=betas, eps=eps, scale=scale)
+
+
+def test_gradients_of_any_strides(kernel_device):
+    betas, eps = USUAL
+    table = Table(5, 10)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    check(kernel_device, table, parts, 50, betas=betas, eps=eps, strided=True)
+
+
+def test_no_rows(kernel_device):
+    betas, eps = USUAL
+    table = Table(5, 10)
+    check(kernel_device, table, states(table, LAST[:0], torch.Generator().manual_seed(0)), 3, betas=betas, eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("betas", "eps", "steps"),
+    [
+        ((0.4, 0.5), 1e-8, 20_000),
+        ((0.6, 0.5), 2.0**-62, 20_000),
+        ((0.99, 0.9), 1e-8, 130),  # never at rest
+        pytest.param((0.9, 0.95), 1e-8, 20_000, marks=pytest.mark.gpu),
+        pytest.param((0.99, 0.9), 1e-8, 20_000, marks=pytest.mark.gpu),
+    ],
+)
+def test_long_gaps(kernel_device, fused, betas, eps, steps):
+    """Replays end early, where they may, with the bits of the reference."""
+    table = Table(7, 14)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 7, generator=generator) * 0.02
+    moments = torch.randn(2, 14, generator=generator) * 1e-3
+    moments[:, 7:] **= 2
+    moments[:, 3] = 0.0
+    check(kernel_device, table, (weights, moments, torch.tensor([1, 100])), steps, betas=betas, eps=eps)
+    assert len(fused) < 2 * 2 * 400  # in the interpreter
+
+
+def test_rows_that_were_never_updated_are_not_replayed(kernel_device, fused):
+    table = Table(3, 6)
+    slots = table.place(torch.randn(2, 3), torch.zeros(2, 6), torch.zeros(2)).to(kernel_device)
+    records, rows = table.records.to(kernel_device), torch.ones(2, 3, device=kernel_device)
+    rates = AdamRates(RateHistory(rates_of(40)), *USUAL, kernel_device)
+    update_rows(records, slots, rates, rows)
+    assert len(fused) == (2 * 2 if kernel_device.type == "cpu" else 0)
+    records.view(torch.int32)[:, -1] = 0
+    read_rows(records, slots, rates, rows)
+    assert same_bits(rows, records[slots, :3])
+
+
+@pytest.mark.gpu
+def test_steps_neither_wait_nor_allocate():
+    table, generator = Table(80, 160), torch.Generator().manual_seed(0)
+    slots = table.place(*states(table, LAST, generator)).cuda()
+    history = RateHistory(rates_of(50))
+    records, rows, scale = (
+        table.records.cuda(),
+        torch.zeros(len(LAST), 80, device="cuda"),
+        torch.ones((), device="cuda"),
+    )
+    rates = AdamRates(history, *USUAL, "cuda")
+
+    def step():
+        read_rows(records, slots, rates, rows)
+        history.append(1e-3)
+        update_rows(records, slots, rates, rows, gradient_scale=scale)
+
+    step()
+    with without_waiting_or_allocating():
+        for _ in range(5):
+            step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dim", [64, 80, 240, 320, 1024])
+def test_many_rows_have_the_bits_of_the_reference(dim, bf16):
+    betas, eps = USUAL
+    generator, table = torch.Generator().manual_seed(0), Table(dim, 2 * dim, bf16)
+    last = torch.randint(0, 400, (5000,), generator=generator, dtype=torch.int32)
+    check(torch.device("cuda"), table, states(table, last, generator), 400, betas=betas, eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("weight", "exp_avg", "exp_avg_sq", "lr", "betas", "eps"),
+    [
+        (1.0, 1e-10, 1e-4, 1e-3, (0.99, 0.5), 1e-8),  # the second moment falls faster than the square of the first
+        (1e-20, 1e-44, 1e-6, 1.0, (0.9, 0.9), 2.0**-62),  # the first moment is a denormal and falls no further
+        (-0.0, -1e-45, 0.0, 1e-3, (0.9, 0.999), 1e-8),  # signs of zeros
+    ],
+)
+def test_rows_whose_steps_grow_again_do_not_rest(kernel_device, weight, exp_avg, exp_avg_sq, lr, betas, eps):
+    record = torch.tensor([[weight, exp_avg, exp_avg_sq]]).repeat_interleave(4, dim=1)
+    history = RateHistory([lr] * 300)
+    table = Table(4, 8)
+    slots = table.place(record[:, :4], record[:, 4:], torch.tensor([100]))
+    read = torch.empty(1, 4, device=kernel_device)
+    rates = AdamRates(history, betas, eps, kernel_device)
+    read_rows(table.records.to(kernel_device), slots.to(kernel_device), rates, read)
+    expected = record.clone()
+    replay_adam(*expected.split(4, dim=1), [100], history, betas=betas, eps=eps)
+    assert same_bits(read, expected[:, :4])
+
+
+def test_offsets_beyond_2_to_the_31(kernel_device):
+    """Slots, and rows of gradients, that lie further apart than 32-bit offsets reach."""
+    betas, eps = USUAL
+    words, dim = 3 * 5 + 1, 5
+    far = (2**31 // words + 1) * words
+    near, there = far_apart(far, words, kernel_device)
+    table = Table(dim, 2 * dim)
+    slots = table.place(*states(table, torch.tensor([3]), torch.Generator().manual_seed(0)))
+    record = table.records[slots]
+    there.copy_(record[0])
+    near_records, slots = near.view(-1, words), torch.tensor([far // words], device=kernel_device)
+    rates = AdamRates(RateHistory(rates_of(5)), betas, eps, kernel_device)
+    grad = torch.ones(1, dim, device=kernel_device)
+    update_rows(near_records, slots, rates, grad)
+    small = record.to(kernel_device, copy=True)
+    update_rows(small, torch.zeros_like(slots), rates, grad)
+    assert same_bits(there, small[0])
+    assert not same_bits(there, record[0])
+
+
+def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
+    betas, eps = USUAL
+    dim, rows, stride = 3, 6, 2**29
+    spread = far_apart((rows - 1) * stride, dim, kernel_device)[0].as_strided((rows, dim), (stride, 1))
+    grad = torch.randn(rows, dim)
+    spread.copy_(grad)
+    table = Table(dim, 2 * dim)
+    slots = table.place(*states(table, torch.arange(rows, dtype=torch.int32), torch.Generator().manual_seed(0)))
+    rates = AdamRates(RateHistory(rates_of(7)), betas, eps, kernel_device)
+    results = []
+    for given in (spread, grad.to(kernel_device)):
+        records = table.records.to(kernel_device, copy=True)
+        update_rows(records, slots.to(kernel_device), rates, given)
+        read_rows(records, slots.to(kernel_device), rates, given)
+        results.append((records, given))
+    for far, close in zip(*results, strict=True):
+        assert same_bits(far, close)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"records": torch.zeros(4, 17)}, "16 words"),
+        ({"records": torch.zeros(4, 16, dtype=torch.float64)}, "float32"),
+        ({"records": torch.zeros(16, 4).T}, "contiguous"),
+        ({"slots": torch.tensor([1, 2], dtype=torch.int32)}, "int64"),
+        ({"grad": torch.zeros(3, 5)}, "2 rows"),
+        ({"scale": torch.tensor(1.0, dtype=torch.float64)}, "one float32"),
+        ({"scale": torch.ones(2)}, "one float32"),
+        ({"bf16": True, "records": torch.zeros(4, 14)}, "ids"),
+        ({"bf16": True, "records": torch.zeros(4, 14), "ids": torch.zeros(3, dtype=torch.int64)}, "2 row ids"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {"records": torch.zeros(4, 16), "slots": torch.tensor([1, 2]), "grad": torch.zeros(2, 5), "ids": None}
+    given |= {"bf16": False, "scale": 1.0} | change
+    rates = AdamRates(RateHistory([1e-3]), *USUAL, "cpu")
+    with pytest.raises(ValueError, match=message):
+        update_rows(
+            given["records"], given["slots"], rates, given["grad"], given["ids"], bf16=given["bf16"],
+            gradient_scale=given["scale"],
+        )  # fmt: skip
+
+
+def compiled_calls():
+    """Launches of every form, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
+    slots, ids = torch.arange(40), torch.arange(40)
+    for dim, bf16 in ((64, True), (1024, False)):  # no idle columns, of which the compiler may leave parts
+        records, grad = torch.zeros(40, Table(dim, 2 * dim, bf16).records.shape[1]), torch.zeros(40, dim)
+        for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
+            rates = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu")
+            given = (records, slots[start:end], rates, grad[: end - start])
+            read_rows(*given, bf16=bf16)
+            update_rows(*given, ids[start:end], bf16=bf16, replays=False, gradient_scale=scale)
+            update_rows(*given, ids[start:end], bf16=bf16, gradient_scale=torch.tensor(scale))
+
+
+def test_what_is_compiled_for_a_gpu_rounds_as_written():
+    launches = compile_launches(compiled_calls)
+    assert len(launches) == 2 * 2 * 3
+    for start in range(0, len(launches), 2 * 3):
+        read, lazy, exact = launches[start : start + 3]
+        assert [read, lazy, exact] == launches[start + 3 : start + 2 * 3]
+        columns = float_operations(lazy[1]).count("sqrt.rn.f32")  # that a thread has
+        assert columns > 0
+        for (_, ptx), fused in ((read, 1), (lazy, 2), (exact, 4)):
+            operations = float_operations(ptx)
+            # No denormal is flushed, and nothing fused that is not meant to be; the bound of steps may be a rough one.
+            rough = {operation for operation in operations if not operation.endswith(".rn.f32")}
+            assert rough <= {"ex2.approx.ftz.f32", "div.full.f32"}
+            assert operations.count("fma.rn.f32") == fused * columns
+
+
+def adam_of_80_columns():
+    """A read and an update of records whose words are aligned to themselves alone, and of bf16 ones."""
+    slots = torch.arange(40)
+    for bf16 in (False, True):
+        records, grad = torch.zeros(40, Table(80, 160, bf16).records.shape[1]), torch.zeros(40, 80)
+        rates = AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu")
+        read_rows(records, slots, rates, grad, bf16=bf16)
+        update_rows(records, slots, rates, grad, slots, bf16=bf16)
+
+
+def test_a_warp_reaches_for_neighbouring_columns():
+    launches = columns_side_by_side(adam_of_80_columns)
+    assert launches == [("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * 2
+
+
+def test_rows_stay_in_registers():
+    for name, needs in resources_of_launches(adam_of_80_columns):
+        assert (needs.threads, needs.stack, needs.shared) == (32, 0, 0), (name, needs)
+        assert needs.registers <= 64, (name, needs)
+
+
+def test_moments_of_idle_columns_are_no_zeros(kernel_device, monkeypatch):
+    if kernel_device.type == "cuda":
+        pytest.skip("no look into what a GPU computes")
+    roots, plain = [], tl.sqrt_rn
+
+    @functools.wraps(plain)
+    def noted(values, **given):
+        roots.append(values.handle.data.copy())
+        return plain(values, **given)
+
+    monkeypatch.setattr(tl, "sqrt_rn", noted)
+    table = Table(5, 10)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    check(kernel_device, table, parts, 50, betas=USUAL[0], eps=USUAL[1])
+    assert len(roots) > 50
+    assert all((values[5:] > 1e-3).all() for values in roots)
+
+
+def test_idle_columns_hold_no_replay_up(kernel_device, fused):
+    table = Table(5, 10)
+    moments = torch.tensor([0.0, 1e-45]).repeat_interleave(5)[None]  # of which nothing decays
+    check(kernel_device, table, (torch.ones(1, 5), moments, torch.tensor([1])), 1000, betas=USUAL[0], eps=USUAL[1])
+    assert len(fused) < 300  # in the interpreter

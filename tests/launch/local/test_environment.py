@@ -1,0 +1,20 @@
+"""What a rank finds in its environment."""
+
+import pytest
+
+from launch.local.environment import rank_environment
+
+
+def test_cpu_ranks_keep_freed_memory_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
+    environment = rank_environment(1, 2, 1234, gpus=0)
+    assert environment["MALLOC_MMAP_MAX_"] == "0"
+    assert environment["MALLOC_TOP_PAD_"] == "7"
+    assert "MALLOC_MMAP_MAX_" not in rank_environment(1, 2, 1234, gpus=2)
+
+
+def test_a_rank_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "9")
+    environment = rank_environment(1, 2, 1234, gpus=0)
+    assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_PORT"]) == ("1", "2", "1234")

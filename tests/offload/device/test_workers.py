@@ -1,0 +1,64 @@
+"""Threads beside the training loop work for the loop's GPU, not for GPU 0."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from offload.device.streams import HostStreams
+from offload.device.workers import background_worker
+from offload.plan import planner
+from offload.plan.planner import Planner
+from offload.transfers import staged as transfers_staged
+from offload.transfers.staged import StagedTransfers
+from offload.window import background as background_store
+from offload.window.background import BackgroundStore
+from tests.offload.window.test_background import Window
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Which GPU each thread made its own, on a machine where the caller's is GPU 3."""
+    chosen: dict[str, int] = {}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda gpu: chosen.update({threading.current_thread().name.split("_")[0]: gpu})
+    )
+    return chosen
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("cuda:2", 2), ("cuda", 3), ("cuda:0", 0)])
+def test_a_thread_begins_with_its_device(device: str, gpu: int, gpus: dict[str, int]) -> None:
+    with background_worker("worker", torch.device(device)) as worker:
+        worker.submit(int).result()
+    assert gpus == {"worker": gpu}
+
+
+def test_a_thread_beside_a_loop_without_a_gpu_asks_for_none(gpus: dict[str, int]) -> None:
+    with background_worker("worker", torch.device("cpu"), 2) as worker:
+        assert worker.submit(torch.get_num_threads).result() == 2
+    assert gpus == {}
+
+
+def test_every_thread_is_given_the_device_of_its_records(gpus: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the records, which are on a CPU, were on GPU 2."""
+
+    def on_gpu(name: str, device: torch.device, *threads: int) -> Any:
+        assert device == torch.device("cpu")
+        return background_worker(name, torch.device("cuda", 2), *threads)
+
+    for module in (background_store, planner, transfers_staged):
+        monkeypatch.setattr(module, "background_worker", on_gpu)
+    rows, window = torch.arange(3), Window()
+    window.may_go_on.set()
+    engine = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), lambda records, rows: None, HostStreams())
+    beside = BackgroundStore(window)  # type: ignore[arg-type]
+    plans = Planner(lambda batches: batches, lambda step: [], torch.device("cpu"))  # type: ignore[arg-type,return-value]
+    engine.fetch(rows, rows).wait()
+    engine.write_back(rows, rows).wait()
+    beside.prefetch(1, rows)
+    plans.plan_now([])
+    for part in (engine, beside, plans):
+        part.close()
+    assert gpus == dict.fromkeys(("engram-fetch", "engram-writeback", "engram-window", "engram-plan"), 2)

@@ -1,0 +1,100 @@
+"""Where the parts of a record stand, in fp32 and in bf16."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.records.row_init import initial_rows
+from offload.config import RowDtype, TableOptimizerConfig
+from offload.rows.records import RecordLayout, RowInit, padded_words
+
+OPTIMIZERS = ("adam", "rowwise_adagrad", "rowwise_rmsprop")
+
+
+def layout(dim: int, optimizer: str, row_dtype: RowDtype) -> RecordLayout:
+    return RecordLayout.of(dim, TableOptimizerConfig(type=optimizer), row_dtype)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "row_dtype", "size"),
+    [
+        ("adam", "fp32", 4 * (80 + 160 + 1)),
+        ("adam", "bf16", 2 * 80 + 4 * (160 + 1)),
+        ("rowwise_adagrad", "fp32", 4 * (80 + 1 + 1)),
+        ("rowwise_rmsprop", "bf16", 2 * 80 + 4 + 4),
+    ],
+)
+def test_sizes_of_records(optimizer: str, row_dtype: RowDtype, size: int) -> None:
+    assert layout(80, optimizer, row_dtype).bytes == size
+
+
+@pytest.mark.parametrize(
+    ("words", "padded"),
+    [
+        (241, 256),  # Adam, fp32, 80 columns: 6 % more
+        (201, 224),  # and bf16
+        (256, 256),
+        (257, 288),
+        (256 + 29, 288),
+        (57, 64),  # 12.3 % more
+        (56, 56),  # lines would be 14 % more
+        (82, 88),  # row-wise Adagrad, fp32
+        (42, 48),  # and bf16
+        (1, 8),
+    ],
+)
+def test_records_fill_lines_where_that_is_cheap_and_else_sectors(words: int, padded: int) -> None:
+    assert padded_words(words, torch.device("cuda", 0)) == padded
+    assert padded_words(words, torch.device("cpu")) == words
+
+
+def test_the_memory_of_a_record_counts_its_padding() -> None:
+    adam = layout(80, "adam", "fp32")
+    assert (adam.stride(torch.device("cuda")), adam.stride_bytes(torch.device("cuda"))) == (256, 1024)
+    assert adam.stride_bytes(torch.device("cpu")) == adam.bytes == 964
+
+
+@given(st.integers(1, 9), st.sampled_from(OPTIMIZERS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
+def test_parts_cover_the_record_and_do_not_overlap(dim: int, optimizer: str, row_dtype: RowDtype, rows: int) -> None:
+    parts = layout(dim, optimizer, row_dtype)
+    records = torch.zeros(rows, parts.words)
+    parts.weights(records).fill_(1.1)
+    parts.state(records).fill_(-2.1)
+    parts.version(records).fill_(2**31 - 1)
+    assert torch.allclose(parts.weights(records).float(), torch.tensor(1.1), rtol=1e-2)
+    assert (parts.state(records) == -2.1).all()
+    assert (parts.version(records) == 2**31 - 1).all()
+    assert parts.state(records).shape == (rows, 2 * dim if optimizer == "adam" else 1)
+    padding = 1 if row_dtype == "bf16" and dim % 2 else 0
+    assert int((records.view(torch.int16) == 0).sum()) == rows * padding
+
+
+@given(st.integers(1, 9), st.sampled_from(OPTIMIZERS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
+def test_packing_undoes_unpacking(dim: int, optimizer: str, row_dtype: RowDtype, rows: int) -> None:
+    parts = layout(dim, optimizer, row_dtype)
+    words = torch.randint(-(2**31), 2**31, (rows, parts.words), dtype=torch.int32)
+    records = words.view(torch.float32)
+    parts.weights(records).nan_to_num_()
+    if row_dtype == "bf16" and dim % 2:
+        records.view(torch.int16)[:, dim] = 0
+    unpacked = parts.unpack(records)
+    assert unpacked.shape == (rows, parts.unpacked.words)
+    assert torch.equal(parts.unpacked.weights(unpacked), parts.weights(records).float())
+    assert torch.equal(parts.unpacked.version(unpacked), parts.version(records))
+    into = torch.full_like(records, torch.nan)  # no half of a word may keep what was there
+    for packed in (parts.pack(unpacked), parts.pack(unpacked, into)):
+        assert torch.equal(packed.view(torch.int32), words)
+
+
+@pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
+def test_only_rows_that_were_never_updated_get_initial_values_rounded_to_nearest(row_dtype: RowDtype) -> None:
+    parts = layout(5, "adam", row_dtype)
+    records = torch.zeros(4, parts.words)
+    parts.weights(records).fill_(7.0)
+    parts.version(records)[1] = 3
+    ids = torch.tensor([10, 11, 12, 2**40])
+    RowInit(seed=4, std=0.02).fill(parts, records, ids)
+    expected = initial_rows(ids, 5, seed=4, std=0.02).to(parts.weights(records).dtype)
+    expected[1] = 7.0
+    assert torch.equal(parts.weights(records), expected)

@@ -1,0 +1,99 @@
+"""Finished runs side by side, read from folders as `engram train` leaves them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from launch.cli import main
+from tests.command_line import JOB
+from train.config.file import dump, load
+from train.config.job import JobConfig
+from train.report.summary import Summary
+
+WITH, WITHOUT = JOB["model"], JOB["model"] | {"engram": None}
+
+
+def finish(folder: Path, name: str, loss: float, *, seed: int = 0, model: Any = WITH, entropy: float = 6.5) -> Path:
+    """Leaves what a run leaves that ended with this validation loss."""
+    job = JobConfig(**JOB | {"model": model, "run": {"name": name}, "train": JOB["train"] | {"seed": seed}})
+    run = folder / name
+    run.mkdir()
+    dump(job, run / "config.yaml")
+    tables = 64 if job.model.engram else 0
+    figures = Summary(str(run), 5, 1280, loss, loss / 2, entropy, 1000, 500, tables, 256, None, 0, 10.0, [])
+    (run / "summary.json").write_text(json.dumps(asdict(figures)))
+    return run
+
+
+def compare(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)], prog_name="engram")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two jobs of two seeds that differ by 0.5 and 0.3, and a third job with the second seed alone."""
+    return [
+        finish(tmp_path, "plain-0", 4.0, model=WITHOUT),
+        finish(tmp_path, "memory-0", 3.5),
+        finish(tmp_path, "plain-1", 4.2, model=WITHOUT, seed=1),
+        finish(tmp_path, "memory-1", 3.9, seed=1),
+        finish(tmp_path, "dense", 5.0, model=WITHOUT | {"moe": None}, seed=1),
+    ]
+
+
+def test_seeds_are_taken_together_and_gaps_seed_by_seed(runs: list[Path]) -> None:
+    found = json.loads(compare(*runs, "--json").stdout)["runs"]
+    assert [each["name"] for each in found] == ["plain", "memory", "dense"]
+    plain, memory, dense = found
+    assert plain["val_loss"] == pytest.approx({"mean": 4.1, "least": 4.0, "most": 4.2})
+    assert plain["val_loss_to_first"] is None
+    assert memory["val_loss_to_first"] == pytest.approx({"mean": -0.4, "least": -0.5, "most": -0.3})
+    assert memory["val_loss_by_seed"] == {"0": 3.5, "1": 3.9}
+    assert dense["val_loss_to_first"] == pytest.approx({"mean": 0.8, "least": 0.8, "most": 0.8})
+    assert (plain["table_parameters"], memory["table_parameters"]) == (0, 64)
+
+
+def test_a_line_each_for_people(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    lines = compare(*runs).stdout.splitlines()
+    (memory,) = (line for line in lines if line.startswith("│ memory"))
+    assert "3.7000 (3.5000 to 3.9000)" in memory
+    assert "-0.4000 (-0.5000 to -0.3000)" in memory
+
+
+def test_runs_without_a_common_seed_have_no_gap(tmp_path: Path) -> None:
+    pair = finish(tmp_path, "a", 4.0), finish(tmp_path, "b", 3.0, seed=1, model=WITHOUT)
+    found = json.loads(compare(*pair, "--json").stdout)["runs"]
+    assert [each["val_loss_to_first"] for each in found] == [None, None]
+    assert compare(*pair).exit_code == 0
+
+
+def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: Path) -> None:
+    other_text = finish(tmp_path, "elsewhere", 2.0, entropy=6.0)
+    again = finish(tmp_path, "again", 3.0)
+    unfinished = finish(tmp_path, "unfinished", 3.0)
+    (unfinished / "summary.json").unlink()
+    damaged = finish(tmp_path, "damaged", 3.0)
+    (damaged / "summary.json").write_text("{")
+    going_on = finish(tmp_path, "going-on", 3.0)
+    dump(load(going_on / "config.yaml", ["train.steps=9"], JobConfig), going_on / "config.yaml")
+    older = finish(tmp_path, "older", 3.0)
+    (older / "summary.json").write_text('{"steps": 5}')
+    for added, message in (
+        (tmp_path / "nowhere", "no run there"),
+        (unfinished, "not finished (summary.json is missing)"),
+        (damaged, "summary.json: damaged"),
+        (going_on, "not finished (summary.json is of 5 steps, config.yaml of 9)"),
+        (older, "summary.json: active_parameters, parameters, "),
+        (again, "again and memory-0: the same job with the same seed"),
+    ):
+        result = compare(*runs, added)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    result = compare(runs[0], other_text)
+    assert "plain-0 and elsewhere: validated on different tokens" in result.stderr

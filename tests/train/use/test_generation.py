@@ -1,0 +1,84 @@
+"""Generation: the logits of training's forward, on-demand rows, and how tokens are drawn."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.use.generation import Decoder, continuation, draw
+from train.use.saved_run import SavedRun
+
+pytestmark = pytest.mark.xdist_group("trained")
+
+TEXT = 'def main(argv):\n    """Returns it."""\n'
+
+
+@pytest.fixture(scope="module")
+def saved(trained: Path) -> SavedRun:
+    return SavedRun.open(trained)
+
+
+@torch.no_grad()
+def forward(saved: SavedRun, ids: list[int]) -> Tensor:
+    """Training's forward over a text: logits [T, V]."""
+    tokens_BT, positions_BT = torch.tensor([ids]), torch.arange(len(ids))[None]
+    return saved.model()(tokens_BT, positions_BT, saved.tables().look_up(tokens_BT, positions_BT))[0]
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 3, 11])
+def test_token_by_token_gives_the_logits_of_trainings_forward(prompt: int, saved: SavedRun) -> None:
+    ids = saved.tokenizer.encode(TEXT)[:28]
+    wanted, model, tables = forward(saved, ids), saved.model(), saved.tables()
+    slots = 2 * saved.job.model.engram.slots
+    with Decoder(model, tables, max_length=32) as decoder:
+        found = [decoder.append(ids[:prompt])]
+        for token in ids[prompt:]:
+            before = tables.rows_read
+            found.append(decoder.append([token]))
+            assert tables.rows_read - before <= slots, "more rows were read than the new token's"
+    torch.testing.assert_close(torch.stack(found), wanted[prompt - 1 :], rtol=1e-5, atol=1e-5)
+
+
+def test_the_context_of_a_text_that_grows_too_long(saved: SavedRun) -> None:
+    ids = saved.tokenizer.encode(TEXT * 2)[:25]
+    with Decoder(saved.model(), saved.tables(), max_length=20) as decoder:
+        first = decoder.append(ids[:22])
+        second = decoder.append(ids[22:23])
+        third = decoder.append(ids[23:24])
+    for found, context in ((first, ids[2:22]), (second, ids[13:23]), (third, ids[13:24])):
+        torch.testing.assert_close(found, forward(saved, context)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_greedy_continuation_follows_the_forward(saved: SavedRun) -> None:
+    prompt = saved.tokenizer.encode("import ")
+    found = list(continuation(saved, prompt, num_tokens=6, temperature=0, top_k=None, seed=0))
+    ids = list(prompt)
+    for token in found:
+        logits_V = forward(saved, ids)[-1]
+        assert logits_V[token] >= logits_V.max() - 1e-4
+        ids.append(token)
+    assert len(found) == 6 or logits_V.argmax() == saved.tokenizer.eos_id
+
+
+def test_a_seed_decides_the_text(saved: SavedRun) -> None:
+    def text(seed: int) -> list[int]:
+        return list(continuation(saved, [], num_tokens=12, temperature=1.0, top_k=50, seed=seed))
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_draws_are_of_the_likeliest_at_the_temperature() -> None:
+    logits_V = torch.tensor([1.0, 3.0, 2.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(temperature: float, top_k: int | None) -> Tensor:
+        draws = torch.tensor([draw(logits_V, temperature, top_k, generator) for _ in range(3000)])
+        return torch.bincount(draws, minlength=4) / len(draws)
+
+    assert shares(0, None).tolist() == [0, 1, 0, 0]
+    assert shares(1, 1).tolist() == [0, 1, 0, 0]
+    torch.testing.assert_close(shares(2.0, None), torch.softmax(logits_V / 2, 0), atol=0.04, rtol=0)
+    expected = torch.softmax(torch.tensor([3.0, 2.0]), 0)
+    torch.testing.assert_close(shares(1.0, 2)[[1, 2]], expected, atol=0.04, rtol=0)
+    assert shares(1.0, 2)[[0, 3]].sum() == 0

@@ -1,0 +1,145 @@
+"""The model as lm-evaluation-harness sees it, on tasks made here: nothing is downloaded."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from torch import Tensor
+
+from launch.cli import main
+from train.data.tokenizer import Tokenizer
+from train.use.generation import continuation
+from train.use.saved_run import SavedRun
+
+pytestmark = pytest.mark.xdist_group("trained")
+
+QUESTIONS = [
+    {"question": "import ", "choices": ["os", "zq~ zq~"], "answer": 0},
+    {"question": "def f(self", "choices": ["}}}}}}", "):"], "answer": 1},
+    {"question": "for x in ", "choices": ["range(10)", "range(100000):"], "answer": 1},
+]
+LONG = "def main(argv):\n    return argv\n" * 3  # longer than the run's sequences
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = folder / "questions.jsonl"
+    questions.write_text("\n".join(map(json.dumps, [*QUESTIONS[:2], QUESTIONS[2] | {"question": LONG}])))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(questions)}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+    }
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "metric_list": [{"metric": "acc"}]}
+    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"}
+    rolling["metric_list"] = [{"metric": "bits_per_byte"}]
+    written = {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    for name, task in (("choice", choice), ("rolling", rolling), ("written", written)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": f"local_{name}", **common, **task}))
+    return folder
+
+
+@torch.no_grad()
+def log_probabilities(saved: SavedRun, ids: list[int]) -> Tensor:
+    """Of each token but the first, by training's forward."""
+    tokens_BT, positions_BT = torch.tensor([ids[:-1]]), torch.arange(len(ids) - 1)[None]
+    logits = saved.model()(tokens_BT, positions_BT, saved.tables().look_up(tokens_BT, positions_BT))[0]
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def choice_scores(saved: SavedRun, question: str, choices: list[str]) -> list[float]:
+    encode, longest = saved.tokenizer.encode, saved.job.data.sequence_length + 1
+    scores = []
+    for choice in choices:
+        # A space between question and choice, and those at the question's end belong to the choice.
+        whole, context = encode(f"{question} {choice}"), encode(question.rstrip(" "))
+        scores.append(float(log_probabilities(saved, whole[-longest:])[len(context) - len(whole) :].sum()))
+    return scores
+
+
+def rolling_score(saved: SavedRun, text: str) -> float:
+    """Windows of the run's length that each predict new tokens alone, the last with as much context as it has room."""
+    ids, length = [saved.tokenizer.eos_id, *saved.tokenizer.encode(text)], saved.job.data.sequence_length
+    total = 0.0
+    for start in range(0, len(ids) - 1, length):
+        end = min(start + length, len(ids) - 1)
+        total += float(log_probabilities(saved, ids[max(0, end - length) : end + 1])[-(end - start) :].sum())
+    return total
+
+
+def test_tasks_are_scored_with_the_models_own_probabilities(tasks: Path, trained: Path) -> None:
+    saved = SavedRun.open(trained)
+    names = "local_choice,local_rolling,local_written"
+    result = CliRunner().invoke(
+        main, ["eval", str(trained), "--tasks", names, "--include", str(tasks), "--json"], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    texts = [question["question"] for question in QUESTIONS[:2]] + [LONG]
+    right = 0
+    for text, question in zip(texts, QUESTIONS, strict=True):
+        scores = choice_scores(saved, text, question["choices"])
+        right += scores.index(max(scores)) == question["answer"]
+    assert found["tasks"]["local_choice"]["acc,none"] == pytest.approx(right / 3)
+    nats = -sum(rolling_score(saved, text) for text in texts)
+    text_bytes = sum(len(text.encode()) for text in texts)
+    assert found["tasks"]["local_rolling"]["bits_per_byte,none"] == pytest.approx(
+        nats / text_bytes / math.log(2), rel=1e-5
+    )
+    assert found["tasks"]["local_written"]["exact_match,none"] == 0
+
+
+def test_what_the_model_writes(tasks: Path, trained: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from train.use.harness import HarnessModel
+
+    saved = SavedRun.open(trained)
+    tokenizer: Tokenizer = saved.tokenizer
+    prompt = tokenizer.encode("import ")
+    greedy = tokenizer.decode(list(continuation(saved, prompt, num_tokens=8, temperature=0, top_k=None, seed=0)))
+    assert len(greedy) > 2
+    model = HarnessModel(saved)
+
+    def written(**options: object) -> str:
+        arguments = ("import ", {"max_gen_toks": 8, **options})
+        return model.generate_until([Instance("generate_until", {}, arguments, 0)])[0]
+
+    assert written() == greedy
+    stop = greedy[2]
+    assert written(until=[stop, "never there"]) == greedy[: greedy.index(stop)]
+    assert model.loglikelihood([Instance("loglikelihood", {}, ("import ", greedy), 0)])[0][1] in (True, False)
+
+
+def test_unknown_tasks_and_folders_are_told_in_one_line(
+    tasks: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train.use.harness
+
+    own_only = functools.partial(train.use.harness.TaskManager, include_defaults=False)  # the others take ten seconds
+    monkeypatch.setattr(train.use.harness, "TaskManager", lambda include_path, **_: own_only(include_path=include_path))
+    for options, message in (
+        (["--tasks", "local_none", "--include", str(tasks)], "local_none: lm-evaluation-harness has no such task"),
+        (["--tasks", "local_choice", "--include", "nowhere"], "nowhere: no such folder of task files"),
+    ):
+        result = CliRunner().invoke(main, ["eval", str(trained), *options])
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1

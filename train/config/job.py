@@ -1,0 +1,122 @@
+"""A job's config: one section a room, each validated by the schema beside the code that it configures."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from model.config import ModelConfig
+from offload.config import OffloadConfig
+from train.config.deepspeed import DeepSpeedConfig
+from train.config.report import ProfileConfig, WandbConfig
+from train.data.config import DataConfig
+from train.optim.optimizer import OptimizerConfig
+from train.optim.schedule import ScheduleConfig
+
+
+class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """Where a run lives and how many processes it has."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Name of the run: its folder in `dir`, and its name in Weights & Biases."""
+    dir: str = "runs"
+    """Folder of all runs."""
+    nproc: int | None = Field(None, ge=1)
+    """Local ranks that `engram train` starts; null takes one a GPU, or 2 without GPUs."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """TCP port on which the ranks meet; null takes a free one."""
+
+
+class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """The size and the arithmetic of a training step."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps of the whole run."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, table rows and data order."""
+    global_batch_size: int = Field(16, ge=1)
+    """Sequences in a step, over all ranks."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Sequences that a rank computes at once; what is left of its share of a step is accumulated."""
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    """Arithmetic of the backbone. Master weights, optimizer state and table rows are fp32 either way."""
+    gradient_clipping: float | None = Field(1.0, gt=0)
+    """Largest norm of the raw gradient, backbone and tables together; null for none."""
+    recompute: bool = False
+    """Keep only what passes between the blocks for the backward pass, and compute each block a second time there
+    (activation checkpointing): less memory, a third more arithmetic, the same results."""
+    compile: bool = False
+    """Compile each block with torch.compile: some minutes at the start, then faster steps. ZeRO stage 3 then gathers a
+    block's parameters together. On a CPU it takes a C++ compiler."""
+    max_skipped_steps: int = Field(10, ge=0)
+    """A step whose gradient is not finite is skipped on every rank; training stops after more than this many in a
+    row."""
+    log_every: int = Field(1, ge=1)
+    """Steps between lines of progress and of metrics.jsonl. On a GPU each line waits for the step to end, so that the
+    next one cannot be prepared meanwhile: 10 or more where steps are short."""
+    profile: ProfileConfig | None = None
+    """Some steps to record in the run's folder, kernel by kernel; null for none."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> "TrainConfig":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class EvalConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """Evaluation on the validation split, and the texts continued at the end."""
+
+    every: int = Field(100, ge=1)
+    """Steps between evaluations; there is always one at the end."""
+    sequences: int = Field(64, ge=1)
+    """Sequences of an evaluation; all of the validation split if it has fewer."""
+    prompts: list[str] = ["def ", "import "]
+    """Texts that the model continues at the end of the run."""
+    sample_tokens: int = Field(40, ge=0)
+    """Tokens of each continuation; 0 for none."""
+    temperature: float = Field(0.8, ge=0)
+    """Of the continuations; 0 takes the likeliest token."""
+
+
+class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """When a run's state is saved, and whether a run goes on from it."""
+
+    every: int | None = Field(100, ge=1)
+    """Steps between checkpoints; there is always one at the end. null: none at all, for a run that is only measured."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    init_from: str | None = None
+    """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run begins with, at
+    step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null for none."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """`auto` goes on from the newest checkpoint in the run's folder, if there is one; `never` wants a folder without
+    any; `must` wants one."""
+
+
+class JobConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+    """One training job."""
+
+    run: RunConfig
+    """Name and place."""
+    model: ModelConfig
+    """The network."""
+    data: DataConfig = DataConfig()
+    """The text."""
+    train: TrainConfig
+    """Steps, batches, arithmetic."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The backbone's optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+    offload: OffloadConfig = OffloadConfig()
+    """The tables in host memory, and their optimizer."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving and resuming."""
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    """Passed through to DeepSpeed: ZeRO, expert parallelism."""

@@ -1,0 +1,1 @@
+"""The backbone's optimizers, clipping and schedule."""

@@ -1,0 +1,106 @@
+"""AdamW and Muon over flat shards, as the engine's base optimizer.
+
+Whatever wraps it (plain data parallelism, any ZeRO stage), the wrapper hands it raw averaged gradients in fp32 right
+before the step. That makes it the one place to apply the clip and to drop a step, the same for every ZeRO stage.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.optim.muon import Orthogonalizer
+from train.optim.optimizer import GroupKey, OptimizerConfig
+from train.optim.shards import Layout, Shard
+
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+MUON_STATES = ("momentum_buffer",)
+
+
+class BackboneOptimizer(torch.optim.AdamW):
+    """Muon for the groups marked `muon`, AdamW for the others; decoupled weight decay in both.
+
+    Does nothing until `gradient_scale` is set: wrappers may call `step` while they are built.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> None:
+        """
+        Args:
+            groups: from `group_options`, with `params`.
+            config: hyperparameters.
+        """
+        super().__init__(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        self.gradient_scale: float | None = None
+        """Factor on the gradients of the next `step`; None: that step changes nothing."""
+        self._config = config
+        self._orthogonalizers: dict[Tensor, Orthogonalizer] = {}
+        self._newton_schulz_dtype = torch.float32
+
+    def bind(self, shards: Sequence[Shard], muon: Sequence[bool], layout: Layout, device: torch.device) -> None:
+        """Makes the state of every shard, all zero, and the plan of Muon's exchanges.
+
+        Args:
+            shards: this rank's, in the order of `layout`; their flat tensors are what `step` will see.
+            muon: whether Muon updates the shard.
+            layout: from `gather_layout`.
+            device: where Muon orthogonalises.
+        """
+        on_gpu = self._config.newton_schulz_dtype == "auto" and device.type != "cpu"
+        if on_gpu or self._config.newton_schulz_dtype == "bf16":
+            self._newton_schulz_dtype = torch.bfloat16
+        for index, (shard, is_muon) in enumerate(zip(shards, muon, strict=True)):
+            names = MUON_STATES if is_muon else ADAM_STATES
+            self.state[shard.flat] = {name: torch.zeros_like(shard.flat) for name in names}
+            if is_muon:
+                runs = [layout[rank][index] for rank in dist.get_process_group_ranks(shard.group)]
+                self._orthogonalizers[shard.flat] = Orthogonalizer(runs, shard.group, device)
+            else:
+                self.state[shard.flat]["step"] = torch.zeros((), dtype=torch.float32, device=shard.flat.device)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Sets every group's learning rate to its peak times `factor`."""
+        for group in self.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def set_step_count(self, steps: int) -> None:
+        """Sets how many steps Adam's bias correction believes to have taken."""
+        for state in self.state.values():
+            if "step" in state:
+                state["step"].fill_(steps)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates the parameters that are in the groups now, from their `.grad`, which is scaled in place."""
+        if self.gradient_scale is None:
+            return
+        groups = self.param_groups
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            if self.gradient_scale != 1.0 and parameter.grad is not None:
+                parameter.grad.mul_(self.gradient_scale)
+        try:
+            self.param_groups = [group for group in groups if not group["muon"]]
+            super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            for parameter in group["params"] if group["muon"] else ():
+                self._muon_step(parameter, group["lr"], group["weight_decay"])
+
+    def _muon_step(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
+        momentum = self.state[parameter]["momentum_buffer"]
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        momentum.lerp_(gradient, 1 - self._config.momentum)
+        update = gradient.lerp(momentum, self._config.momentum)
+        self._orthogonalizers[parameter](
+            update, self._config.newton_schulz_steps, self._newton_schulz_dtype, self._config.muon_update_rms
+        )
+        parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-lr)
+
+
+def group_options(config: OptimizerConfig, key: GroupKey) -> dict[str, Any]:
+    """Options of the optimizer group of the parameters with this key."""
+    lr = config.muon_learning_rate if key.muon and config.muon_learning_rate else config.learning_rate
+    weight_decay = config.weight_decay if key.decay else 0.0
+    return {"muon": key.muon, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}

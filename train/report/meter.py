@@ -1,0 +1,92 @@
+"""Measures the steps between two records: time, loss, and what the tables did, over all ranks."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from offload.tables import EngramTables
+from train.report.metrics import OffloadMetrics
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over the steps of a record.
+
+    Attributes:
+        loss: of the last step, over all ranks, in nats a token.
+        step_ms: time of a step.
+        tokens_per_s: over all ranks.
+        offload: None without Engram.
+    """
+
+    loss: float
+    step_ms: float
+    tokens_per_s: float
+    offload: OffloadMetrics | None
+
+
+class Meter:
+    """Counts steps until they are recorded.
+
+    Args:
+        tokens_per_step: over all ranks.
+        tables: whose traffic is measured; None without Engram.
+        device: that the ranks communicate from.
+    """
+
+    def __init__(self, tokens_per_step: int, tables: EngramTables | None, device: torch.device) -> None:
+        self._tokens_per_step, self._tables, self._device = tokens_per_step, tables, device
+        self._loss = torch.zeros(())
+        self.rows_moved = 0
+        """Rows of all ranks that travelled between host memory and the windows, in all records so far."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins the next record; time spent since the last one does not count."""
+        self._steps = 0
+        self._started = time.perf_counter()
+        if self._tables:
+            self._tables.take_traffic()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
+
+    def count(self, loss: Tensor) -> None:
+        """One more step, with this rank's part of its loss."""
+        self._steps += 1
+        self._loss = loss
+
+    def measure(self) -> Measured:
+        """What was counted since `restart`. Collective."""
+        step_s = (time.perf_counter() - self._started) / self._steps
+        loss = self._loss.to(self._device).clone()
+        dist.all_reduce(loss)
+        return Measured(float(loss), 1e3 * step_s, self._tokens_per_step / step_s, self._offload())
+
+    def _offload(self) -> OffloadMetrics | None:
+        if not self._tables:
+            return None
+        traffic = self._tables.take_traffic()
+        sums = torch.tensor([traffic.requested, traffic.fetched, traffic.written_back], device=self._device)
+        slowest = torch.tensor([traffic.waited_s, traffic.planned_s], dtype=torch.float64, device=self._device)
+        dist.all_reduce(sums)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        requested, fetched, written = sums.tolist()
+        waited_s, planned_s = slowest.tolist()
+        self.rows_moved += fetched + written
+        return OffloadMetrics(
+            stall_ms=1e3 * waited_s / self._steps,
+            plan_ms=1e3 * planned_s / self._steps,
+            fetch_rows=round(fetched / self._steps),
+            hit_rate=1 - fetched / requested if requested else 1.0,
+            writeback_rows=round(written / self._steps),
+        )

@@ -1,0 +1,143 @@
+"""The numbers of a run: one record a logged step, kept in `metrics.jsonl` and sent to Weights & Biases."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from train.config.report import WandbConfig
+from train.report.wandb_log import WandbLog
+
+__all__ = ["METRICS_FILE", "MetricsLog", "OffloadMetrics", "StepMetrics", "read_metrics"]
+
+METRICS_FILE = "metrics.jsonl"
+"""Name of the file in a run's folder."""
+
+
+@dataclass(frozen=True)
+class OffloadMetrics:
+    """What the tables cost a step, over all Engram modules and ranks."""
+
+    stall_ms: float
+    """Time that the step waited for rows, in milliseconds; the slowest rank's."""
+    plan_ms: float
+    """Time that the planner's thread worked for the step, in milliseconds; the busiest rank's."""
+    fetch_rows: int
+    """Rows fetched from host memory."""
+    hit_rate: float
+    """Share of the step's unique rows that were already in the window, 0 to 1."""
+    writeback_rows: int
+    """Rows written back to host memory."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What is known after a step, the same on every rank."""
+
+    step: int
+    """Steps done, this one included: the first is 1."""
+    loss: float
+    """Mean cross-entropy of the step's tokens, in nats."""
+    grad_norm: float
+    """Norm of the raw gradient, backbone and tables together, before clipping."""
+    lr: float
+    """Learning rate that the backbone's optimizer took."""
+    tokens: int
+    """Tokens trained on since the start of the run."""
+    step_ms: float
+    """Time of the step, in milliseconds; the mean over the steps since the last record."""
+    tokens_per_s: float
+    """Tokens a second over all ranks, since the last record."""
+    offload: OffloadMetrics | None = None
+    """None for a model without Engram."""
+    val_loss: float | None = None
+    """Mean cross-entropy of the validation split, in nats, if this step was followed by an evaluation."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """More numbers, by the name they shall have in the record."""
+
+    def record(self) -> dict[str, float]:
+        """The flat form that is written: `step`, `loss`, ..., `offload.stall_ms`, ...; what is None is left out."""
+        flat = {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None and name not in ("offload", "extra", "val_loss")
+        }
+        if self.offload is not None:
+            flat |= {f"offload.{name}": value for name, value in vars(self.offload).items()}
+        if self.val_loss is not None:
+            flat["val_loss"] = self.val_loss
+        return flat | dict(self.extra)
+
+
+class MetricsLog:
+    """Appends records to `folder/metrics.jsonl`, one JSON object a line, and mirrors them to Weights & Biases.
+
+    Floats are written with all their digits (Python's shortest form that reads back to the same bits; not-a-number
+    and infinity as `NaN` and `Infinity`). A run that resumes from `resumed_step` drops the records of later steps
+    first, so the file always tells one history. Use it on one rank only, as a context manager.
+
+    Raises:
+        OSError: the folder is missing, not writable or full.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        resumed_step: int = 0,
+        wandb: WandbConfig | None = None,
+        name: str = "",
+        job: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._path = Path(folder) / METRICS_FILE
+        _truncate(self._path, resumed_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._wandb = WandbLog(wandb or WandbConfig(), Path(folder), name=name, job=job or {})
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Writes one record; it is in the file when this returns."""
+        record = metrics.record()
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self._wandb.log(record)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Ends both; `exit_code` other than 0 marks the run as failed in Weights & Biases."""
+        self._file.close()
+        self._wandb.close(exit_code)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(exit_code=0 if kind is None else 1)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The records of a `metrics.jsonl`, oldest first; a line cut off by a crash is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _truncate(path: Path, last_step: int) -> None:
+    """Leaves only whole records up to `last_step`; the file is replaced as a whole."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,76 @@
+"""Tells the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from train.config.job import JobConfig
+from train.evaluation import Evaluation
+from train.report.meter import Measured
+from train.report.metrics import MetricsLog, StepMetrics
+from train.report.progress import Progress
+from train.report.step import StepResult
+from train.run_folder import LOG_FILE
+
+
+class Reporter:
+    """Reports on rank 0, and does nothing on the others; use it as a context manager.
+
+    Args:
+        job: its config.
+        folder: of the run.
+        start: steps that were done before.
+        active: whether this is rank 0.
+    """
+
+    def __init__(self, job: JobConfig, folder: Path, *, start: int, active: bool) -> None:
+        self._tokens_per_step = job.train.global_batch_size * job.data.sequence_length
+        self._stack = ExitStack()
+        self._progress: Progress | None = None
+        if not active:
+            return
+        log = self._stack.enter_context((folder / LOG_FILE).open("a", encoding="utf-8"))
+        self._metrics = self._stack.enter_context(
+            MetricsLog(folder, resumed_step=start, wandb=job.wandb, name=job.run.name, job=job.model_dump())
+        )
+        self._progress = self._stack.enter_context(Progress(job.train.steps, start_step=start, log=log))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        if self._progress:
+            self._progress.advance(step)
+
+    def step(self, step: int, result: StepResult, measured: Measured, evaluation: Evaluation | None) -> None:
+        """A step to be recorded."""
+        if not self._progress:
+            return
+        metrics = StepMetrics(
+            step=step,
+            loss=measured.loss,
+            grad_norm=result.grad_norm,
+            lr=result.lr,
+            tokens=step * self._tokens_per_step,
+            step_ms=measured.step_ms,
+            tokens_per_s=measured.tokens_per_s,
+            offload=measured.offload,
+            val_loss=evaluation.loss if evaluation else None,
+            extra={"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {},
+        )
+        self._metrics.log(metrics)
+        self._progress.update(metrics)
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint was written."""
+        self.message(f"saved {path}")
+
+    def message(self, text: str) -> None:
+        """A line that stays on the screen and in the log."""
+        if self._progress:
+            self._progress.message(text)

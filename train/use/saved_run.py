@@ -1,0 +1,166 @@
+"""A run read back for use: its config, tokenizer and one checkpoint, in one process and without DeepSpeed."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from model.transformer import LanguageModel
+from offload.addresses.hashing import AddressBook
+from train.checkpoint.files import STATE_FILE, Damaged, load_weights, read_state
+from train.checkpoint.saved_tables import SavedTables
+from train.config.file import load
+from train.config.job import JobConfig
+from train.data.open import open_data
+from train.data.tokenizer import TOKENIZER, Tokenizer
+from train.errors import UserError
+from train.run_folder import CONFIG_FILE, find_run
+from train.tables import TokenSource, address_book
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint of a run, and what it takes to understand it. Opened by `open`.
+
+    Attributes:
+        folder: of the run.
+        job: its resolved config.
+        checkpoint: folder of the checkpoint.
+        state: what the checkpoint says of itself.
+    """
+
+    folder: Path
+    job: JobConfig
+    checkpoint: Path
+    state: dict[str, Any]
+
+    @classmethod
+    def open(cls, run: str | Path, step: int | None = None) -> Self:
+        """Opens the newest checkpoint of a run, or that of a step.
+
+        Args:
+            run: the run's folder, or the name of one in `runs`.
+            step: steps that the checkpoint has.
+
+        Raises:
+            UserError: no such run or checkpoint, or the checkpoint is damaged.
+        """
+        folder = find_run(run)
+        checkpoint = _choose(folder, step)
+        try:
+            state = read_state(checkpoint)
+        except Damaged as error:
+            raise UserError(f"{checkpoint}: {error}; take another with --step") from None
+        return cls(folder, load(folder / CONFIG_FILE, [], JobConfig), checkpoint, state)
+
+    @property
+    def step(self) -> int:
+        """Steps that the checkpoint has."""
+        return int(self.state["step"])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What the run's text was tokenized with: from the run's folder, or else from its data.
+
+        Raises:
+            UserError: neither is there.
+        """
+        path = self.folder / TOKENIZER
+        return Tokenizer.load(path) if path.exists() else open_data(self.job.data).tokenizer()
+
+    def addresses(self, source: TokenSource | None = None) -> AddressBook | None:
+        """Where the model's rows are for the tokens of `source` (of the run's tokenizer); None without Engram.
+
+        Raises:
+            UserError: for these tokens they are not where training put them.
+        """
+        book = address_book(self.job.model, source or RunTokens(self.tokenizer))
+        if (book.fingerprint() if book else None) != self.state["addresses"]:
+            raise UserError(
+                f"{self.checkpoint}: its tables were addressed with another tokenizer or Engram config; use text "
+                f"prepared with {self.folder / TOKENIZER}"
+            )
+        return book
+
+    def tables(self, addresses: AddressBook | None = None) -> SavedTables | None:
+        """The tables, read row by row from the checkpoint; None without Engram.
+
+        Raises:
+            UserError: a file is damaged, or of other settings than the config's.
+        """
+        addresses = addresses or self.addresses()
+        if addresses is None:
+            return None
+        try:
+            return SavedTables(self.checkpoint, self.state, self.job, addresses)
+        except (Damaged, ValueError) as error:
+            raise UserError(f"{self.checkpoint}: {error}; take another with --step") from None
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """fp32 weights and buffers of the backbone by name, memory-mapped.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return load_weights(self.checkpoint)
+        except Damaged as error:
+            raise UserError(f"{self.checkpoint}: {error}; take another with --step") from None
+
+    def model_buffers(self) -> set[str]:
+        """Names among `weights` of what no optimizer moves: it keeps its dtype."""
+        with torch.device("meta"):
+            return {name for name, _ in LanguageModel(self.job.model).named_buffers()}
+
+    def model(self) -> LanguageModel:
+        """The backbone, in the dtype and on the device that it would be trained with here; in evaluation mode.
+
+        Raises:
+            UserError: the weights are not those of the config's model.
+        """
+        with torch.random.fork_rng(devices=[]):
+            model = LanguageModel(self.job.model)
+        try:
+            misfit = model.load_state_dict(self.weights(), strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{self.checkpoint}: {str(error).splitlines()[-1].strip()}") from None
+        tied = {"lm_head.weight"} if self.job.model.tie_embeddings else set()
+        if wrong := sorted(set(misfit.missing_keys) - tied) or misfit.unexpected_keys:
+            raise UserError(f"{self.checkpoint}: its weights are not those of {CONFIG_FILE} (see {wrong[0]})")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device, DTYPES[self.job.train.dtype]).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class RunTokens:
+    """The tokens of a tokenizer, where there is no store of them."""
+
+    of: Tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """Padding token."""
+        return self.of.pad_id
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.of
+
+
+def _choose(folder: Path, step: int | None) -> Path:
+    found = {}
+    for path in folder.glob("checkpoints/step-*"):
+        if (name := _CHECKPOINT.fullmatch(path.name)) and (path / STATE_FILE).exists():
+            found[int(name[1])] = path
+    if not found:
+        raise UserError(f"{folder}: no checkpoint yet; train it for longer, or lower checkpoint.every")
+    wanted = max(found) if step is None else step
+    if wanted not in found:
+        raise UserError(f"{folder}: no checkpoint of step {step}; there are: {', '.join(map(str, sorted(found)))}")
+    return found[wanted]
