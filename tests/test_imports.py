@@ -1,4 +1,4 @@
-"""Holds the direction of imports: kernels <- model, offload <- train <- launch."""
+"""Holds the direction of imports: among folders (kernels <- model, offload <- train <- launch), and rooms within."""
 
 import ast
 from collections.abc import Iterator
@@ -14,6 +14,55 @@ ROOMS = {
     "train": {"kernels", "model", "offload"},
     "launch": {"kernels", "model", "offload", "train"},
 }
+_BASE = {"errors", "files", "machine", "run_folder"}
+INNER = {
+    "kernels": {
+        "gather": set(),
+        "hash": set(),
+        "gate": set(),
+        "branches": set(),
+        "rows": set(),
+        "deduplicate": {"gather"},
+        "records": {"rows"},
+    },
+    "offload": {
+        "config": set(),
+        "addresses": set(),
+        "host": set(),
+        "device": set(),
+        "plan": {"addresses", "device"},
+        "rows": {"config", "plan"},
+        "transfers": {"config", "device", "host", "rows"},
+        "window": {"config", "device", "host", "plan", "rows", "transfers"},
+        "verify": {"addresses", "plan", "rows", "window"},
+        "tables": {"config", "addresses", "device", "plan", "rows", "window", "verify"},
+    },
+    "train": {
+        "errors": set(),
+        "files": set(),
+        "machine": set(),
+        "run_folder": {"errors"},
+        "optim": set(),
+        "data": _BASE,
+        "config": {"errors", "data", "optim"},
+        "engine": {"config", "optim"},
+        "tables": {"errors", "config", "data"},
+        "evaluation": {"data", "engine"},
+        "checkpoint": {*_BASE, "config", "engine"},
+        "report": {*_BASE, "config", "evaluation"},
+        "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
+        "trainer": {*_BASE, "config", "data", "engine", "evaluation", "optim", "checkpoint", "report"},
+        "run": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use", "trainer"},
+    },
+    "launch": {
+        "local": set(),
+        "plan": set(),
+        "bench": {"local"},
+        "commands": {"local", "plan", "bench"},
+        "cli": {"local"},
+    },
+}
+"""Rooms within a folder, and what each may import of it. Files that are in no room belong to all of them."""
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -42,6 +91,8 @@ def broken_rules(code: str, path: str) -> list[str]:
         top = name.split(".")[0]
         if top in ROOMS and top != room and top not in ROOMS[room]:
             broken.append(f"{room} imports {name}")
+        if top == room and path.startswith(f"{room}/"):
+            broken += broken_inner_rules(name, path)
         if top == "tests":
             broken.append(f"{path} imports {name}")
         if top == "deepspeed" and not path.startswith("train/engine"):
@@ -49,6 +100,65 @@ def broken_rules(code: str, path: str) -> list[str]:
         if top == "wandb" and at_import:
             broken.append(f"{path} imports wandb when it is imported itself")
     return broken
+
+
+def broken_inner_rules(name: str, path: str) -> list[str]:
+    """What a module at `path` imports of its own folder but must not."""
+    folder, *parts = path.removesuffix(".py").split("/")
+    inner, mine = INNER.get(folder, {}), parts[0]
+    _, *wanted = name.split(".")
+    if mine not in inner or not wanted or wanted[0] not in inner or wanted[0] in {mine, *inner[mine]}:
+        return []
+    return [f"{folder}/{mine} imports {name}"]
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves, by whatever way."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            if (name := waiting.pop()) not in found:
+                found.add(name)
+                waiting += graph[name]
+        return found
+
+    return [name for name in graph if name in reached(name)]
+
+
+def import_graph() -> dict[str, set[str]]:
+    """What each module of ours imports, now or later."""
+    modules = {}
+    for path in FILES:
+        relative = path.relative_to(ROOT).with_suffix("")
+        modules[".".join(relative.parts).removesuffix(".__init__")] = path
+    graph = {}
+    for name, path in modules.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        tree = ast.parse(path.read_text())
+        names = {found for found, _ in imports(path.read_text(), package)}
+        names |= {
+            f"{node.module}.{a.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names
+        }
+        graph[name] = (names & modules.keys()) - {name}
+    return graph
+
+
+def test_no_import_circles() -> None:
+    assert circles(import_graph()) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def test_every_room_has_its_rule() -> None:
+    for folder, inner in INNER.items():
+        rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+        assert rooms <= inner.keys(), folder
+        files = {path.stem for path in (ROOT / folder).glob("*.py")}
+        assert inner.keys() <= rooms | files, folder
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -75,6 +185,11 @@ def test_all_rooms_are_looked_at() -> None:
         ("train/a.py", "import wandb", 1),
         ("train/a.py", "class A:\n    import wandb", 1),
         ("train/a.py", "def f():\n    import wandb", 0),
+        ("offload/rows/a.py", "from offload.plan.sharding import Sharding", 0),
+        ("offload/plan/a.py", "def f():\n    from offload.rows.records import x", 1),
+        ("offload/window/a.py", "from offload.tables import EngramTables", 1),
+        ("train/config/a.py", "from train.report.metrics import x", 1),
+        ("kernels/rows/a.py", "import kernels.records, kernels.ieee", 1),
         ("launch/a.py", "from tests.distributed import run_ranks", 1),
     ],
 )
