@@ -1,28 +1,27 @@
 """The tables of all Engram modules, as the trainer sees them: the life of a step.
 
-begin(step)  ->  rows as autograd leaves  ->  forward, backward  ->  reduce_gradients()  ->  apply(...) or skip()
+step = tables.begin(n)  ->  forward, backward over step.batches and step.rows  ->  step.reduce()  ->  step.apply(...)
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.gather import RowIndex
 from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
 from offload.device.sent import Sender
-from offload.plan.exchange import exchange_gradients, exchange_values
-from offload.plan.plan import Plan, TokenBatch, digest_tokens, make_plan
+from offload.observer import Observer
+from offload.plan.plan import Plan, TokenBatch, make_plan
 from offload.plan.planner import Planner
 from offload.plan.sharding import Sharding
 from offload.plan.uploads import PlanUploads
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
 from offload.rows.updater import RowUpdater
-from offload.verify.shadow import Shadow
+from offload.step import RankShard, Rows, Step
 from offload.verify.verifier import Verifier
 from offload.window.background import BackgroundStore
 from offload.window.interface import RowStore, Traffic
@@ -41,19 +40,6 @@ class WindowTooSmall(ValueError):
             f"offload.window_rows: step {step + 1} alone needs {rows:,} rows of one rank's shard at once, but the "
             f"window has {slots:,} slots; set offload.window_rows={-(-rows * 5 // 4)} or lower train.global_batch_size"
         )
-
-
-@dataclass(frozen=True)
-class StepRows:
-    """The rows of a step's tokens.
-
-    Attributes:
-        leaves: for each Engram module, this rank's unique rows: fp32 [U, D], an autograd leaf.
-        indices: for each micro-batch and module, the place of every lookup among those rows.
-    """
-
-    leaves: list[Tensor]
-    indices: list[list[RowIndex]]
 
 
 class EngramTables:
@@ -90,52 +76,61 @@ class EngramTables:
         device: torch.device | str = "cpu",
     ) -> None:
         self._config = config
-        self._world_size = dist.get_world_size(group) if dist.is_initialized() else 1
-        self._rank = dist.get_rank(group) if dist.is_initialized() else 0
-        self.sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), self._world_size)
-        self.layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
-        self.device = torch.device(device)
-        self.updater = RowUpdater(config.optimizer, self.layout, seed=init.seed, device=self.device)
-        shard = (self.sharding, self._rank, self.layout, init, self.device)
-        self._store = self._open_store(*shard)
-        self._verifier: Verifier | None = None
+        world_size = dist.get_world_size(group) if dist.is_initialized() else 1
+        rank = dist.get_rank(group) if dist.is_initialized() else 0
+        self._device = torch.device(device)
+        sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), world_size)
+        layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
+        store = self._open_store(sharding, rank, layout, init, self._device)
+        self._shard = RankShard(
+            store,
+            RowUpdater(config.optimizer, layout, seed=init.seed, device=self._device),
+            layout,
+            sharding,
+            rank,
+            group,
+            self._device,
+            torch_dtype(config.exchange_dtype),
+            Observer(),
+        )
         if config.verify:
-            shadow = Shadow(self.layout, init, self.sharding, self._rank)
-            dtype = torch_dtype(config.exchange_dtype)
-            self._verifier = Verifier(
-                addresses, self.sharding, self._rank, shadow, self.updater, group, self.device, dtype
-            )
-            self._store = self._verifier.watch(self._store)
-        self._uploads, self._sender = uploads, _ = PlanUploads(self.device), Sender(self.device)
+            self._shard = replace(self._shard, observer=Verifier(self._shard, addresses, init))
+        self._uploads, self._sender = uploads, _ = PlanUploads(self._device), Sender(self._device)
         # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
-        shards = self.sharding, self._rank, host_group
+        shards = sharding, rank, host_group
         self._planner = Planner(
             lambda batches: uploads.pin(make_plan(batches, addresses, *shards)),
             batches,
-            self.device,
+            self._device,
             config.planner_threads,
         )
-        self._group, self._num_steps = group, num_steps
-        self._batches = batches
-        self._step = -1
-        self._rows: StepRows | None = None
-        self._plan: Plan | None = None  # the step's, on the device
-        self._places_O = torch.empty(0, dtype=torch.int64)
-        self._gradient_OD: Tensor | None = None
+        self._num_steps = num_steps
+        self._last = -1  # the last step that began
+        self._step: Step | None = None
 
     def _open_store(self, *shard: Any) -> RowStore:
         if self._config.mode == "resident":
             return ResidentStore(*shard)
-        beside = self.device.type in _DECIDING_BESIDE and not self._config.verify
+        beside = self._device.type in _DECIDING_BESIDE
         window = WindowStore(self._config, *shard, may_wait=beside)
         return BackgroundStore(window) if beside else window
 
     @property
+    def num_parameters(self) -> int:
+        """Weights of all rows of all ranks."""
+        return sum(self._shard.sharding.num_rows) * self._shard.layout.dim
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a row's record, as it is saved."""
+        return self._shard.layout.bytes
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of this rank's window on the device (of the whole shard with mode=resident), padding included."""
-        rows = self.sharding.shard_rows(self._rank)
+        rows = self._shard.sharding.shard_rows(self._shard.rank)
         slots = min(self._config.window_rows, rows) if self._config.mode == "window" else rows
-        return slots * self.layout.stride_bytes(self.device)
+        return slots * self._shard.layout.stride_bytes(self._device)
 
     def look_ahead(self, depth: int) -> None:
         """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.
@@ -158,118 +153,55 @@ class EngramTables:
         self._planner.request(step)
         self._require_room(step)
 
-    def begin(self, step: int, tokens: Sequence[Tensor]) -> StepRows:
-        """Hands out the rows of `step`, with exactly the updates of the steps before it. Collective.
-
-        The leaves stand in memory that the next step's may overwrite.
+    def begin(self, number: int) -> Step:
+        """Begins a step: its rows have exactly the updates of the steps before it. Collective.
 
         Args:
-            step: one more than the last, or the first after a resume.
-            tokens: int64 [B, T] of each micro-batch: what is about to be trained on.
+            number: one more than the last step's, or the first after a resume.
 
         Raises:
             WindowTooSmall: on every rank, if one rank's rows do not fit into its window. The step has not begun.
-            RuntimeError: if the last step is neither applied nor skipped, or the tokens are not the planned ones.
+            RuntimeError: if the last step is neither applied nor skipped.
         """
-        if self._rows is not None or (self._step >= 0 and step != self._step + 1):
-            raise RuntimeError(f"step {step} began before step {self._step} was applied or skipped")
+        if self._step is not None or (self._last >= 0 and number != self._last + 1):
+            raise RuntimeError(f"step {number} began before step {self._last} was applied or skipped")
         # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
-        for ahead in range(step, min(step + self._config.depth + 2, self._num_steps)):
+        for ahead in range(number, min(number + self._config.depth + 2, self._num_steps)):
             self._planner.request(ahead)
-        plan = self._require_room(step)
-        if plan.digest != digest_tokens(tokens):
-            raise RuntimeError(f"the tokens of step {step} are not those that its rows were planned for")
-        self._step = step
-        if self._verifier:
-            self._verifier.check_plan(f"step {step + 1}", plan, self._batches(step))
-        self._places_O = self._store.acquire(step, plan.rows_O)
+        plan = self._require_room(number)
+        self._last = number
+        self._shard.observer.planned(number, plan)
+        places_O = self._shard.store.acquire(number, plan.rows_O)
         self._prefetch()
-        self._plan = self._uploads.take(step, plan)
-        weights_OD = self.updater.read(self._store.records, self._places_O)
-        leaves = [leaf.requires_grad_() for leaf in self._exchange(self._plan, weights_OD)]
-        if self._verifier:
-            self._verifier.check_rows(f"step {step + 1}", plan, self._caught_up(self._stored()), leaves)
-        self._rows = StepRows(leaves, self._indices(self._plan))
-        return self._rows
+        there = self._uploads.take(number, plan)
+        self._step = Step(number, plan, there, places_O, self._shard, self._sender, self._finish)
+        return self._step
 
-    def reduce_gradients(self) -> Tensor:
-        """Sends the leaves' gradients to the rows' owners. Collective.
-
-        Returns:
-            fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
-        """
-        if self._rows is None or self._plan is None:
-            raise RuntimeError("no step has begun")
-        gradients = [_gradient(leaf) for leaf in self._rows.leaves]
-        parts = [
-            exchange_gradients(part, gradient, part.owned.stop - part.owned.start, self._group)
-            for part, gradient in zip(self._plan.modules, gradients, strict=True)
-        ]
-        if self._verifier:
-            plan = self._planner.plan(self._step)
-            self._verifier.check_gradients(f"step {self._step + 1}", plan, gradients, parts)
-        self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
-        if self._world_size > 1:
-            dist.all_reduce(norm_squared, group=self._group)
-        return norm_squared / self._world_size**2
-
-    def apply(self, *, lr: float, gradient_scale: float = 1.0) -> None:
-        """Updates each row of the step once, at its owner.
-
-        Args:
-            lr: the backbone's learning rate of this step; the rows' factor is applied here.
-            gradient_scale: multiplied with the gradient first (clipping).
-        """
-        if self._gradient_OD is None:
-            raise RuntimeError("gradients were not reduced")
-        scale = gradient_scale / self._world_size
-        plan = self._planner.plan(self._step)
-        # They key the rounding of bf16 rows.
-        row_ids = None
-        if self._config.row_dtype == "bf16":
-            (row_ids,) = self._sender.send(self.sharding.global_ids(self._rank, plan.rows_O)).take()
-        self.updater.update_at(
-            self._store.records,
-            self._places_O,
-            self._gradient_OD,
-            lr,
-            row_ids,
-            gradient_scale=scale,
-        )
-        if self._verifier:
-            self._verifier.check_update(f"step {self._step + 1}", plan, self.layout.unpack(self._stored()), lr, scale)
-        self._finish(updated=True)
-
-    def skip(self) -> None:
-        """Ends the step without a trace in any row."""
-        self._finish(updated=False)
-
-    def look_up(self, batches: Sequence[TokenBatch]) -> StepRows:
+    def look_up(self, batches: Sequence[TokenBatch]) -> Rows:
         """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective.
 
         They stand in memory that the next call may overwrite.
         """
         plan = self._planner.plan_now(batches)
-        records_OW = self._store.read(plan.rows_O)
-        leaves = self._exchange(plan, self.updater.look_at(records_OW))
-        if self._verifier:
-            when = f"evaluation after step {self._step + 1}"
-            self._verifier.check_lookup(when, plan, batches, self._caught_up(records_OW), leaves)
-        return StepRows(leaves, self._indices(plan))
+        records_OW = self._shard.store.read(plan.rows_O)
+        rows = self._shard.rows_of(plan, self._shard.updater.look_at(records_OW))
+        self._shard.observer.looked_up(self._last, plan, records_OW, rows.leaves)
+        return rows
 
     def take_traffic(self) -> Traffic:
         """What this rank did since the last call."""
-        return replace(self._store.take_traffic(), planned_s=self._planner.take_busy_s())
+        return replace(self._shard.store.take_traffic(), planned_s=self._planner.take_busy_s())
 
     def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""
-        records_RW = self._store.flush()
+        shard = self._shard
+        records_RW = shard.store.flush()
+        shard.observer.saved(records_RW)
         for start in range(0, len(records_RW), chunk_rows):
             chunk = records_RW[start : start + chunk_rows]
-            touched = self.layout.version(chunk).nonzero().flatten()
+            touched = shard.layout.version(chunk).nonzero().flatten()
             if len(touched):
-                ids = self.sharding.global_ids(self._rank, touched.cpu() + start)
+                ids = shard.sharding.global_ids(shard.rank, touched.cpu() + start)
                 yield ids, chunk[touched].cpu()
 
     def load_rows(self, row_ids: Tensor, records: Tensor) -> None:
@@ -279,54 +211,49 @@ class EngramTables:
             row_ids: int64 [n], job-wide.
             records: fp32 [n, W].
         """
-        places, mine = self.sharding.to_places(self._rank, row_ids)
-        self._store.load(places, records[mine])
+        shard = self._shard
+        places, mine = shard.sharding.to_places(shard.rank, row_ids)
+        shard.store.load(places, records[mine])
+        shard.observer.loaded(places, records[mine])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What the rows' optimizer must know besides their records, JSON-able; the same on every rank."""
+        return self._shard.updater.state()
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Continues from `optimizer_state`, before the first step.
+
+        Raises:
+            ValueError: the state is of another optimizer.
+        """
+        self._shard.updater.load_state(state)
 
     def close(self) -> None:
         """Ends the background work."""
         self._planner.close()
-        self._store.close()
+        self._shard.store.close()
 
     def _prefetch(self) -> None:
-        for ahead in range(self._step + 1, min(self._step + self._config.depth + 1, self._num_steps)):
+        for ahead in range(self._last + 1, min(self._last + self._config.depth + 1, self._num_steps)):
             if not self._planner.ready(ahead):
                 return
             plan = self._planner.plan(ahead)
             self._uploads.send(ahead, plan)
-            if not self._store.prefetch(ahead, plan.rows_O):
+            if not self._shard.store.prefetch(ahead, plan.rows_O):
                 return
 
-    def _stored(self) -> Tensor:
-        """A copy of the step's records as they stand in the store."""
-        return self._store.records.index_select(0, self._places_O)
-
-    def _caught_up(self, records_OW: Tensor) -> Tensor:
-        records_OX = self.layout.unpack(records_OW)
-        self.updater.catch_up(records_OX)
-        return records_OX
-
-    def _exchange(self, plan: Plan, weights_OD: Tensor) -> list[Tensor]:
-        dtype = torch_dtype(self._config.exchange_dtype)
-        return [exchange_values(part, weights_OD[part.owned], self._group, dtype) for part in plan.modules]
-
-    def _indices(self, plan: Plan) -> list[list[RowIndex]]:
-        to_device = [[index.to(self.device) for index in part.indices] for part in plan.modules]
-        return [list(modules) for modules in zip(*to_device, strict=True)]
-
-    def _finish(self, *, updated: bool) -> None:
-        self._store.finish(self._step, self._planner.plan(self._step).rows_O, updated=updated)
-        self._planner.forget(self._step)
-        self._rows = self._plan = self._gradient_OD = None
+    def _finish(self, updated: bool) -> None:
+        number, plan = self._last, self._planner.plan(self._last)
+        self._shard.store.finish(number, plan.rows_O, updated=updated)
+        self._shard.observer.finished(number, plan)
+        self._planner.forget(number)
+        self._step = None
         self._prefetch()
 
-    def _require_room(self, step: int) -> Plan:
-        with self._store.traffic.waiting():
-            plan = self._planner.plan(step)
+    def _require_room(self, number: int) -> Plan:
+        with self._shard.store.traffic.waiting():
+            plan = self._planner.plan(number)
         # Judged by the fullest rank: all ranks refuse the step, and none waits for another in its exchange.
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
-            raise WindowTooSmall(step, plan.most_rows, self._config.window_rows)
+            raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
         return plan
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)

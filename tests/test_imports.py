@@ -34,8 +34,10 @@ INNER = {
         "rows": {"config", "plan"},
         "transfers": {"config", "device", "host", "rows"},
         "window": {"config", "device", "host", "plan", "rows", "transfers"},
-        "verify": {"addresses", "plan", "rows", "window"},
-        "tables": {"config", "addresses", "device", "plan", "rows", "window", "verify"},
+        "observer": {"plan"},
+        "step": {"observer", "device", "plan", "rows", "window"},
+        "verify": {"observer", "step", "addresses", "plan", "rows"},
+        "tables": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
     },
     "train": {
         "errors": set(),

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.balance import reset_counts
 from model.engram import MemoryRows
-from offload.tables import EngramTables, StepRows
+from offload.step import Rows
+from offload.tables import EngramTables
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 
@@ -28,13 +29,9 @@ class Evaluation:
     bits_per_byte: float
 
 
-NO_ROWS = StepRows([], [[]])
-"""The rows of a micro-batch for a model without Engram."""
-
-
-def memory_of(rows: StepRows, micro_batch: int) -> list[MemoryRows]:
-    """What the model reads for one micro-batch: the tables' rows, one entry for each Engram layer."""
-    return [MemoryRows(leaf, index) for leaf, index in zip(rows.leaves, rows.indices[micro_batch], strict=True)]
+def memory_of(rows: Rows | None, micro_batch: int) -> list[MemoryRows]:
+    """What the model reads for one micro-batch: for each Engram layer the tables' rows; nothing without Engram."""
+    return [MemoryRows(*part) for part in rows.of(micro_batch)] if rows else []
 
 
 def forward(engine: Engine, batch: Batch, memory: Sequence[MemoryRows]) -> Tensor:
@@ -62,7 +59,7 @@ def evaluate(engine: Engine, tables: EngramTables | None, loader: Loader, sequen
     engine.module.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     for batch in batches(loader, sequences):
-        rows = tables.look_up([(batch.tokens_BT, batch.positions_BT)]) if tables else NO_ROWS
+        rows = tables.look_up([batch]) if tables else None
         loss = forward(engine, batch, memory_of(rows, 0)).double().cpu()
         totals += torch.stack([loss, (batch.labels_BT >= 0).sum(), torch.tensor(loader.bytes_of(batch.labels_BT))])
     engine.module.train()

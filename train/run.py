@@ -296,7 +296,7 @@ def _of_rank_0(path: Path) -> Path:
 
 
 def _table_parameters(tables: EngramTables | None) -> int:
-    return sum(tables.sharding.num_rows) * tables.layout.dim if tables else 0
+    return tables.num_parameters if tables else 0
 
 
 def _active_table_parameters(model: ModelConfig) -> int:

@@ -83,7 +83,7 @@ def open_tables(
             addresses,
             dim=job.model.engram.row_dim,
             init=RowInit(job.train.seed, job.model.engram.init_std),
-            batches=lambda step: [(batch.tokens_BT, batch.positions_BT) for batch in loader.batch(step)],
+            batches=loader.batch,
             num_steps=job.train.steps,
             host_group=host_group,
             device=device,

@@ -2,20 +2,23 @@
 
 import gc
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.balance import reset_counts, update_balance
+from offload.step import Step
 from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint.checkpoints import Checkpoints
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import NO_ROWS, Evaluation, evaluate, forward, memory_of
+from train.evaluation import Evaluation, evaluate, forward, memory_of
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
 from train.report.meter import Meter
@@ -107,48 +110,47 @@ class Trainer:
             path = self._checkpoints.save(step, self._engine, self._tables)
             raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
 
-    def train_step(self, step: int) -> StepResult:
+    def train_step(self, number: int) -> StepResult:
         """One optimizer step, without anything around it: no record, no evaluation, no checkpoint. Collective.
 
         Raises:
             WindowTooSmall: on every rank, before the step has begun.
         """
-        batches = self._train_loader.batch(step)
-        rows = self._tables.begin(step, [batch.tokens_BT for batch in batches]) if self._tables else None
+        step = self._tables.begin(number) if self._tables else None
+        batches = cast(Sequence[Batch], step.batches) if step else self._train_loader.batch(number)
         num_labels = self._count_labels(batches)
         loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
-        for number, batch in enumerate(batches):
-            memory = memory_of(rows, number) if rows else memory_of(NO_ROWS, 0)
-            part = forward(self._engine, batch, memory) / num_labels
+        for place, batch in enumerate(batches):
+            part = forward(self._engine, batch, memory_of(step.rows if step else None, place)) / num_labels
             # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
             self._engine.backward(part * dist.get_world_size())
             loss += part.detach()
-        return self._update(step, loss)
+        return self._update(number, step, loss)
 
-    def _update(self, step: int, loss: Tensor) -> StepResult:
+    def _update(self, number: int, step: Step | None, loss: Tensor) -> StepResult:
         # Given to the device first: the step's only wait, for the backbone's norm, is then one for both.
-        of_rows = self._tables.reduce_gradients() if self._tables else 0.0
+        of_rows = step.reduce() if step else 0.0
         norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
-        factor = lr_factor(self._job.schedule, step, self._job.train.steps)
+        factor = lr_factor(self._job.schedule, number, self._job.train.steps)
         result = StepResult(loss, math.sqrt(norm_squared), self._job.optimizer.learning_rate * factor)
         if not result.applied:
-            self._skip()
+            self._skip(step)
             return result
         scale = clip_scale(norm_squared, self._job.train.gradient_clipping)
         self._engine.step(lr_factor=factor, gradient_scale=scale)
-        if self._tables:
-            self._tables.apply(lr=result.lr, gradient_scale=scale)
+        if step:
+            step.apply(lr=result.lr, gradient_scale=scale)
         if self._job.model.moe:
             update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
         return result
 
-    def _skip(self) -> None:
+    def _skip(self, step: Step | None) -> None:
         self._engine.skip_step()
-        if self._tables:
-            self._tables.skip()
+        if step:
+            step.skip()
         reset_counts(self._engine.module)
 
-    def _count_labels(self, batches: list[Batch]) -> Tensor:
+    def _count_labels(self, batches: Sequence[Batch]) -> Tensor:
         """The labels of all ranks' batches, on the device: reading the number would wait for the step before."""
         mine = sum(int((batch.labels_BT >= 0).sum()) for batch in batches)
         count = torch.full((), mine, dtype=torch.int64, device=self._engine.device)

@@ -101,14 +101,17 @@ class Lane:
     def watch(self) -> None:
         """Counts the host's time in the parts of the loop."""
         tables, engine = self.run.tables, self.run.engine
-        for owner, name in (
-            (tables, "begin"),
-            (tables, "reduce_gradients"),
-            (tables, "apply"),
-            (engine, "gradient_norm_squared"),
-            (engine, "step"),
-        ):
-            setattr(owner, name, _timed(getattr(owner, name), name, self.phases))
+        begin = _timed(tables.begin, "begin", self.phases)
+
+        def begin_watched(number: int) -> Any:
+            step = begin(number)
+            for name in ("reduce", "apply"):
+                setattr(step, name, _timed(getattr(step, name), name, self.phases))
+            return step
+
+        tables.begin = begin_watched
+        for name in ("gradient_norm_squared", "step"):
+            setattr(engine, name, _timed(getattr(engine, name), name, self.phases))
 
 
 def _timed(function: Callable[..., Any], name: str, phases: dict[str, float]) -> Callable[..., Any]:

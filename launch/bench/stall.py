@@ -119,7 +119,7 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
         Spread.of([1e3 * value for value in step_s]),
         Spread.of([1e3 * value for value in waited_s]),
         sum(waited_s) / sum(step_s),
-        fetched * path.tables.layout.bytes / len(traffic),
+        fetched * path.tables.record_bytes / len(traffic),
         fetched / max(1, sum(its.requested for its in traffic)),
     )
     return _slowest(mine)

@@ -61,12 +61,13 @@ class TablePath:
 
     def step(self, step: int) -> None:
         """One step: rows of the window, expanded to the lookups; their gradient; one update of each row."""
-        rows = self.tables.begin(step, [tokens for tokens, _ in self._drawn.batches(step)])
-        looked_up_ND = gather(rows.leaves[0], rows.indices[0][0])
+        begun = self.tables.begin(step)
+        ((rows_UD, index),) = begun.rows.of(0)
+        looked_up_ND = gather(rows_UD, index)
         self._compute()
         looked_up_ND.backward(self._gradient_ND)
-        self.tables.reduce_gradients()
-        self.tables.apply(lr=_LEARNING_RATE)
+        begun.reduce()
+        begun.apply(lr=_LEARNING_RATE)
         finish(self._device)
         self.traffic.append(self.tables.take_traffic())
 

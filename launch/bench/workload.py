@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offload.plan.plan import Tokens
+
 _SLOTS = 16
 _GOLDEN_RATIO = 0.6180339887
 
@@ -112,8 +114,8 @@ class DrawnSteps:
         """Rows of every token, of all modules: int64 [1, B, T, S]."""
         return self.rows(0, tokens_BT, positions_BT)[None]
 
-    def batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def batches(self, step: int) -> list[Tokens]:
         """The step's one micro-batch: token ids and positions, both int64 [1, T]."""
         tokens = self.workload.tokens
         positions = torch.arange(tokens)
-        return [((positions + step * tokens)[None], positions[None])]
+        return [Tokens((positions + step * tokens)[None], positions[None])]

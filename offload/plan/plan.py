@@ -9,6 +9,7 @@ Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A ro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,24 @@ from kernels.gather import RowIndex
 from offload.addresses.hashing import AddressBook
 from offload.plan.sharding import Sharding
 
-TokenBatch = tuple[Tensor, Tensor]
-"""Token ids and positions of a micro-batch, both int64 [B, T]."""
+
+class TokenBatch(Protocol):
+    """A micro-batch, as far as the tables know it."""
+
+    @property
+    def tokens_BT(self) -> Tensor:
+        """int64 token ids."""
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """int64 positions in the token's document."""
+
+
+class Tokens(NamedTuple):
+    """A micro-batch of tokens and positions alone."""
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,19 +67,13 @@ class Plan:
         rows_O: int64, ascending: places in this rank's shard of the rows that the step uses.
         most_rows: the largest number of such rows that any rank has: the same on every rank.
         modules: the Engram modules' parts.
-        digest: of the token ids that the plan was made for.
+        batches: the micro-batches that it was made for.
     """
 
     rows_O: Tensor
     most_rows: int
     modules: tuple[ModulePlan, ...]
-    digest: int
-
-
-def digest_tokens(tokens: Sequence[Tensor]) -> int:
-    """A number that differs, almost surely, when any token id or its place differs."""
-    flat = torch.cat([micro_batch.flatten() for micro_batch in tokens])
-    return int(((flat + 1) * (2 * torch.arange(len(flat)) + 1)).sum())
+    batches: Sequence[TokenBatch]
 
 
 def make_plan(
@@ -77,7 +88,7 @@ def make_plan(
     Collective over `group`, a group of host-side communication: every rank must plan the same steps in the same order.
     """
     modules = range(len(sharding.num_rows))
-    rows = [addresses.all_rows(tokens, positions) for tokens, positions in batches]
+    rows = [addresses.all_rows(batch.tokens_BT, batch.positions_BT) for batch in batches]
     uniques, indices = zip(*(deduplicate([part[module] for part in rows]) for module in modules), strict=True)
     counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
@@ -90,8 +101,7 @@ def make_plan(
         )
         parts_O.append(sharding.to_shard(module, rank, owned))
     rows_O = torch.cat(parts_O)
-    digest = digest_tokens([tokens for tokens, _ in batches])
-    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), digest)
+    return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), batches)
 
 
 def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor]:

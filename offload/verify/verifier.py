@@ -17,59 +17,97 @@ from torch import Tensor
 
 from kernels.gather import row_index
 from offload.addresses.hashing import AddressBook
-from offload.plan.plan import ModulePlan, Plan, TokenBatch, digest_tokens
-from offload.plan.sharding import Sharding
+from offload.observer import Observer
+from offload.plan.plan import ModulePlan, Plan
+from offload.rows.records import RowInit
 from offload.rows.updater import RowUpdater
+from offload.step import RankShard
 from offload.verify.shadow import Shadow, VerifyError, difference
-from offload.verify.store import VerifiedStore
-from offload.window.interface import RowStore
+
+SAMPLE_ROWS = 4096
+"""Rows read again after each step, beside those of the step and those that left the window: all rows take turns."""
 
 
-class Verifier:
-    """Works a step out again beside the tables. What is called collective must be called by all ranks.
+class Verifier(Observer):
+    """Works every step out again beside the tables. All of it is collective.
+
+    Whatever differs is a `VerifyError` of the rank that owns the row.
 
     Args:
+        shard: this rank's. A copy of its updater, taken when the first rows are handed out, updates the shadow.
         addresses: from token ids to rows.
-        sharding, rank: who owns which rows.
-        shadow: of this rank's rows.
-        updater: the tables' own; a copy of it, taken when the first rows are handed out, updates the shadow.
-        group: the ranks, with communication on the device; None for all ranks.
-        device: where the model computes: the same arithmetic gives the same bits only there.
-        exchange_dtype: in which values travel from their owners.
+        init: the rows' values before their first update.
     """
 
-    def __init__(
-        self,
-        addresses: AddressBook,
-        sharding: Sharding,
-        rank: int,
-        shadow: Shadow,
-        updater: RowUpdater,
-        group: dist.ProcessGroup | None,
-        device: torch.device,
-        exchange_dtype: torch.dtype,
-    ) -> None:
-        self._addresses, self._sharding, self._rank, self._shadow = addresses, sharding, rank, shadow
-        self._tables_updater, self._group, self._device = updater, group, device
-        self._exchange_dtype = exchange_dtype
+    def __init__(self, shard: RankShard, addresses: AddressBook, init: RowInit) -> None:
+        self._shard, self._addresses = shard, addresses
+        self._sharding, self._rank, self._device = shard.sharding, shard.rank, shard.device
+        self._shadow = Shadow(shard.layout, init, shard.sharding, shard.rank)
         self._updater: RowUpdater | None = None
         self._truth_OX = torch.empty(0)
         self._gradient_OD = torch.empty(0)
+        self._in_host = torch.zeros(0, dtype=torch.bool)
+        self._next_sampled = 0
+        self._last = "before the first step"
 
-    def watch(self, store: RowStore) -> RowStore:
-        """The same store, with its answers compared."""
-        return VerifiedStore(store, self._shadow)
+    def planned(self, step: int, plan: Plan) -> None:
+        """Compares a plan with its micro-batches, and with what the other ranks ask of this one."""
+        self._check_plan(_name(step), plan)
 
-    def check_plan(self, when: str, plan: Plan, batches: Sequence[TokenBatch]) -> None:
-        """Compares a plan with its micro-batches, and with what the other ranks ask of this one. Collective.
+    def read(self, step: int, plan: Plan, places_O: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Compares the step's rows in the store, brought up to date, and as each rank received them."""
+        self._last = _name(step)
+        records_OW = self._stored(places_O)
+        self._require(plan.rows_O, records_OW, "as fetched for the step")
+        self._truth_OX = self._compare_rows(self._last, plan, self._caught_up(records_OW), leaves)
 
-        Raises:
-            VerifyError: they differ.
-        """
-        digest = digest_tokens([tokens for tokens, _ in batches])
-        if plan.digest != digest:
-            raise VerifyError(f"offload.verify: {when}: the plan is of token ids {plan.digest}, not {digest}")
-        rows = [self._addresses.all_rows(tokens, positions) for tokens, positions in batches]
+    def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+        """Adds the ranks' gradients up again, in rank order, and compares."""
+        for part, gradient, total_OD in zip(plan.modules, gradients, sums, strict=True):
+            again_OD = torch.zeros_like(total_OD)
+            received = self._swap(list(gradient.split(part.asked)))
+            for values, places in zip(received, part.owed_places_A.to(self._device).split(part.owed), strict=True):
+                again_OD[places] = again_OD[places] + values
+            self._require_equal(f"{_name(step)}, its gradient", plan.rows_O[part.owned], total_OD, again_OD)
+        # The tables scale theirs in place.
+        self._gradient_OD = torch.cat(list(sums)).clone()
+
+    def updated(self, step: int, plan: Plan, places_O: Tensor, lr: float, gradient_scale: float) -> None:
+        """Applies the step to the shadow, and compares."""
+        assert self._updater is not None
+        row_ids = self._sharding.global_ids(self._rank, plan.rows_O).to(self._device)
+        self._updater.update(self._truth_OX, self._gradient_OD * gradient_scale, lr, row_ids)
+        records_OX = self._shard.layout.unpack(self._stored(places_O))
+        self._shadow.require(plan.rows_O, records_OX, self._truth_OX, f"{_name(step)}, after its update")
+        self._shadow.put(plan.rows_O, self._shadow.layout.pack(self._truth_OX))
+
+    def finished(self, step: int, plan: Plan) -> None:
+        """Reads rows again: the step's, those that left the window since the last one, and some others."""
+        store = self._shard.store
+        self._require(plan.rows_O, store.read(plan.rows_O), "in the window after the step")
+        for others in (self._rows_that_left(), self._sample()):
+            self._require(others, store.read(others), "read again after the step")
+
+    def looked_up(self, step: int, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Compares the plan and the rows of micro-batches that are no training step's."""
+        when = f"evaluation after {_name(step)}"
+        self._require(plan.rows_O, records_OW, "as looked up after the step")
+        self._check_plan(when, plan)
+        self._compare_rows(when, plan, self._caught_up(records_OW), leaves)
+
+    def saved(self, records_RW: Tensor) -> None:
+        """Compares rows that must have been updated, and those that say so: nothing may be written to any other."""
+        stored = self._shadow.layout.version(records_RW).nonzero().flatten().cpu()
+        for rows in (self._shadow.updated(0, self._shadow.num_updated), stored):
+            for some in rows.split(SAMPLE_ROWS):
+                self._require(some, records_RW[some.to(records_RW.device)], "in host memory, as saved")
+
+    def loaded(self, rows: Tensor, records_UW: Tensor) -> None:
+        """The shadow gets them, too."""
+        self._shadow.put(rows, records_UW)
+
+    def _check_plan(self, when: str, plan: Plan) -> None:
+        rows = [self._addresses.all_rows(batch.tokens_BT, batch.positions_BT) for batch in plan.batches]
         used = []
         for module, part in enumerate(plan.modules):
             names_U = self._asked_rows(when, part, [micro_batch[module] for micro_batch in rows])
@@ -86,61 +124,35 @@ class Verifier:
         if not torch.equal(torch.cat(used).unique(), plan.rows_O.sort().values):
             raise VerifyError(f"offload.verify: {when}: rank {self._rank} plans other rows than the ranks ask for")
 
-    def check_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> None:
-        """Compares a step's rows, brought up to date, at their owners and as each rank received them. Collective.
+    def _stored(self, places_O: Tensor) -> Tensor:
+        """A copy of a step's records as they stand in the store."""
+        return self._shard.store.records.index_select(0, places_O)
 
-        Raises:
-            VerifyError: a row differs; raised by its owner.
-        """
-        self._truth_OX = self._compare_rows(when, plan, records_OX, leaves)
+    def _caught_up(self, records_OW: Tensor) -> Tensor:
+        records_OX = self._shard.layout.unpack(records_OW)
+        self._shard.updater.catch_up(records_OX)
+        return records_OX
 
-    def check_lookup(
-        self, when: str, plan: Plan, batches: Sequence[TokenBatch], records_OX: Tensor, leaves: Sequence[Tensor]
-    ) -> None:
-        """Compares the plan and the rows of micro-batches that are no training step's. Collective.
+    def _require(self, rows: Tensor, records_UW: Tensor, what: str) -> None:
+        self._shadow.require(rows, records_UW, self._shadow.records(rows), f"{self._last}, {what}")
 
-        Raises:
-            VerifyError: they differ.
-        """
-        self.check_plan(when, plan, batches)
-        self._compare_rows(when, plan, records_OX, leaves)
+    def _rows_that_left(self) -> Tensor:
+        """The updated rows whose authority is host memory since this step: their write-back has just landed."""
+        updated = self._shadow.updated(0, self._shadow.num_updated)
+        in_host = self._shard.store.in_host_memory(updated)
+        before = torch.zeros_like(in_host)
+        before[: len(self._in_host)] = self._in_host
+        self._in_host = in_host
+        return updated[in_host & ~before]
 
-    def check_gradients(self, when: str, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
-        """Adds the ranks' gradients up again, in rank order, and compares. Collective.
-
-        Args:
-            when: for the message.
-            plan: the step's.
-            gradients: for each module, this rank's part [U, D], as it is sent.
-            sums: for each module, the sums of the rows that this rank owns.
-
-        Raises:
-            VerifyError: a sum differs; raised by the row's owner.
-        """
-        for part, gradient, total_OD in zip(plan.modules, gradients, sums, strict=True):
-            again_OD = torch.zeros_like(total_OD)
-            received = self._swap(list(gradient.split(part.asked)))
-            for values, places in zip(received, part.owed_places_A.to(self._device).split(part.owed), strict=True):
-                again_OD[places] = again_OD[places] + values
-            self._require_equal(f"{when}, its gradient", plan.rows_O[part.owned], total_OD, again_OD)
-        # The tables scale theirs in place.
-        self._gradient_OD = torch.cat(list(sums)).clone()
-
-    def check_update(self, when: str, plan: Plan, records_OX: Tensor, lr: float, gradient_scale: float) -> None:
-        """Applies the step to the shadow, and compares.
-
-        Raises:
-            VerifyError: a row differs.
-        """
-        assert self._updater is not None
-        row_ids = self._sharding.global_ids(self._rank, plan.rows_O).to(self._device)
-        self._updater.update(self._truth_OX, self._gradient_OD * gradient_scale, lr, row_ids)
-        self._shadow.require(plan.rows_O, records_OX, self._truth_OX, f"{when}, after its update")
-        self._shadow.put(plan.rows_O, self._shadow.layout.pack(self._truth_OX))
+    def _sample(self) -> Tensor:
+        start = self._next_sampled
+        self._next_sampled = start + SAMPLE_ROWS if start + SAMPLE_ROWS < self._shadow.num_updated else 0
+        return self._shadow.updated(start, start + SAMPLE_ROWS)
 
     def _compare_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         # Only now is it known what steps a checkpoint had applied.
-        self._updater = self._updater or copy.deepcopy(self._tables_updater)
+        self._updater = self._updater or copy.deepcopy(self._shard.updater)
         layout = self._shadow.layout
         truth_OX = layout.unpack(self._shadow.records(plan.rows_O).to(self._device))
         self._updater.catch_up(truth_OX)
@@ -151,7 +163,7 @@ class Verifier:
             for rank, (values, places) in enumerate(
                 zip(received, places_O[part.owed_places_A].split(part.owed), strict=True)
             ):
-                expected = layout.unpacked.weights(truth_OX)[places.to(self._device)].to(self._exchange_dtype)
+                expected = layout.unpacked.weights(truth_OX)[places.to(self._device)].to(self._shard.exchange_dtype)
                 self._require_equal(
                     f"{when}, as rank {rank} received it", plan.rows_O[places], values, expected.float()
                 )
@@ -188,12 +200,16 @@ class Verifier:
             return parts
         counts = torch.tensor([len(part) for part in parts], device=self._device)
         sizes = torch.empty_like(counts)
-        dist.all_to_all_single(sizes, counts, group=self._group)
+        dist.all_to_all_single(sizes, counts, group=self._shard.group)
         sent = torch.cat(parts).to(self._device)
         received = sent.new_empty(int(sizes.sum()), *sent.shape[1:])
-        dist.all_to_all_single(received, sent, sizes.tolist(), counts.tolist(), group=self._group)
+        dist.all_to_all_single(received, sent, sizes.tolist(), counts.tolist(), group=self._shard.group)
         home = received.to(parts[0].device)
         return list(home.split(sizes.tolist()))
+
+
+def _name(step: int) -> str:
+    return f"step {step + 1}"
 
 
 def _first_difference(found: Tensor, expected: Tensor) -> str:

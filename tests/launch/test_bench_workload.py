@@ -54,7 +54,7 @@ def test_the_tokens_of_a_step_look_up_its_ids(lookups: int) -> None:
 def rows_of(path: TablePath) -> torch.Tensor:
     weights = torch.full((SMALL.rows, SMALL.dim), torch.nan)
     for ids, records in path.tables.updated_rows():
-        weights[ids] = path.tables.layout.weights(records)
+        weights[ids] = path.tables._shard.layout.weights(records)
     return weights
 
 

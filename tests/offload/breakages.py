@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from kernels.gather import RowIndex
-from offload import tables as tables_module
+from offload import step as step_module
 from offload.plan.plan import ModulePlan, Plan
 from offload.tables import EngramTables
-from offload.window.directory import Directory
+from offload.window.directory_numba import open_directory
 from offload.window.store import WindowStore
+
+Directory = type(open_directory(1, 1))
+"""The one that windows have here."""
 
 Breakage = Callable[[EngramTables, int], AbstractContextManager[object]]
 """Called with the tables and the step that is about to begin."""
 
 
 def window_of(tables: EngramTables) -> WindowStore:
-    """The window behind verify mode."""
-    store: Any = tables._store
-    return store._store
+    """The window that trains, and that verify mode watches."""
+    store: Any = tables._shard.store
+    return store
 
 
 @contextmanager
@@ -87,24 +90,24 @@ def other_gradients(tables: EngramTables, step: int) -> AbstractContextManager[o
 
 def updated_twice(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A step that is applied two times."""
-    update = tables.updater.update_at
+    update = tables._shard.updater.update_at
 
     def twice(*args: Any, **keywords: Any) -> None:
         update(*args, **keywords)
         update(*args, **keywords)
 
-    return mock.patch.object(tables.updater, "update_at", twice)
+    return mock.patch.object(tables._shard.updater, "update_at", twice)
 
 
 def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Rows used without the steps that they missed."""
-    read = tables.updater.read
+    read = tables._shard.updater.read
 
     def as_stored(records: Tensor, slots: Tensor) -> Tensor:
         read(records, slots)
-        return tables.layout.weights(records)[slots].float()
+        return tables._shard.layout.weights(records)[slots].float()
 
-    return mock.patch.multiple(tables.updater, read=as_stored, catch_up=lambda records: None)
+    return mock.patch.multiple(tables._shard.updater, read=as_stored, catch_up=lambda records: None)
 
 
 def other_rows(tables: EngramTables, step: int) -> AbstractContextManager[object]:
@@ -134,8 +137,8 @@ def _settled(tables: EngramTables) -> int:
 
 
 def _changed(name: str, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[object]:
-    call = getattr(tables_module, name)
-    return mock.patch.object(tables_module, name, lambda *args, **keywords: change(call(*args, **keywords)))
+    call = getattr(step_module, name)
+    return mock.patch.object(step_module, name, lambda *args, **keywords: change(call(*args, **keywords)))
 
 
 def _with_indices(part: ModulePlan, change: Callable[[RowIndex], RowIndex]) -> ModulePlan:

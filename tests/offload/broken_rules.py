@@ -11,17 +11,23 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
+from offload import step as step_module
 from offload import tables as tables_module
 from offload.config import TableOptimizerConfig
 from offload.plan.plan import ModulePlan
 from offload.rows.records import RecordLayout
 from offload.rows.shard import Shard
 from offload.rows.updater import RowUpdater
-from offload.tables import EngramTables, StepRows
+from offload.step import Step
+from offload.tables import EngramTables
 from offload.transfers.copies import WorkerCopy
 from offload.transfers.open import CpuTransfers
-from offload.window.directory import NEVER, Directory, SlotState
+from offload.window.directory import NEVER, SlotState
+from offload.window.directory_numba import open_directory
 from offload.window.store import WindowStore
+
+Directory = type(open_directory(1, 1))
+"""The one that windows have here."""
 
 Broken = AbstractContextManager[object]
 Rule = Callable[[], Broken]
@@ -127,24 +133,25 @@ def applied_twice() -> Broken:
 def skipped_step_applied() -> Broken:
     """A step whose gradients were reduced is applied, though it was skipped."""
 
-    def skip(call: Callable[..., None], self: EngramTables) -> None:
+    def skip(call: Callable[..., None], self: Step) -> None:
         try:
             self.apply(lr=0.01)
         except RuntimeError:  # there are no gradients
             call(self)
 
-    return _wrapped(EngramTables, "skip", skip)
+    return _wrapped(Step, "skip", skip)
 
 
 def skipped_step_counted() -> Broken:
     """A skipped step counts as one that rows have missed."""
 
-    def skip(call: Callable[..., None], self: EngramTables) -> None:
-        state = self.updater.state()
-        self.updater.load_state(state | {"learning_rates": [*state["learning_rates"], 0.0]})
+    def skip(call: Callable[..., None], self: Step) -> None:
+        updater = self._shard.updater
+        state = updater.state()
+        updater.load_state(state | {"learning_rates": [*state["learning_rates"], 0.0]})
         call(self)
 
-    return _wrapped(EngramTables, "skip", skip)
+    return _wrapped(Step, "skip", skip)
 
 
 def replay_skipped() -> Broken:
@@ -171,11 +178,11 @@ def replay_at_the_latest_rate() -> Broken:
 def first_micro_batch_forgotten() -> Broken:
     """Each micro-batch's gradient replaces that of the one before."""
 
-    def begin(call: Callable[..., StepRows], self: EngramTables, *args: Any) -> StepRows:
-        rows = call(self, *args)
-        for leaf in rows.leaves:
+    def begin(call: Callable[..., Step], self: EngramTables, *args: Any) -> Step:
+        step = call(self, *args)
+        for leaf in step.rows.leaves:
             leaf.register_hook(lambda gradient, leaf=leaf: setattr(leaf, "grad", None))
-        return rows
+        return step
 
     return _wrapped(EngramTables, "begin", begin)
 
@@ -209,7 +216,7 @@ def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Br
         add(total_OD, list(zip(plan.owed_places_A.split(plan.owed), received_AD.split(plan.owed), strict=True)))
         return total_OD
 
-    return mock.patch.object(tables_module, "exchange_gradients", exchange)
+    return mock.patch.object(step_module, "exchange_gradients", exchange)
 
 
 def _landed_at_once(call: Callable[..., WorkerCopy], self: CpuTransfers, *args: Any) -> WorkerCopy:

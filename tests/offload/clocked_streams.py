@@ -181,7 +181,8 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
 
 def watch_updates(tables: EngramTables, streams: ClockedStreams) -> None:
     """The step's rows are read and updated on the stream of the model."""
-    read, update = tables.updater.read, tables.updater.update_at
+    updater = tables._shard.updater
+    read, update = updater.read, updater.update_at
 
     def reading(records_CW: Tensor, slots_U: Tensor, *args: Any, **keywords: Any) -> Any:
         streams.work(reads=[("slot", slots_U)])
@@ -191,4 +192,4 @@ def watch_updates(tables: EngramTables, streams: ClockedStreams) -> None:
         streams.work(writes=[("slot", slots_U)])
         return update(records_CW, slots_U, *args, **keywords)
 
-    tables.updater.read, tables.updater.update_at = reading, updating  # type: ignore[method-assign]
+    updater.read, updater.update_at = reading, updating  # type: ignore[method-assign]

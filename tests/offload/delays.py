@@ -11,9 +11,13 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from offload import tables
+from offload import step, tables
 from offload.transfers.open import CpuTransfers
-from offload.window.directory import Directory, SlotState
+from offload.window.directory import SlotState
+from offload.window.directory_numba import open_directory
+
+Directory = type(open_directory(1, 1))
+"""The one that windows have here."""
 
 LONGEST_S = 0.003
 
@@ -53,8 +57,9 @@ def random_delays(seed: int, longest_s: float = LONGEST_S, longest_write_back_s:
         for name, longest in (("_fetch", longest_s), ("_write_back", longest_write_back_s)):
             pauses = _Pauses(seed, name, longest)
             patch(CpuTransfers, name, lambda copy, pauses=pauses: _torn(copy, pauses))
-        for name in ("make_plan", "exchange_values", "exchange_gradients"):
-            patch(tables, name, lambda call, name=name: _late(call, _Pauses(seed, name, longest_s)))
+        slow = ((tables, "make_plan"), (step, "exchange_values"), (step, "exchange_gradients"))
+        for owner, name in slow:
+            patch(owner, name, lambda call, name=name: _late(call, _Pauses(seed, name, longest_s)))
         written: set[int] = set()
         patch(CpuTransfers, "write_back", lambda call: _noting(call, lambda slots, _: written.update(slots.tolist())))
         patch(CpuTransfers, "fetch", lambda call: _noting(call, lambda _, slots: _count_reused(slots, written, seen)))

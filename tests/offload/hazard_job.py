@@ -13,9 +13,10 @@ from torch import Tensor
 
 from kernels.gather import gather
 from offload.config import OffloadConfig
-from offload.plan.plan import TokenBatch
+from offload.plan.plan import Tokens as MicroBatch
 from offload.plan.sharding import Sharding
 from offload.rows.records import RowInit
+from offload.step import Step
 from offload.tables import EngramTables
 from tests.offload import broken_rules
 from tests.offload.delays import LONGEST_S, Seen, random_delays
@@ -72,10 +73,11 @@ class Job:
     learning_rates: tuple[float, ...] = (0.01, 0.02, 0.005)
     addresses: Addresses = Addresses()
 
-    def batches(self, step: int, rank: int, world_size: int) -> list[TokenBatch]:
+    def batches(self, step: int, rank: int, world_size: int) -> list[MicroBatch]:
         tokens = torch.tensor(self.steps[step % len(self.steps)], dtype=torch.int64).view(SEQUENCES, -1)
         mine = tokens[rank * SEQUENCES // world_size : (rank + 1) * SEQUENCES // world_size]
-        return [(part, torch.arange(part.shape[1]).expand_as(part)) for part in mine.chunk(self.micro_batches)]
+        parts = mine.chunk(self.micro_batches)
+        return [MicroBatch(part, torch.arange(part.shape[1]).expand_as(part)) for part in parts]
 
     def loss(self, rows_ND: Tensor, tokens_BT: Tensor, module: int) -> Tensor:
         if not self.exact:
@@ -199,43 +201,44 @@ def open_tables(case: Case) -> EngramTables:
         host_group=ranks().host_group,
     )
     if case.image is not None:
-        tables.updater.load_state(case.image.state)
+        tables.load_optimizer_state(case.image.state)
         ids = torch.tensor(list(case.image.rows), dtype=torch.int64)
         records = torch.frombuffer(bytearray(b"".join(case.image.rows.values())), dtype=torch.float32)
         tables.load_rows(ids, records.view(len(ids), -1))
     return tables
 
 
-def use_rows(tables: EngramTables, job: Job, step: int) -> list[Tensor]:
+def use_rows(tables: EngramTables, job: Job, number: int) -> tuple[Step, list[Tensor]]:
     """Begins a step and computes the loss of each micro-batch."""
-    batches = job.batches(step, *rank_and_size())
-    rows = tables.begin(step, [tokens for tokens, _ in batches])
-    return [
+    step = tables.begin(number)
+    losses = [
         sum(
-            (job.loss(gather(leaf, index), tokens, module) for module, (leaf, index) in enumerate(parts)),
+            (
+                job.loss(gather(leaf, index), batch.tokens_BT, module)
+                for module, (leaf, index) in enumerate(step.rows.of(place))
+            ),
             start=torch.zeros(()),
         )
-        for (tokens, _), parts in zip(
-            batches, (zip(rows.leaves, indices, strict=True) for indices in rows.indices), strict=True
-        )
+        for place, batch in enumerate(step.batches)
     ]
+    return step, losses
 
 
-def train_step(tables: EngramTables, job: Job, step: int) -> tuple[float, float]:
+def train_step(tables: EngramTables, job: Job, number: int) -> tuple[float, float]:
     """One step; returns this rank's loss and the gradient's squared norm."""
     _, world_size = rank_and_size()
-    losses = use_rows(tables, job, step)
+    step, losses = use_rows(tables, job, number)
     loss, norm_squared = float(sum(losses).detach()), 0.0
-    if step in job.abandoned:
-        tables.skip()
+    if number in job.abandoned:
+        step.skip()
         return loss, norm_squared
     for part in losses:
         (part * world_size).backward()
-    norm_squared = float(tables.reduce_gradients())
-    if step in job.skipped:
-        tables.skip()
+    norm_squared = float(step.reduce())
+    if number in job.skipped:
+        step.skip()
     else:
-        tables.apply(lr=job.learning_rates[step % len(job.learning_rates)], gradient_scale=0.5)
+        step.apply(lr=job.learning_rates[number % len(job.learning_rates)], gradient_scale=0.5)
     return loss, norm_squared
 
 
@@ -254,7 +257,7 @@ def saved_rows(tables: EngramTables) -> dict[int, bytes]:
 
 def leaks(tables: EngramTables) -> dict[str, int]:
     """What finished steps must not leave behind, counted after a flush; only what is not 0."""
-    store = getattr(tables._store, "_store", tables._store)
+    store = tables._shard.store
     counts = {"plans": len(tables._planner._plans)}
     if hasattr(store, "_directory"):
         directory = store._directory
@@ -285,7 +288,7 @@ def run_case(case: Case) -> Outcome:
                 if step in job.evaluated:
                     loss += look_up(tables, job, step)
                 if step in job.saved:
-                    images.append(Image(saved_rows(tables), copy.deepcopy(tables.updater.state()), step + 1))
+                    images.append(Image(saved_rows(tables), copy.deepcopy(tables.optimizer_state()), step + 1))
                 results.append((loss, norm_squared))
             rows, left = saved_rows(tables), leaks(tables)
         finally:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.gather import gather
 from offload.config import OffloadConfig
-from offload.plan.plan import TokenBatch
+from offload.plan.plan import Tokens
 from offload.rows.records import RowInit
 from offload.tables import EngramTables
 
@@ -49,14 +49,15 @@ class Job:
     device: str = "cpu"
     window: dict = field(default_factory=dict)
 
-    def batches(self, step: int, rank: int, world_size: int) -> list[TokenBatch]:
+    def batches(self, step: int, rank: int, world_size: int) -> list[Tokens]:
         generator = torch.Generator().manual_seed(1000 * self.seed + step)
         # A narrow, moving range of ids: rows return after one, a few, or many steps.
         low = int(torch.randint(0, VOCABULARY - 8, (1,), generator=generator))
         tokens = torch.randint(low, low + 8, (self.global_batch, 5), generator=generator)
         positions = torch.arange(5).expand_as(tokens)
         mine = slice(rank * self.global_batch // world_size, (rank + 1) * self.global_batch // world_size)
-        return list(zip(tokens[mine].split(self.micro_batch), positions[mine].split(self.micro_batch), strict=True))
+        parts = zip(tokens[mine].split(self.micro_batch), positions[mine].split(self.micro_batch), strict=True)
+        return [Tokens(*part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,20 @@ def train_step(tables: EngramTables, job: Job, step: int) -> tuple[float, float]
     """One step; returns this rank's loss and the gradient's squared norm."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
-    batches = job.batches(step, rank, world_size)
-    rows = tables.begin(step, [tokens for tokens, _ in batches])
+    begun = tables.begin(step)
     total = 0.0
-    for indices in rows.indices:
+    for place in range(len(begun.batches)):
         loss = sum(
             ((gather(leaf, index) + 0.1 * (module + 1)) ** 2).sum()
-            for module, (leaf, index) in enumerate(zip(rows.leaves, indices, strict=True))
+            for module, (leaf, index) in enumerate(begun.rows.of(place))
         )
         (loss * world_size / 10).backward()
         total += float(loss.detach())
-    norm_squared = float(tables.reduce_gradients())
+    norm_squared = float(begun.reduce())
     if step in job.skipped:
-        tables.skip()
+        begun.skip()
     else:
-        tables.apply(lr=job.learning_rates[step % len(job.learning_rates)], gradient_scale=0.5)
+        begun.apply(lr=job.learning_rates[step % len(job.learning_rates)], gradient_scale=0.5)
     if job.evaluate and step % 3 == 0:
         seen = tables.look_up(job.batches(step + 100, rank, world_size))
         total += float(sum(leaf.sum() for leaf in seen.leaves))

@@ -53,7 +53,7 @@ def test_resuming_from_saved_rows_continues_bitwise(engine: str) -> None:
 
 def test_auto_takes_one_of_the_gpus_engines() -> None:
     tables = open_tables(GPU_JOB, window("auto", 1))
-    store = tables._store
+    store = tables._shard.store
     assert isinstance(store, BackgroundStore)
     assert isinstance(store._window, WindowStore)
     assert store._window.engine in ("zero_copy", "staged")
@@ -71,13 +71,12 @@ def syncs_are_errors() -> Iterator[None]:
 
 def step(tables: EngramTables, job: Job, number: int) -> None:
     """A training step that looks at nothing."""
-    batches = job.batches(number, 0, 1)
-    rows = tables.begin(number, [tokens for tokens, _ in batches])
-    for indices in rows.indices:
-        parts = [(gather(leaf, index) ** 2).sum() for leaf, index in zip(rows.leaves, indices, strict=True)]
+    begun = tables.begin(number)
+    for place in range(len(begun.batches)):
+        parts = [(gather(leaf, index) ** 2).sum() for leaf, index in begun.rows.of(place)]
         torch.stack(parts).sum().backward()
-    tables.reduce_gradients()
-    tables.apply(lr=0.01)
+    begun.reduce()
+    begun.apply(lr=0.01)
 
 
 @pytest.mark.parametrize("tables", ["adam-exact", "rmsprop-exact-bf16-both"])
@@ -112,17 +111,16 @@ def test_a_write_back_waits_for_a_late_update_and_a_fetch_for_the_write_back() -
     tables = open_tables(LONG_JOB, window("zero_copy", 2))
     try:
         for number in range(LONG_JOB.steps):
-            batches = LONG_JOB.batches(number, 0, 1)
-            rows = tables.begin(number, [tokens for tokens, _ in batches])
-            for indices in rows.indices:
+            begun = tables.begin(number)
+            for place in range(len(begun.batches)):
                 loss = sum(
                     ((gather(leaf, index) + 0.1 * (module + 1)) ** 2).sum()
-                    for module, (leaf, index) in enumerate(zip(rows.leaves, indices, strict=True))
+                    for module, (leaf, index) in enumerate(begun.rows.of(place))
                 )
                 (loss / 10).backward()
-            tables.reduce_gradients()
+            begun.reduce()
             torch.cuda._sleep(3_000_000)
-            tables.apply(lr=LONG_JOB.learning_rates[number % 3], gradient_scale=0.5)
+            begun.apply(lr=LONG_JOB.learning_rates[number % 3], gradient_scale=0.5)
         found = {}
         for ids, records in tables.updated_rows():
             found.update(zip(ids.tolist(), records.view(torch.int32).tolist(), strict=True))

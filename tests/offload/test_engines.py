@@ -56,8 +56,8 @@ def test_padding_changes_no_bits(
     plain = run_job(JOB, config)
     pad_as_for_a_gpu(monkeypatch)
     with contextlib.closing(open_tables(JOB, config)) as tables:
-        assert tables._store.records.stride(0) == 32 > tables.layout.words
-        assert tables.window_bytes == len(tables._store.records) * 128
+        assert tables._shard.store.records.stride(0) == 32 > tables._shard.layout.words
+        assert tables.window_bytes == len(tables._shard.store.records) * 128
     assert run_job(JOB, config).digest == plain.digest
 
 

@@ -68,11 +68,12 @@ def first_rows(config: OffloadConfig) -> dict[int, list[float]]:
     tables = open_tables(JOB, config)
     try:
         ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        batches = JOB.batches(0, *ranks)
-        rows = tables.begin(0, [tokens for tokens, _ in batches])
+        step = tables.begin(0)
+        assert all(map(torch.equal, step.batches[0], JOB.batches(0, *ranks)[0]))
         seen = {}
-        for (tokens, positions), indices in zip(batches, rows.indices, strict=True):
-            values = gather(rows.leaves[0].detach(), indices[0])
+        for place, (tokens, positions) in enumerate(step.batches):
+            leaf, index = step.rows.of(place)[0]
+            values = gather(leaf.detach(), index)
             seen.update(zip(Addresses().rows(0, tokens, positions).flatten().tolist(), values.tolist(), strict=True))
         return seen
     finally:
@@ -143,20 +144,10 @@ def test_a_skipped_step_leaves_no_trace() -> None:
 def test_a_module_that_got_no_gradient_is_updated_with_zeros() -> None:
     tables = open_tables(Job(), OffloadConfig())
     try:
-        batches = Job().batches(0, 0, 1)
-        rows = tables.begin(0, [tokens for tokens, _ in batches])
-        gather(rows.leaves[0], rows.indices[0][0]).sum().backward()
-        assert float(tables.reduce_gradients()) > 0
-        tables.apply(lr=0.1)
-    finally:
-        tables.close()
-
-
-def test_other_tokens_than_the_planned_ones_are_refused() -> None:
-    tables = open_tables(Job(), OffloadConfig())
-    try:
-        with pytest.raises(RuntimeError, match="tokens of step 0 are not those"):
-            tables.begin(0, [tokens for tokens, _ in Job().batches(1, 0, 1)])
+        step = tables.begin(0)
+        gather(*step.rows.of(0)[0]).sum().backward()
+        assert float(step.reduce()) > 0
+        step.apply(lr=0.1)
     finally:
         tables.close()
 
@@ -164,9 +155,15 @@ def test_other_tokens_than_the_planned_ones_are_refused() -> None:
 def test_a_step_that_was_neither_applied_nor_skipped_blocks_the_next() -> None:
     tables = open_tables(Job(), OffloadConfig())
     try:
-        tables.begin(0, [tokens for tokens, _ in Job().batches(0, 0, 1)])
+        step = tables.begin(0)
         with pytest.raises(RuntimeError, match="before step 0 was applied"):
-            tables.begin(1, [tokens for tokens, _ in Job().batches(1, 0, 1)])
+            tables.begin(1)
+        with pytest.raises(RuntimeError, match="not reduced"):
+            step.apply(lr=0.1)
+        step.skip()
+        with pytest.raises(RuntimeError, match="step 0 was applied or skipped"):
+            step.skip()
+        tables.begin(1).skip()
     finally:
         tables.close()
 
@@ -194,10 +191,10 @@ def save_and_resume(job: Job, config: OffloadConfig, stop: int) -> tuple[list[fl
     tables = open_tables(job, config)
     for step in range(stop):
         train_step(tables, job, step)
-    rows, state = list(tables.updated_rows()), tables.updater.state()
+    rows, state = list(tables.updated_rows()), tables.optimizer_state()
     tables.close()
     resumed = open_tables(job, config)
-    resumed.updater.load_state(state)
+    resumed.load_optimizer_state(state)
     for ids, records in rows:
         resumed.load_rows(ids, records)
     losses = [train_step(resumed, job, step)[0] for step in range(stop, job.steps)]
@@ -220,6 +217,6 @@ def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
 def test_another_optimizers_state_is_refused() -> None:
     adam, adagrad = (open_tables(Job(), OffloadConfig(optimizer=OPTIMIZERS[n])) for n in ("adam-lazy", "adagrad"))
     with pytest.raises(ValueError, match=r"offload\.optimizer\.type: .* trained with adam, the config says rowwise"):
-        adagrad.updater.load_state(adam.updater.state())
+        adagrad.load_optimizer_state(adam.optimizer_state())
     adam.close()
     adagrad.close()

@@ -120,7 +120,7 @@ class Checkpoints:
             "step": step,
             "steps_applied": state.steps,
             **vars(self._identity),
-            "tables": tables.updater.state() if tables else None,
+            "tables": tables.optimizer_state() if tables else None,
             "table_files": [tables_file(rank, ranks) for rank in range(ranks)] if tables else [],
         }
 
@@ -156,7 +156,7 @@ def _load(path: Path, engine: Engine, tables: EngramTables | None, check: Callab
         check(description)
         engine.load_state(load_backbone(path, description["steps_applied"]))
         if tables is not None:
-            tables.updater.load_state(description["tables"])
+            tables.load_optimizer_state(description["tables"])
             for name in description["table_files"]:
                 load_tables(tables, path / name)
     except ValueError as error:

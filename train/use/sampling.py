@@ -7,10 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.balance import reset_counts
+from offload.plan.plan import Tokens
 from offload.tables import EngramTables
 from train.data.tokenizer import Tokenizer
 from train.engine import Engine
-from train.evaluation import NO_ROWS, memory_of
+from train.evaluation import memory_of
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def _next_token(
 ) -> int:
     tokens_BT = torch.tensor([ids])
     positions_BT = torch.arange(len(ids)).unsqueeze(0)
-    rows = tables.look_up([(tokens_BT, positions_BT)]) if tables else NO_ROWS
+    rows = tables.look_up([Tokens(tokens_BT, positions_BT)]) if tables else None
     logits_BTV = engine(tokens_BT.to(engine.device), positions_BT.to(engine.device), memory_of(rows, 0))
     token = _draw(logits_BTV[0, -1].float().cpu(), temperature, generator).to(engine.device)
     # The next forward is collective: all ranks must continue the same text, whatever their rounding.

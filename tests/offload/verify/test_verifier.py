@@ -113,7 +113,7 @@ BREAKS_ONE_RANK = """
 import os
 
 if os.environ.get("RANK") == "{rank}":
-    from offload import tables
+    from offload import step
     from offload.plan import exchange
 
     calls = [0]
@@ -122,7 +122,7 @@ if os.environ.get("RANK") == "{rank}":
         calls[0] += 1
         return exchange.exchange_values(*args, **keywords) + (calls[0] > 4)
 
-    tables.exchange_values = exchange_values
+    step.exchange_values = exchange_values
 """
 
 

@@ -1,0 +1,35 @@
+"""Who watches steps: told of each stage of the very steps that train, after it happened."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from offload.plan.plan import Plan
+
+
+class Observer:
+    """Does nothing. What is called here is called by all ranks in the same order, so it may be collective."""
+
+    def planned(self, step: int, plan: Plan) -> None:
+        """A step is about to use its plan, whose tensors are on the host."""
+
+    def read(self, step: int, plan: Plan, places_O: Tensor, leaves: Sequence[Tensor]) -> None:
+        """A step's rows stand at `places_O` of the store's records, and were handed out as `leaves`."""
+
+    def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+        """For each module, this rank's gradients [U, D] as they were sent, and the sums of the rows that it owns."""
+
+    def updated(self, step: int, plan: Plan, places_O: Tensor, lr: float, gradient_scale: float) -> None:
+        """A step's rows were updated with `gradient_scale` times the sums."""
+
+    def finished(self, step: int, plan: Plan) -> None:
+        """A step let go of its rows, updated or not."""
+
+    def looked_up(self, step: int, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Rows of micro-batches that are no training step's were read after `step`."""
+
+    def saved(self, records_RW: Tensor) -> None:
+        """The whole shard's records, as they are about to be saved."""
+
+    def loaded(self, rows: Tensor, records_UW: Tensor) -> None:
+        """Records of `rows` (places in the shard) were overwritten before the first step."""

@@ -1,0 +1,182 @@
+"""A training step from the side of the tables: its micro-batches, the rows of their tokens, one update of these rows.
+
+Shape suffixes as in `offload.plan.plan`, and D columns of a row, W words of a record.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.gather import RowIndex
+from offload.device.sent import Sender
+from offload.observer import Observer
+from offload.plan.exchange import exchange_gradients, exchange_values
+from offload.plan.plan import Plan, TokenBatch
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout
+from offload.rows.updater import RowUpdater
+from offload.window.interface import RowStore
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of some micro-batches' tokens.
+
+    Attributes:
+        leaves: for each Engram module, this rank's unique rows: fp32 [U, D]. A step's are autograd leaves.
+        indices: for each micro-batch and module, the place of every lookup among those rows.
+    """
+
+    leaves: list[Tensor]
+    indices: list[list[RowIndex]]
+
+    def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
+        """What a micro-batch reads: for each Engram module the rows, and its lookups' places among them."""
+        return list(zip(self.leaves, self.indices[micro_batch], strict=True))
+
+
+@dataclass(frozen=True)
+class RankShard:
+    """What this rank's steps share: its rows, how they are updated, and the ranks they are exchanged with.
+
+    Attributes:
+        store: the rows' records.
+        updater: of the rows.
+        layout: of the records.
+        sharding, rank: who owns which rows.
+        group: the ranks, with communication on the device; None for all ranks.
+        device: where the model computes.
+        exchange_dtype: in which values travel from their owners.
+        observer: is told of everything.
+    """
+
+    store: RowStore
+    updater: RowUpdater
+    layout: RecordLayout
+    sharding: Sharding
+    rank: int
+    group: dist.ProcessGroup | None
+    device: torch.device
+    exchange_dtype: torch.dtype
+    observer: Observer
+
+    def rows_of(self, plan: Plan, weights_OD: Tensor) -> Rows:
+        """Exchanges the rows of a plan, whose tensors may be on the host or on the device. Collective."""
+        leaves = [
+            exchange_values(part, weights_OD[part.owned], self.group, self.exchange_dtype) for part in plan.modules
+        ]
+        by_module = [[index.to(self.device) for index in part.indices] for part in plan.modules]
+        return Rows(leaves, [list(modules) for modules in zip(*by_module, strict=True)])
+
+
+class Step:
+    """A step that has begun. It ends once: applied or skipped.
+
+    Args:
+        number: of the step, from 0.
+        plan: the step's, on the host.
+        there: the same, with its modules' tensors on the device.
+        places_O: where the rows' records stand in the store, on the device.
+        shard: this rank's.
+        sender: of numbers to the device.
+        finish: called at the end with whether the rows were updated.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        plan: Plan,
+        there: Plan,
+        places_O: Tensor,
+        shard: RankShard,
+        sender: Sender,
+        finish: Callable[[bool], None],
+    ) -> None:
+        self.number = number
+        self._plan, self._there, self._places_O = plan, there, places_O
+        self._shard, self._sender, self._finish = shard, sender, finish
+        self._gradient_OD: Tensor | None = None
+        self._ended = False
+        weights_OD = shard.updater.read(shard.store.records, places_O)
+        self.rows = shard.rows_of(there, weights_OD)
+        """This rank's; in memory that the next step's may overwrite."""
+        for leaf in self.rows.leaves:
+            leaf.requires_grad_()
+        shard.observer.read(number, plan, places_O, self.rows.leaves)
+
+    @property
+    def batches(self) -> Sequence[TokenBatch]:
+        """This rank's micro-batches, as its loader gave them: the very ones that the rows were planned for."""
+        return self._plan.batches
+
+    def reduce(self) -> Tensor:
+        """Sends the leaves' gradients to the rows' owners. Collective.
+
+        Returns:
+            fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
+
+        Raises:
+            RuntimeError: the step has ended.
+        """
+        self._require_open()
+        shard = self._shard
+        gradients = [_gradient(leaf) for leaf in self.rows.leaves]
+        parts = [
+            exchange_gradients(part, gradient, part.owned.stop - part.owned.start, shard.group)
+            for part, gradient in zip(self._there.modules, gradients, strict=True)
+        ]
+        shard.observer.reduced(self.number, self._plan, gradients, parts)
+        self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
+        world_size = shard.sharding.world_size
+        if world_size > 1:
+            dist.all_reduce(norm_squared, group=shard.group)
+        return norm_squared / world_size**2
+
+    def apply(self, *, lr: float, gradient_scale: float = 1.0) -> None:
+        """Updates each row of the step once, at its owner.
+
+        Args:
+            lr: the backbone's learning rate of this step; the rows' factor is applied here.
+            gradient_scale: multiplied with the gradient first (clipping).
+
+        Raises:
+            RuntimeError: gradients were not reduced, or the step has ended.
+        """
+        self._require_open()
+        if self._gradient_OD is None:
+            raise RuntimeError("gradients were not reduced")
+        shard, plan = self._shard, self._plan
+        scale = gradient_scale / shard.sharding.world_size
+        row_ids = None
+        if shard.layout.row_dtype == "bf16":  # they key the rounding
+            (row_ids,) = self._sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
+        shard.updater.update_at(
+            shard.store.records, self._places_O, self._gradient_OD, lr, row_ids, gradient_scale=scale
+        )
+        shard.observer.updated(self.number, plan, self._places_O, lr, scale)
+        self._end(updated=True)
+
+    def skip(self) -> None:
+        """Ends the step without a trace in any row.
+
+        Raises:
+            RuntimeError: the step has ended.
+        """
+        self._require_open()
+        self._end(updated=False)
+
+    def _end(self, *, updated: bool) -> None:
+        self._ended = True
+        self._finish(updated)
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise RuntimeError(f"step {self.number} was applied or skipped before")
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
