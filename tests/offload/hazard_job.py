@@ -263,7 +263,7 @@ def leaks(tables: EngramTables) -> dict[str, int]:
         directory = store._directory
         held = sum(len(slots) for _, slots in directory._uses)
         counts |= {
-            "fetches": len(store._fetches),
+            "admissions": len(store._admitted),
             "writebacks": len(store._writebacks),
             "slots in copies": int(directory._writes.sum()),
             "dirty slots": int(directory.dirty.sum()),
