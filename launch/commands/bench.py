@@ -20,7 +20,6 @@ _MODES = ("window", "resident")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
 _ALL = ("train", "kernels", "links", "offload")
-_CHECKS = ("tests", "sanitizer")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
@@ -298,50 +297,6 @@ def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
 
 
 @command.command(
-    epilog="""\b
-Examples:
-  engram bench tests --seconds 300
-"""
-)
-@_device
-@_seconds
-@_json
-def tests(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    """Run the GPU tests of a checkout, in its root, folder by folder."""
-    _check("tests", device, seconds, as_json)
-
-
-@command.command(
-    epilog="""\b
-Examples:
-  engram bench sanitizer --seconds 300
-"""
-)
-@_device
-@_seconds
-@_json
-def sanitizer(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    """Run the GPU tests of a checkout's kernels under compute-sanitizer: memcheck and racecheck."""
-    _check("sanitizer", device, seconds, as_json)
-
-
-def _check(name: str, device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    from launch.bench.checks import run_sanitizer, run_tests
-    from launch.bench.devices import chosen_device, open_device
-    from launch.bench.options import BenchOptions
-    from launch.bench.progress import Progress
-    from train.errors import UserError
-
-    options = BenchOptions(device=chosen_device(device), seconds=seconds, threads=_thread_count(None))
-    if options.device == "cpu":
-        raise UserError("there is no GPU that torch can use, and these are tests of one")
-    open_device(options.device)
-    with Progress(name) as progress:
-        sections = (run_tests if name == "tests" else run_sanitizer)(options, progress)
-    _tell(sections, options, as_json)
-
-
-@command.command(
     name="all",
     epilog="""\b
 Examples:
@@ -351,9 +306,7 @@ Examples:
 )
 @_device
 @click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="For everything.")
-@click.option(
-    "--part", "parts", multiple=True, type=click.Choice([*_ALL, *_CHECKS]), help="Only this one; may be repeated."
-)
+@click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this one; may be repeated.")
 @click.option("--job", metavar="FILE", help="As of `engram bench train`.")
 @_traces
 @click.option(
@@ -372,8 +325,7 @@ def everything(
     """Run train, kernels, links and offload within a given time, smaller on a CPU.
 
     A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same,
-    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`. Parts `tests` and
-    `sanitizer`, which a checkout has, check instead of measuring, and run only if they are named.
+    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`.
     """
     from pathlib import Path
 
