@@ -70,11 +70,13 @@ Examples:
 @click.option(
     "--compute-ms", type=click.FloatRange(min=0), default=100.0, show_default=True, help="Stand-in for a model."
 )
-@click.option("--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="Trained by part `job`.")
-@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of that job, in each mode.")
+@click.option(
+    "--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="The job that part `job` trains."
+)
+@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of that job in each mode.")
 @click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
 @_threads
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the ids.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the ids.")
 @_json
 def offload(
     device: Literal["auto", "cpu", "cuda"],
@@ -97,7 +99,7 @@ def offload(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Time the tables in host memory beside what people use today, on Zipf-distributed ids.
+    """Time the tables in host memory beside common alternatives, on Zipf-distributed ids.
 
     \b
     Parts:
@@ -137,7 +139,7 @@ Examples:
 """
 )
 @_device
-@click.option("--tokens", type=click.IntRange(min=1), help="Of a step; default: 16,384 on a GPU, 1,024 on a CPU.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens a step; default: 16,384 on a GPU, 1,024 on a CPU.")
 @_seconds
 @_threads
 @_json
@@ -150,8 +152,8 @@ def kernels(
 ) -> None:
     """Time each kernel beside the same in PyTorch's operations, and beside what the hardware allows.
 
-    That is the bytes it must move over the bandwidth of memory or of the bus, both measured in the same run. On a CPU
-    it times the functions that run there, at smaller sizes.
+    The hardware's time is the bytes to be moved, divided by the bandwidth of memory or bus as measured in the same run.
+    On a CPU it times the functions that run there, at smaller sizes.
     """
     from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
@@ -172,7 +174,11 @@ Examples:
 @click.option(
     "--memory-mib", type=click.IntRange(min=4), help="Host memory reached into; default: 8,192 with a GPU, else 256."
 )
-@click.option("--programs", type=NumberList(1, 1024), help="Of each kernel, in turn; default: 4 to 64. GPU only.")
+@click.option(
+    "--programs",
+    type=NumberList(1, 1024),
+    help="Programs of a kernel, each number in turn; default: 4 to 64. GPU only.",
+)
 @click.option(
     "--record-bytes",
     type=NumberList(8, 65_536, multiple_of=4),
@@ -224,7 +230,9 @@ Examples:
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps of each run.")
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
-@click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="In each setting, in turns.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each setting, in turns."
+)
 @_traces
 @click.option("--partial", type=click.Path(dir_okay=False), hidden=True)
 @_seconds
@@ -280,7 +288,7 @@ Examples:
 """
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--steps", type=click.IntRange(min=1), help="That each FILE shows; default: what it says itself.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps that each FILE shows; default: what it says itself.")
 @_json
 def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
     """Tell what traces of training steps (`train.profile`) show.
@@ -305,9 +313,11 @@ Examples:
 """,
 )
 @_device
-@click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="For everything.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time for all parts together."
+)
 @click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this one; may be repeated.")
-@click.option("--job", metavar="FILE", help="As of `engram bench train`.")
+@click.option("--job", metavar="FILE", help="The job of part `train`.")
 @_traces
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
