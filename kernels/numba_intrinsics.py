@@ -37,9 +37,9 @@ _prefetch: Any = intrinsic(_make_prefetch)  # of the line at an address (uintp),
 
 @compiled
 def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
-    """Has the record of a row that comes after `rows[place]`, before `rows[end]`, brought near.
+    """Prefetches a record into the cache: that of the row a few after `rows[place]`, if it comes before `rows[end]`.
 
-    Rows lie scattered, and the processor cannot guess where the next one is.
+    Rows are scattered, so the processor cannot guess where the next one is.
     """
     if place + _AHEAD < end:
         first = records.ctypes.data + rows[place + _AHEAD] * records.strides[0]

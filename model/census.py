@@ -38,7 +38,7 @@ class PartCount(NamedTuple):
     """Those that compute for one token: of the input embedding none, as a token reads one row of it (all if it is the
     output head too), of the routed experts those that the token visits, of every other part all."""
     multiplied: int = 0
-    """Of the active ones, those in matrices: each is multiplied once for a token."""
+    """The active ones that are in matrices: each is multiplied once for a token."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 128
 _LEAST_COLUMNS = 16
-"""Of a head, for FlexAttention on a GPU."""
+"""The fewest columns of a head that FlexAttention takes on a GPU."""
 
 _SHAPES = 64
 """For which FlexAttention may be compiled: training's, and those of texts of whole blocks that are evaluated."""
@@ -40,7 +40,7 @@ class Documents:
     """
 
     lengths: list[int] | None
-    """Of the documents, in the order of the batch laid out as one row."""
+    """The documents' lengths, in the order of the batch laid out as one row."""
     block_mask: "BlockMask | None"
     """For FlexAttention."""
 

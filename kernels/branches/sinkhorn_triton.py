@@ -70,7 +70,7 @@ def _launch(logits_NMM: Tensor) -> tuple[tuple[int], dict[str, int]]:
 def _places(
     num_matrices: tl.tensor, M: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Of every number of a tile: its matrix, row and column, and whether it is one of the matrix at all."""
+    """For every number of a tile: its matrix, row and column, and whether it is in the matrix, not padding."""
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None, None]
     row, column = tl.arange(0, S)[None, :, None], tl.arange(0, S)[None, None, :]
     within = (row < M) & (column < M)

@@ -27,10 +27,10 @@ _LINE = 32  # words
 
 TILE_WORDS = 2048
 STAGES = 5
-"""Of the loops' software pipeline: three tiles are on their way while one is stored, and as many rows' numbers."""
+"""Depth of the loops' software pipeline: three tiles are under way while one is stored, and as many rows' numbers."""
 WARPS = 4
 REGISTERS = 96
-"""Of a thread at most. Left to itself the compiler takes more, or spills in order to have fewer than are free."""
+"""The most that a thread may use. Left alone, the compiler takes more, or spills although some are free."""
 _MOST_WARPS = 16  # whose registers a processor has, with some left
 
 

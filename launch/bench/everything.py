@@ -51,8 +51,6 @@ SHARES = (
     Share("offload", 0.1, (), _SMALL_OFFLOAD, limited=False),
 )
 """The parts in the order in which they run. What one leaves of its share, the later ones have more."""
-CHECKS = (Share("tests", 0.6), Share("sanitizer", 0.4))
-"""Parts that measure nothing, and run where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,12 @@ def run_everything(
         minutes: that all may take.
         device: `cpu` or `cuda`.
         more: further options, by part.
-        names: the parts; all that measure, if there are none.
+        names: the parts; all, if there are none.
         so_far: is given the outcomes after every part.
     """
     ends = time.monotonic() + 60 * minutes
     outcomes: dict[str, Outcome] = {}
-    shares = [share for share in (*SHARES, *CHECKS) if share.name in (names or [share.name for share in SHARES])]
+    shares = [share for share in SHARES if not names or share.name in names]
     for number, share in enumerate(shares):
         left = ends - time.monotonic()
         mine = left * share.weight / sum(later.weight for later in shares[number:])

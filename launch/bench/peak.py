@@ -1,4 +1,4 @@
-"""Part `peak`: what model FLOPs utilisation is a share of, a large product of matrices on one device."""
+"""Part `peak`: the rate of a large matrix product on one device, of which model FLOPs utilisation is a share."""
 
 import torch
 

@@ -15,7 +15,7 @@ Cell = str | int | float | Spread | None
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that shall not be larger than its limit, or with `at_least` not smaller."""
+    """A number that must not exceed its limit or, with `at_least`, must reach it."""
 
     name: str
     value: float
@@ -24,7 +24,7 @@ class Measure:
 
     @property
     def met(self) -> bool:
-        """Whether it is not."""
+        """Whether the number keeps to its limit."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:

@@ -284,7 +284,7 @@ def summary(turns: list[list[Turn]], results: dict[str, list[tuple[float, float]
 
 
 def _row(pairs: list[tuple[Turn, Turn]], name: str, depth: int | None) -> dict[str, Cell]:
-    """Of (resident, its) turns."""
+    """One line of the table, from pairs of turns: the resident run's, and the one beside it."""
     mine = [turn for _, turn in pairs]
     return {
         "rows": name,

@@ -20,7 +20,6 @@ _MODES = ("window", "resident")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
 _ALL = ("train", "kernels", "links", "offload")
-_CHECKS = ("tests", "sanitizer")
 _OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
@@ -71,11 +70,13 @@ Examples:
 @click.option(
     "--compute-ms", type=click.FloatRange(min=0), default=100.0, show_default=True, help="Stand-in for a model."
 )
-@click.option("--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="Trained by part `job`.")
-@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of that job, in each mode.")
+@click.option(
+    "--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="The job that part `job` trains."
+)
+@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of that job in each mode.")
 @click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
 @_threads
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the ids.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the ids.")
 @_json
 def offload(
     device: Literal["auto", "cpu", "cuda"],
@@ -98,7 +99,7 @@ def offload(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Time the tables in host memory beside what people use today, on Zipf-distributed ids.
+    """Time the tables in host memory beside common alternatives, on Zipf-distributed ids.
 
     \b
     Parts:
@@ -138,7 +139,7 @@ Examples:
 """
 )
 @_device
-@click.option("--tokens", type=click.IntRange(min=1), help="Of a step; default: 16,384 on a GPU, 1,024 on a CPU.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens a step; default: 16,384 on a GPU, 1,024 on a CPU.")
 @_seconds
 @_threads
 @_json
@@ -151,8 +152,8 @@ def kernels(
 ) -> None:
     """Time each kernel beside the same in PyTorch's operations, and beside what the hardware allows.
 
-    That is the bytes it must move over the bandwidth of memory or of the bus, both measured in the same run. On a CPU
-    it times the functions that run there, at smaller sizes.
+    The hardware's time is the bytes to be moved, divided by the bandwidth of memory or bus as measured in the same run.
+    On a CPU it times the functions that run there, at smaller sizes.
     """
     from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
@@ -173,7 +174,11 @@ Examples:
 @click.option(
     "--memory-mib", type=click.IntRange(min=4), help="Host memory reached into; default: 8,192 with a GPU, else 256."
 )
-@click.option("--programs", type=NumberList(1, 1024), help="Of each kernel, in turn; default: 4 to 64. GPU only.")
+@click.option(
+    "--programs",
+    type=NumberList(1, 1024),
+    help="Programs of a kernel, each number in turn; default: 4 to 64. GPU only.",
+)
 @click.option(
     "--record-bytes",
     type=NumberList(8, 65_536, multiple_of=4),
@@ -225,7 +230,9 @@ Examples:
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps of each run.")
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
-@click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="In each setting, in turns.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each setting, in turns."
+)
 @_traces
 @click.option("--partial", type=click.Path(dir_okay=False), hidden=True)
 @_seconds
@@ -281,7 +288,7 @@ Examples:
 """
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--steps", type=click.IntRange(min=1), help="That each FILE shows; default: what it says itself.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps that each FILE shows; default: what it says itself.")
 @_json
 def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
     """Tell what traces of training steps (`train.profile`) show.
@@ -298,50 +305,6 @@ def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
 
 
 @command.command(
-    epilog="""\b
-Examples:
-  engram bench tests --seconds 300
-"""
-)
-@_device
-@_seconds
-@_json
-def tests(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    """Run the GPU tests of a checkout, in its root, folder by folder."""
-    _check("tests", device, seconds, as_json)
-
-
-@command.command(
-    epilog="""\b
-Examples:
-  engram bench sanitizer --seconds 300
-"""
-)
-@_device
-@_seconds
-@_json
-def sanitizer(device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    """Run the GPU tests of a checkout's kernels under compute-sanitizer: memcheck and racecheck."""
-    _check("sanitizer", device, seconds, as_json)
-
-
-def _check(name: str, device: Literal["auto", "cpu", "cuda"], seconds: float | None, as_json: bool) -> None:
-    from launch.bench.checks import run_sanitizer, run_tests
-    from launch.bench.devices import chosen_device, open_device
-    from launch.bench.options import BenchOptions
-    from launch.bench.progress import Progress
-    from train.errors import UserError
-
-    options = BenchOptions(device=chosen_device(device), seconds=seconds, threads=_thread_count(None))
-    if options.device == "cpu":
-        raise UserError("there is no GPU that torch can use, and these are tests of one")
-    open_device(options.device)
-    with Progress(name) as progress:
-        sections = (run_tests if name == "tests" else run_sanitizer)(options, progress)
-    _tell(sections, options, as_json)
-
-
-@command.command(
     name="all",
     epilog="""\b
 Examples:
@@ -350,11 +313,11 @@ Examples:
 """,
 )
 @_device
-@click.option("--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="For everything.")
 @click.option(
-    "--part", "parts", multiple=True, type=click.Choice([*_ALL, *_CHECKS]), help="Only this one; may be repeated."
+    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time for all parts together."
 )
-@click.option("--job", metavar="FILE", help="As of `engram bench train`.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this one; may be repeated.")
+@click.option("--job", metavar="FILE", help="The job of part `train`.")
 @_traces
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
@@ -372,8 +335,7 @@ def everything(
     """Run train, kernels, links and offload within a given time, smaller on a CPU.
 
     A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same,
-    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`. Parts `tests` and
-    `sanitizer`, which a checkout has, check instead of measuring, and run only if they are named.
+    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`.
     """
     from pathlib import Path
 

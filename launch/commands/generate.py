@@ -19,7 +19,7 @@ Examples:
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
               help="0 takes the likeliest token.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many likeliest tokens only.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,

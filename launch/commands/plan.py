@@ -16,7 +16,9 @@ Examples:
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--ranks", type=click.IntRange(1, 65536), default=8, show_default=True, help="That share the tables.")
+@click.option(
+    "--ranks", type=click.IntRange(1, 65536), default=8, show_default=True, help="Ranks that share the tables."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) -> None:
     """Count what the job that the YAML file CONFIG describes comes to, without building it.

@@ -30,7 +30,7 @@ class RankFailed(RuntimeError):
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line to show for `error` if it is the user's to mend, else None."""
+    """The one line to show for `error` if the user can fix it, else None."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

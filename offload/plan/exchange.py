@@ -13,7 +13,7 @@ from offload.plan.plan import ModulePlan
 def exchange_values(
     plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Sends this rank's rows to whom asked for them; returns the rows that this rank asked for. Collective.
+    """Sends this rank's rows to the ranks that asked for them; returns those it asked for itself. Collective.
 
     Args:
         plan: the step's.

@@ -249,7 +249,7 @@ class WindowStore:
             self._order_writeback()
 
     def _order_writeback(self) -> None:
-        """Has fetches come after the oldest write-back, so that they may use its slots and rows as if it had landed."""
+        """Orders later fetches behind the oldest write-back: its slots and rows are theirs as if it had landed."""
         slots, copy = self._writebacks.popleft()
         with self._waiting():
             copy.order_fetches()

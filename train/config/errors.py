@@ -107,7 +107,7 @@ def describe(error: ValidationError, data: Any, schema: Schema) -> tuple[KeyPath
         found.setdefault(_path(details, data), details)
     path, details = next(iter(found.items()))
     message = " ".join(_message(path, details, schema).split())
-    return path, message + (f" [{len(found) - 1} more to mend after this]" if len(found) > 1 else "")
+    return path, message + (f" [{len(found) - 1} more to fix after this]" if len(found) > 1 else "")
 
 
 def _path(details: ErrorDetails, data: Any) -> KeyPath:

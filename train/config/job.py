@@ -77,7 +77,7 @@ class EvalConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     sample_tokens: int = Field(40, ge=0)
     """Tokens of each continuation; 0 for none."""
     temperature: float = Field(0.8, ge=0)
-    """Of the continuations; 0 takes the likeliest token."""
+    """Temperature at which tokens of the continuations are drawn; 0 always takes the likeliest."""
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):

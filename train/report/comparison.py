@@ -19,7 +19,7 @@ _FIGURES = {field.name for field in fields(Summary) if field.default is MISSING}
 
 
 class Spread(NamedTuple):
-    """Of one figure over the seeds."""
+    """One figure over the seeds: its mean, and how far it spreads."""
 
     mean: float
     least: float
@@ -27,7 +27,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Of at least one value."""
+        """The spread of one value or more."""
         found = list(values)
         return cls(fmean(found), min(found), max(found))
 
@@ -106,13 +106,13 @@ class Contender:
         return next(iter(self.runs.values())).figures[key]
 
     def spread(self, key: str) -> Spread:
-        """Of a figure that does."""
+        """A figure that does, over all seeds."""
         return Spread.of(run.figures[key] for run in self.runs.values())
 
     def gap(self, key: str, to: "Contender") -> Spread | None:
-        """Of a figure's difference to another's of the same seed, so with the same order of the data.
+        """How far a figure lies above that of `to`, seed by seed: the same seed means the same order of the data.
 
-        None without a common seed, and for `self`.
+        None if the two have no seed in common, and for `self`.
         """
         shared = self.runs.keys() & to.runs.keys()
         if to is self or not shared:

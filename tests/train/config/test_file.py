@@ -176,7 +176,7 @@ def test_the_message_names_the_file_in_which_the_key_stands() -> None:
 def test_a_mistyped_key_is_told_before_the_missing_one_it_causes() -> None:
     write(job="train: {stesp: 3}")
     assert message().startswith("job.yaml: train.stesp: unknown key; did you mean train.steps? (allowed: ")
-    assert message().endswith("[1 more to mend after this]")
+    assert message().endswith("[1 more to fix after this]")
 
 
 def test_a_dotted_key_in_a_file_is_told_how_to_nest() -> None:
