@@ -8,5 +8,6 @@ from offload.optimizers.adam import Adam
 from offload.optimizers.row_optimizer import RowOptimizer
 from offload.optimizers.rowwise_adagrad import RowwiseAdagrad
 from offload.optimizers.rowwise_rmsprop import RowwiseRmsprop
+from offload.optimizers.sgd import Sgd
 
-OPTIMIZERS: dict[str, type[RowOptimizer]] = {each.name: each for each in (Adam, RowwiseAdagrad, RowwiseRmsprop)}
+OPTIMIZERS: dict[str, type[RowOptimizer]] = {each.name: each for each in (Adam, RowwiseAdagrad, RowwiseRmsprop, Sgd)}
