@@ -2,17 +2,15 @@
 
 The bits are those of `kernels.rows.sgd`, and for bf16 rows of `kernels.rows.stochastic_rounding` after it.
 
-A record is a row of 32-bit words: weights (fp32, or two bf16 a word) and the version, an int32.
-
 Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a row.
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kernels.numba_intrinsics import ask_ahead, compiled
-from kernels.rows.stochastic_rounding_numba import load_bf16, rounding_keys, store_rounded
+from kernels.rows.records_numba import row_step
+from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
 from kernels.threads import split_rows
 
 
@@ -44,39 +42,26 @@ def update_rows(
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    records = records_CW.numpy(), records_CW.view(torch.int32).numpy(), slots_U.numpy(), grad_UD.numpy()
-    scalars = np.float32(gradient_scale), np.float32(lr), step
-    if not bf16:
-        split_rows(len(slots_U), lambda start, end: _update_fp32(*records, *scalars, start, end))
-        return
-    if row_ids_U is None:
-        raise ValueError("bf16 rows are rounded by their ids, but none are given")
-    halves = records_CW.view(torch.int16).numpy().view(np.uint16)
-    rounding = row_ids_U.numpy().view(np.uint64), *rounding_keys(grad_UD.shape[1], seed=seed, step=step)
-    split_rows(len(slots_U), lambda start, end: _update_bf16(*records, halves, *rounding, *scalars, start, end))
+    rows = row_step(
+        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
+    )
+    split_rows(len(slots_U), lambda start, end: _update(rows, np.float32(lr), start, end))
 
 
 @compiled
-def _update_fp32(records, versions, slots, grads, scale, lr, step, start, end):  # type: ignore[no-untyped-def]
+def _update(rows, lr, start, end):  # type: ignore[no-untyped-def]
+    dim = rows.grads.shape[1]
+    loaded = np.empty(dim, np.float32)
     for row in range(start, end):
-        ask_ahead(records, slots, row, end)
-        slot = slots[row]
-        _step(records[slot, : grads.shape[1]], grads[row], scale, lr)
-        versions[slot, versions.shape[1] - 1] = step
-
-
-@compiled
-def _update_bf16(  # type: ignore[no-untyped-def]
-    records, versions, slots, grads, halves, ids, key, word_keys, scale, lr, step, start, end
-):
-    weights = np.empty(grads.shape[1], np.float32)
-    for row in range(start, end):
-        ask_ahead(records, slots, row, end)
-        slot = slots[row]
-        load_bf16(halves[slot], weights)
-        _step(weights, grads[row], scale, lr)
-        store_rounded(weights, halves[slot], ids[row], key, word_keys)
-        versions[slot, versions.shape[1] - 1] = step
+        ask_ahead(rows.records, rows.slots, row, end)
+        slot = rows.slots[row]
+        if rows.bf16:
+            load_bf16(rows.halves[slot], loaded)
+            _step(loaded, rows.grads[row], rows.scale, lr)
+            store_rounded(loaded, rows.halves[slot], rows.ids[row], rows.key, rows.word_keys)
+        else:
+            _step(rows.records[slot, :dim], rows.grads[row], rows.scale, lr)
+        rows.versions[slot, rows.versions.shape[1] - 1] = rows.step
 
 
 @compiled

@@ -34,3 +34,9 @@ class RowwiseAdagrad(RestingOptimizer):
         from kernels.rows.rowwise_triton import rowwise_adagrad
 
         return partial(rowwise_adagrad, eps=self.settings.eps)
+
+    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+        """See `RestingOptimizer.compiled_update`."""
+        from kernels.rows.rowwise_numba import rowwise_adagrad
+
+        return partial(rowwise_adagrad, eps=self.settings.eps)

@@ -40,3 +40,9 @@ class RowwiseRmsprop(RestingOptimizer):
         from kernels.rows.rowwise_triton import rowwise_rmsprop
 
         return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.exact)
+
+    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+        """See `RestingOptimizer.compiled_update`."""
+        from kernels.rows.rowwise_numba import rowwise_rmsprop
+
+        return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.exact)
