@@ -1,10 +1,16 @@
 """What a job may say about its tables in host memory."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from offload.optimizers import OPTIMIZERS
+
 RowDtype = Literal["fp32", "bf16"]
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -19,12 +25,13 @@ class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """The optimizer of the table rows. There is no weight decay: the paper's Table 5 sets it to 0."""
 
-    type: Literal["adam", "rowwise_adagrad", "rowwise_rmsprop"] = "adam"
-    """`adam` keeps two moments an element; `rowwise_adagrad` and `rowwise_rmsprop` keep one number a row."""
+    type: OptimizerName = Field(
+        "adam", description=f"{'; '.join(f'`{name}` keeps {each.keeps}' for name, each in OPTIMIZERS.items())}."
+    )
     untouched_rows: Literal["exact", "lazy"] = "exact"
     """`exact` makes up for the skipped zero-gradient steps when a row is next used, so that the result equals the dense
     optimizer: Adam's steps are replayed, RMSprop's mean square decays. `lazy` leaves untouched rows as they are.
-    Adagrad is the same either way."""
+    Optimizers to which a step without gradient does nothing, such as Adagrad, are the same either way."""
     lr_factor: float = Field(5.0, gt=0)
     """The rows' learning rate, as a multiple of the backbone's (5 in the paper's Table 5)."""
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from kernels.numba_intrinsics import ask_ahead, compiled
 from kernels.records.draws import draw_key, draw_scale
-from kernels.splitmix64 import GOLDEN_GAMMA, LAST_SHIFT, ROUNDS, counter_keys
+from kernels.splitmix64 import counter_keys
+from kernels.splitmix64_numba import counter_key, mix
 
 _MEAN = 2 * 0xFFFF
-_GOLDEN = np.uint64(GOLDEN_GAMMA)
-(_SHIFT_1, _FACTOR_1), (_SHIFT_2, _FACTOR_2) = ((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
-_SHIFT_3 = np.uint64(LAST_SHIFT)
 _FIELD, _FIELD_BITS = np.uint64(0xFFFF), np.uint64(16)
 
 
@@ -59,22 +57,15 @@ def _fetch(source, versions, rows, target, slots, ids, column_keys, key, scale):
         row, slot = rows[place], slots[place]
         target[slot] = source[row]
         if versions[row, versions.shape[1] - 1] == 0:
-            _draw(target[slot, : len(column_keys)], _mix(ids[place] * _GOLDEN + key), column_keys, scale)
+            _draw(target[slot, : len(column_keys)], counter_key(ids[place], key), column_keys, scale)
 
 
 @compiled
 def _draw(weights, row_key, column_keys, scale):  # type: ignore[no-untyped-def]
     """See `kernels.records.row_init`: the four 16-bit fields of a hash are added up, centred and scaled."""
     for column in range(len(column_keys)):
-        word = _mix(row_key ^ column_keys[column])
+        word = mix(row_key ^ column_keys[column])
         total = np.uint64(0)
         for field in range(4):
             total += (word >> (np.uint64(field) * _FIELD_BITS)) & _FIELD
         weights[column] = np.float32(np.int32(total) - np.int32(_MEAN)) * scale
-
-
-@compiled
-def _mix(word):  # type: ignore[no-untyped-def]
-    word = (word ^ (word >> _SHIFT_1)) * _FACTOR_1
-    word = (word ^ (word >> _SHIFT_2)) * _FACTOR_2
-    return word ^ (word >> _SHIFT_3)

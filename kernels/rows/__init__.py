@@ -1,1 +1,1 @@
-"""Row optimizers on records in their slots: Adam, row-wise Adagrad and RMSprop."""
+"""Row optimizers on records in their slots: Adam, row-wise Adagrad and RMSprop, and SGD."""

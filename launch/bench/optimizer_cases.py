@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.rows.adam_rates import AdamRates
 from kernels.rows.rate_history import RateHistory
 from launch.bench.clock import Run
 from launch.bench.kernel_cases import Case, Sizes
+from launch.bench.optimizers import OPTIMIZERS as NAMED
 from offload.config import TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS
+from offload.optimizers.row_optimizer import StoredRows
 from offload.rows.records import RecordLayout
 from offload.rows.rule import RowRule
 from offload.rows.updater import RowUpdater
@@ -21,19 +23,23 @@ _DIM = 80
 _STEPS = 40  # applied before
 _MISSED = 8
 _LR = 1e-3
-_OPTIMIZERS = {
-    "Adam, exact": TableOptimizerConfig(),
-    "Adam, lazy": TableOptimizerConfig(untouched_rows="lazy"),
-    "Adagrad, a number a row": TableOptimizerConfig(type="rowwise_adagrad"),
-    "RMSprop, a number a row": TableOptimizerConfig(type="rowwise_rmsprop"),
-}
 
 
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
     """One pass over the step's slots, for every optimizer."""
-    for name, config in _OPTIMIZERS.items():
+    configs = dict(_configs())
+    for name, config in configs.items():
         yield _Update(name, config, sizes, missed=0).case()
-    yield _Update("Adam, exact", _OPTIMIZERS["Adam, exact"], sizes, missed=_MISSED).case()
+    for name, config in configs.items():
+        if OPTIMIZERS[config.type](config).replays:
+            yield _Update(name, config, sizes, missed=_MISSED).case()
+
+
+def _configs() -> Iterator[tuple[str, TableOptimizerConfig]]:
+    for section in NAMED.values():
+        config = TableOptimizerConfig(**section)
+        told = f", {config.untouched_rows}" if "untouched_rows" in section else ""
+        yield OPTIMIZERS[config.type].title + told, config
 
 
 class _Update:
@@ -41,7 +47,7 @@ class _Update:
 
     def __init__(self, name: str, config: TableOptimizerConfig, sizes: Sizes, missed: int) -> None:
         self._name, self._config, self._sizes, self._missed = name, config, sizes, missed
-        self._layout = RecordLayout.of(_DIM, config)
+        self._layout, self._optimizer = RecordLayout.of(_DIM, config), OPTIMIZERS[config.type](config)
         _, self._unique = sizes.index
         stride = self._layout.stride(sizes.device)
         self._records_CW = sizes.random(2 * self._unique, stride, scale=1e-2).abs_()[:, : self._layout.words]
@@ -75,32 +81,16 @@ class _Update:
         return lambda: updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr), prepare
 
     def _on_gpu(self) -> tuple[Run, Run]:
-        from kernels.rows import adam_triton as row_adam_triton
-        from kernels.rows import rowwise_triton as row_optimizer_triton
-
-        config, where = self._config, (self._records_CW, self._slots_U)
-        rates = AdamRates(self._history, (config.beta1, config.beta2), config.eps, self._sizes.device)
-
-        def adam() -> None:
-            replays = config.untouched_rows == "exact"
-            row_adam_triton.update_rows(*where, rates, self._gradient_UD, replays=replays)
-
-        def adagrad() -> None:
-            row_optimizer_triton.rowwise_adagrad(*where, self._gradient_UD, step=_STEPS, lr=_LR, eps=config.eps)
-
-        def rmsprop() -> None:
-            row_optimizer_triton.rowwise_rmsprop(
-                *where, self._gradient_UD, step=_STEPS, lr=_LR, beta2=config.beta2, eps=config.eps
-            )
-
-        return {"adam": adam, "rowwise_adagrad": adagrad, "rowwise_rmsprop": rmsprop}[config.type], self._forget
+        kernels = self._optimizer.triton(self._history, StoredRows(False, 0, self._sizes.device))
+        arguments = self._records_CW, self._slots_U, self._gradient_UD, None, 1.0
+        return lambda: kernels.update(*arguments), self._forget
 
     def _reference(self) -> Tensor:
         """The same by PyTorch's operations: records copied out, updated, and copied back."""
-        rule = RowRule(self._config, self._layout, seed=0)
+        rule = RowRule(self._optimizer, self._layout, seed=0)
         records_UW = self._records_CW.index_select(0, self._slots_U)
         scratch_4UD = records_UW.new_empty(4, len(records_UW), _DIM)
-        if rule.replays and self._missed:
+        if self._optimizer.replays and self._missed:
             before = RateHistory([_LR] * (_STEPS - 1))
             rule.replay(records_UW, [_STEPS - 1 - self._missed] * len(records_UW), before, scratch_4UD)
         rule.step(records_UW, self._gradient_UD, None, scratch_4UD[0], step=_STEPS, lr=_LR)

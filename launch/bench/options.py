@@ -3,16 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from launch.bench.optimizers import OPTIMIZERS
 from launch.bench.workload import DrawnSteps, Workload
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
-
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adam": {"type": "adam", "untouched_rows": "exact"},
-    "adam-lazy": {"type": "adam", "untouched_rows": "lazy"},
-    "rowwise-adagrad": {"type": "rowwise_adagrad"},
-    "rowwise-rmsprop": {"type": "rowwise_rmsprop"},
-}
-"""Row optimizers by their name on the command line, as the `offload.optimizer` section says them."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +15,7 @@ class BenchOptions:
     Attributes:
         workload: what is looked up.
         steps, warmup: timed steps, and those before them that are not counted.
-        optimizer: a key of `OPTIMIZERS`.
+        optimizer: a key of `launch.bench.optimizers.OPTIMIZERS`.
         mode: of our tables: `window` over host memory, or `resident`, the whole table where the model computes.
         depth: look-ahead.
         window_rows: slots; None for what the depth needs and two steps' rows more.

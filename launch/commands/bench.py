@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from launch.bench.optimizers import OPTIMIZERS
 from launch.commands.number_list import NumberList
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _MODES = ("window", "resident")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
 _ALL = ("train", "kernels", "links", "offload")
-_OPTIMIZERS = ("adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop")
 
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -63,7 +63,7 @@ Examples:
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps.")
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
-@click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="adam", show_default=True, help="Of our tables.")
+@click.option("--optimizer", type=click.Choice([*OPTIMIZERS]), default="adam", show_default=True, help="Of our tables.")
 @click.option("--mode", type=click.Choice(_MODES), default="window", show_default=True, help="Of our tables.")
 @click.option("--depth", type=click.IntRange(0, 64), default=1, show_default=True, help="Look-ahead in steps.")
 @click.option("--window-rows", type=click.IntRange(min=1), help="Slots of the window; default: what the depth needs.")

@@ -8,11 +8,11 @@ import torch
 
 from model.config import EngramConfig
 from offload.addresses.hashing import choose_primes
-from offload.config import OffloadConfig, RowDtype, TableOptimizerConfig
+from offload.config import OffloadConfig, RowDtype
+from offload.optimizers import OPTIMIZERS
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout
 
-_ADAM, *_OTHERS = get_args(TableOptimizerConfig.model_fields["type"].annotation)
 _GPU = torch.device("cuda")  # what jobs of a size worth planning run on; on a CPU records lie side by side
 _DTYPES: tuple[RowDtype, ...] = get_args(RowDtype)
 
@@ -85,9 +85,9 @@ def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfi
     """What the tables take in host memory under each optimizer and row dtype there is."""
     rows, shard_rows = sum(table.rows for table in tables), _largest_shard(tables, ranks)
     found = []
-    for optimizers in ([_ADAM], _OTHERS):
+    for state_words, optimizers in _by_state(engram.row_dim).items():
         for row_dtype in _DTYPES:
-            layout = RecordLayout.of(engram.row_dim, TableOptimizerConfig(type=optimizers[0]), row_dtype)
+            layout = RecordLayout(engram.row_dim, state_words, row_dtype)
             chosen = offload.optimizer.type in optimizers and offload.row_dtype == row_dtype
             padded = layout.stride_bytes(_GPU)
             found.append(
@@ -103,6 +103,14 @@ def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ra
         slots = min(offload.window_rows, slots)
     layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
     return Window(offload.mode, slots, slots * layout.stride_bytes(_GPU))
+
+
+def _by_state(dim: int) -> dict[int, list[str]]:
+    """The optimizers by the words of state that they keep of a row."""
+    found: dict[int, list[str]] = {}
+    for name, optimizer in OPTIMIZERS.items():
+        found.setdefault(optimizer.state_words(dim), []).append(name)
+    return found
 
 
 def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list[int]]]:

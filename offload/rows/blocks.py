@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.rows.rate_history import RateHistory
 from kernels.rows.rowwise import decay
-from offload.config import TableOptimizerConfig
+from offload.optimizers.row_optimizer import RowOptimizer
 from offload.rows.placed import PlacedRecords
 from offload.rows.records import RecordLayout
 from offload.rows.rule import RowRule
@@ -37,18 +37,18 @@ class _Missed:
 
 
 class BlockUpdates:
-    """See `offload.updates.RowPass`.
+    """See `offload.rows.updater.RowPass`.
 
     Args:
-        config: which optimizer, and its settings.
+        optimizer: of the rows.
         layout: of the records.
         rates: of all applied steps.
         seed: of the stochastic rounding of bf16 rows.
     """
 
-    def __init__(self, config: TableOptimizerConfig, layout: RecordLayout, rates: RateHistory, seed: int) -> None:
-        self._layout, self._rates = layout, rates
-        self._rule = RowRule(config, layout, seed)
+    def __init__(self, optimizer: RowOptimizer, layout: RecordLayout, rates: RateHistory, seed: int) -> None:
+        self._optimizer, self._layout, self._rates = optimizer, layout, rates
+        self._rule = RowRule(optimizer, layout, seed)
         self._missed: _Missed | None = None
         self._spare: Tensor | None = None  # memory of the last step's rows: fresh memory would cost page faults
 
@@ -103,7 +103,7 @@ class BlockUpdates:
 
     def _find_missed(self, placed: PlacedRecords) -> tuple[Tensor, list[int], Tensor]:
         """The rows that missed steps which move weights, in the order of their last step; these steps; other rows."""
-        if not self._rule.replays:
+        if not self._optimizer.replays:
             return placed.slots_U[:0], [], placed.everything()
         versions_U = placed.versions()
         # A row that never had a gradient has moments of 0, which move nothing.
@@ -118,9 +118,10 @@ class BlockUpdates:
         return spare
 
     def _decayed_states(self, placed: PlacedRecords) -> Tensor | None:
-        if not self._rule.decays:
+        factor = self._optimizer.state_decay
+        if factor is None:
             return None
-        return decay(placed.row_states(), len(self._rates) - 1 - placed.versions(), self._rule.decay)
+        return decay(placed.row_states(), len(self._rates) - 1 - placed.versions(), factor)
 
 
 def _blocks(placed: PlacedRecords, missed: _Missed) -> Iterator[tuple[Tensor, Tensor]]:

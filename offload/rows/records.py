@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.records.row_init import initial_rows
 from offload.config import RowDtype, TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS
 
 _LINE, _SECTOR = 32, 8
 """Words of what a GPU moves at a time: lines of 128 bytes, over the bus and in its caches, and the sectors of these."""
@@ -66,7 +67,7 @@ class RecordLayout:
     @classmethod
     def of(cls, dim: int, optimizer: TableOptimizerConfig, row_dtype: RowDtype = "fp32") -> "RecordLayout":
         """The layout for rows of `dim` columns under this optimizer."""
-        return cls(dim, 2 * dim if optimizer.type == "adam" else 1, row_dtype)
+        return cls(dim, OPTIMIZERS[optimizer.type].state_words(dim), row_dtype)
 
     @property
     def weight_words(self) -> int:

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kernels import compiled_loops
 from kernels.rows.rate_history import RateHistory
 from offload.config import TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS
+from offload.optimizers.row_optimizer import StoredRows
 from offload.rows.blocks import BlockUpdates
-from offload.rows.compiled_adam import CompiledAdamUpdates, TritonUpdates
+from offload.rows.in_slots import KernelUpdates
 from offload.rows.placed import PlacedRecords
 from offload.rows.records import RecordLayout
 
@@ -51,7 +54,9 @@ class RowUpdater:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._config, self._layout, self._seed, self._device = config, layout, seed, torch.device(device)
+        self._config, self._layout = config, layout
+        self._optimizer = OPTIMIZERS[config.type](config)
+        self._stored = StoredRows(layout.row_dtype == "bf16", seed, torch.device(device))
         self._take_rates(RateHistory())
 
     def catch_up(self, records_UX: Tensor) -> None:
@@ -151,13 +156,16 @@ class RowUpdater:
     def _take_rates(self, rates: RateHistory) -> None:
         # Every applied step's rate: dense Adam's zero-gradient steps can be replayed at any later time.
         self._rates = rates
-        self._in_order = BlockUpdates(self._config, self._layout, rates, self._seed)
+        self._in_order = self._open_blocks(rates)
         self._in_slots, self._aside = self._open_pass(rates), self._open_pass(rates)
 
+    def _open_blocks(self, rates: RateHistory) -> BlockUpdates:
+        return BlockUpdates(self._optimizer, self._layout, rates, self._stored.seed)
+
     def _open_pass(self, rates: RateHistory) -> RowPass:
-        parts = self._config, self._layout, rates
-        if self._device.type == "cuda":
-            return TritonUpdates(*parts, self._seed, self._device)
-        if CompiledAdamUpdates.fits(self._config, self._layout, self._device):
-            return CompiledAdamUpdates(*parts)
-        return BlockUpdates(*parts, self._seed)
+        stored, kernels = self._stored, None
+        if stored.device.type == "cuda":
+            kernels = self._optimizer.triton(rates, stored)
+        elif compiled_loops.available():
+            kernels = self._optimizer.compiled(rates, stored)
+        return KernelUpdates(kernels, self._layout.dim, stored.device) if kernels else self._open_blocks(rates)

@@ -78,9 +78,8 @@ def test_moved_bytes_are_those_of_the_tensors() -> None:
     assert backward.nbytes == out.nbytes + sums.nbytes + index.order_N.nbytes + index.index_N.nbytes + 4 * unique
 
 
-@pytest.mark.parametrize("number", range(5))
-def test_an_update_and_its_reference_do_the_same(number: int) -> None:
-    case = list(optimizer_cases(CPU))[number]
+@pytest.mark.parametrize("case", optimizer_cases(CPU), ids=lambda case: f"{case.kernel}, {case.sizes}")
+def test_an_update_and_its_reference_do_the_same(case: Case) -> None:
     owner = case.reference.__self__  # type: ignore[union-attr]
     before_CW = owner._records_CW.clone()
     results = []

@@ -8,7 +8,8 @@ import torch
 
 from launch.bench.baselines import BareGather, TorchEmbedding
 from launch.bench.fbgemm import FbgemmEmbedding, NotInstalled
-from launch.bench.options import OPTIMIZERS, BenchOptions
+from launch.bench.optimizers import OPTIMIZERS
+from launch.bench.options import BenchOptions
 from launch.bench.table_path import TablePath
 from launch.bench.worker import worker_command
 from launch.bench.workload import DrawnSteps, Workload

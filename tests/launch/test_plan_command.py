@@ -134,12 +134,16 @@ def test_bytes_by_hand() -> None:
         ("adam", "bf16"): 4 * (3 + 12 + 1),
         ("rowwise_adagrad", "fp32"): 4 * (6 + 1 + 1),
         ("rowwise_adagrad", "bf16"): 4 * (3 + 1 + 1),
+        ("sgd", "fp32"): 4 * (6 + 1),
+        ("sgd", "bf16"): 4 * (3 + 1),
     }
     assert {key: memory["padded_bytes"] for key, memory in bytes_of.items()} == {
         ("adam", "fp32"): 96,
         ("adam", "bf16"): 64,
         ("rowwise_adagrad", "fp32"): 32,
         ("rowwise_adagrad", "bf16"): 32,
+        ("sgd", "fp32"): 32,
+        ("sgd", "bf16"): 32,
     }
     adam = bytes_of["adam", "fp32"]
     assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 96, 13 * 96)

@@ -18,6 +18,7 @@ OPTIMIZERS = {
     "adagrad": TableOptimizerConfig(type="rowwise_adagrad"),
     "rmsprop-exact": TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="exact"),
     "rmsprop-lazy": TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="lazy"),
+    "sgd": TableOptimizerConfig(type="sgd"),
 }
 TABLES = {name: OffloadConfig(optimizer=optimizer) for name, optimizer in OPTIMIZERS.items()} | {
     "adam-exact-bf16": OffloadConfig(optimizer=OPTIMIZERS["adam-exact"], row_dtype="bf16"),
@@ -25,6 +26,7 @@ TABLES = {name: OffloadConfig(optimizer=optimizer) for name, optimizer in OPTIMI
     "rmsprop-exact-bf16-both": OffloadConfig(
         optimizer=OPTIMIZERS["rmsprop-exact"], row_dtype="bf16", exchange_dtype="bf16"
     ),
+    "sgd-bf16": OffloadConfig(optimizer=OPTIMIZERS["sgd"], row_dtype="bf16"),
 }
 JOB = Job(skipped=(3, 7), evaluate=True)
 TINY, AMPLE = 64, 1000

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from kernels.records.row_init import initial_rows
 from offload.config import RowDtype, TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS
 from offload.rows.records import RecordLayout, RowInit, padded_words
-
-OPTIMIZERS = ("adam", "rowwise_adagrad", "rowwise_rmsprop")
 
 
 def layout(dim: int, optimizer: str, row_dtype: RowDtype) -> RecordLayout:
@@ -23,6 +22,8 @@ def layout(dim: int, optimizer: str, row_dtype: RowDtype) -> RecordLayout:
         ("adam", "bf16", 2 * 80 + 4 * (160 + 1)),
         ("rowwise_adagrad", "fp32", 4 * (80 + 1 + 1)),
         ("rowwise_rmsprop", "bf16", 2 * 80 + 4 + 4),
+        ("sgd", "fp32", 4 * (80 + 1)),
+        ("sgd", "bf16", 2 * 80 + 4),
     ],
 )
 def test_sizes_of_records(optimizer: str, row_dtype: RowDtype, size: int) -> None:
@@ -55,7 +56,7 @@ def test_the_memory_of_a_record_counts_its_padding() -> None:
     assert adam.stride_bytes(torch.device("cpu")) == adam.bytes == 964
 
 
-@given(st.integers(1, 9), st.sampled_from(OPTIMIZERS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
+@given(st.integers(1, 9), st.sampled_from(list(OPTIMIZERS)), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
 def test_parts_cover_the_record_and_do_not_overlap(dim: int, optimizer: str, row_dtype: RowDtype, rows: int) -> None:
     parts = layout(dim, optimizer, row_dtype)
     records = torch.zeros(rows, parts.words)
@@ -65,12 +66,12 @@ def test_parts_cover_the_record_and_do_not_overlap(dim: int, optimizer: str, row
     assert torch.allclose(parts.weights(records).float(), torch.tensor(1.1), rtol=1e-2)
     assert (parts.state(records) == -2.1).all()
     assert (parts.version(records) == 2**31 - 1).all()
-    assert parts.state(records).shape == (rows, 2 * dim if optimizer == "adam" else 1)
+    assert parts.state(records).shape == (rows, OPTIMIZERS[optimizer].state_words(dim))
     padding = 1 if row_dtype == "bf16" and dim % 2 else 0
     assert int((records.view(torch.int16) == 0).sum()) == rows * padding
 
 
-@given(st.integers(1, 9), st.sampled_from(OPTIMIZERS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
+@given(st.integers(1, 9), st.sampled_from(list(OPTIMIZERS)), st.sampled_from(["fp32", "bf16"]), st.integers(0, 4))
 def test_packing_undoes_unpacking(dim: int, optimizer: str, row_dtype: RowDtype, rows: int) -> None:
     parts = layout(dim, optimizer, row_dtype)
     words = torch.randint(-(2**31), 2**31, (rows, parts.words), dtype=torch.int32)

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from offload.config import RowDtype, TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS as KINDS
 from offload.rows import placed as placed_records
 from offload.rows.records import RecordLayout, RowInit
 from offload.rows.updater import RowUpdater
@@ -16,7 +17,7 @@ from offload.rows.updater import RowUpdater
 DIM, ROWS, STEPS, SEED = 5, 40, 60, 9
 OPTIMIZERS = {
     f"{kind}-{untouched}": TableOptimizerConfig(type=kind, untouched_rows=untouched, beta2=0.9)
-    for kind in ("adam", "rowwise_adagrad", "rowwise_rmsprop")
+    for kind in KINDS
     for untouched in ("exact", "lazy")
 }
 ALL = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -112,7 +113,7 @@ def dense(config: TableOptimizerConfig) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("kind", ["adam", "rowwise_adagrad", "rowwise_rmsprop"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_exact_rows_are_those_of_the_dense_optimizer(kind: str) -> None:
     config = OPTIMIZERS[f"{kind}-exact"]
     layout = RecordLayout.of(DIM, config)

@@ -1,0 +1,160 @@
+"""Optimizers with one number of state a row, on records in their slots, in one pass over memory, on a CPU.
+
+The bits are those of `kernels.rows.rowwise`, whose docstrings say what is computed, and for bf16 rows of
+`kernels.rows.stochastic_rounding` after it.
+
+Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a row.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from kernels.numba_intrinsics import ask_ahead, compiled, fma
+from kernels.rows.records_numba import row_step
+from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
+from kernels.threads import split_rows
+
+
+def rowwise_adagrad(
+    records_CW: Tensor,
+    slots_U: Tensor,
+    grad_UD: Tensor,
+    row_ids_U: Tensor | None = None,
+    *,
+    step: int,
+    lr: float,
+    eps: float,
+    bf16: bool = False,
+    seed: int = 0,
+    gradient_scale: float = 1.0,
+) -> None:
+    """One step of row-wise Adagrad on the rows in these slots, as `kernels.rows.rowwise.rowwise_adagrad` defines it.
+
+    Args:
+        records_CW, slots_U, grad_UD, row_ids_U: as of `kernels.rows.records_numba.row_step`.
+        step, bf16, seed, gradient_scale: likewise.
+        lr: learning rate.
+        eps: added to the root of the accumulator.
+
+    Raises:
+        ValueError: bf16 rows come without ids.
+    """
+    rows = row_step(
+        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
+    )
+    rule = _Rule(True, False, np.float32(lr), np.float32(0), np.float32(0), np.float32(eps))
+    split_rows(len(slots_U), lambda start, end: _update(rows, rule, start, end))
+
+
+def rowwise_rmsprop(
+    records_CW: Tensor,
+    slots_U: Tensor,
+    grad_UD: Tensor,
+    row_ids_U: Tensor | None = None,
+    *,
+    step: int,
+    lr: float,
+    beta2: float,
+    eps: float,
+    decays: bool = True,
+    bf16: bool = False,
+    seed: int = 0,
+    gradient_scale: float = 1.0,
+) -> None:
+    """One step of row-wise RMSprop on the rows in these slots, as `kernels.rows.rowwise.rowwise_rmsprop` defines it.
+
+    Args:
+        records_CW, slots_U, grad_UD, row_ids_U: as of `kernels.rows.records_numba.row_step`.
+        step, bf16, seed, gradient_scale: likewise.
+        lr: learning rate.
+        beta2: decay of the accumulator, per step.
+        eps: added to the root of the accumulator.
+        decays: whether the accumulator first decays for the steps that a row missed; False for the lazy variant.
+
+    Raises:
+        ValueError: bf16 rows come without ids.
+    """
+    rows = row_step(
+        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
+    )
+    rule = _Rule(False, decays, np.float32(lr), np.float32(beta2), np.float32(1 - beta2), np.float32(eps))
+    split_rows(len(slots_U), lambda start, end: _update(rows, rule, start, end))
+
+
+class _Rule(NamedTuple):
+    adagrad: bool
+    decays: bool
+    lr: np.float32
+    beta2: np.float32
+    one_minus_beta2: np.float32
+    eps: np.float32
+
+
+@compiled
+def _update(rows, rule, start, end):  # type: ignore[no-untyped-def]
+    dim, last = rows.grads.shape[1], rows.records.shape[1] - 1
+    loaded, scaled, squares = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
+    for row in range(start, end):
+        ask_ahead(rows.records, rows.slots, row, end)
+        slot = rows.slots[row]
+        for column in range(dim):
+            scaled[column] = rows.grads[row, column] * rows.scale
+        state = rows.records[slot, last - 1]
+        if rule.decays:
+            state = _decayed(state, rows.step - 1 - rows.versions[slot, last], rule.beta2)
+        state = _accumulated(state, _mean_square(scaled, squares), rule)
+        rows.records[slot, last - 1] = state
+        root = np.sqrt(state) + rule.eps
+        if rows.bf16:
+            load_bf16(rows.halves[slot], loaded)
+            _move(loaded, scaled, root, rule.lr, rule.adagrad)
+            store_rounded(loaded, rows.halves[slot], rows.ids[row], rows.key, rows.word_keys)
+        else:
+            _move(rows.records[slot, :dim], scaled, root, rule.lr, rule.adagrad)
+        rows.versions[slot, last] = rows.step
+
+
+@compiled
+def _decayed(value, times, factor):  # type: ignore[no-untyped-def]
+    """The value multiplied `times` times by `factor`, rounded every time: see `kernels.rows.rowwise.decay`."""
+    for _ in range(times):
+        before = value
+        value *= factor
+        if not abs(value) < abs(before):  # nor will it ever change again
+            return value
+    return value
+
+
+@compiled
+def _accumulated(state, mean_square, rule):  # type: ignore[no-untyped-def]
+    if rule.adagrad:
+        return state + mean_square
+    return fma(mean_square, rule.one_minus_beta2, state * rule.beta2)
+
+
+@compiled
+def _mean_square(grads, squares):  # type: ignore[no-untyped-def]
+    """In the order of `kernels.rows.rowwise._mean_square`."""
+    width = len(grads)
+    for column in range(width):
+        squares[column] = grads[column] * grads[column]
+    while width > 1:
+        half = width // 2
+        for column in range(half):
+            squares[column] += squares[half + column]
+        if width % 2:
+            squares[half] = squares[width - 1]
+        width = half + width % 2
+    return squares[0] / np.float32(len(grads))
+
+
+@compiled
+def _move(weights, grads, root, lr, adagrad):  # type: ignore[no-untyped-def]
+    if adagrad:
+        for column in range(len(weights)):
+            weights[column] -= grads[column] / root * lr
+    else:
+        for column in range(len(weights)):
+            weights[column] += -lr * grads[column] / root

@@ -1,0 +1,142 @@
+"""Adam with two moments an element, dense or lazy.
+
+Shape suffixes: as of `offload.optimizers.row_optimizer`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, Settings, StoredRows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+    from kernels.rows.adam_rates import AdamRates
+    from kernels.rows.rate_history import RateHistory
+
+
+class Adam(RowOptimizer):
+    """See `kernels.rows.adam`. A step without a gradient moves a row along its old moments."""
+
+    name, title, keeps = "adam", "Adam", "two moments an element"
+    moves_resting_rows = True
+
+    @staticmethod
+    def state_words(dim: int) -> int:
+        """Both moments."""
+        return 2 * dim
+
+    def step(
+        self, weights_BD: Tensor, state_BS: Tensor, grad_BD: Tensor, scratch_BD: Tensor, *, step: int, lr: float
+    ) -> None:
+        """See `RowOptimizer.step`."""
+        from kernels.rows.adam import adam
+
+        betas, eps = _betas(self.settings), self.settings.eps
+        parts = _parts(weights_BD, state_BS)
+        adam(*parts, grad_BD, step=step, lr=lr, betas=betas, eps=eps, scratch_UD=scratch_BD)
+
+    def replay(
+        self,
+        weights_BD: Tensor,
+        state_BS: Tensor,
+        last_steps: Sequence[int],
+        rates: RateHistory,
+        scratch_4BD: Tensor,
+    ) -> None:
+        """See `RowOptimizer.replay`."""
+        from kernels.rows.adam import replay_adam
+
+        betas, eps = _betas(self.settings), self.settings.eps
+        parts = _parts(weights_BD, state_BS)
+        replay_adam(*parts, last_steps, rates, betas=betas, eps=eps, scratch_4UD=scratch_4BD)
+
+    def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
+        """See `RowOptimizer.triton`."""
+        return _TritonAdam(self.settings, self.replays, rates, rows)
+
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+        """See `RowOptimizer.compiled`."""
+        return None if rows.bf16 else _CompiledAdam(self.settings, self.replays, rates, rows.device)
+
+
+def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exp_avg_BD, exp_avg_sq_BD = state_BS.split(weights_BD.shape[1], dim=1)
+    return weights_BD, exp_avg_BD, exp_avg_sq_BD
+
+
+def _betas(settings: Settings) -> tuple[float, float]:
+    return settings.beta1, settings.beta2
+
+
+def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) -> AdamRates:
+    from kernels.rows.adam_rates import AdamRates
+
+    return AdamRates(rates, _betas(settings), settings.eps, device)
+
+
+class _TritonAdam:
+    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, rows: StoredRows) -> None:
+        self._settings, self._replays, self._history, self._rows = settings, replays, rates, rows
+
+    @cached_property
+    def _rates(self) -> AdamRates:  # pinned memory, which kernels that are never used do without
+        return _adam_rates(self._settings, self._history, self._rows.device)
+
+    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+        from kernels.rows.adam_triton import read_rows
+
+        read_rows(records_CW, slots_U, self._rates, weights_UD, bf16=self._rows.bf16, replays=self._replays)
+
+    def update(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        from kernels.rows.adam_triton import update_rows
+
+        update_rows(
+            records_CW,
+            slots_U,
+            self._rates,
+            grad_UD,
+            row_ids_U,
+            replays=self._replays,
+            bf16=self._rows.bf16,
+            seed=self._rows.seed,
+            gradient_scale=gradient_scale,
+        )
+
+
+class _CompiledAdam:
+    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, device: torch.device) -> None:
+        self._rates = _adam_rates(settings, rates, device)
+        self._replays = replays
+        self._caught_up_UW: Tensor | None = None  # kept from step to step: fresh memory would cost page faults
+
+    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+        from kernels.rows.adam_numba import read_rows
+
+        if self._replays and (self._caught_up_UW is None or len(self._caught_up_UW) < len(slots_U)):
+            self._caught_up_UW = records_CW.new_empty(len(slots_U) + len(slots_U) // 4, records_CW.shape[1])
+        read_rows(records_CW, slots_U, self._rates, weights_UD, self._caught_up_UW)
+
+    def update(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        from kernels.rows.adam_numba import update_rows
+
+        update_rows(records_CW, slots_U, self._rates, grad_UD, self._caught_up_UW, gradient_scale=gradient_scale)

@@ -1,0 +1,230 @@
+"""What a row optimizer says of itself: its state, what steps without a gradient do to a row, and its kernels.
+
+Kernels are imported by the methods that need them: the config reads the list of optimizers and must not wait for
+torch.
+
+Shape suffixes: B rows of a block, U rows of a step, C slots, W words of a record, D columns of a row, S words of state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+    from kernels.rows.rate_history import RateHistory
+
+
+class Settings(Protocol):
+    """What optimizers read of `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
+
+    @property
+    def untouched_rows(self) -> Literal["exact", "lazy"]:
+        """Whether steps without a gradient are made up for."""
+
+    @property
+    def beta1(self) -> float:
+        """Decay of a first moment."""
+
+    @property
+    def beta2(self) -> float:
+        """Decay of a second moment."""
+
+    @property
+    def eps(self) -> float:
+        """Added to the denominator."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """What kernels must know of the rows in their slots.
+
+    Attributes:
+        bf16: whether the stored weights are bfloat16, which are rounded stochastically.
+        seed: of the rounding.
+        device: of the records.
+    """
+
+    bf16: bool
+    seed: int
+    device: torch.device
+
+
+class RowKernels(Protocol):
+    """Kernels that read and update rows in their slots, with the bits of `RowOptimizer.step` and `replay`.
+
+    They see the learning rates of all applied steps. On a GPU they neither wait for it nor allocate from step to step.
+    """
+
+    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+        """Writes the rows' weights (fp32) with the effect of all applied steps. The slots are left as they are."""
+
+    def update(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        """Applies the last of the applied steps to the rows of the last `read`, and sets their version to its number.
+
+        Args:
+            records_CW, slots_U: as they were read, with no update since; the slots (int64) are unique.
+            grad_UD: fp32.
+            row_ids_U: int64, job-wide; bf16 rows need them.
+            gradient_scale: multiplied with the gradient first.
+        """
+
+
+class RowOptimizer(ABC):
+    """A row optimizer under its settings."""
+
+    name: ClassVar[str]
+    """In `offload.optimizer.type`."""
+    title: ClassVar[str]
+    """In tables of measurements."""
+    keeps: ClassVar[str]
+    """Which state it keeps, as the config's description says it."""
+    moves_resting_rows: ClassVar[bool] = False
+    """Whether a step without a gradient moves a row's weights."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.exact = settings.untouched_rows == "exact"
+
+    @staticmethod
+    @abstractmethod
+    def state_words(dim: int) -> int:
+        """fp32 words of state of a row with `dim` columns (S)."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether the steps that a row missed are applied when it is next used."""
+        return self.exact and self.moves_resting_rows
+
+    @property
+    def state_decay(self) -> float | None:
+        """What each missed step multiplies a row's one word of state with; None where it leaves the state alone."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, weights_BD: Tensor, state_BS: Tensor, grad_BD: Tensor, scratch_BD: Tensor, *, step: int, lr: float
+    ) -> None:
+        """One step in plain PyTorch, in place: what all kernels are compared with.
+
+        A row's result must have the same bits in any company of rows.
+
+        Args:
+            weights_BD, state_BS: fp32, views of records.
+            grad_BD: fp32.
+            scratch_BD: fp32, overwritten.
+            step: number of this step among the applied ones, from 1.
+            lr: the rows' own learning rate.
+        """
+
+    def replay(
+        self,
+        weights_BD: Tensor,
+        state_BS: Tensor,
+        last_steps: Sequence[int],
+        rates: RateHistory,
+        scratch_4BD: Tensor,
+    ) -> None:
+        """Applies the steps without a gradient that rows missed, in place, in plain PyTorch. Only if it `replays`.
+
+        Args:
+            weights_BD, state_BS: fp32, views of records.
+            last_steps: B integers, ascending: the applied step that each row is at.
+            rates: the rows' own, of all applied steps.
+            scratch_4BD: fp32 [4, B, D], overwritten.
+        """
+        raise NotImplementedError(f"{self.name} has no steps to replay")
+
+    @abstractmethod
+    def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
+        """The kernels for a GPU."""
+
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+        """The kernels that Numba compiles for a CPU; None if such rows take the way of plain PyTorch."""
+        return None
+
+
+class UpdateKernel(Protocol):
+    """One step on rows in their slots, given by number and learning rate."""
+
+    def __call__(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        *,
+        step: int,
+        lr: float,
+        bf16: bool,
+        seed: int,
+        gradient_scale: float,
+    ) -> None:
+        """Arguments as of `RowKernels.update` and `RowOptimizer.step`; the version becomes `step`."""
+
+
+class RestingOptimizer(RowOptimizer):
+    """A row optimizer that moves no weights without a gradient: they are read as they are stored."""
+
+    @abstractmethod
+    def triton_update(self) -> UpdateKernel:
+        """A step on a GPU."""
+
+    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+        """A step that Numba compiles for a CPU; None where there is none for rows of that dtype."""
+        return None
+
+    def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
+        """See `RowOptimizer.triton`."""
+        from kernels.rows.records_triton import read_rows
+
+        return _RestingKernels(read_rows, self.triton_update(), rates, rows)
+
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+        """See `RowOptimizer.compiled`."""
+        from kernels.rows.records import read_rows
+
+        update = self.compiled_update(rows.bf16)
+        return None if update is None else _RestingKernels(read_rows, update, rates, rows)
+
+
+class _RestingKernels:
+    def __init__(self, read: Any, update: UpdateKernel, rates: RateHistory, rows: StoredRows) -> None:
+        self._read, self._update, self._rates, self._rows = read, update, rates, rows
+
+    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+        self._read(records_CW, slots_U, weights_UD, bf16=self._rows.bf16)
+
+    def update(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        step = len(self._rates)
+        self._update(
+            records_CW,
+            slots_U,
+            grad_UD,
+            row_ids_U,
+            step=step,
+            lr=self._rates[step],
+            bf16=self._rows.bf16,
+            seed=self._rows.seed,
+            gradient_scale=gradient_scale,
+        )

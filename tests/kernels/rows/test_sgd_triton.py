@@ -1,0 +1,114 @@
+"""The Triton form of SGD on records has the bits of the reference."""
+
+import pytest
+import torch
+
+from kernels.rows.records_triton import read_rows
+from kernels.rows.sgd import sgd
+from kernels.rows.sgd_triton import update_rows
+from kernels.rows.stochastic_rounding import stochastic_round_bf16_
+from tests.kernels.own_process import compile_launches
+from tests.kernels.row_records import (
+    Table,
+    float_operations,
+    same_bits,
+    values_of_all_sizes,
+    without_waiting_or_allocating,
+)
+
+STEP, LR, SEED = 50, 3e-3, 7
+DTYPES = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+
+
+def check(device, dim, count, bf16, scale=None, strided=False):
+    """Updates rows, and compares every record of the table with the reference."""
+    generator = torch.Generator().manual_seed(dim)
+    weights = values_of_all_sizes(torch.Size([count, dim]), -140, 10, generator)
+    grad = values_of_all_sizes(torch.Size([count, dim]), -140, 20, generator)
+    grad[1:2] = 0.0
+    table = Table(dim, 0, bf16)
+    slots = table.place(weights, torch.zeros(count, 0), torch.arange(count))
+    weights, ids = table.weights(table.records[slots]), torch.randint(0, 2**62, (count,), generator=generator)
+    given, records = grad.to(device), table.records.to(device, copy=True)
+    if strided:
+        given = torch.empty(dim, 2 * count, device=device).T[::2].copy_(grad)
+    options = {} if scale is None else {"gradient_scale": scale}
+    rows = records, slots.to(device), given, ids.to(device)
+    update_rows(*rows, step=STEP, lr=LR, bf16=bf16, seed=SEED, **options)
+
+    sgd(weights, grad * (1.0 if scale is None else float(scale)), lr=LR)
+    if bf16:
+        stochastic_round_bf16_(weights, ids, seed=SEED, step=STEP)
+    table.fill(slots, weights, torch.zeros(count, 0), torch.full((count,), STEP))
+    assert same_bits(records, table.records)
+    read = torch.full(weights.shape, torch.nan, device=device)
+    read_rows(records, slots.to(device), read, bf16=bf16)
+    assert same_bits(read, weights)
+
+
+@DTYPES
+@pytest.mark.parametrize(("dim", "count"), [(1, 7), (5, 7), (64, 70), (80, 40), (5, 0)])
+def test_rows_have_the_bits_of_the_reference(kernel_device, dim, count, bf16):
+    check(kernel_device, dim, count, bf16)
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("dim", [64, 80, 240, 513, 1024])
+def test_many_rows_have_the_bits_of_the_reference(dim, bf16):
+    check(torch.device("cuda"), dim, 5001, bf16)
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.tensor([0.3]), torch.tensor(2.0)], ids=["number", "tensor", "scalar"])
+def test_gradients_are_scaled_first(kernel_device, scale):
+    check(kernel_device, 5, 9, False, scale.to(kernel_device) if isinstance(scale, torch.Tensor) else scale)
+
+
+def test_gradients_of_any_strides(kernel_device):
+    check(kernel_device, 5, 9, False, strided=True)
+
+
+@pytest.mark.gpu
+def test_steps_neither_wait_nor_allocate():
+    records, slots = torch.zeros(20, 81, device="cuda"), torch.arange(8, device="cuda")
+    grad, scale = torch.zeros(8, 80, device="cuda"), torch.ones((), device="cuda")
+    update_rows(records, slots, grad, step=1, lr=LR, gradient_scale=scale)
+    with without_waiting_or_allocating():
+        for step in range(2, 7):
+            update_rows(records, slots, grad, step=step, lr=LR, gradient_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"records": torch.zeros(4, 7)}, "6 words"),
+        ({"slots": torch.tensor([1, 2], dtype=torch.int32)}, "int64"),
+        ({"bf16": True, "records": torch.zeros(4, 4)}, "ids"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {"records": torch.zeros(4, 6), "slots": torch.tensor([1, 2]), "bf16": False} | change
+    with pytest.raises(ValueError, match=message):
+        update_rows(given["records"], given["slots"], torch.zeros(2, 5), step=1, lr=LR, bf16=given["bf16"])
+
+
+def compiled_calls():
+    """Launches of each form, at two steps that nothing may be compiled anew for, with slots from anywhere."""
+    slots = torch.arange(40)
+    for dim, bf16 in ((80, True), (256, False)):
+        records, grad = torch.zeros(40, Table(dim, 0, bf16).records.shape[1]), torch.zeros(40, dim)
+        for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
+            rows = records, slots[start:end], grad[: end - start], slots[start:end]
+            update_rows(*rows, step=step, lr=LR, bf16=bf16, gradient_scale=scale)
+
+
+def test_what_is_compiled_for_a_gpu_rounds_as_written():
+    launches = compile_launches(compiled_calls)
+    assert len(launches) == 4
+    assert launches[0] == launches[1]
+    assert launches[2] == launches[3]
+    for _, ptx in launches[::2]:
+        operations = float_operations(ptx)
+        # No denormal is flushed, and nothing fused.
+        assert operations
+        assert all(operation in ("mul.f32", "mul.rn.f32", "sub.f32", "sub.rn.f32") for operation in operations)
