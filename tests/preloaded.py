@@ -3,4 +3,6 @@
 import launch.commands.train
 import launch.local.rank
 import launch.local.start
-import train.run  # noqa: F401
+import train.run
+
+__all__ = ["launch", "train"]

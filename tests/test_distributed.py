@@ -24,7 +24,7 @@ def test_ranks_are_processes_that_are_joined() -> None:
 
 
 def threads_of_the_server() -> list[str]:
-    return os.listdir(f"/proc/{os.getppid()}/task")
+    return [thread.name for thread in Path(f"/proc/{os.getppid()}/task").iterdir()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
