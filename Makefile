@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint venv
+.PHONY: train test test-long lint venv
 
 train: venv
 	$(BIN)/engram train configs/tiny.yaml
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup  # a core a worker
+
+test-long: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m 'long or not long'
 
 lint: venv
 	$(BIN)/ruff format --check .

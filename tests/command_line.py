@@ -1,4 +1,4 @@
-"""Runs the real `engram` command."""
+"""Runs the real `engram` command, in warm processes or in fresh ones."""
 
 import json
 import os
@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+
+from tests.warm_command import run_warm
 
 _INSTALLED = Path(sys.executable).with_name("engram")
 ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch.cli"]
@@ -35,7 +38,20 @@ JOB: dict[str, Any] = {
 
 
 def engram(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `engram` to its end; never raises for its exit code."""
+    """Runs `engram` to its end in warm processes, or in fresh ones where ranks take GPUs.
+
+    Never raises for its exit code.
+    """
+    if torch.cuda.is_available():
+        return fresh_engram(*arguments, cwd=cwd, **environment)
+    variables = {"OMP_NUM_THREADS": "1"} | environment
+    return run_warm([*map(str, arguments)], cwd=cwd, timeout_s=TIMEOUT_S, environment=variables)
+
+
+def fresh_engram(
+    *arguments: str | Path, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `engram` to its end as a user does: launcher and ranks are processes that import all they need."""
     return subprocess.run(
         [*ENGRAM, *map(str, arguments)],
         capture_output=True,
@@ -47,9 +63,9 @@ def engram(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
     )
 
 
-def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def train(*arguments: str | Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs `engram train`, which must succeed."""
-    result = engram("train", *arguments)
+    result = (fresh_engram if fresh else engram)("train", *arguments)
     assert result.returncode == 0, result.stderr + result.stdout
     return result
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command_line import engram, train, write_job
+from tests.command_line import fresh_engram, train, write_job
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "prepared"
     stdlib = Path(sysconfig.get_path("stdlib"))
     sources = [stdlib / f"{name}.py" for name in MODULES]
-    result = engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
+    result = fresh_engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -38,7 +38,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run that two ranks trained, with checkpoints of steps 3 and 6."""
     folder = tmp_path_factory.mktemp("trained")
     sections = {"train": {"steps": 6}, "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 3}}
-    train(write_job(folder, corpus, **sections), "--nproc", "2")
+    train(write_job(folder, corpus, **sections), "--nproc", "2", fresh=True)
     return folder / "runs" / "small"
 
 

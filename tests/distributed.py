@@ -1,16 +1,21 @@
 """Runs a function on several real ranks: processes joined by gloo over loopback."""
 
-import os
+import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-TIMEOUT_S = 120
+from tests.warm import warm_context, warm_process
+
+TIMEOUT_S = 600
+"""For all that the ranks do together."""
+_LEAVE_S = 10
 
 
 def free_port() -> int:
@@ -20,60 +25,58 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
     """Calls `function(*args)` on `world_size` ranks and returns what each returned, in rank order.
 
     `function` and its arguments must be picklable (a module-level function). A rank that raises fails the test
-    with that rank's traceback; the others are ended.
+    with that rank's traceback; the others are ended, as all are after `timeout_s` seconds.
     """
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    port = free_port()
-    ranks = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, queue, args), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    variables = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks, receivers = [], []
     try:
-        results = dict(_collect(queue, ranks))
+        for rank in range(world_size):
+            receiver, sender = warm_context().Pipe(duplex=False)
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
+            ranks.append(warm_process(_rank, function, sender, args, **variables, **own))
+            receivers.append(receiver)
+            ranks[-1].start()
+            sender.close()
+        results = _collect(receivers, time.monotonic() + timeout_s)
+        for process in ranks:
+            process.join(timeout=_LEAVE_S)
+        return results
     finally:
         for process in ranks:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.terminate()
-    return [results[rank] for rank in range(world_size)]
+            process.kill()
+            process.join()
 
 
-def _collect(queue: Any, ranks: list[Any]) -> list[tuple[int, Any]]:
-    collected = []
-    while len(collected) < len(ranks):
-        if queue.empty() and not any(process.is_alive() for process in ranks):
-            raise AssertionError(f"ranks ended without a result: {[p.exitcode for p in ranks]}")
-        if queue.empty():
-            ranks[0].join(timeout=0.02)
-            continue
-        rank, result, error = queue.get()
-        if error:
-            raise AssertionError(f"rank {rank} failed:\n{error}")
-        collected.append((rank, result))
-    return collected
+def _collect(receivers: list[Connection], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(receivers):
+        waited_for = {receiver: rank for rank, receiver in enumerate(receivers) if rank not in results}
+        ready = wait([*waited_for], timeout=max(0.0, deadline - time.monotonic()))
+        assert ready, f"ranks {[*waited_for.values()]} were not done in time"
+        errors = []
+        for receiver in ready:
+            rank = waited_for[receiver]
+            try:
+                result, error = receiver.recv()
+            except EOFError:
+                result, error = None, "it ended without a result"
+            results[rank] = pickle.loads(result) if result else None
+            errors += [f"rank {rank} failed:\n{error}"] if error else []
+        assert not errors, "\n".join(errors)
+    return [results[rank] for rank in range(len(receivers))]
 
 
-def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: Any) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
-    )
+def _rank(function: Callable[..., Any], sender: Connection, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=world_size)
-        queue.put((rank, function(*args), None))
+        dist.init_process_group("gloo")
+        # A connection's own pickler sends tensors as handles of memory that ends with their sender.
+        sender.send((pickle.dumps(function(*args)), None))
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
+        sender.send((None, traceback.format_exc()))

@@ -35,7 +35,11 @@ def test_the_readme_shows_what_a_run_ends_with() -> None:
 
 def test_the_readme_has_the_two_commands_and_they_are_make_targets() -> None:
     assert COMMANDS[:2] == ["make train", "make test"]
-    for command, expected in (("make train", "engram train configs/tiny.yaml"), ("make test", "pytest")):
+    for command, expected in (
+        ("make train", "engram train configs/tiny.yaml"),
+        ("make test", "pytest"),
+        ("make test-long", "pytest"),
+    ):
         dry = subprocess.run(
             [*command.split(), "-n", "-o", "venv"], cwd=ROOT, capture_output=True, text=True, check=True
         )

@@ -38,7 +38,7 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
     corpus: Path, tmp_path: Path
 ) -> None:
     sections = {"train": {"profile": {"first": 4, "steps": 9}}, "checkpoint": {"every": None}}
-    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1")
+    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1", fresh=True)
     summary = json.loads(result.stdout)
     trace = json.loads(gzip.decompress(Path(summary["run"], TRACE_FILE).read_bytes()))
     assert trace[STEPS_KEY] == 2, "of nine steps from the fourth, the run has two"

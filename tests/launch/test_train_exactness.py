@@ -20,7 +20,7 @@ VARIANTS = {
 TINY = {1: 1500, 2: 800}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_losses_and_tables_have_the_same_bits(ranks: int, corpus: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, corpus)
     outcomes = {}

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.balance import update_balance
-from model.parameters import parameter_kind
 from model.transformer import LanguageModel
 from tests.distributed import run_ranks
 from tests.model.tiny import memories, positions, random_tokens, tiny_model
@@ -91,7 +90,7 @@ def _as_ours(model: LanguageModel) -> dict[str, Tensor]:
     """The whole model under our names and shapes, by the table in `model.moe`."""
     whole = {}
     for name, parameter in model.named_parameters():
-        if parameter_kind(name, parameter.shape) == "expert":
+        if ".mlp.experts." in name:
             shards = [torch.empty_like(parameter) for _ in range(RANKS)]
             dist.all_gather(shards, parameter.detach().contiguous())
             whole[name] = torch.cat(shards)

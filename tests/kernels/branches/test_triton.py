@@ -97,7 +97,7 @@ def test_projections_equal_the_reference(
     _check_projections(Stream(shape, outputs or 0, dtype, kernel_device), alone=outputs is None)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("dtype", [pytest.param(FP32, marks=pytest.mark.long), BF16])
 def test_arguments_of_any_strides(kernel_device: torch.device, dtype: torch.dtype) -> None:
     """A base that is one state in every branch, parts of wider tensors, gradients of sums."""
     stream = Stream((2, 5, 4, 24), 2, dtype, kernel_device)
@@ -125,7 +125,7 @@ def _everything(stream: Stream) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("dtype", [pytest.param(FP32, marks=pytest.mark.long), BF16])
 def test_same_bits_again(kernel_device: torch.device, dtype: torch.dtype) -> None:
     stream = Stream((2, 300 if kernel_device.type == "cuda" else 5, 4, 264), 2, dtype, kernel_device)
     assert all(torch.equal(a, b) for a, b in zip(_everything(stream), _everything(stream), strict=True))

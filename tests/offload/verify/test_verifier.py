@@ -13,7 +13,7 @@ import pytest
 from offload.config import OffloadConfig
 from offload.verify.shadow import Shadow, VerifyError
 from offload.verify.verifier import Verifier
-from tests.command_line import engram, losses, table_rows, train, write_job
+from tests.command_line import fresh_engram, losses, table_rows, train, write_job
 from tests.distributed import run_ranks
 from tests.offload import breakages
 from tests.offload.breakages import Breakage
@@ -126,13 +126,13 @@ if os.environ.get("RANK") == "{rank}":
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_ends_with_one_line_when_one_rank_finds_a_difference(ranks: int, corpus: Path, tmp_path: Path) -> None:
     """The other ranks, in the middle of their exchanges, are ended: nothing hangs."""
     job = write_job(tmp_path, corpus)
     (tmp_path / "sitecustomize.py").write_text(BREAKS_ONE_RANK.format(rank=ranks - 1))
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    result = engram("train", job, "offload.verify=true", "eval.every=5", "--nproc", str(ranks), PYTHONPATH=path)
+    result = fresh_engram("train", job, "offload.verify=true", "eval.every=5", "--nproc", str(ranks), PYTHONPATH=path)
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert re.fullmatch(

@@ -5,12 +5,27 @@ from pydantic import ValidationError
 
 from train.config.deepspeed import DeepSpeedConfig, ExpertParallelConfig, ZeroConfig
 from train.config.deepspeed_keys import OWNED_KEYS, UNSUPPORTED_EXPERT_KEYS, UNSUPPORTED_KEYS, UNSUPPORTED_ZERO_KEYS
+from train.config.job import JobConfig
 
 
-@pytest.mark.parametrize(("key", "ours"), OWNED_KEYS.items())
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("bf16", "train.dtype"),
+        ("gradient_accumulation_steps", "train.global_batch_size and train.micro_batch_size"),
+        ("optimizer", "optimizer"),
+    ],
+)
 def test_a_key_that_we_own_names_ours(key, ours):
     with pytest.raises(ValidationError, match=f"{key} is not set here: {ours} decides it"):
         DeepSpeedConfig.model_validate({key: 1})
+
+
+def test_what_decides_in_place_of_deepspeed_is_a_key_of_ours():
+    for path in {path for ours in OWNED_KEYS.values() for path in ours.split(" and ")}:
+        section, _, key = path.partition(".")
+        field = JobConfig.model_fields[section]
+        assert not key or key in field.annotation.model_fields, path
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""The `engram` command and its ranks in warm processes: the launcher is the real one, only `exec` is left out."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, NoReturn
+
+from tests.warm import warm_process
+
+
+def run_warm(
+    arguments: list[str], *, cwd: Path | None, timeout_s: float, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs `engram` with these arguments to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        process = warm_process(_command, arguments, cwd or Path.cwd(), output, errors, **environment)
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(arguments, timeout_s, output.read_bytes(), errors.read_bytes())
+        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
+
+
+def _command(arguments: list[str], cwd: Path, output: Path, errors: Path) -> None:
+    import launch.local.process
+    from launch.cli import main
+
+    os.chdir(cwd)
+    for file, number in ((output, 1), (errors, 2)):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    launch.local.process.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=_Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+    )
+    main(arguments, prog_name="engram")
+
+
+class _Forked:
+    """What the launcher uses of `subprocess.Popen`, for a rank that is forked from the launcher."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        env: dict[str, str],
+        stdin: int,
+        stdout: IO[bytes] | None,
+        stderr: int | None,
+        start_new_session: bool,
+        preexec_fn: Callable[[], None] | None,
+    ) -> None:
+        assert command[:4] == [sys.executable, "-P", "-m", "launch.local.rank"]
+        assert (stdin, stderr) == (subprocess.DEVNULL, subprocess.STDOUT if stdout else None)
+        assert start_new_session
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_rank(command[3:], env, stdout, preexec_fn)
+
+    def wait(self) -> None:
+        os.waitpid(self.pid, 0)
+
+
+def _become_rank(
+    argv: list[str], environment: dict[str, str], output: IO[bytes] | None, preexec: Callable[[], None] | None
+) -> NoReturn:
+    try:
+        os.setsid()
+        if preexec:
+            preexec()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(1, 2)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = argv
+        from launch.local.rank import main
+
+        main()
+    finally:
+        os._exit(1)
