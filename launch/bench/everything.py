@@ -17,6 +17,7 @@ from launch.bench.report import Section
 _GRACE_S = 10.0
 _STARTING_S = 10.0  # of a process, before it measures
 _LATE = 1.5  # times its share, after which a part is ended
+_KEPT = 0.95  # of the later parts' shares, which a late part may not take
 _LEAST_S = 5.0
 _LAST_WORD_S = 1.0
 
@@ -45,12 +46,12 @@ class Share:
 
 
 SHARES = (
-    Share("train", 0.6, ("--steps", "60", "--warmup", "15", "--runs", "3"), _SMALL_TRAIN, keeps=True),
-    Share("kernels", 0.2),
     Share("links", 0.1),
+    Share("kernels", 0.2),
     Share("offload", 0.1, (), _SMALL_OFFLOAD, limited=False),
+    Share("train", 0.6, ("--steps", "60", "--warmup", "15", "--runs", "3"), _SMALL_TRAIN, keeps=True),
 )
-"""The parts in the order in which they run. What one leaves of its share, the later ones have more."""
+"""The parts in the order in which they run, short ones first. What one leaves of its share goes to the later ones."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ def run_everything(
     for number, share in enumerate(shares):
         left = ends - time.monotonic()
         mine = left * share.weight / sum(later.weight for later in shares[number:])
-        outcomes[share.name] = _run_share(share, device, mine, left, (more or {}).get(share.name, ()))
+        most = min(_LATE * mine, left - _KEPT * (left - mine))
+        outcomes[share.name] = _run_share(share, device, mine, most, (more or {}).get(share.name, ()))
         so_far(outcomes)
     return outcomes
 
 
-def _run_share(share: Share, device: str, mine: float, left: float, more: tuple[str, ...]) -> Outcome:
+def _run_share(share: Share, device: str, mine: float, most: float, more: tuple[str, ...]) -> Outcome:
     if mine < _LEAST_S:
         return Outcome(0.0, None, f"left out: {mine:.0f} s are left for it")
     command = [sys.executable, "-P", "-m", "launch.cli", "bench", share.name, "--device", device, "--json"]
@@ -106,7 +108,7 @@ def _run_share(share: Share, device: str, mine: float, left: float, more: tuple[
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
         partial = Path(folder, "partial.json") if share.keeps else None
         command += ["--partial", str(partial)] if partial else []
-        return run_command([*command, *more], min(left, _LATE * mine), partial)
+        return run_command([*command, *more], most, partial)
 
 
 def run_command(command: list[str], seconds: float, partial: Path | None = None) -> Outcome:

@@ -43,12 +43,28 @@ def test_shares_follow_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(everything, "run_command", run)
     outcomes = run_everything(10, "cpu", {"train": ("--job", "x.yaml")})
-    assert list(outcomes) == ["train", "kernels", "links", "offload"]
-    assert asked["train"][1] == pytest.approx(540, abs=2)  # 1.5 times six tenths
-    assert asked["offload"][1] == pytest.approx(600, abs=2)  # all that nobody used
+    assert list(outcomes) == ["links", "kernels", "offload", "train"]
+    assert asked["links"][1] == pytest.approx(87, abs=2)  # a tenth, and a twentieth of all others' shares
+    assert asked["train"][1] == pytest.approx(600, abs=2)  # all that nobody used
     assert asked["train"][0][-2:] == ["--job", "x.yaml"]
     assert "--seconds" not in asked["offload"][0]
     assert all("left out" in str(outcome.reason) for outcome in run_everything(0.01, "cpu").values())
+
+
+def test_no_part_takes_the_time_of_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part works for as long as it may."""
+    now, taken = [0.0], {}
+
+    def run(command: list[str], seconds: float, partial: Path | None) -> Outcome:
+        now[0] += seconds
+        taken[command[5]] = seconds
+        return Outcome(seconds, None, "ended")
+
+    monkeypatch.setattr(everything, "run_command", run)
+    monkeypatch.setattr(everything.time, "monotonic", lambda: now[0])
+    run_everything(10, "cpu")
+    assert sum(taken.values()) <= 600
+    assert all(taken[share.name] >= 0.8 * 600 * share.weight for share in everything.SHARES)
 
 
 def test_all_tells_what_failed_and_writes_what_did_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
