@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernels import compiled_loops
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from offload.config import RowDtype, TableOptimizerConfig
 from offload.optimizers import OPTIMIZERS as KINDS
@@ -63,11 +64,14 @@ def in_order(config: TableOptimizerConfig, row_dtype: RowDtype) -> Tensor:
     return table
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "plain"])
 @ALL
 @DTYPES
 def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
-    name: str, row_dtype: RowDtype, monkeypatch: pytest.MonkeyPatch
+    name: str, row_dtype: RowDtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not compiled:
+        monkeypatch.setattr(compiled_loops, "available", lambda: False)
     monkeypatch.setattr(placed_records, "_BLOCK_BYTES", 500)  # several blocks a step, the last one short
     config = OPTIMIZERS[name]
     layout = RecordLayout.of(DIM, config, row_dtype)
@@ -136,7 +140,7 @@ def test_lazy_rows_are_not(kind: str) -> None:
 
 
 def slow_bf16_adam(config: TableOptimizerConfig) -> tuple[Tensor, Tensor]:
-    """What the docstring of `offload.updates` says, one row and one step at a time; weights and moments."""
+    """What the docstring of `offload.rows.updater` says, one row and one step at a time; weights and moments."""
     layout = RecordLayout.of(DIM, config, "bf16")
     # Whole vectors of the processor: torch's loop over what remains has another rounding.
     weights = pad(layout.weights(fresh_table(layout)).float(), (0, 16 - DIM))
