@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,76 +155,3 @@ class RowOptimizer(ABC):
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """The kernels that Numba compiles for a CPU; None if such rows take the way of plain PyTorch."""
         return None
-
-
-class UpdateKernel(Protocol):
-    """One step on rows in their slots, given by number and learning rate."""
-
-    def __call__(
-        self,
-        records_CW: Tensor,
-        slots_U: Tensor,
-        grad_UD: Tensor,
-        row_ids_U: Tensor | None,
-        *,
-        step: int,
-        lr: float,
-        bf16: bool,
-        seed: int,
-        gradient_scale: float,
-    ) -> None:
-        """Arguments as of `RowKernels.update` and `RowOptimizer.step`; the version becomes `step`."""
-
-
-class RestingOptimizer(RowOptimizer):
-    """A row optimizer that moves no weights without a gradient: they are read as they are stored."""
-
-    @abstractmethod
-    def triton_update(self) -> UpdateKernel:
-        """A step on a GPU."""
-
-    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
-        """A step that Numba compiles for a CPU; None where there is none for rows of that dtype."""
-        return None
-
-    def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
-        """See `RowOptimizer.triton`."""
-        from kernels.rows.records_triton import read_rows
-
-        return _RestingKernels(read_rows, self.triton_update(), rates, rows)
-
-    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
-        """See `RowOptimizer.compiled`."""
-        from kernels.rows.records import read_rows
-
-        update = self.compiled_update(rows.bf16)
-        return None if update is None else _RestingKernels(read_rows, update, rates, rows)
-
-
-class _RestingKernels:
-    def __init__(self, read: Any, update: UpdateKernel, rates: RateHistory, rows: StoredRows) -> None:
-        self._read, self._update, self._rates, self._rows = read, update, rates, rows
-
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
-        self._read(records_CW, slots_U, weights_UD, bf16=self._rows.bf16)
-
-    def update(
-        self,
-        records_CW: Tensor,
-        slots_U: Tensor,
-        grad_UD: Tensor,
-        row_ids_U: Tensor | None,
-        gradient_scale: float,
-    ) -> None:
-        step = len(self._rates)
-        self._update(
-            records_CW,
-            slots_U,
-            grad_UD,
-            row_ids_U,
-            step=step,
-            lr=self._rates[step],
-            bf16=self._rows.bf16,
-            seed=self._rows.seed,
-            gradient_scale=gradient_scale,
-        )

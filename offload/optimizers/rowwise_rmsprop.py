@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from offload.optimizers.row_optimizer import RestingOptimizer, UpdateKernel
+from offload.optimizers.resting import RestingOptimizer, UpdateKernel
 
 if TYPE_CHECKING:
     from torch import Tensor

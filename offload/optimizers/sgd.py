@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from offload.optimizers.row_optimizer import RestingOptimizer, UpdateKernel
+from offload.optimizers.resting import RestingOptimizer, UpdateKernel
 
 if TYPE_CHECKING:
     from torch import Tensor

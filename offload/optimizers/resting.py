@@ -1,0 +1,89 @@
+"""Row optimizers under which rows without a gradient rest: all that they need is one kernel for a step.
+
+Shape suffixes: as of `offload.optimizers.row_optimizer`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, StoredRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.rows.rate_history import RateHistory
+
+
+class UpdateKernel(Protocol):
+    """One step on rows in their slots, given by number and learning rate."""
+
+    def __call__(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        *,
+        step: int,
+        lr: float,
+        bf16: bool,
+        seed: int,
+        gradient_scale: float,
+    ) -> None:
+        """Arguments as of `RowKernels.update` and `RowOptimizer.step`; the version becomes `step`."""
+
+
+class RestingOptimizer(RowOptimizer):
+    """A row optimizer that moves no weights without a gradient: they are read as they are stored."""
+
+    @abstractmethod
+    def triton_update(self) -> UpdateKernel:
+        """A step on a GPU."""
+
+    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+        """A step that Numba compiles for a CPU; None where there is none for rows of that dtype."""
+        return None
+
+    def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
+        """See `RowOptimizer.triton`."""
+        from kernels.rows.records_triton import read_rows
+
+        return _RestingKernels(read_rows, self.triton_update(), rates, rows)
+
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+        """See `RowOptimizer.compiled`."""
+        from kernels.rows.records import read_rows
+
+        update = self.compiled_update(rows.bf16)
+        return None if update is None else _RestingKernels(read_rows, update, rates, rows)
+
+
+class _RestingKernels:
+    def __init__(self, read: Any, update: UpdateKernel, rates: RateHistory, rows: StoredRows) -> None:
+        self._read, self._update, self._rates, self._rows = read, update, rates, rows
+
+    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+        self._read(records_CW, slots_U, weights_UD, bf16=self._rows.bf16)
+
+    def update(
+        self,
+        records_CW: Tensor,
+        slots_U: Tensor,
+        grad_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
+    ) -> None:
+        step = len(self._rates)
+        self._update(
+            records_CW,
+            slots_U,
+            grad_UD,
+            row_ids_U,
+            step=step,
+            lr=self._rates[step],
+            bf16=self._rows.bf16,
+            seed=self._rows.seed,
+            gradient_scale=gradient_scale,
+        )
