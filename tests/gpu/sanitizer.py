@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,16 +141,13 @@ def _run(command: list[str], deadline: Deadline) -> "subprocess.CompletedProcess
         errors="replace",
         # Every allocation by itself: the sanitizer sees where one ends.
         env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        start_new_session=True,  # the sanitizer's own child is ended with it
     )
     try:
         told, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return None
     return subprocess.CompletedProcess(command, process.returncode, told)
 
