@@ -2,7 +2,7 @@
 # Two runs of a few minutes each on a machine with one GPU and no network: is the GPU path right, and how fast is it?
 #
 #   tests/gpu/lent.sh 1      facts, GPU tests, a training run beside its resident twin with traces, links
-#   tests/gpu/lent.sh 2      the same training run at every depth in turns, with tables of full size, Adam, memcheck
+#   tests/gpu/lent.sh 2      some tests, the training run at every depth in short turns, memcheck on the record kernels
 #
 # Every part has its own time, so that none takes another's. Logs, figures and traces go to $OUT (default: ./lent-out),
 # a short account to the screen. Prepared beforehand, in folders that git ignores: .whl/ (wheels of what that machine's
