@@ -105,4 +105,5 @@ def render(value: YamlValue) -> str:
     text = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=float("inf")
     )
-    return text.removesuffix("...\n")
+    # The mark of a document's end, not a text that ends so.
+    return text.removesuffix("...\n") if text.endswith("\n...\n") else text
