@@ -2,7 +2,8 @@
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -66,11 +67,15 @@ class Trainer:
             UserError: too many steps in a row without a finite gradient, or a window that a step does not fit into.
             OSError: a checkpoint cannot be written.
         """
+        with _what_is_built_uncollected():
+            evaluation = self._fit(start)
+        self._profiler.close()
+        return evaluation or self.evaluate()
+
+    def _fit(self, start: int) -> Evaluation | None:
+        """The steps; returns the last one's evaluation, or None if nothing was left to train."""
         job, total = self._job, self._job.train.steps
         evaluation = None
-        # What has been built stays for the whole run: the collector need not look through it again and again.
-        gc.collect()
-        gc.freeze()
         for step in range(start, total):
             with self._profiler.step(step + 1):
                 result = self._train_step_or_save(step)
@@ -88,8 +93,7 @@ class Trainer:
             if every and (done % every == 0 or done == total):
                 with self._meter.pause():
                     self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
-        self._profiler.close()
-        return evaluation or self.evaluate()
+        return evaluation
 
     @property
     def rows_moved(self) -> int:
@@ -166,3 +170,14 @@ class Trainer:
                 f"train.max_skipped_steps: {self._skipped_in_a_row} steps in a row had no finite gradient, the last "
                 f"one step {step + 1}; lower optimizer.learning_rate or raise schedule.warmup_steps"
             )
+
+
+@contextmanager
+def _what_is_built_uncollected() -> Iterator[None]:
+    """What has been built stays for the whole run: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -222,3 +222,26 @@ def test_another_optimizers_state_is_refused() -> None:
         adagrad.load_optimizer_state(adam.optimizer_state())
     adam.close()
     adagrad.close()
+
+
+def test_the_look_ahead_may_change_between_steps_and_no_bit_does() -> None:
+    config = TABLES["adam-exact"].model_copy(update={"window_rows": 1000, "depth": 0})
+    reference = open_tables(JOB, config)
+    expected = [train_step(reference, JOB, step) for step in range(9)]
+    reference.close()
+    tables = open_tables(JOB, config)
+    try:
+        results, ahead = [], []
+        for step in range(9):
+            tables.look_ahead((0, 3, 0)[step // 3])
+            for planned in range(step, min(step + 5, JOB.steps)):  # so that plans never decide how far it looks
+                tables._planner.request(planned)
+                tables._planner.plan(planned)
+            results.append(train_step(tables, JOB, step))
+            ahead.append(len(tables._shard.store._admitted))
+        assert results == expected
+        assert ahead == [0, 0, 0, 3, 3, 3, 2, 1, 0]
+        with pytest.raises(ValueError, match="not -1"):
+            tables.look_ahead(-1)
+    finally:
+        tables.close()
