@@ -14,7 +14,7 @@ ROOMS = {
     "train": {"kernels", "model", "offload"},
     "launch": {"kernels", "model", "offload", "train"},
 }
-_BASE = {"errors", "files", "machine", "run_folder"}
+_BASE = {"errors", "files", "machine", "progress", "run_folder"}
 INNER = {
     "kernels": {
         "gather": set(),
@@ -44,6 +44,7 @@ INNER = {
         "errors": set(),
         "files": set(),
         "machine": set(),
+        "progress": set(),
         "run_folder": {"errors"},
         "optim": set(),
         "data": _BASE,

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from launch.bench.options import BenchOptions
     from launch.bench.report import Section
 
-_PARTS = ("path", "scaling", "planning", "stall", "job")
+_PARTS = ("path", "scaling", "planning", "stall")
 _WIDTH = 180  # of a table that no terminal shows
 _MODES = ("window", "resident")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _DEVICES = ("auto", "cpu", "cuda")
+_ENGINES = ("auto", "zero_copy", "staged", "cpu")
 _ALL = ("train", "kernels", "links", "offload")
 
 
+_Device = Literal["auto", "cpu", "cuda"]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _device: _Decorator = click.option(
     "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="auto: the GPU, if there is one."
@@ -35,7 +37,7 @@ _threads: _Decorator = click.option(
 )
 _overrides: _Decorator = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 _traces: _Decorator = click.option(
-    "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each setting there."
+    "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each run there."
 )
 _json: _Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
@@ -70,35 +72,11 @@ Examples:
 @click.option(
     "--compute-ms", type=click.FloatRange(min=0), default=100.0, show_default=True, help="Stand-in for a model."
 )
-@click.option(
-    "--job", default="configs/tiny.yaml", show_default=True, metavar="FILE", help="The job that part `job` trains."
-)
-@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of that job in each mode.")
 @click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
 @_threads
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the ids.")
 @_json
-def offload(
-    device: Literal["auto", "cpu", "cuda"],
-    part: str,
-    lookups: int,
-    rows: int,
-    dim: int,
-    zipf: float,
-    steps: int,
-    warmup: int,
-    optimizer: str,
-    mode: Literal["window", "resident"],
-    depth: int,
-    window_rows: int | None,
-    compute_ms: float,
-    job: str,
-    runs: int,
-    plain_allocator: bool,
-    threads: int | None,
-    seed: int,
-    as_json: bool,
-) -> None:
+def offload(part: str, lookups: int, rows: int, dim: int, zipf: float, seed: int, **chosen: Any) -> None:
     """Time the tables in host memory beside common alternatives, on Zipf-distributed ids.
 
     \b
@@ -107,28 +85,10 @@ def offload(
       scaling   the same ids in a table of 64 times the rows
       planning  planning a step, beside the step
       stall     waiting for rows by look-ahead, over an emulated link, on one and two ranks
-      job       a training job's step with offload.mode=window and with resident
     """
-    from launch.bench.devices import chosen_device
-    from launch.bench.options import BenchOptions
     from launch.bench.workload import Workload
 
-    options = BenchOptions(
-        workload=Workload(lookups, rows, dim, zipf, seed),
-        steps=steps,
-        warmup=warmup,
-        optimizer=optimizer,
-        mode=mode,
-        depth=depth,
-        window_rows=window_rows,
-        threads=_thread_count(threads),
-        plain_allocator=plain_allocator,
-        compute_ms=compute_ms,
-        job=job,
-        runs=runs,
-        device=chosen_device(device),
-    )
-    _run(_PARTS if part == "all" else (part,), options, as_json)
+    _measure(_PARTS if part == "all" else (part,), workload=Workload(lookups, rows, dim, zipf, seed), **chosen)
 
 
 @command.command(
@@ -143,23 +103,13 @@ Examples:
 @_seconds
 @_threads
 @_json
-def kernels(
-    device: Literal["auto", "cpu", "cuda"],
-    tokens: int | None,
-    seconds: float | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def kernels(**chosen: Any) -> None:
     """Time each kernel beside the same in PyTorch's operations, and beside what the hardware allows.
 
     The hardware's time is the bytes to be moved, divided by the bandwidth of memory or bus as measured in the same run.
     On a CPU it times the functions that run there, at smaller sizes.
     """
-    from launch.bench.devices import chosen_device
-    from launch.bench.options import BenchOptions
-
-    options = BenchOptions(device=chosen_device(device), tokens=tokens, seconds=seconds, threads=_thread_count(threads))
-    _run(("kernels",), options, as_json)
+    _measure(("kernels",), **chosen)
 
 
 @command.command(
@@ -177,50 +127,33 @@ Examples:
 @click.option(
     "--programs",
     type=NumberList(1, 1024),
+    default=(),
     help="Programs of a kernel, each number in turn; default: 4 to 64. GPU only.",
 )
 @click.option(
     "--record-bytes",
     type=NumberList(8, 65_536, multiple_of=4),
+    default=(),
     help="Sizes of records, multiples of 4; default: 160 to 1,152.",
 )
 @_seconds
 @_threads
 @_json
-def links(
-    device: Literal["auto", "cpu", "cuda"],
-    memory_mib: int | None,
-    programs: tuple[int, ...] | None,
-    record_bytes: tuple[int, ...] | None,
-    seconds: float | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def links(**chosen: Any) -> None:
     """Time what travels between host memory and the GPU: single records by kernels, beside the copy engines.
 
     Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, or as told; each direction
     alone, and both at once. On a CPU it copies from host to host.
     """
-    from launch.bench.devices import chosen_device
-    from launch.bench.options import BenchOptions
-
-    options = BenchOptions(
-        device=chosen_device(device),
-        memory_mib=memory_mib,
-        programs=programs or (),
-        record_bytes=record_bytes or (),
-        seconds=seconds,
-        threads=_thread_count(threads),
-    )
-    _run(("links",), options, as_json)
+    _measure(("links",), **chosen)
 
 
 @command.command(
     epilog="""\b
 Examples:
   engram bench train
-  engram bench train --job configs/tiny.yaml --steps 20 --runs 2 --json
-  engram bench train --traces traces offload.window_rows=1000000
+  engram bench train --job configs/tiny.yaml --steps 10 --rounds 2 --json
+  engram bench train --engine zero_copy --engine staged --depths 2,0 --traces traces offload.window_rows=1000000
 """
 )
 @_overrides
@@ -228,34 +161,28 @@ Examples:
 @click.option(
     "--job", metavar="FILE", help="The job; default: configs/bench.yaml on a GPU, configs/tiny.yaml on a CPU."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps of each run.")
-@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
+@click.option("--steps", type=click.IntRange(min=1), default=12, show_default=True, help="Timed steps of a turn.")
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each setting, in turns."
+    "--warmup", type=click.IntRange(min=1), default=4, show_default=True, help="Steps of a turn before those."
 )
+@click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads in turn; default: 2,1,4,0.")
+@click.option(
+    "--engine", "engines", type=click.Choice(_ENGINES), multiple=True, default=("auto",), show_default=True,
+    help="What carries the rows of a run; may be repeated, and each is a run of its own.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns of each look-ahead.")
+@click.option("--partial", type=click.Path(dir_okay=False), help="File for the JSON object, written after each turn.")
 @_traces
-@click.option("--partial", type=click.Path(dir_okay=False), hidden=True)
 @_seconds
 @_threads
 @_json
-def train(
-    overrides: tuple[str, ...],
-    device: Literal["auto", "cpu", "cuda"],
-    job: str | None,
-    steps: int,
-    warmup: int,
-    runs: int,
-    traces: str | None,
-    partial: str | None,
-    seconds: float | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def train(overrides: tuple[str, ...], job: str | None, **chosen: Any) -> None:
     """Time a training job's step with its rows in host memory, beside all rows resident.
 
-    Look-ahead of 0, 1, 2 and 4 steps; tokens a second; and model FLOPs utilisation, beside a large product of matrices
-    in the same run. Each run is a real `engram train`, and its losses are compared bit by bit. With --traces also what
-    the GPU did in some steps: rows under the computation, gaps, waits, the longest kernels.
+    The same run several times, in one process a rank, in turns of some steps: all rows resident, and in host memory by
+    each engine, at one look-ahead after another. Losses and gradient norms are compared bit by bit. Also tokens a
+    second, and model FLOPs utilisation beside a large product of matrices. With --traces also what the GPU did in two
+    steps: rows under the computation, gaps, waits, the longest kernels.
     """
     from train.config.file import load
     from train.config.job import JobConfig
@@ -263,22 +190,9 @@ def train(
     load(job or _JOBS["cpu"], overrides, JobConfig)  # before what takes seconds to import
 
     from launch.bench.devices import chosen_device
-    from launch.bench.options import BenchOptions
 
-    on = chosen_device(device)
-    options = BenchOptions(
-        device=on,
-        job=job or _JOBS[on],
-        steps=steps,
-        warmup=warmup,
-        runs=runs,
-        seconds=seconds,
-        threads=_thread_count(threads),
-        overrides=overrides,
-        traces=traces,
-        partial=partial,
-    )
-    _run(("train",), options, as_json)
+    job = job or _JOBS[chosen_device(chosen["device"])]
+    _measure(("train",), job=job, overrides=overrides, **chosen)
 
 
 @command.command(
@@ -324,7 +238,7 @@ Examples:
 )
 @_overrides
 def everything(
-    device: Literal["auto", "cpu", "cuda"],
+    device: _Device,
     minutes: float,
     parts: tuple[str, ...],
     job: str | None,
@@ -373,18 +287,21 @@ def _console() -> "Console":
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
-def _run(parts: tuple[str, ...], options: "BenchOptions", as_json: bool) -> None:
-    """Measures the parts and prints what they found."""
+def _measure(parts: tuple[str, ...], *, device: _Device, threads: int | None, as_json: bool, **chosen: Any) -> None:
+    """Measures the parts, under options by their names in `BenchOptions`, and prints what they found."""
+    from launch.bench.devices import chosen_device
+    from launch.bench.options import BenchOptions
     from launch.bench.run import run_parts
 
+    options = BenchOptions(device=chosen_device(device), threads=_thread_count(threads), **chosen)
     _tell(run_parts(parts, options), options, as_json)
 
 
 def _tell(sections: "dict[str, Section]", options: "BenchOptions", as_json: bool) -> None:
-    from launch.bench.run import to_json
+    from launch.bench.report import answer
 
     if as_json:
-        click.echo(json.dumps(to_json(sections, options), indent=2))
+        click.echo(json.dumps(answer(sections, options), indent=2))
         return
     console = _console()
     for section in sections.values():

@@ -14,9 +14,9 @@ from launch.bench.kernel_times import _FAMILIES, _family_rows, measure_kernels
 from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Measure
 from tests.command_line import fresh_engram
+from train.progress import Progress
 
 CPU = Sizes(torch.device("cpu"), tokens=8, hidden=16, host_bytes=1 << 22)
 
