@@ -32,6 +32,10 @@ class MemoryRows(NamedTuple):
     index: RowIndex  # type: ignore[assignment]  # hides tuple.index, of no use here
     """The row of every lookup, in (b, t, slot) order."""
 
+    def to(self, device: torch.device) -> "MemoryRows":
+        """The same on `device`."""
+        return MemoryRows(self.rows_UD.to(device), self.index.to(device))
+
 
 class Engram(nn.Module):
     """Projections, gate and convolution for a residual stream of `branches` branches.

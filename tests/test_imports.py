@@ -51,7 +51,7 @@ INNER = {
         "config": {"errors", "data", "optim"},
         "engine": {"config", "optim"},
         "tables": {"errors", "config", "data"},
-        "evaluation": {"data", "engine"},
+        "evaluation": {"data"},
         "checkpoint": {*_BASE, "config", "engine"},
         "report": {*_BASE, "config", "evaluation"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
