@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from model.census import take_census
 from model.compilation import compile_blocks
@@ -26,7 +27,6 @@ from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
-from train.files import try_lock
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -221,9 +221,13 @@ class Run:
         dist.barrier()
 
     def _lock_folder(self) -> None:
-        self._lock = try_lock(self.folder / LOCK_FILE)
-        if self._lock is None:
-            raise UserError(f"{self.folder}: another run is at work in it; wait for it, or choose another run.name")
+        self._lock = FileLock(self.folder / LOCK_FILE)  # held as long as this object lives
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another run is at work in it; wait for it, or choose another run.name"
+            ) from None
 
     def _check_disk(self) -> None:
         if self.job.checkpoint.every is None:

@@ -201,7 +201,7 @@ def test_interrupted_run_leaves_nothing_that_looks_complete_and_no_processes(tmp
         assert time.monotonic() < deadline, "workers outlive the preparation"
         time.sleep(0.05)
     left = list(tmp_path.glob(".out.partial-*"))
-    assert len(left) == (how == signal.SIGKILL)
+    assert len(left) == 2 * (how == signal.SIGKILL), "a folder and its lock"
     assert not any((path / "manifest.json").exists() for path in left)
     (tmp_path / "short.txt").write_text("the end")
     prepare([tmp_path / "short.txt"], out, tokenizer=TOKENIZER, progress=False)
