@@ -99,11 +99,6 @@ class WindowStore:
         self._may_wait, self._wanted_free = may_wait, 0
         self.traffic = Traffic()
 
-    @property
-    def engine(self) -> str:
-        """The engine that carries the records."""
-        return self._transfers.name
-
     def take_traffic(self) -> Traffic:
         """See `RowStore.take_traffic`."""
         return self.traffic.take()

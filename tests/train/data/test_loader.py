@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.train.data.text import numbered_store, small_tokenizer, write_pair
+from tests.train.data.text import document, numbered_store, small_tokenizer, write_pair
 from train.data.loader import IGNORED, Loader
 from train.data.store import TokenStore
 from train.errors import UserError
@@ -72,8 +72,8 @@ def test_no_sequence_comes_twice_in_an_epoch(tmp_path):
 
 
 def test_validation_covers_every_token_once_whatever_the_batch(store):
-    held_out = [store.document(i) for i in np.flatnonzero(loader(store)._held_out)]
-    expected = np.bincount(np.concatenate([document[1:] for document in held_out if len(document)]), minlength=300)
+    held_out = [document(store, i) for i in np.flatnonzero(loader(store)._held_out)]
+    expected = np.bincount(np.concatenate([ids[1:] for ids in held_out if len(ids)]), minlength=300)
     for changes in ({}, {"global_batch_size": 32}, {"sequence_length": 16, "global_batch_size": 2}, {"seed": 9}):
         validation = loader(store, "validation", **changes)
         labels = torch.cat([b.labels_BT for i in range(validation.steps_per_epoch) for b in validation.batch(i)])
