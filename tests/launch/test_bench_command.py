@@ -11,7 +11,8 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.report import Section
 from launch.cli import main
-from launch.commands import bench
+from launch.commands import bench_jobs as jobs
+from launch.commands import bench_parts as parts
 from offload.config import OffloadConfig
 from tests.command_line import fresh_engram
 
@@ -63,7 +64,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     ((names, options),) = asked
     assert (options.threads, options.depth) == (3, 0)
-    assert names == bench._PARTS
+    assert names == parts.PARTS
     assert all(f"All about {name}" in result.stdout for name in names)
 
 
@@ -88,6 +89,6 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
 
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
-    assert {*bench._PARTS, "kernels", "links", "train"} == {*PARTS}
-    assert get_args(OffloadConfig.model_fields["engine"].annotation) == bench._ENGINES
+    assert {*parts.PARTS, "kernels", "links", "train"} == {*PARTS}
+    assert get_args(OffloadConfig.model_fields["engine"].annotation) == jobs.ENGINES
     assert {"adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop"} <= set(OPTIMIZERS)
