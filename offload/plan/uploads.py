@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.gather import RowIndex
 from offload.device.sender import Sender, Sent
 from offload.plan.plan import ModulePlan, Plan
 
@@ -48,5 +47,5 @@ def _changed(plan: Plan, change: Callable[[Tensor], Tensor]) -> Plan:
 
 
 def _changed_module(part: ModulePlan, change: Callable[[Tensor], Tensor]) -> ModulePlan:
-    indices = tuple(RowIndex(*map(change, index)) for index in part.indices)
+    indices = tuple(index.map(change) for index in part.indices)
     return replace(part, indices=indices, owed_places_A=change(part.owed_places_A))
