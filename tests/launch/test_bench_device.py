@@ -74,8 +74,8 @@ def test_moved_bytes_are_those_of_the_tensors() -> None:
     out, sums = forward.ours(), backward.ours()
     assert isinstance(out, torch.Tensor)
     assert isinstance(sums, torch.Tensor)
-    assert forward.nbytes == out.nbytes + 4 * unique * 80 + index.index_N.nbytes
-    assert backward.nbytes == out.nbytes + sums.nbytes + index.order_N.nbytes + index.index_N.nbytes + 4 * unique
+    assert forward.nbytes == out.nbytes + 4 * unique * 80 + index.segment_N.nbytes
+    assert backward.nbytes == out.nbytes + sums.nbytes + index.order_N.nbytes + index.segment_N.nbytes + 4 * unique
 
 
 @pytest.mark.parametrize("case", optimizer_cases(CPU), ids=lambda case: f"{case.kernel}, {case.sizes}")

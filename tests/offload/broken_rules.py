@@ -66,11 +66,11 @@ def fetch_not_waited_for() -> Broken:
 def write_back_not_waited_for() -> Broken:
     """A row taken back is handed out for its update while it is still being copied to host memory."""
 
-    def acquire(call: Callable[..., Tensor], self: WindowStore, step: int, rows: Tensor) -> Tensor:
+    def settle(call: Callable[..., None], self: WindowStore, admitted: Any) -> None:
         with mock.patch.object(self._directory, "being_written", return_value=False):
-            return call(self, step, rows)
+            call(self, admitted)
 
-    return _wrapped(WindowStore, "acquire", acquire)
+    return _wrapped(WindowStore, "_settle", settle)
 
 
 def resurrection_dropped() -> Broken:
