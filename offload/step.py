@@ -152,7 +152,7 @@ class Step:
         shard, plan = self._shard, self._plan
         scale = gradient_scale / shard.sharding.world_size
         row_ids = None
-        if shard.layout.row_dtype == "bf16":  # they key the rounding
+        if shard.layout.packed:  # they key the rounding
             (row_ids,) = shard.sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
         shard.updater.update_at(
             shard.store.records, self._places_O, self._gradient_OD, lr, row_ids, gradient_scale=scale

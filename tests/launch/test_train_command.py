@@ -192,6 +192,10 @@ def test_what_a_run_is_cannot_change_and_its_record_survives_the_attempt(corpus:
     one = ["--nproc", "1"]
     assert "model.engram.rows_per_head (500, now 600)" in refusal(job, "model.engram.rows_per_head=600", *one)
     assert "offload.optimizer.beta1" in refusal(job, "offload.optimizer.beta1=0.5", *one)
+    told = (
+        "offload.optimizer.state_dtype: the checkpoint's tables were trained with fp32, the config says bf16; restore"
+    )
+    assert told in refusal(job, "offload.optimizer.state_dtype=bf16", *one)
     assert "choose another run.name" in refusal(job, "checkpoint.resume=never", *one)
     assert record.read_text() == before
 

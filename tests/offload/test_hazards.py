@@ -53,6 +53,8 @@ ROWS = {
     "adagrad": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_adagrad")),
     "rmsprop": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_rmsprop")),
     "adam-bf16": OffloadConfig(row_dtype="bf16", exchange_dtype="bf16"),
+    "adam-bf16-state": OffloadConfig(optimizer=TableOptimizerConfig(state_dtype="bf16")),
+    "adam-bf16-all": OffloadConfig(row_dtype="bf16", optimizer=TableOptimizerConfig(state_dtype="bf16")),
 }
 DEPTHS = (0, 1, 2, 4)
 
