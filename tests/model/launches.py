@@ -36,13 +36,18 @@ def launches(config: ModelConfig, tokens: int) -> Counter[str]:
     """
     torch.manual_seed(0)
     network = LanguageModel(narrow(config)).to(torch.bfloat16)
-    tokens_BT, positions_BT = torch.randint(_VOCABULARY, (1, _TOKENS)), torch.arange(_TOKENS).unsqueeze(0)
-    memory = _memory(config)
+    arguments = micro_batch(config)
     with _loss_in_chunks(_chunks(config, tokens)), on_a_gpu() as counted, _flex_attention(counted):
         for _ in range(2):
             counted.clear()
-            network(tokens_BT, positions_BT, memory, labels_BT=tokens_BT).backward()
+            network(*arguments).backward()
     return counted
+
+
+def micro_batch(config: ModelConfig) -> tuple[Tensor, Tensor, list[MemoryRows], Tensor]:
+    """Small arguments of the narrow network: tokens, positions, memory and labels."""
+    tokens_BT, positions_BT = torch.randint(_VOCABULARY, (1, _TOKENS)), torch.arange(_TOKENS).unsqueeze(0)
+    return tokens_BT, positions_BT, _memory(config), tokens_BT
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
