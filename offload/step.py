@@ -125,7 +125,7 @@ class Step:
         shard = self._shard
         gradients = [_gradient(leaf) for leaf in self.rows.leaves]
         parts = [
-            exchange_gradients(part, gradient, part.owned.stop - part.owned.start, shard.group)
+            exchange_gradients(part, gradient, shard.group)
             for part, gradient in zip(self._there.modules, gradients, strict=True)
         ]
         shard.observer.reduced(self.number, self._plan, gradients, parts)

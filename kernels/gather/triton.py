@@ -21,7 +21,7 @@ _LOADS = tl.constexpr(8)  # in flight together, in a sum that is otherwise one b
 
 def gather_rows(rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, out_ND: Tensor) -> None:
     """Writes row `rows_V[segment_N]` of every lookup to `out_ND`, converted to its type. Strides of both may be any."""
-    columns, blocks = _column_blocks(rows_UD.shape[1])
+    columns, blocks = column_blocks(rows_UD.shape[1])
     if out_ND.numel() == 0:
         return
     lanes = max(1, _ELEMENTS // columns)
@@ -43,7 +43,7 @@ def sum_gradients(grad_ND: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V
     """
     (num_lookups, dim), num_segments = grad_ND.shape, offsets_V.shape[0]
     sums_VD = torch.empty(num_segments, dim, dtype=dtype, device=grad_ND.device)
-    columns, blocks = _column_blocks(dim)
+    columns, blocks = column_blocks(dim)
     if sums_VD.numel() == 0:
         return sums_VD
     lanes = max(1, _ELEMENTS // columns)
@@ -62,7 +62,7 @@ def sum_gradients(grad_ND: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V
     return sums_VD
 
 
-def _column_blocks(dim: int) -> tuple[int, int]:
+def column_blocks(dim: int) -> tuple[int, int]:
     """Columns of a program, a power of two, and how many programs cover `dim` with the fewest idle columns."""
     widths = [32, 64, 128, 256, 512] if dim > 32 else [triton.next_power_of_2(max(1, dim))]
     columns = min(widths, key=lambda width: (triton.cdiv(dim, width) * width, -width))
@@ -70,7 +70,7 @@ def _column_blocks(dim: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _tile(
+def tile(
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """This program's lanes, its columns, and which of these there are. Neighbours in the grid share their lanes."""
@@ -85,7 +85,7 @@ def _gather_kernel(
     row_stride: tl.tensor, row_column: tl.tensor, out_stride: tl.tensor, out_column: tl.tensor,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
-    lookup_R, column_C, real_C = _tile(D, BLOCKS, R, C)
+    lookup_R, column_C, real_C = tile(D, BLOCKS, R, C)
     live_R = lookup_R < num_lookups
     row_R = tl.load(read + tl.load(segment + lookup_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
     live_RC = live_R[:, None] & real_C[None, :]
@@ -94,7 +94,7 @@ def _gather_kernel(
 
 
 @triton.jit
-def _bounds(
+def segment_bounds(
     offsets: tl.tensor, segment_R: tl.tensor, live_R: tl.tensor, num_lookups: tl.tensor, num_segments: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
     """Where a segment starts and ends in the sorted order."""
@@ -112,7 +112,7 @@ def _next_chunk(
     live_R = place_R < num_lookups
     lookup_R = tl.load(order + place_R, live_R, 0).to(tl.int64)
     segment_R = tl.load(segment + lookup_R, live_R, 0).to(tl.int64)
-    start_R, end_R = _bounds(offsets, segment_R, live_R, num_lookups, num_segments)
+    start_R, end_R = segment_bounds(offsets, segment_R, live_R, num_lookups, num_segments)
     chunk_R = start_R + (place_R - start_R + _CHUNK - 1) // _CHUNK * _CHUNK
     return tl.where(live_R, tl.minimum(chunk_R, end_R), num_lookups), (chunk_R >= end_R) | (chunk_R == start_R)
 
@@ -125,7 +125,7 @@ def _sum_chunks(
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Every lane sums the chunks that start in its window of the sorted lookups: at most two windows' lookups."""
-    window_R, column_C, real_C = _tile(D, BLOCKS, R, C)
+    window_R, column_C, real_C = tile(D, BLOCKS, R, C)
     place_R, first_R = _next_chunk(window_R * _CHUNK, segment, order, offsets, num_lookups, num_segments)
     end_R, _ = _next_chunk((window_R + 1) * _CHUNK, segment, order, offsets, num_lookups, num_segments)
     begin_R, segment_R = place_R, tl.full([R], -1, tl.int32)
@@ -175,11 +175,11 @@ def _sum_groups(
 
     A lane looks for the second part of a group in its own `apart` places of the sorted lookups: there is at most one.
     """
-    lane_R, column_C, real_C = _tile(D, BLOCKS, R, C)
+    lane_R, column_C, real_C = tile(D, BLOCKS, R, C)
     place_R = lane_R * apart
     live_R = place_R < num_lookups
     segment_R = tl.load(segment + tl.load(order + place_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
-    start_R, end_R = _bounds(offsets, segment_R, live_R, num_lookups, num_segments)
+    start_R, end_R = segment_bounds(offsets, segment_R, live_R, num_lookups, num_segments)
     second_R = (place_R - start_R + apart - 1) // apart
     live_R = live_R & (second_R % _GROUP == 1) & (start_R + second_R * apart < end_R)
     parts_R = tl.minimum((end_R - start_R + apart - 1) // apart - (second_R - 1), _GROUP)

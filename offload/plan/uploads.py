@@ -48,4 +48,5 @@ def _changed(plan: Plan, change: Callable[[Tensor], Tensor]) -> Plan:
 
 def _changed_module(part: ModulePlan, change: Callable[[Tensor], Tensor]) -> ModulePlan:
     indices = tuple(index.map(change) for index in part.indices)
-    return replace(part, indices=indices, owed_places_A=change(part.owed_places_A))
+    places_A, order_A, starts_O = map(change, (part.owed_places_A, part.owed_order_A, part.owed_starts_O))
+    return replace(part, indices=indices, owed_places_A=places_A, owed_order_A=order_A, owed_starts_O=starts_O)

@@ -209,10 +209,10 @@ def last_rank_wins() -> Broken:
 
 
 def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Broken:
-    def exchange(plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None) -> Tensor:
+    def exchange(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         received_AD = gradient_UD.new_empty(sum(plan.owed), gradient_UD.shape[1])
         dist.all_to_all_single(received_AD, gradient_UD, plan.owed, plan.asked, group=group)
-        total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
+        total_OD = gradient_UD.new_zeros(len(plan.owed_starts_O), gradient_UD.shape[1])
         add(total_OD, list(zip(plan.owed_places_A.split(plan.owed), received_AD.split(plan.owed), strict=True)))
         return total_OD
 
