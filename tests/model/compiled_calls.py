@@ -1,8 +1,9 @@
 """Counts the calls in what torch.compile makes of the blocks for an H100, without one.
 
-`python -m tests.model.compiled_calls configs/bench.yaml`. The blocks are traced on a CPU, in a GPU's implementations. Inductor then gets their graphs as if their tensors were on
-a GPU, and is stopped when it has written its code: what that calls is counted each time that the graph would run. Much
-of it is Inductor's own that is replaced here: this is a tool of the torch release it was written with, 2.13.
+`python -m tests.model.compiled_calls configs/bench.yaml`. The blocks are traced on a CPU, in a GPU's implementations.
+Inductor then gets their graphs as if their tensors were on a GPU, and is stopped when it has written its code: what
+that calls is counted each time that the graph would run. Much of it is Inductor's own that is replaced here: this is a
+tool of the torch release it was written with, 2.13.
 """
 
 import contextlib
