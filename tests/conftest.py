@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.command_line import fresh_engram, train, write_job
 
@@ -18,6 +19,10 @@ if not HAS_GPU:
     # Read when a kernel is defined, so before any is. It changes nothing else: no public function hands CPU tensors
     # to a kernel.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Time says nothing of an example: first calls compile, and other tests run beside.
+settings.register_profile("engram", deadline=None)
+settings.load_profile("engram")
 
 MODULES = ("argparse", "ast", "bisect", "configparser", "csv", "dataclasses", "difflib", "functools", "gzip", "heapq")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
@@ -31,7 +31,6 @@ def gradient(rows, index, grads, **options):
     return leaf.grad
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(0, 9), st.integers(0, 40), st.integers(1, 19))
 def test_values_and_gradients_are_those_of_a_loop(data, num_rows, num_lookups, dim):
     lookups = data.draw(st.lists(st.integers(0, num_rows - 1), max_size=num_lookups)) if num_rows else []

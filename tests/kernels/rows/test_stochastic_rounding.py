@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
@@ -32,7 +32,6 @@ def as_bits(values):
     return values.view(torch.int16).to(torch.int32).bitwise_and(0xFFFF).tolist()
 
 
-@settings(deadline=None)
 @given(
     st.integers(-(2**65), 2**65),
     st.integers(0, 2**40),

@@ -3,7 +3,7 @@ from itertools import chain, pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offload.addresses.compression import CompressedVocabulary, identity_vocabulary
@@ -60,7 +60,6 @@ def test_paper_tables():
     assert sum(book.num_rows(module) for module in range(2)) * 80 == pytest.approx(5.79e9, rel=1e-3)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 2**62), st.integers(0, 2**40))
 def test_multipliers_are_odd_and_never_overflow(layer, count, vocabulary_size, seed):
     multipliers = draw_multipliers(layer, count, vocabulary_size, seed)
@@ -68,7 +67,6 @@ def test_multipliers_are_odd_and_never_overflow(layer, count, vocabulary_size, s
     assert all(m % 2 == 1 and 0 < m < 2**63 and (vocabulary_size - 1) * m < 2**63 for m in multipliers)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.integers(1, 400), min_size=1, max_size=3), st.integers(1, 5))
 def test_primes_are_chosen_like_the_released_form_does(num_modules, sizes, heads):
     assert choose_primes(num_modules, sizes, heads) == slow_primes(num_modules, sizes, heads)
@@ -86,7 +84,6 @@ def batches(draw):
     return sequences
 
 
-@settings(deadline=None)
 @given(
     batches(),
     st.lists(st.integers(0, 30), min_size=1, max_size=3, unique=True),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offload.window.writebacks import WriteBacks
@@ -45,7 +45,6 @@ slots = st.lists(st.integers(0, NUM_SLOTS - 1), unique=True, max_size=NUM_SLOTS)
 actions = st.one_of(st.tuples(st.just("begin"), slots), st.tuples(st.sampled_from(["order", "land", "ask"]), slots))
 
 
-@settings(deadline=None)  # of a machine with other work to do
 @given(st.lists(actions, max_size=40))
 def test_the_last_copy_of_any_slot_is_that_which_the_device_lands_last(done: list[tuple[str, np.ndarray]]) -> None:
     device, writebacks = Copies(), WriteBacks(NUM_SLOTS)

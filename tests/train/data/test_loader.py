@@ -100,7 +100,7 @@ def test_order_depends_on_seed_and_step_and_on_nothing_else(store):
     assert not torch.equal(forward[0], rows(loader(store, seed=4).batch(0)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(step=st.integers(0, 10**6), seed=st.integers(0, 2**63 - 1), length=st.integers(2, 30))
 def test_labels_and_positions_follow_from_the_tokens(store, step, seed, length):
     (batch,) = loader(store, seed=seed, sequence_length=length, micro_batch_size=4, global_batch_size=4).batch(step)
