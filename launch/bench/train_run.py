@@ -50,7 +50,7 @@ def train_run(
             "wandb.mode": "disabled",
         } | {key.replace("__", "."): value for key, value in settings.items()}
         chosen = [*overrides, *(f"{key}={value}" for key, value in values.items())]
-        command = [sys.executable, "-P", "-m", "launch.cli", "train", job, *chosen, "--json"]
+        command = [sys.executable, "-P", "-m", "launch", "train", job, *chosen, "--json"]
         environment = {key: value for key, value in os.environ.items() if key not in _OF_A_RANK}
         if device == "cpu":
             environment["DS_ACCELERATOR"] = "cpu"

@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
@@ -117,8 +118,11 @@ def _fill(
 ) -> Manifest:
     report = Report()
     shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
-    with StoreWriter(folder, tokenizer) as writer:
-        for chunk in encode_stream(tokenizer, corpus.documents(report), processes):
+    with (
+        closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
+        StoreWriter(folder, tokenizer) as writer,
+    ):
+        for chunk in chunks:
             writer.append(chunk)
             shown.update(report.bytes_read, report.documents, writer.tokens)
         if report.bad:
