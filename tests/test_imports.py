@@ -64,6 +64,7 @@ INNER = {
         "bench": {"local"},
         "commands": {"local", "plan", "bench"},
         "cli": {"local"},
+        "__main__": {"local", "cli"},
     },
 }
 """Rooms within a folder, and what each may import of it. Files that are in no room belong to all of them."""

@@ -23,7 +23,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     Starts its own local ranks, and ends them all when one fails. Under torchrun or srun (RANK and WORLD_SIZE are set)
     it is one of theirs. The same command again goes on from the newest checkpoint.
     """
-    from launch.local.environment import meeting_port, rank_count, visible_gpus
+    from launch.local.environment import may_use_gpus, meeting_port, rank_count, visible_gpus
     from launch.local.rank import end_rank, rank_command, run_rank
     from launch.local.start import run_ranks
     from train.config.file import load
@@ -34,10 +34,12 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
             raise click.UsageError("--nproc has no meaning where RANK and WORLD_SIZE are set: that launcher decides.")
         end_rank(lambda: run_rank(config, overrides, as_json=as_json))
     run = load(config, overrides, JobConfig).run
+    if may_use_gpus():
+        click.echo("counting the GPUs", err=as_json)
     gpus = visible_gpus()
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
     folder = Path(run.dir, run.name)
-    click.echo(f"{ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
+    click.echo(f"starting {ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
     run_ranks(
         rank_command(config, overrides, as_json=as_json),
         ranks,

@@ -4,6 +4,7 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
@@ -118,8 +119,11 @@ def _fill(
 ) -> Manifest:
     report, started = Report(), time.monotonic()
     shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
-    with StoreWriter(folder, tokenizer) as writer:
-        for chunk in encode_stream(tokenizer, corpus.documents(report), processes):
+    with (
+        closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
+        StoreWriter(folder, tokenizer) as writer,
+    ):
+        for chunk in chunks:
             writer.append(chunk)
             shown.show(
                 report.bytes_read, _so_far(report, writer.tokens, corpus.total_bytes, time.monotonic() - started)
