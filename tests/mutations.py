@@ -42,8 +42,8 @@ MUTATIONS = [
     Mutation(
         "gather: gradients of a row summed backwards",
         "kernels/gather/__init__.py",
-        "order_N = index_N.argsort(stable=True).to(torch.int32)",
-        "order_N = (len(index_N) - 1 - index_N.flip(0).argsort(stable=True)).to(torch.int32)",
+        "sorted_N, order_N = index_N.to(torch.int32).sort(stable=True)",
+        "sorted_N, order_N = index_N.sort()[0], len(index_N) - 1 - index_N.flip(0).argsort(stable=True)",
         "tests/kernels/gather/test_gather.py",
     ),
     Mutation(
