@@ -11,13 +11,13 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.data.folder import exclusive
 from train.data.manifest import MANIFEST, Option, fingerprint
 from train.data.prepare import build_store, train_bpe_on
 from train.data.readers import Bad, read_text
 from train.data.sources import DOCUMENT_CHARS, Report
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
+from train.files import exclusive
 
 _TOPICS = "pydoc_data/topics.py"
 _SUFFIXES = (".py", ".txt", ".rst")

@@ -1,7 +1,7 @@
 import pytest
 
-from train.data.folder import new_folder
 from train.errors import UserError
+from train.files import new_folder
 
 
 def names(path):
