@@ -33,12 +33,11 @@ from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.summary import Summary
-from train.run_folder import CONFIG_FILE
+from train.run_folder import CONFIG_FILE, LOCK_FILE
 from train.tables import address_book, open_tables, table_bytes
 from train.trainer import Trainer
 from train.use.sampling import continue_texts
 
-LOCK_FILE = ".lock"
 _BACKBONE_BYTES = 12
 """Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
 
