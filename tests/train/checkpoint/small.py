@@ -11,6 +11,7 @@ from train.checkpoint.open import open_image
 from train.checkpoint.parts import PartWriter, Save
 
 WORDS, APPLIED = 3, 5
+SETTINGS = {"offload.optimizer.type": "sgd", "offload.row_dtype": "fp32", "model.engram.row_dim": 2}
 
 
 def records(versions: list[int]) -> torch.Tensor:
@@ -43,7 +44,7 @@ def write(folder: Path, *, step: int = 4, nonce: str = "0a", **changes: Any) -> 
         "data": {},
         "tokenizer": "t",
         "data_changes": [],
-        "tables": {"settings": {}, "learning_rates": [0.1] * APPLIED},
+        "tables": {"settings": SETTINGS, "learning_rates": [0.1] * max(APPLIED, step)},
         "tensors": {"weight/a": ("F32", [2, 5]), "buffer/calls": ("I64", [2])},
         "ranks": written,
     }
