@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import ENGRAM, backbone, engram, losses, table_rows, train, write_job
+from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
 from train.report.profile import STEPS_KEY, TRACE_FILE
 
 
@@ -219,6 +220,27 @@ def test_what_cannot_be_written_is_told_before_training(corpus: Path, tmp_path: 
     (run / "checkpoints").write_text("")
     assert "checkpoints: " in refusal(job, "--nproc", "1")
     assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_save_that_the_disk_does_not_take_is_told_and_training_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """No file may become larger than 300 KiB: a checkpoint's does."""
+    job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
+    command = f"ulimit -f 300; exec {shlex.join([*ENGRAM, 'train', str(job), '--nproc', '1'])}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    run = tmp_path / "runs" / "small"
+    assert re.search(r"step 2 was not saved: .*: file too large; training goes on", (run / "log.txt").read_text())
+    assert len(losses(run)) == 4
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.endswith("rank-00000-000000.safetensors: file too large")
+    assert [*(run / "checkpoints").iterdir()] == []
 
 
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
