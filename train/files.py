@@ -102,7 +102,7 @@ def _refuse_used(target: Path, overwrite: bool) -> None:
     if os.path.ismount(target):
         raise UserError(f"{target}: is a mount point, which a finished folder cannot replace; give a folder within it")
     if target.is_dir() and not overwrite and any(target.iterdir()):
-        raise UserError(f"{target}: there is something in it already; choose another folder or overwrite it")
+        raise UserError(f"{target}: there is something in it already; choose another folder, or remove it")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, not a folder")
 
