@@ -1,7 +1,9 @@
 """Real ranks save, resume at other sizes, and agree."""
 
 import itertools
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,33 @@ def resume_other_data(folder: Path, data: dict[str, Any]) -> list[str]:
         return resumed.step, resumed.notes
 
     return messages(folder, act, **data)
+
+
+def save_and_log(folder: Path) -> list[str]:
+    """What is synced and renamed during a save, in order, by name."""
+    parts, log = Parts.open(folder, 1), []
+    parts.train(range(2))
+    fsync, replace = os.fsync, Path.replace
+
+    def logged_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        log.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def logged_replace(path: Path, target: Path) -> Path:
+        log.append(f"{path.name} -> {target.name}")
+        return replace(path, target)
+
+    os.umask(0o027)
+    os.fsync, Path.replace = logged_fsync, logged_replace  # type: ignore[assignment, method-assign]
+    parts.checkpoints.save(2, parts.engine, parts.tables)
+    return log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names files by /proc")
+def test_all_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_path: Path) -> None:
+    (log,) = run_ranks(save_and_log, 1, tmp_path / "run")
+    (partial,) = {name for name in log if name.endswith(".partial")}
+    files = ["rank-00000-000000.safetensors", "rank-00000.json", "manifest.json"]
+    assert log == [*files, partial, f"{partial} -> step-00000002", "run"]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run" / "step-00000002").iterdir()}
+    assert modes == dict.fromkeys(files, 0o640), "modes follow the umask"
