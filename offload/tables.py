@@ -197,7 +197,7 @@ class EngramTables:
         """What this rank did since the last call."""
         return replace(self._shard.store.take_traffic(), planned_s=self._planner.take_busy_s())
 
-    def updated_rows(self, piece_bytes: int = 8 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+    def updated_rows(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
 
         Args:

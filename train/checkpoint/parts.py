@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Semaphore
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,10 +22,10 @@ from torch import Tensor
 from train.checkpoint.checked import Damaged, checked_text, checksum, read_checked
 from train.checkpoint.tensor_files import TensorSource, header, tensor_bytes
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
 """Most bytes of a piece: what a reader holds at a time, and reads to check what it needs of it."""
-FILE_BYTES = 32 << 20
-"""Most bytes of a file's pieces: what a writer holds at a time."""
+FILE_BYTES = 16 << 20
+"""Most bytes of a file's pieces: a writer holds two files' at a time."""
 _MOST_UNSYNCED = 2
 
 
@@ -160,9 +161,10 @@ class PartWriter:
     def __init__(self, folder: Path, save: Save) -> None:
         self._folder, self._index = folder, Index(save)
         self._held: list[tuple[TensorSource, memoryview]] = []
-        self._syncing: list[Future[None]] = []
-        # The next file is put together while the last one travels to the disk.
-        self._disk = ThreadPoolExecutor(1, "engram-sync")
+        # A file is put together while the one before is written, and those before that travel to the disk.
+        self._disk = ThreadPoolExecutor(_MOST_UNSYNCED + 1, "engram-save")
+        self._writing: list[Future[None]] = []
+        self._handed_over = Semaphore(1)
 
     def __enter__(self) -> Self:
         return self
@@ -215,19 +217,24 @@ class PartWriter:
         path, start = self._folder / self._next_name(), header([s for s, _ in self._held], self._index.save.metadata())
         size = len(start) + sum(len(data) for _, data in self._held)
         self._index.files.append(PartFile(path.name, size, checksum(start)))
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            _write_all(descriptor, [start, *(data for _, data in self._held)], path)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._held.clear()
-        self._syncing.append(self._disk.submit(_sync_and_close, descriptor, path))
+        self._handed_over.acquire()
+        held, self._held = self._held, []
+        self._writing.append(self._disk.submit(self._put, path, start, held))
         self._wait(_MOST_UNSYNCED)
 
+    def _put(self, path: Path, start: bytes, held: list[tuple[TensorSource, memoryview]]) -> None:
+        """Writes a file; what it holds is let go of before the disk has it."""
+        with _naming(path), path.open("wb", buffering=0) as file:
+            try:
+                _write_all(file.fileno(), [memoryview(start), *(data for _, data in held)])
+            finally:
+                held.clear()
+                self._handed_over.release()
+            os.fsync(file.fileno())
+
     def _wait(self, most: int) -> None:
-        while len(self._syncing) > most:
-            self._syncing.pop(0).result()
+        while len(self._writing) > most:
+            self._writing.pop(0).result()
 
 
 def index_name(rank: int) -> str:
@@ -244,20 +251,11 @@ def write_synced(path: Path, parts: list[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _write_all(descriptor: int, parts: list[bytes | memoryview], path: Path) -> None:
-    with _naming(path):
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync_and_close(descriptor: int, path: Path) -> None:
-    with _naming(path):
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _write_all(descriptor: int, parts: list[memoryview]) -> None:
+    for part in parts:
+        written = 0
+        while written < len(part):
+            written += os.write(descriptor, part[written:])
 
 
 def _entry(piece: Range | RowRange, place: dict[str, int]) -> list[Any]:
