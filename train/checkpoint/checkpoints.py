@@ -6,7 +6,9 @@ What a checkpoint is, and what holds of it, is in docs/checkpoints.md.
 import contextlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +18,11 @@ import torch
 from offload.tables import EngramTables
 from train.checkpoint.checked import Damaged
 from train.checkpoint.identity import Identity
-from train.checkpoint.image import SavedImage
+from train.checkpoint.image import Rows, SavedImage
 from train.checkpoint.listing import checkpoints_in, remove, superfluous
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import is_good, open_image
-from train.checkpoint.parts import PIECE_BYTES, Save, Written
+from train.checkpoint.parts import PIECE_BYTES, RowRange, Save, Written
 from train.checkpoint.save import Saving
 from train.checkpoint.tensor_files import CODES
 from train.checkpoint.together import SHARE, Failed, on_rank_0, together
@@ -246,8 +248,18 @@ def _load_part(image: SavedImage, engine: Engine, tables: EngramTables | None) -
     engine.load_state(image)
     if tables is None:
         return 0
-    owned, taken = tables.owned_rows(), 0
-    for span in image.spans:
-        if any(span.first < rows.stop and rows.start <= span.last for rows in owned):
-            taken += tables.load_rows(*image.rows(span))
-    return taken
+    owned = tables.owned_rows()
+    wanted = (s for s in image.spans if any(s.first < rows.stop and rows.start <= s.last for rows in owned))
+    return sum(tables.load_rows(*rows) for rows in _one_ahead(wanted, image.rows))
+
+
+def _one_ahead(spans: Iterable[RowRange], read: Callable[[RowRange], Rows]) -> Iterator[Rows]:
+    """Reads rows while those before are being taken."""
+    with ThreadPoolExecutor(1, "engram-load") as reader:
+        coming: deque[Future[Rows]] = deque()
+        for span in spans:
+            coming.append(reader.submit(read, span))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
