@@ -31,6 +31,11 @@ _DECIDING_BESIDE = ("cuda",)
 """Devices beside whose loop a thread decides on coming steps: a CPU's cores have enough to do."""
 
 
+_SCANNED_ROWS = 1 << 18
+"""Rows whose versions are looked at together."""
+_ID_BYTES = 8
+
+
 class WindowTooSmall(ValueError):
     """The rows of one step alone do not fit into a window."""
 
@@ -74,7 +79,7 @@ class EngramTables:
         host_group: dist.ProcessGroup | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._config = config
+        self._config, self._init = config, init
         world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         rank = dist.get_rank(group) if dist.is_initialized() else 0
         self._device = torch.device(device)
@@ -195,20 +200,32 @@ class EngramTables:
         taken, self._told = now.since(self._told), now
         return taken
 
-    def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""
+    def updated_rows(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
+
+        Args:
+            piece_bytes: most bytes of ids and records together.
+
+        Returns:
+            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending.
+        """
         shard = self._shard
         records_RW = shard.store.flush()
         shard.observer.saved(records_RW)
-        for start in range(0, len(records_RW), chunk_rows):
-            chunk = records_RW[start : start + chunk_rows]
-            touched = shard.layout.version(chunk).nonzero().flatten()
-            if len(touched):
-                ids = shard.sharding.global_ids(shard.rank, touched.cpu() + start)
-                yield ids, chunk[touched].cpu()
+        most = max(1, piece_bytes // (shard.layout.bytes + _ID_BYTES))
+        for module in range(len(shard.sharding.num_rows)):
+            for places in self._updated_places(records_RW, module, most):
+                yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
 
-    def load_rows(self, row_ids: Tensor, records: Tensor) -> None:
-        """Takes those of the given rows that this rank owns, before the first step.
+    def owned_rows(self) -> list[range]:
+        """The job-wide ids of this rank's rows, module by module."""
+        sharding, rank = self._shard.sharding, self._shard.rank
+        owned = [sharding.owned(module, rank) for module in range(len(sharding.num_rows))]
+        bases = [sum(sharding.num_rows[:module]) for module in range(len(sharding.num_rows))]
+        return [range(base + rows.start, base + rows.stop) for base, rows in zip(bases, owned, strict=True)]
+
+    def load_rows(self, row_ids: Tensor, records: Tensor) -> int:
+        """Takes those of the given rows that this rank owns, before the first step; returns how many these are.
 
         Args:
             row_ids: int64 [n], job-wide.
@@ -218,6 +235,14 @@ class EngramTables:
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
         shard.store.load(places, records[mine])
         shard.observer.loaded(places, records[mine])
+        return len(places)
+
+    def forget_rows(self) -> None:
+        """Undoes `load_rows`: no row was ever updated."""
+        for ids, records in self.updated_rows():
+            records.zero_()
+            self._init.fill(self._shard.layout, records, ids)
+            self.load_rows(ids, records)
 
     def optimizer_state(self) -> dict[str, Any]:
         """What the rows' optimizer must know besides their records, JSON-able; the same on every rank."""
@@ -230,6 +255,21 @@ class EngramTables:
             ValueError: the state is of another optimizer.
         """
         self._shard.updater.load_state(state)
+
+    def _updated_places(self, records_RW: Tensor, module: int, most: int) -> Iterator[Tensor]:
+        """Places in the shard of a module's rows that were ever updated (int64), up to `most` at a time."""
+        shard = self._shard
+        start = shard.sharding.shard_offset(module, shard.rank)
+        end = start + len(shard.sharding.owned(module, shard.rank))
+        waiting = torch.empty(0, dtype=torch.int64)
+        for first in range(start, end, _SCANNED_ROWS):
+            versions = shard.layout.version(records_RW[first : min(first + _SCANNED_ROWS, end)])
+            waiting = torch.cat([waiting, versions.nonzero().flatten().cpu() + first])
+            whole = len(waiting) - len(waiting) % most
+            yield from waiting[:whole].split(most) if whole else ()
+            waiting = waiting[whole:]
+        if len(waiting):
+            yield waiting
 
     def close(self) -> None:
         """Ends the background work."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from train.errors import UserError
+from train.files import new_file
 
 REPORT_FILE = "ENGRAM_RANK_REPORT"
 """Environment variable in which the launcher tells a rank where to write its `RankReport`."""
@@ -59,9 +60,8 @@ class RankReport:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Puts the report at `path`, whole or not at all."""
-        partial = Path(f"{os.fspath(path)}.partial")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        with new_file(Path(path)) as partial:
+            partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self | None:

@@ -22,6 +22,10 @@ JOB = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 MISTAKES = {
     "bench train": ["bench", "train", "train.stepz=3"],
     "bench links": ["bench", "links", "--nothing"],
+    "checkpoint ls": ["checkpoint", "ls", "nowhere"],
+    "checkpoint verify": ["checkpoint", "verify", "nowhere"],
+    "checkpoint diff": ["checkpoint", "diff", "nowhere", "nowhere"],
+    "checkpoint prune": ["checkpoint", "prune", "nowhere", "--keep", "1"],
     "compare": ["compare", "nowhere"],
     "data": ["data", "prepare", "nowhere", "--out", "x", "--train-bpe", "300"],
     "eval": ["eval", "nowhere"],

@@ -220,6 +220,40 @@ def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
     assert rows == straight.rows
 
 
+@pytest.mark.parametrize("change", [{"mode": "resident"}, {"window_rows": TINY}, {"verify": True}], ids=str)
+@pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
+def test_rows_that_were_loaded_and_forgotten_leave_no_trace(change: dict, row_dtype: str) -> None:
+    config = OffloadConfig(optimizer=OPTIMIZERS["adam-exact"], row_dtype=row_dtype).model_copy(update=change)
+    straight = run_job(Job(steps=4), config.model_copy(update={"verify": False}))
+    trained = open_tables(JOB, config)
+    for step in range(5):
+        train_step(trained, JOB, step)
+    tables, fresh = open_tables(Job(steps=4), config), trained.optimizer_state() | {"learning_rates": []}
+    tables.load_optimizer_state(trained.optimizer_state())
+    loaded = [tables.load_rows(ids, records) for ids, records in trained.updated_rows()]
+    assert sum(loaded) > 60
+    tables.forget_rows()
+    tables.load_optimizer_state(fresh)
+    assert [*tables.updated_rows()] == []
+    assert [train_step(tables, Job(steps=4), step)[0] for step in range(4)] == straight.losses
+    trained.close()
+    tables.close()
+
+
+def test_pieces_are_of_one_module_full_and_within_the_limit() -> None:
+    tables = open_tables(JOB, OffloadConfig(window_rows=AMPLE))
+    for step in range(8):
+        train_step(tables, JOB, step)
+    (whole,), limit = [*zip(*tables.updated_rows(), strict=True)][:1], 10 * (tables.record_bytes + 8)
+    pieces = [ids for ids, records in tables.updated_rows(piece_bytes=limit)]
+    assert torch.equal(torch.cat(pieces), torch.cat(whole))
+    borders = [module for ids in pieces for module in {int(ids[0]) >= 97, int(ids[-1]) >= 97}]
+    assert len(borders) == len(pieces) > 6
+    assert sorted(map(len, pieces))[2:] == [10] * (len(pieces) - 2), "all but each module's last are full"
+    assert [len(rows) for rows in tables.owned_rows()] == [97, 61]
+    tables.close()
+
+
 def test_another_optimizers_state_is_refused() -> None:
     adam, adagrad = (open_tables(Job(), OffloadConfig(optimizer=OPTIMIZERS[n])) for n in ("adam-lazy", "adagrad"))
     with pytest.raises(ValueError, match=r"offload\.optimizer\.type: .* trained with adam, the config says rowwise"):

@@ -86,7 +86,10 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     every: int | None = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end. null: none at all, for a run that is only measured."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept. One that was saved while steps were skipped is not counted, and goes as soon as
+    there is a newer one."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints whose step is a multiple of this are kept for good; null for none."""
     init_from: str | None = None
     """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run begins with, at
     step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null for none."""

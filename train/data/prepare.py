@@ -8,13 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
-from train.data.folder import new_folder
 from train.data.manifest import Manifest, Option
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources
 from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
+from train.files import new_folder
 from train.progress import Progress, duration
 
 _BPE_SAMPLE_CHARS = 16_000_000
