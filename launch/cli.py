@@ -73,6 +73,8 @@ Example:
   engram train configs/tiny.yaml train.steps=100
 """,
 )
+# DeepSpeed's launcher tells it each process, which reads LOCAL_RANK instead.
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)
 @click.version_option(package_name="engram-pretrain", prog_name="engram")
 def main() -> None:
     """Pretrain language models whose memory is larger than the GPUs' memory."""

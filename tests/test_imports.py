@@ -61,8 +61,10 @@ INNER = {
         "local": set(),
         "plan": set(),
         "bench": {"local"},
-        "commands": {"local", "plan", "bench"},
+        "cluster": {"local"},
+        "commands": {"local", "plan", "bench", "cluster"},
         "cli": {"local"},
+        "__main__": {"local", "cli"},
     },
 }
 """Rooms within a folder, and what each may import of it. Files that are in no room belong to all of them."""

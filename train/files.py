@@ -34,7 +34,7 @@ def try_lock(path: Path) -> TextIO | None:
 
     A dead process holds nothing.
     """
-    file = path.open("w")
+    file = path.open("a", encoding="utf-8")  # not "w", which would empty another's
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from launch.local.failures import reported
+from launch.local.failures import leave_exit_code, reported
 
 
 def rank_command(config: str, overrides: Sequence[str], *, as_json: bool) -> list[str]:
@@ -54,6 +54,7 @@ def _answer_only(as_json: bool) -> Iterator[TextIO]:
 def end_rank(body: Callable[[], None]) -> NoReturn:
     """Runs a rank's `body`, reports a failure, and ends this process."""
     code = reported(body)
+    leave_exit_code(code)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
