@@ -35,7 +35,8 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     place = Place.of(os.environ)
     if place and nproc is not None:
         raise click.UsageError(f"--nproc has no meaning under a launcher: {place.launcher} decides.")
-    run = load(config, overrides, JobConfig).run
+    job = load(config, overrides, JobConfig)
+    run = job.run
     if place:
         become_rank(place, rank_command(config, overrides, as_json=as_json))
     gpus = visible_gpus()
@@ -48,4 +49,5 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
         log_folder=folder / "logs",
         port=port,
         gpus=gpus,
+        grace_s=job.checkpoint.grace_s,
     )

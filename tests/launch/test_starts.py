@@ -27,6 +27,7 @@ MISTAKES = {
     "eval": ["eval", "nowhere"],
     "export": ["export", "nowhere", "--to", "x"],
     "generate": ["generate", "nowhere", "def"],
+    "launch": ["launch", JOB, "--on", "slurm"],
     "plan": ["plan", JOB, "model.layers=3"],
     "train, a key": ["train", JOB, "train.stepz=3"],
     "train, a file": ["train", "nowhere.yaml"],

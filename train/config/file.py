@@ -166,10 +166,15 @@ def dump(config: BaseModel, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(_HEADER + "".join(_lines(config)), encoding="utf-8")
+        partial.write_text(dumps(config), encoding="utf-8")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def dumps(config: BaseModel) -> str:
+    """The text that `dump` writes."""
+    return _HEADER + "".join(_lines(config))
 
 
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:
