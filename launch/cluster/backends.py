@@ -65,5 +65,5 @@ def start(rendered: Rendered) -> None:
         raise UserError(
             f"{error.filename}: no such command here; install it, or start the job from where it is"
         ) from None
-    except RankFailed as error:
-        raise RankFailed(first_failure(launch.reports) or str(error)) from None
+    except (UserError, RankFailed) as error:
+        raise type(error)(first_failure(launch.reports) or str(error)) from None

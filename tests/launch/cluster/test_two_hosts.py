@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.command_line import losses, table_rows, train, write_job
-from tests.launch.cluster.two_hosts import ADDRESSES, SHARED, Host, skip_without_namespaces, two_hosts
+from tests.launch.cluster.two_hosts import ADDRESSES, SHARED, Host, skip_without_namespaces, two_hosts, wait_for
 from tests.warm import ROOT
 
 ON = {
@@ -78,3 +78,78 @@ def test_torchrun_on_two_hosts_has_the_bits_of_one(shared: Path, corpus: Path, h
     assert table_rows(two) == table_rows(one)
     assert (two / "launches" / "0001" / "code" / "launch" / "cli.py").exists()
     assert (two / "logs" / "rank1.log").exists()
+
+
+@pytest.mark.long
+def test_deepspeeds_launcher_on_two_hosts_has_the_bits_of_one(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    skip_without_namespaces("pdsh")
+    expert_parallel = [
+        "deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
+        "deepspeed.zero_optimization.stage=2",
+    ]
+    write_shared_job(shared)
+    process = launch(hosts[0], "hostfile", *expert_parallel)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    one, two = on_one_host(shared, corpus, *expert_parallel), shared / "runs" / "small"
+    assert losses(two) == losses(one)
+    assert table_rows(two) == table_rows(one)
+
+
+SLOW = {
+    "train": {"steps": 8},
+    "checkpoint": {"every": 2},
+    "offload": {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}},
+}
+"""Steps that last, so that something happens in their midst."""
+
+
+def straight(shared: Path, corpus: Path) -> Path:
+    return on_one_host(shared, corpus, "offload.emulate_link=null")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["hosts", "hostfile"])
+def test_a_mistake_is_told_last_and_once(engine: str, shared: Path, hosts: tuple[Host, Host]) -> None:
+    write_shared_job(shared)
+    process = launch(hosts[0], engine, "offload.window_rows=10")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, output
+    assert output.splitlines()[-1].startswith("Error: offload.window_rows: step 1 alone needs ")
+    assert output.count("step 1 alone needs") == 1
+
+
+@pytest.mark.long
+def test_a_link_that_is_cut_ends_both_sides_with_the_reason_and_the_relaunch_resumes(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    write_shared_job(shared, **SLOW)
+    process = launch(hosts[0], "hosts")
+    wait_for(shared / "runs/small/checkpoints/step-00000002", process)
+    hosts[1].run("ip", "link", "set", "e0", "down")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    print(output)
+    hosts[1].run("ip", "link", "set", "e0", "up")
+    again = launch(hosts[0], "hosts", "offload.emulate_link=null")
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert losses(shared / "runs" / "small") == losses(straight(shared, corpus))
+
+
+@pytest.mark.long
+def test_when_a_host_is_lost_the_job_goes_on_with_those_that_are_left(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    write_shared_job(shared, **SLOW)
+    more = ["launch.min_nodes=1", "launch.restarts=3", "offload.window_rows=3000"]
+    process = launch(hosts[0], "hosts", *more)
+    wait_for(shared / "runs/small/checkpoints/step-00000002", process)
+    hosts[1].kill()
+    output, _ = process.communicate(timeout=240)
+    print(output)
+    assert process.returncode == 0, output
+    two, one = (run / "metrics.jsonl" for run in (shared / "runs" / "small", straight(shared, corpus)))
+    assert len(two.read_text().splitlines()) == len(one.read_text().splitlines()) == 8
