@@ -26,6 +26,7 @@ from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
+from train.ranks import join_ranks
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -252,37 +253,6 @@ class Run:
             _require_compiler(engine.device)
             compile_blocks(cast(LanguageModel, engine.module))
         return engine
-
-
-def join_ranks() -> torch.device:
-    """Initialises torch.distributed from the environment; returns where this rank computes. Collective.
-
-    Raises:
-        UserError: the ranks do not find each other, or this one has no GPU of its own.
-    """
-    # What DeepSpeed decides by, too: one place says where the job runs.
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(_own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
-    try:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others at {place} (MASTER_ADDR, "
-            f"MASTER_PORT): {str(error).splitlines()[0]}; see that all ranks run, and that this port is open between "
-            "their hosts"
-        ) from None
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
-def _own_gpu(local_rank: int, visible: int) -> int:
-    if local_rank < visible:
-        return local_rank
-    raise UserError(
-        f"local rank {local_rank} sees {visible} GPU(s): start no more ranks on a host than it has GPUs, and let each "
-        "see all of them (srun --gpus-per-node=N --gpu-bind=none, not --gpus-per-task)"
-    )
 
 
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:

@@ -358,7 +358,7 @@ def main(
     """Trains JOB several times in one process, in turns: all rows resident, and rows in host memory."""
     deadline = Deadline(None if math.isinf(seconds) else seconds)
     os.environ.update(rank_environment(0, 1, meeting_port(None), visible_gpus()))
-    from train.run import join_ranks
+    from train.ranks import join_ranks
 
     join_ranks()
     total = steps * (_WARMUP_TURNS + rounds * len(depths.split(","))) + 2 * _TRACED_STEPS

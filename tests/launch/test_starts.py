@@ -24,6 +24,7 @@ MISTAKES = {
     "bench links": ["bench", "links", "--nothing"],
     "compare": ["compare", "nowhere"],
     "data": ["data", "prepare", "nowhere", "--out", "x", "--train-bpe", "300"],
+    "doctor": ["doctor", JOB, "train.stepz=3"],
     "eval": ["eval", "nowhere"],
     "export": ["export", "nowhere", "--to", "x"],
     "generate": ["generate", "nowhere", "def"],
