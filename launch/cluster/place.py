@@ -152,6 +152,10 @@ def _refuse_leftovers(environment: Environment) -> None:
     """A process that is one of several, but cannot know which, would take itself for the whole job."""
     if "WORLD_SIZE" in environment:
         raise UserError(f"WORLD_SIZE set, but not RANK: a launcher sets all of {_BY_HAND}; unset it, or set all")
+    if "SLURM_PROCID" in environment and environment.get("SLURM_NNODES", "1") != "1":
+        raise UserError(
+            f"a batch script of Slurm on {environment['SLURM_NNODES']} nodes: put `srun` before the command"
+        )
     if found := next((name for name in _OTHERS if name in environment), None):
         raise UserError(f"{found} is set by a launcher that is not known here: have it set {_BY_HAND} for each process")
 

@@ -103,6 +103,10 @@ WRONG = {
     ),
     "several hosts of MPI": (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
                              "mpirun -x MASTER_ADDR"),
+    "a batch script that forgot srun": (
+        {"SLURM_JOB_ID": "71", "SLURM_PROCID": "0", "SLURM_NNODES": "2"},
+        "a batch script of Slurm on 2 nodes: put `srun` before the command",
+    ),
     "half of Slurm": (without(SLURM, "SLURM_LOCALID"), "SLURM_LOCALID is not set"),
     "no node": (without(SLURM, "SLURM_STEP_NODELIST"), "no host in Slurm's node list ''"),
     "pods without a world": (without(PODS, "WORLD_SIZE"), "JOB_COMPLETION_INDEX is set, but not WORLD_SIZE: "),

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.command_line import losses, table_rows, train, write_job
+from tests.launch.cluster import slurm_cluster
 from tests.launch.cluster.two_hosts import ADDRESSES, SHARED, Host, skip_without_namespaces, two_hosts, wait_for
 from tests.warm import ROOT
 
@@ -153,3 +155,32 @@ def test_when_a_host_is_lost_the_job_goes_on_with_those_that_are_left(
     assert process.returncode == 0, output
     two, one = (run / "metrics.jsonl" for run in (shared / "runs" / "small", straight(shared, corpus)))
     assert len(two.read_text().splitlines()) == len(one.read_text().splitlines()) == 8
+
+
+@pytest.mark.long
+def test_slurm_runs_what_was_submitted_with_the_bits_of_one_host(shared: Path, corpus: Path) -> None:
+    skip_without_namespaces(*slurm_cluster.PROGRAMS)
+    write_shared_job(shared)
+    wanted = [*ON["nproc"], "launch.nodes=2", "launch.slurm.cpus_per_rank=1"]
+    submit = [*LAUNCH, "--on", "slurm", "--submit", *wanted]
+    with slurm_cluster.slurm_cluster(shared) as (first, _):
+        submitted = slurm_cluster.run(first, *submit)
+        number = submitted.split()[-1]
+        log = wait_for_job(first, number, shared)
+        assert "step 5/5  loss " in log, log
+        wrong = slurm_cluster.run(first, *submit, "run.name=wrong", "offload.window_rows=9")
+        log = wait_for_job(first, wrong.split()[-1], shared, "wrong")
+    assert log.splitlines()[-1].startswith("Error: offload.window_rows: step 1 alone needs "), log
+    assert log.count("step 1 alone needs") == 1
+    one, two = on_one_host(shared, corpus), shared / "runs" / "small"
+    assert losses(two) == losses(one)
+    assert table_rows(two) == table_rows(one)
+
+
+def wait_for_job(host: Host, number: str, shared: Path, run: str = "small") -> str:
+    """Waits until a job of Slurm has ended; returns its log."""
+    deadline = time.monotonic() + 200
+    while f"JobId={number}" in slurm_cluster.run(host, "squeue", "-h", "-o", "JobId=%A"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return (shared / "runs" / run / "launches" / "0001" / "job.log").read_text()
