@@ -53,7 +53,7 @@ def train(job: JobConfig) -> Summary | None:
         UserError: anything in the config, the data or the run's folder that the user has to change.
         OSError: a file cannot be written.
     """
-    join_ranks()
+    join_ranks(job.launch.timeout_s)
     run = Run(job)
     start = run.resume()
     run.record_config()

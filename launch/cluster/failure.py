@@ -14,7 +14,12 @@ def first_failure(reports: Path) -> str | None:
     if not found:
         return None
     name, report = min(found, key=lambda each: (each[1].kind == "peer", each[1].time))
-    return report.text if report.kind == "user" else f"{name.replace('rank', 'rank ')} failed\n{report.text}"
+    rank = name.replace("rank", "rank ")
+    if report.kind == "user":
+        return report.text
+    if report.kind == "peer":  # all of them: the one that was lost could not tell
+        return f"{rank} lost another rank, whose host or link failed: {report.text.splitlines()[-1]}"
+    return f"{rank} failed\n{report.text}"
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from train.errors import UserError
 
 NODE_SCRIPT = "node.sh"
 _HOSTFILE = "hostfile"
+_SSH = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15")  # a connection that is lost is noticed within a minute
 
 
 def local(launch: Launch) -> Rendered:
@@ -25,7 +26,7 @@ def hosts(launch: Launch) -> Rendered:
     node = launch.folder / NODE_SCRIPT
     if settings.ssh:
         commands = [
-            ["ssh", "-o", "BatchMode=yes", *settings.ssh_options, name, f"bash {quoted(node)} {number} --attached"]
+            ["ssh", *_SSH, *settings.ssh_options, name, f"bash {quoted(node)} {number} --attached"]
             for number, name in enumerate(names)
         ]
         return Rendered(launch, files, commands, may_fail=len(names) - (settings.min_nodes or len(names)))
@@ -80,7 +81,7 @@ def hostfile(launch: Launch) -> Rendered:
         *(f"--master_addr={names[0]}", f"--master_port={launch.port}"),
         *("--no_python", "--no_local_rank", str(launch.folder / RANK_SCRIPT)),
     ]
-    options = ["-o", "BatchMode=yes", *launch.job.launch.ssh_options]
+    options = [*_SSH, *launch.job.launch.ssh_options]
     return Rendered(launch, files, [command], environment={"PDSH_SSH_ARGS_APPEND": " ".join(options)})
 
 

@@ -30,7 +30,9 @@ USER_ERROR_EXIT = 2
 _PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
 _TOLD_WHOLE = {"VerifyError"}  # named, not imported: the launcher must start without loading torch
 _PEER_LATER_S = 3600
-_PEER_MESSAGE = re.compile(r"connection (closed|reset) by peer|broken pipe|connection refused", re.IGNORECASE)
+_PEER_MESSAGE = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|connection refused|timed out waiting \d+ ?ms", re.IGNORECASE
+)
 
 
 class RankFailed(RuntimeError):

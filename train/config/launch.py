@@ -66,6 +66,9 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Environment variables of the ranks."""
     setup: list[str] = []
     """Shell lines before each rank, such as `module load cuda`."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Seconds that ranks wait for each other, at the start and in each exchange, before they end: more than a save
+    takes."""
     time_limit_min: int | None = Field(None, ge=1)
     """Minutes after which slurm or kubernetes ends the job; null takes the engine's default."""
     logs: str | None = None

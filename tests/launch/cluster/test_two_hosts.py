@@ -1,6 +1,7 @@
 """The tiny job on two hosts, by `engram launch`: the losses of one host, and what is told when a host is lost."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.command_line import losses, table_rows, train, write_job
 from tests.launch.cluster import slurm_cluster
+from tests.launch.cluster.test_launch_page import SLURMS
 from tests.launch.cluster.two_hosts import ADDRESSES, SHARED, Host, skip_without_namespaces, two_hosts, wait_for
 from tests.warm import ROOT
 
@@ -108,10 +110,6 @@ SLOW = {
 """Steps that last, so that something happens in their midst."""
 
 
-def straight(shared: Path, corpus: Path) -> Path:
-    return on_one_host(shared, corpus, "offload.emulate_link=null")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["hosts", "hostfile"])
 def test_a_mistake_is_told_last_and_once(engine: str, shared: Path, hosts: tuple[Host, Host]) -> None:
@@ -128,17 +126,37 @@ def test_a_link_that_is_cut_ends_both_sides_with_the_reason_and_the_relaunch_res
     shared: Path, corpus: Path, hosts: tuple[Host, Host]
 ) -> None:
     write_shared_job(shared, **SLOW)
-    process = launch(hosts[0], "hosts")
+    process = launch(hosts[0], "hosts", "launch.timeout_s=20")
     wait_for(shared / "runs/small/checkpoints/step-00000002", process)
     hosts[1].run("ip", "link", "set", "e0", "down")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1, output
-    print(output)
+    assert "lost another rank, whose host or link failed: " in output.splitlines()[-1], output
+    other_side = shared / "runs/small/launches/0001/reports/rank1"
+    wait_for(other_side, process=None)
     hosts[1].run("ip", "link", "set", "e0", "up")
     again = launch(hosts[0], "hosts", "offload.emulate_link=null")
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output
-    assert losses(shared / "runs" / "small") == losses(straight(shared, corpus))
+    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
+
+
+@pytest.mark.long
+def test_when_the_host_of_the_rendezvous_is_lost_the_relaunch_resumes(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    write_shared_job(shared, **SLOW)
+    # From the host that stays, which is not the first.
+    process = launch(hosts[1], "hosts", "launch.timeout_s=20")
+    wait_for(shared / "runs/small/checkpoints/step-00000002", process)
+    hosts[0].kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "lost another rank, whose host or link failed: " in output.splitlines()[-1], output
+    again = launch(hosts[1], "hosts", "launch.hosts=[n2]", "run.nproc=2", "offload.emulate_link=null")
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
 
 
 @pytest.mark.long
@@ -153,7 +171,10 @@ def test_when_a_host_is_lost_the_job_goes_on_with_those_that_are_left(
     output, _ = process.communicate(timeout=240)
     print(output)
     assert process.returncode == 0, output
-    two, one = (run / "metrics.jsonl" for run in (shared / "runs" / "small", straight(shared, corpus)))
+    two, one = (
+        run / "metrics.jsonl"
+        for run in (shared / "runs" / "small", on_one_host(shared, corpus, "offload.emulate_link=null"))
+    )
     assert len(two.read_text().splitlines()) == len(one.read_text().splitlines()) == 8
 
 
@@ -175,6 +196,24 @@ def test_slurm_runs_what_was_submitted_with_the_bits_of_one_host(shared: Path, c
     one, two = on_one_host(shared, corpus), shared / "runs" / "small"
     assert losses(two) == losses(one)
     assert table_rows(two) == table_rows(one)
+
+
+@pytest.mark.long
+def test_srun_alone_makes_tasks_the_ranks_of_one_job(shared: Path) -> None:
+    skip_without_namespaces(*slurm_cluster.PROGRAMS)
+    write_shared_job(shared)
+    with slurm_cluster.slurm_cluster(shared) as (first, _):
+        for command in SLURMS:
+            told = slurm_cluster.run(first, *on_the_hosts(command))
+            expected = ("all-to-all", "slowest is n1 - n2") if "doctor" in command else ("step 5/5  loss ",)
+            assert all(text in told for text in expected), told
+
+
+def on_the_hosts(command: str) -> list[str]:
+    """A command of the page, with this interpreter and the small job."""
+    engram = [sys.executable, "-P", "-m", "launch"]
+    stands_for = {"engram": engram, "configs/tiny.yaml": [str(SHARED / "job.yaml")]}
+    return [each for word in shlex.split(command) for each in stands_for.get(word, [word])]
 
 
 def wait_for_job(host: Host, number: str, shared: Path, run: str = "small") -> str:

@@ -109,10 +109,12 @@ Host *
         yield first, second
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes] | subprocess.Popen[str], within_s: float = 120) -> None:
-    """Waits until a file is there, as long as the process that is to make it runs."""
+def wait_for(
+    path: Path, process: subprocess.Popen[bytes] | subprocess.Popen[str] | None, within_s: float = 240
+) -> None:
+    """Waits until a file is there, as long as the process that is to make it runs, if one is given."""
     deadline = time.monotonic() + within_s
     while not path.exists():
-        assert process.poll() is None, f"ended before {path.name} was there"
+        assert process is None or process.poll() is None, f"ended before {path.name} was there"
         assert time.monotonic() < deadline, path
         time.sleep(0.05)
