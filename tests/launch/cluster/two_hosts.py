@@ -39,6 +39,7 @@ set -e
 mount --make-rprivate /
 mount --bind {shared} {SHARED}
 mount --bind {SHARED}/hosts /etc/hosts
+mount --bind {SHARED}/nsswitch /etc/nsswitch.conf
 mount -t tmpfs none /tmp
 mount -t tmpfs none /run
 mkdir /run/sshd
@@ -77,6 +78,8 @@ def two_hosts(shared: Path) -> Iterator[tuple[Host, Host]]:
     """Hosts n1 and n2, joined by a link (`e0` on both), that log in to each other by `ssh -F SHARED/ssh_config`."""
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
     (shared / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+    # No name server is in reach: PyTorch's store would wait for one whenever it looks up who calls.
+    (shared / "nsswitch").write_text("passwd: files\ngroup: files\nhosts: files\n")
     for key in ("host_key", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", shared / key], check=True)
     (shared / "sshd_config").write_text(f"""
@@ -95,14 +98,22 @@ Host *
   LogLevel ERROR
 """)
     with ExitStack() as stack:
-        hosts = []
-        for name in ADDRESSES:
-            hosts.append(Host(name, shared))
-            stack.callback(hosts[-1].kill)
-        first, second = hosts
-        link = ["ip", "link", "add", "e0", "type", "veth", "peer", "name", "e0", "netns", str(second.pid)]
-        subprocess.run(["nsenter", "-t", str(first.pid), "-n", "--", *link], check=True)
-        for host in hosts:
+
+        def new(name: str) -> Host:
+            host = Host(name, shared)
+            stack.callback(host.kill)
+            return host
+
+        # Hosts that were joined by one pair of interfaces would lose their own with the other.
+        switch = new("switch")
+        switch.run("ip", "link", "add", "br0", "type", "bridge")
+        switch.run("ip", "link", "set", "br0", "up")
+        first, second = map(new, ADDRESSES)
+        for host in (first, second):
+            port = f"to-{host.name}"
+            link = ["ip", "link", "add", "e0", "type", "veth", "peer", "name", port, "netns", str(switch.pid)]
+            subprocess.run(["nsenter", "-t", str(host.pid), "-n", "--", *link], check=True)
+            switch.run("ip", "link", "set", port, "master", "br0", "up")
             host.run("ip", "addr", "add", f"{ADDRESSES[host.name]}/24", "dev", "e0")
             host.run("ip", "link", "set", "e0", "up")
             host.start_sshd()
