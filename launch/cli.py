@@ -1,4 +1,4 @@
-"""The console command `engram`."""
+"""The commands of `engram`, and how a user's mistake is told."""
 
 import difflib
 import importlib
@@ -78,7 +78,3 @@ Example:
 @click.version_option(package_name="engram-pretrain", prog_name="engram")
 def main() -> None:
     """Pretrain language models whose memory is larger than the GPUs' memory."""
-
-
-if __name__ == "__main__":
-    main()

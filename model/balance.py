@@ -3,8 +3,8 @@
 The bias (Wang et al. 2024; DeepSeek-V3 report, section 2.1.2): after each step, the bias under which a layer chooses
 experts rises by `rate` for experts that got fewer tokens than the mean, and falls by `rate` for those that got more.
 
-All of it works alike on our `MoE` and on the layer that DeepSpeed's AutoEP puts in its place: either layer keeps
-`tokens_per_expert`, and the bias in its router.
+All of it works alike on our `MoE` and on the layer that expert parallelism puts in its place (`model.moe`): either
+keeps `tokens_per_expert`, and the bias in its router.
 
 The loss (DeepSeek-V3 report, equations 17 to 20). For a sequence of T tokens, E experts, K of them a token,
 
@@ -48,7 +48,7 @@ def update_balance(model: nn.Module, rate: float, reduce: Callable[[Tensor], Non
 
 
 def reset_counts(model: nn.Module) -> None:
-    """Forgets the tokens counted so far: AutoEP's layer also counts those of evaluation."""
+    """Forgets the tokens counted so far: a layer in our `MoE`'s place also counts those of evaluation."""
     for counts, _ in _balanced_layers(model):
         counts.zero_()
 
@@ -56,11 +56,11 @@ def reset_counts(model: nn.Module) -> None:
 def sequence_balance(moe: nn.Module, hidden_BTD: Tensor, experts_per_token: int) -> Tensor:
     """The balance loss of every sequence in one layer, before any factor: [B], fp32 or wider.
 
-    The router's scores are computed here a second time, as AutoEP's layer does not tell them; a layer's experts cost
-    hundreds of times as much.
+    The router's scores are computed here a second time, as a layer in our `MoE`'s place does not tell them; the experts
+    cost hundreds of times as much.
 
     Args:
-        moe: our `MoE`, or AutoEP's layer in its place.
+        moe: our `MoE`, or a layer in its place.
         hidden_BTD: the layer's input.
         experts_per_token: K.
     """
@@ -95,5 +95,5 @@ def _balanced_layers(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _router(moe: nn.Module) -> Any:
-    """The router of our `MoE`, or of AutoEP's layer."""
+    """The router of our `MoE`, or of a layer in its place."""
     return moe.router if hasattr(moe, "router") else moe.gate

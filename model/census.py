@@ -81,7 +81,7 @@ def take_census(config: ModelConfig) -> Census:
 
 
 def count_model(model: LanguageModel) -> Census:
-    """Counts the parameters of a model that is neither sharded nor taken over by AutoEP.
+    """Counts the parameters of a model that is neither sharded nor taken over by an engine.
 
     Raises:
         ValueError: a parameter's name tells no part.

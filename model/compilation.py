@@ -2,7 +2,7 @@
 
 Blocks of one kind are alike, so that a kind is compiled once however many there are. What a wrapper of the model does
 between blocks stays as it is. Left out of the graphs is what depends on sizes that only the data tells: attention
-document by document and experts one by one (on a CPU, or in fp32), and the layer that AutoEP puts in a mixture's place.
+document by document and experts one by one (on a CPU, or in fp32), and a layer that stands in a mixture's place.
 """
 
 from typing import Any, cast
@@ -20,11 +20,11 @@ _VARIANTS = 64
 def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     """Compiles the blocks of `model` in place, when each first runs; parameters keep their names.
 
-    To be called once DeepSpeed has taken the model over, as AutoEP replaces modules. With ZeRO 3 its hooks must be
+    To be called once an engine has taken the model over, as it may replace modules. With ZeRO 3 its hooks must be
     around blocks: within, they would be traced, anew for every state that they are in.
 
     Args:
-        model: ours, or the same with layers that AutoEP replaced.
+        model: ours, or the same with layers that were replaced.
         backend: torch.compile's; `aot_eager` traces everything and needs no C++ compiler.
     """
     import torch._dynamo.config as dynamo  # imports the compiler

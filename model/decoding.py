@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.engram import ShortConvolution
+from model.transformer import Head
 
 
 class KeyValueCache:
@@ -72,9 +73,15 @@ class _ValueHistory:
 def decoding(model: nn.Module) -> Iterator[None]:
     """Lets the forwards inside go on from one another; each text needs one of its own.
 
-    The first forward may have any number of tokens, of one document a sequence; each later one exactly one.
+    The first forward may have any number of tokens, of one document a sequence; each later one exactly one. A forward's
+    logits are those of its last token alone.
     """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    heads = [
+        module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))
+        for module in model.modules()
+        if isinstance(module, Head)
+    ]
     histories = [_ValueHistory(module) for module in model.modules() if isinstance(module, ShortConvolution)]
     for attention in attentions:
         attention.cache = KeyValueCache()
@@ -83,9 +90,8 @@ def decoding(model: nn.Module) -> Iterator[None]:
     finally:
         for attention in attentions:
             attention.cache = None
-        for history in histories:
-            for handle in history.handles:
-                handle.remove()
+        for handle in [*heads, *(handle for history in histories for handle in history.handles)]:
+            handle.remove()
 
 
 def _grown(buffer: Tensor, length: int) -> Tensor:

@@ -32,6 +32,10 @@ class MemoryRows(NamedTuple):
     index: RowIndex  # type: ignore[assignment]  # hides tuple.index, of no use here
     """The row of every lookup, in (b, t, slot) order."""
 
+    def to(self, device: torch.device) -> "MemoryRows":
+        """The same on `device`."""
+        return MemoryRows(self.rows_UD.to(device), self.index.to(device))
+
 
 class Engram(nn.Module):
     """Projections, gate and convolution for a residual stream of `branches` branches.
@@ -72,7 +76,7 @@ class Engram(nn.Module):
 
     def _lookup(self, memory: MemoryRows, hidden_BTMD: Tensor) -> Tensor:
         batch, length = hidden_BTMD.shape[:2]
-        lookups = memory.index.index_N.numel()
+        lookups = memory.index.segment_N.numel()
         if lookups != batch * length * self.config.slots:
             raise ValueError(f"{lookups} lookups for {batch} x {length} tokens of {self.config.slots} rows each")
         return gather(memory.rows_UD, memory.index, out_dtype=hidden_BTMD.dtype).view(batch, length, -1)

@@ -1,7 +1,7 @@
 """The language model: embedding, blocks, head.
 
-Submodules bear the names of Hugging Face's DeepSeek-V3 (`model.layers.N.self_attn`, `.mlp`, ...), which DeepSpeed's
-AutoEP looks for; `.engram` is ours. Matrices are drawn from normal(0, init_std); those that write attention's and the
+Submodules bear the names of Hugging Face's DeepSeek-V3 (`model.layers.N.self_attn`, `.mlp`, ...), which DeepSpeed
+looks for; `.engram` is ours. Matrices are drawn from normal(0, init_std); those that write attention's and the
 feed-forward networks' results into the residual stream from normal(0, init_std / sqrt(2 num_layers)), as in GPT-2.
 
 Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden, V vocabulary.
@@ -148,7 +148,7 @@ class LanguageModel(nn.Module):
         >>> loss_sum = model(tokens_BT, positions_BT, labels_BT=labels_BT)
     """
 
-    # Buffers that DeepSpeed leaves in fp32 when it casts, before and after AutoEP renames their modules.
+    # Buffers that DeepSpeed leaves in fp32 when it casts, before and after it renames their modules.
     _keep_in_fp32_modules_strict = ("e_score_correction_bias", "tokens_per_expert")
 
     def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:

@@ -32,6 +32,10 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
     """`exact` makes up for the skipped zero-gradient steps when a row is next used, so that the result equals the dense
     optimizer: Adam's steps are replayed, RMSprop's mean square decays. `lazy` leaves untouched rows as they are.
     Optimizers to which a step without gradient does nothing, such as Adagrad, are the same either way."""
+    state_dtype: RowDtype = "fp32"
+    """Of the optimizer's state in host memory and in the window. `bf16`, for Adam alone, halves its moments: an update
+    and the steps replayed before it are computed in fp32 and rounded once, stochastically, keyed by seed, row and step.
+    """
     lr_factor: float = Field(5.0, gt=0)
     """The rows' learning rate, as a multiple of the backbone's (5 in the paper's Table 5)."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -41,13 +45,19 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
     eps: float = Field(1e-8, gt=0)
     """Added to the denominator."""
 
+    @model_validator(mode="after")
+    def _optimizer_keeps_this_state(self) -> "TableOptimizerConfig":
+        if self.state_dtype not in OPTIMIZERS[self.type].state_dtypes:
+            raise ValueError(f"type={self.type} keeps its state in fp32 alone: set state_dtype to fp32")
+        return self
+
 
 class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """Where the table rows live and how they travel."""
 
     row_dtype: RowDtype = "fp32"
     """Of the weights in host memory and in the window. `bf16` takes half the space: each update is computed in fp32
-    and rounded stochastically, keyed by seed, row and step. Optimizer state is fp32 either way."""
+    and rounded stochastically, keyed by seed, row and step. (Of the optimizer's state: `optimizer.state_dtype`.)"""
     exchange_dtype: RowDtype = "fp32"
     """In which rows travel from their owners to the ranks that use them, rounded to nearest; the same rounding applies
     on a single rank. Gradients travel and are summed in fp32."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather import RowIndex
-from offload.device.sent import Sender
+from offload.device.sender import Sender
 from offload.observer import Observer
 from offload.plan.exchange import exchange_gradients, exchange_values
 from offload.plan.plan import Plan, TokenBatch
@@ -44,6 +44,7 @@ class RankShard:
 
     Attributes:
         store: the rows' records.
+        sender: of other numbers to the device.
         updater: of the rows.
         layout: of the records.
         sharding, rank: who owns which rows.
@@ -54,6 +55,7 @@ class RankShard:
     """
 
     store: RowStore
+    sender: Sender
     updater: RowUpdater
     layout: RecordLayout
     sharding: Sharding
@@ -81,7 +83,6 @@ class Step:
         there: the same, with its modules' tensors on the device.
         places_O: where the rows' records stand in the store, on the device.
         shard: this rank's.
-        sender: of numbers to the device.
         finish: called at the end with whether the rows were updated.
     """
 
@@ -92,12 +93,11 @@ class Step:
         there: Plan,
         places_O: Tensor,
         shard: RankShard,
-        sender: Sender,
         finish: Callable[[bool], None],
     ) -> None:
         self.number = number
         self._plan, self._there, self._places_O = plan, there, places_O
-        self._shard, self._sender, self._finish = shard, sender, finish
+        self._shard, self._finish = shard, finish
         self._gradient_OD: Tensor | None = None
         self._ended = False
         weights_OD = shard.updater.read(shard.store.records, places_O)
@@ -125,7 +125,7 @@ class Step:
         shard = self._shard
         gradients = [_gradient(leaf) for leaf in self.rows.leaves]
         parts = [
-            exchange_gradients(part, gradient, part.owned.stop - part.owned.start, shard.group)
+            exchange_gradients(part, gradient, shard.group)
             for part, gradient in zip(self._there.modules, gradients, strict=True)
         ]
         shard.observer.reduced(self.number, self._plan, gradients, parts)
@@ -152,8 +152,8 @@ class Step:
         shard, plan = self._shard, self._plan
         scale = gradient_scale / shard.sharding.world_size
         row_ids = None
-        if shard.layout.row_dtype == "bf16":  # they key the rounding
-            (row_ids,) = self._sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
+        if shard.layout.packed:  # they key the rounding
+            (row_ids,) = shard.sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
         shard.updater.update_at(
             shard.store.records, self._places_O, self._gradient_OD, lr, row_ids, gradient_scale=scale
         )

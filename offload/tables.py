@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
-from offload.device.sent import Sender
+from offload.device.sender import Sender
 from offload.observer import Observer
 from offload.plan.plan import Plan, TokenBatch, make_plan
 from offload.plan.planner import Planner
@@ -23,7 +23,6 @@ from offload.rows.records import RecordLayout, RowInit, torch_dtype
 from offload.rows.updater import RowUpdater
 from offload.step import RankShard, Rows, Step
 from offload.verify.verifier import Verifier
-from offload.window.background import BackgroundStore
 from offload.window.interface import RowStore, Traffic
 from offload.window.resident import ResidentStore
 from offload.window.store import WindowStore
@@ -84,6 +83,7 @@ class EngramTables:
         store = self._open_store(sharding, rank, layout, init, self._device)
         self._shard = RankShard(
             store,
+            Sender(self._device),
             RowUpdater(config.optimizer, layout, seed=init.seed, device=self._device),
             layout,
             sharding,
@@ -95,7 +95,7 @@ class EngramTables:
         )
         if config.verify:
             self._shard = replace(self._shard, observer=Verifier(self._shard, addresses, init))
-        self._uploads, self._sender = uploads, _ = PlanUploads(self._device), Sender(self._device)
+        self._uploads = uploads = PlanUploads(self._device)
         # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
         shards = sharding, rank, host_group
         self._planner = Planner(
@@ -105,15 +105,14 @@ class EngramTables:
             config.planner_threads,
         )
         self._num_steps = num_steps
-        self._last = -1  # the last step that began
+        self._last = self._prepared = -1  # the last step that began, and the last that the store knows of
         self._step: Step | None = None
+        self._told = Traffic()
 
     def _open_store(self, *shard: Any) -> RowStore:
         if self._config.mode == "resident":
             return ResidentStore(*shard)
-        beside = self._device.type in _DECIDING_BESIDE
-        window = WindowStore(self._config, *shard, may_wait=beside)
-        return BackgroundStore(window) if beside else window
+        return WindowStore(self._config, *shard, beside=self._device.type in _DECIDING_BESIDE)
 
     @property
     def num_parameters(self) -> int:
@@ -171,10 +170,12 @@ class EngramTables:
         plan = self._require_room(number)
         self._last = number
         self._shard.observer.planned(number, plan)
-        places_O = self._shard.store.acquire(number, plan.rows_O)
-        self._prefetch()
+        if self._prepared < number:
+            self._prepare(number, plan)
+        places_O = self._shard.store.hold(number)
+        self._look_ahead()
         there = self._uploads.take(number, plan)
-        self._step = Step(number, plan, there, places_O, self._shard, self._sender, self._finish)
+        self._step = Step(number, plan, there, places_O, self._shard, self._finish)
         return self._step
 
     def look_up(self, batches: Sequence[TokenBatch]) -> Rows:
@@ -190,7 +191,9 @@ class EngramTables:
 
     def take_traffic(self) -> Traffic:
         """What this rank did since the last call."""
-        return replace(self._shard.store.take_traffic(), planned_s=self._planner.take_busy_s())
+        now = replace(self._shard.store.traffic, planned_s=self._planner.busy_s)
+        taken, self._told = now.since(self._told), now
+        return taken
 
     def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""
@@ -233,22 +236,26 @@ class EngramTables:
         self._planner.close()
         self._shard.store.close()
 
-    def _prefetch(self) -> None:
-        for ahead in range(self._last + 1, min(self._last + self._config.depth + 1, self._num_steps)):
+    def _look_ahead(self) -> None:
+        for ahead in range(
+            max(self._last, self._prepared) + 1, min(self._last + self._config.depth + 1, self._num_steps)
+        ):
             if not self._planner.ready(ahead):
                 return
-            plan = self._planner.plan(ahead)
-            self._uploads.send(ahead, plan)
-            if not self._shard.store.prefetch(ahead, plan.rows_O):
-                return
+            self._prepare(ahead, self._planner.plan(ahead))
+
+    def _prepare(self, step: int, plan: Plan) -> None:
+        self._prepared = step
+        self._uploads.send(step, plan)
+        self._shard.store.prepare(step, plan.rows_O)
 
     def _finish(self, updated: bool) -> None:
         number, plan = self._last, self._planner.plan(self._last)
-        self._shard.store.finish(number, plan.rows_O, updated=updated)
+        self._shard.store.release(number, updated=updated)
         self._shard.observer.finished(number, plan)
         self._planner.forget(number)
         self._step = None
-        self._prefetch()
+        self._look_ahead()
 
     def _require_room(self, number: int) -> Plan:
         with self._shard.store.traffic.waiting():

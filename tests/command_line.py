@@ -13,7 +13,7 @@ import yaml
 from tests.warm_command import run_warm
 
 _INSTALLED = Path(sys.executable).with_name("engram")
-ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch.cli"]
+ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch"]
 """The command; from a checkout where it is not installed."""
 TIMEOUT_S = 240
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.command_line import fresh_engram, train, write_job
 
@@ -18,6 +19,10 @@ if not HAS_GPU:
     # Read when a kernel is defined, so before any is. It changes nothing else: no public function hands CPU tensors
     # to a kernel.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Time says nothing of an example: first calls compile, and other tests run beside.
+settings.register_profile("engram", deadline=None)
+settings.load_profile("engram")
 
 MODULES = ("argparse", "ast", "bisect", "configparser", "csv", "dataclasses", "difflib", "functools", "gzip", "heapq")
 
@@ -52,6 +57,15 @@ def pytest_make_collect_report(
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 0, "Skipped: needs DeepSpeed")
     return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked `long` unless `-m` names it: not by a `-m` of our own, which a user's would replace."""
+    if "long" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,7 +14,7 @@ ROOMS = {
     "train": {"kernels", "model", "offload"},
     "launch": {"kernels", "model", "offload", "train"},
 }
-_BASE = {"errors", "files", "machine", "run_folder"}
+_BASE = {"errors", "files", "machine", "progress", "run_folder"}
 INNER = {
     "kernels": {
         "gather": set(),
@@ -44,13 +44,14 @@ INNER = {
         "errors": set(),
         "files": set(),
         "machine": set(),
+        "progress": set(),
         "run_folder": {"errors"},
         "optim": set(),
         "data": _BASE,
         "config": {"errors", "data", "optim"},
         "engine": {"config", "optim"},
         "tables": {"errors", "config", "data"},
-        "evaluation": {"data", "engine"},
+        "evaluation": {"data"},
         "checkpoint": {*_BASE, "config", "engine"},
         "report": {*_BASE, "config", "evaluation"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},

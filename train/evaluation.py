@@ -1,32 +1,88 @@
 """Loss of the model on held-out text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from kernels.gather import row_index
 from model.balance import reset_counts
 from model.engram import MemoryRows
+from offload.plan.plan import Tokens
 from offload.step import Rows
 from offload.tables import EngramTables
 from train.data.loader import Batch, Loader
-from train.engine import Engine
+from train.data.packing import IGNORED
+
+Model = Callable[..., Any]
+"""The model's forward: its own, or an engine's around it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """What the model makes of a text.
 
     Attributes:
-        loss: mean cross-entropy of a token, in nats.
+        loss: mean cross-entropy of a predicted token, in nats.
         bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers.
+        tokens: that were predicted: all but the first of each document and sequence.
+        text_bytes: that these stand for.
     """
 
     loss: float
     bits_per_byte: float
+    tokens: int
+    text_bytes: float
+
+    @classmethod
+    def of(cls, sums: Tensor) -> "Evaluation":
+        """Makes it of what `evaluate` returns; at least one token was predicted."""
+        loss, tokens, text_bytes = sums.tolist()
+        return cls(loss / tokens, loss / math.log(2) / text_bytes, int(tokens), text_bytes)
+
+
+class RowSource(Protocol):
+    """Where a model's rows are read, without a step."""
+
+    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, *, skip: int = 0) -> list[MemoryRows]:
+        """What the model reads for a batch, an entry for each Engram layer, on any device.
+
+        Args:
+            tokens_BT: int64, on the CPU.
+            positions_BT: int64 positions within documents.
+            skip: leading tokens that are there only for n-grams to look back to: the model reads nothing for them.
+        """
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """The rows of tables under training, as of now."""
+
+    tables: EngramTables
+
+    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, *, skip: int = 0) -> list[MemoryRows]:
+        """See `RowSource`; the next call may overwrite what this one returned. Collective."""
+        memory = memory_of(self.tables.look_up([Tokens(tokens_BT, positions_BT)]), 0)
+        if not skip:
+            return memory
+        return [
+            MemoryRows(rows_UD, row_index(index.index_N.view(*tokens_BT.shape, -1)[:, skip:], len(rows_UD)))
+            for rows_UD, index in memory
+        ]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Around what is done with a model between two steps of its training."""
+    model.eval()
+    yield
+    model.train()
+    # Experts count the tokens they see, but balance on those of training alone.
+    reset_counts(model)
 
 
 def memory_of(rows: Rows | None, micro_batch: int) -> list[MemoryRows]:
@@ -34,11 +90,11 @@ def memory_of(rows: Rows | None, micro_batch: int) -> list[MemoryRows]:
     return [MemoryRows(*part) for part in rows.of(micro_batch)] if rows else []
 
 
-def forward(engine: Engine, batch: Batch, memory: Sequence[MemoryRows]) -> Tensor:
-    """Summed loss of a micro-batch."""
+def forward(model: Model, batch: Batch, memory: Sequence[MemoryRows], device: torch.device) -> Tensor:
+    """Summed loss of a micro-batch, on the model's device."""
     parts = batch.tokens_BT, batch.positions_BT, batch.labels_BT
-    tokens_BT, positions_BT, labels_BT = (_sent(part, engine.device) for part in parts)
-    loss: Tensor = engine(tokens_BT, positions_BT, memory, labels_BT)
+    tokens_BT, positions_BT, labels_BT = (_sent(part, device) for part in parts)
+    loss: Tensor = model(tokens_BT, positions_BT, [part.to(device) for part in memory], labels_BT)
     return loss
 
 
@@ -54,18 +110,30 @@ def batches(loader: Loader, sequences: int) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, tables: EngramTables | None, loader: Loader, sequences: int) -> Evaluation:
-    """Evaluates the first `sequences` of a validation loader, or all of them. Collective."""
-    engine.module.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
-    for batch in batches(loader, sequences):
-        rows = tables.look_up([batch]) if tables else None
-        loss = forward(engine, batch, memory_of(rows, 0)).double().cpu()
-        totals += torch.stack([loss, (batch.labels_BT >= 0).sum(), torch.tensor(loader.bytes_of(batch.labels_BT))])
-    engine.module.train()
-    # Experts count the tokens they see, but balance on those of training alone.
-    reset_counts(engine.module)
-    totals = totals.to(engine.device)
-    dist.all_reduce(totals)
-    loss_sum, labels, text_bytes = totals.tolist()
-    return Evaluation(loss_sum / labels, loss_sum / math.log(2) / text_bytes)
+def evaluate(
+    model: Model,
+    source: RowSource | None,
+    text: Iterable[Batch],
+    bytes_of: Callable[[Tensor], float],
+    device: torch.device,
+) -> Tensor:
+    """Evaluates micro-batches, one after another. Collective, if model or rows are.
+
+    Args:
+        model: in evaluation mode.
+        source: of the rows; None without Engram.
+        text: the micro-batches.
+        bytes_of: bytes of text behind labels.
+        device: of the model.
+
+    Returns:
+        fp64 [3], on the CPU: summed cross-entropy in nats, tokens that were predicted, bytes that they stand for. Those
+        of several ranks may be added up, and `Evaluation.of` reads them.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for batch in text:
+        memory = source.look_up(batch.tokens_BT, batch.positions_BT) if source else []
+        loss = forward(model, batch, memory, device).double().cpu()
+        labels_BT = batch.labels_BT
+        sums += torch.stack([loss, (labels_BT != IGNORED).sum(), torch.tensor(bytes_of(labels_BT))])
+    return sums

@@ -1,10 +1,8 @@
-"""Files and folders that appear whole or not at all, and the lock that keeps a folder to one process."""
+"""Files and folders that appear whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
-from typing import TextIO
 
 
 def sync(path: Path) -> None:
@@ -27,17 +25,3 @@ def publish(partial: Path, target: Path) -> None:
     partial.rename(target)
     sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def try_lock(path: Path) -> TextIO | None:
-    """Holds the lock file `path` (made if absent) as long as the returned file is open; None if another process does.
-
-    A dead process holds nothing.
-    """
-    file = path.open("a", encoding="utf-8")  # not "w", which would empty another's
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

@@ -30,6 +30,7 @@ from train.ranks import join_ranks
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
+from train.report.start import tell_start
 from train.report.summary import Summary
 from train.run_folder import CONFIG_FILE
 from train.run_lock import lock_run
@@ -53,8 +54,11 @@ def train(job: JobConfig) -> Summary | None:
         UserError: anything in the config, the data or the run's folder that the user has to change.
         OSError: a file cannot be written.
     """
+    tell_start("waiting for all ranks")
     join_ranks(job.launch.timeout_s)
-    run = Run(job)
+    run = Run(job, tell_start)
+    if source := run.origin or run.checkpoints.newest():
+        tell_start(f"loading {source}")
     start = run.resume()
     run.record_config()
     with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
@@ -70,6 +74,8 @@ def train(job: JobConfig) -> Summary | None:
         )
         if start == job.train.steps:
             reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
+        else:
+            tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit(start)
     samples = run.sample()
     summary = run.summarise(found, samples, trainer.rows_moved, start) if run.rank == 0 else None
@@ -84,15 +90,17 @@ class Run:
 
     Args:
         job: its config.
+        tell: hears of each part before it is built, where that may take long.
 
     Raises:
         UserError: anything in the config, the data or the run's folder that the user has to change.
     """
 
-    def __init__(self, job: JobConfig) -> None:
+    def __init__(self, job: JobConfig, tell: Callable[[str], None] = lambda text: None) -> None:
         self.job = job
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(job.run.dir) / job.run.name
+        tell("reading the data")
         self.store = _on_one_rank_first(lambda: open_data(job.data))
         if job.model.vocab_size < self.store.vocab_size:
             raise UserError(
@@ -108,8 +116,11 @@ class Run:
         )
         self.saved_table_bytes = table_bytes(job, addresses)
         self._open_folder()
+        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
         self.engine = self._engine()
         self.table_bytes = table_bytes(job, addresses, self.engine.device)
+        if addresses:
+            tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
 
     def record_config(self) -> None:

@@ -19,7 +19,7 @@ from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation, evaluate, forward, memory_of
+from train.evaluation import Evaluation, TrainedRows, batches, evaluate, evaluating, forward, memory_of
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
 from train.report.meter import Meter
@@ -102,7 +102,13 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluates the model as it is. Collective."""
-        return evaluate(self._engine, self._tables, self._validation_loader, self._job.eval.sequences)
+        engine, loader = self._engine, self._validation_loader
+        rows = TrainedRows(self._tables) if self._tables else None
+        with evaluating(engine.module):
+            sums = evaluate(engine, rows, batches(loader, self._job.eval.sequences), loader.bytes_of, engine.device)
+        sums = sums.to(engine.device)
+        dist.all_reduce(sums)
+        return Evaluation.of(sums)
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:
@@ -125,7 +131,8 @@ class Trainer:
         num_labels = self._count_labels(batches)
         loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for place, batch in enumerate(batches):
-            part = forward(self._engine, batch, memory_of(step.rows if step else None, place)) / num_labels
+            memory = memory_of(step.rows if step else None, place)
+            part = forward(self._engine, batch, memory, self._engine.device) / num_labels
             # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
             self._engine.backward(part * dist.get_world_size())
             loss += part.detach()

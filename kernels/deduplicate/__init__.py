@@ -5,15 +5,16 @@ N lookups (all micro-batches, one after the other), U unique rows.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels import compiled_loops
-from kernels.gather import RowIndex
+from kernels.gather import RowIndex, row_index
 
 
 def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    """Sorts once, however many micro-batches there are.
+    """Where loops are compiled, sorts once, however many micro-batches there are.
 
     Args:
         rows: for each of at least one micro-batch, the row of every lookup: int64 of any shape, on the CPU, none
@@ -30,20 +31,17 @@ def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     from kernels.deduplicate.numba import deduplicate_compiled
 
     unique_U, indices = deduplicate_compiled(ids_N.to(torch.int32).numpy(), sizes)
-    return torch.from_numpy(unique_U), tuple(RowIndex(*map(torch.from_numpy, index)) for index in indices)
+    return torch.from_numpy(unique_U), tuple(_as_tensors(*index, len(unique_U)) for index in indices)
+
+
+def _as_tensors(
+    rows_V: np.ndarray, segment_N: np.ndarray, order_N: np.ndarray, offsets_V: np.ndarray, num_rows: int
+) -> RowIndex:
+    tensor = torch.from_numpy
+    return RowIndex(tensor(rows_V), tensor(segment_N), tensor(order_N), tensor(offsets_V), num_rows)
 
 
 def deduplicate_reference(ids_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     """`deduplicate` in PyTorch's operations, of int64 rows; micro-batches have `sizes` lookups each."""
-    sorted_N, order_N = ids_N.sort(stable=True)
-    unique_U, places_N = sorted_N.unique_consecutive(return_inverse=True)
-    index_N = torch.empty_like(places_N).scatter_(0, order_N, places_N)
-    indices, end = [], 0
-    for index, size in zip(index_N.split(sizes), sizes, strict=True):
-        start, end = end, end + size
-        # A part of a sorted order is itself sorted: no micro-batch needs a sort of its own.
-        order = order_N[(order_N >= start) & (order_N < end)] - start
-        counts = torch.bincount(index, minlength=len(unique_U))
-        parts = index, order, counts.cumsum(0) - counts
-        indices.append(RowIndex(*(part.to(torch.int32) for part in parts)))
-    return unique_U, tuple(indices)
+    unique_U, index_N = ids_N.unique(return_inverse=True)
+    return unique_U, tuple(row_index(part, len(unique_U)) for part in index_N.split(sizes))

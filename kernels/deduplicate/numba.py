@@ -1,7 +1,7 @@
 """`kernels.deduplicate` on one CPU core: a sort by radix and one pass over what it sorted."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,36 +12,65 @@ from kernels.numba_intrinsics import compiled
 Ints = NDArray[np.int32]
 
 
-def deduplicate_compiled(ids_N: Ints, sizes: Sequence[int]) -> tuple[NDArray[np.int64], list[tuple[Ints, Ints, Ints]]]:
-    """The unique rows, and for each micro-batch of `sizes` lookups what a `RowIndex` holds."""
-    bounds = list(accumulate(sizes, initial=0))
-    unique_U, index_N, order_N, offsets_BU = _group(*sort_rows(ids_N), np.array(bounds))
-    parts = [slice(*pair) for pair in pairwise(bounds)]
-    return unique_U, [(index_N[p], order_N[p], offsets_U) for p, offsets_U in zip(parts, offsets_BU, strict=True)]
+def deduplicate_compiled(
+    ids_N: Ints, sizes: Sequence[int]
+) -> tuple[NDArray[np.int64], list[tuple[Ints, Ints, Ints, Ints]]]:
+    """The unique rows, and for each micro-batch of `sizes` lookups the tensors of a `RowIndex`."""
+    bounds = np.array(list(accumulate(sizes, initial=0)))
+    sorted_N, sources_N = sort_rows(ids_N)
+    unique, counts = _count(sorted_N, sources_N, bounds)
+    unique_U, *parts = _group(sorted_N, sources_N, bounds, unique, counts)
+    lookups, segments = bounds[1:-1], np.cumsum(counts)[:-1]
+    split = [np.split(part, where) for part, where in zip(parts, (segments, lookups, lookups, segments), strict=True)]
+    return unique_U, list(zip(*split, strict=True))
+
+
+# `bounds` are where micro-batches begin in the order of lookups, and where the last one ends.
 
 
 @compiled
-def _group(sorted_rows, order, bounds):  # type: ignore[no-untyped-def]
-    """`bounds` are where micro-batches begin in the order of lookups, and where the last one ends."""
-    unique = 0
+def _count(sorted_rows, order, bounds):  # type: ignore[no-untyped-def]
+    """The number of unique rows, and of those that each micro-batch reads."""
+    counts = np.zeros(len(bounds) - 1, np.int64)
+    unique, batch, before = 0, 0, -1
+    first, end = bounds[0], bounds[1]
     for place in range(len(order)):
-        unique += place == 0 or sorted_rows[place] != sorted_rows[place - 1]
-    batches = len(bounds) - 1
-    rows = np.empty(unique, np.int64)
-    index, grouped = np.empty_like(order), np.empty_like(order)
-    offsets = np.empty((batches, unique), np.int32)
-    ends = bounds[:-1].copy()  # of what each micro-batch has got so far
-    unique, batch = -1, 0
+        row, lookup = sorted_rows[place], order[place]
+        begins = row != before
+        unique += begins
+        if not first <= lookup < end:  # as the one before: no search for it
+            batch, begins = np.searchsorted(bounds, lookup, side="right") - 1, True
+            first, end = bounds[batch], bounds[batch + 1]
+        counts[batch] += begins
+        before = row
+    return unique, counts
+
+
+@compiled
+def _group(sorted_rows, order, bounds, unique, counts):  # type: ignore[no-untyped-def]
+    unique_rows = np.empty(unique, np.int64)
+    segments, grouped = np.empty_like(order), np.empty_like(order)
+    rows, offsets = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.int32)
+    starts = np.cumsum(counts) - counts  # where each micro-batch's segments begin among all
+    numbers = np.full(len(counts), -1, np.int32)  # of the latest segment of each
+    ends = bounds[:-1].copy()  # of the lookups that each has got so far
+    unique, batch, before = -1, 0, -1
+    first, end = bounds[0], bounds[1]
     for place in range(len(order)):
-        if place == 0 or sorted_rows[place] != sorted_rows[place - 1]:
-            unique, batch = unique + 1, 0
-            rows[unique] = sorted_rows[place]
-            for each in range(batches):
-                offsets[each, unique] = ends[each] - bounds[each]
-        lookup = order[place]
-        index[lookup] = unique
-        while lookup >= bounds[batch + 1]:  # the lookups of a row ascend
-            batch += 1
-        grouped[ends[batch]] = lookup - bounds[batch]
+        row, lookup = sorted_rows[place], order[place]
+        begins = row != before
+        if begins:
+            unique += 1
+            unique_rows[unique] = row
+        if not first <= lookup < end:
+            batch, begins = np.searchsorted(bounds, lookup, side="right") - 1, True
+            first, end = bounds[batch], bounds[batch + 1]
+        if begins:
+            numbers[batch] += 1
+            rows[starts[batch] + numbers[batch]] = unique
+            offsets[starts[batch] + numbers[batch]] = ends[batch] - first
+        segments[lookup] = numbers[batch]
+        grouped[ends[batch]] = lookup - first
         ends[batch] += 1
-    return rows, index, grouped, offsets
+        before = row
+    return unique_rows, rows, segments, grouped, offsets

@@ -2,9 +2,11 @@
 
 Both directions are custom operators, which torch.compile takes as they are: it copies no table and sorts nothing.
 
-N lookups (batch x sequence x slots), U unique rows, D columns of a row.
+N lookups (batch x sequence x slots), U rows, D columns of a row, V segments: the lookups of
+one row.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,26 +17,48 @@ from kernels.gather.segment_sum import segment_sum
 
 
 class RowIndex(NamedTuple):
-    """Which row every lookup reads, and the lookups grouped by row. `row_index` builds it, once, when planning."""
+    """Which row every lookup reads, and the lookups in segments, one a row. `row_index` builds it, once, when planning.
 
-    index_N: Tensor
-    """int32; the row of every lookup, lookups in (batch, token, slot) order."""
+    Its size is that of the lookups, however many rows there are that none of them reads.
+    """
+
+    rows_V: Tensor
+    """int32; the rows that are read, ascending: one for each segment."""
+    segment_N: Tensor
+    """int32; the segment of every lookup, lookups in (batch, token, slot) order."""
     order_N: Tensor
-    """int32; the lookups sorted by row, in lookup order within a row."""
-    offsets_U: Tensor
-    """int32; where every row's group starts in `order_N`."""
+    """int32; the lookups sorted by segment, in lookup order within each."""
+    offsets_V: Tensor
+    """int32; where every segment starts in `order_N`."""
+    num_rows: int
+    """U, of the rows that are looked up in."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All but the number of rows."""
+        return self.rows_V, self.segment_N, self.order_N, self.offsets_V
+
+    @property
+    def index_N(self) -> Tensor:
+        """int32; the row of every lookup."""
+        return _rows_of(self.rows_V, self.segment_N, self.num_rows)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "RowIndex":
+        """The index with every tensor replaced."""
+        rows_V, segment_N, order_N, offsets_V = map(change, self.tensors)
+        return RowIndex(rows_V, segment_N, order_N, offsets_V, self.num_rows)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "RowIndex":
         """The same index on `device`."""
-        return RowIndex(*(part.to(device, non_blocking=non_blocking) for part in self))
+        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
 
 
 def row_index(index_N: Tensor, num_rows: int) -> RowIndex:
-    """Groups lookups by the row they read.
+    """Puts the lookups of each row into a segment.
 
     Args:
         index_N: integer row of every lookup, of any shape, read in row-major order.
-        num_rows: the number of rows U. Rows that no lookup reads have an empty group.
+        num_rows: the number of rows U.
 
     Raises:
         ValueError: a lookup reads a row outside [0, num_rows).
@@ -44,11 +68,12 @@ def row_index(index_N: Tensor, num_rows: int) -> RowIndex:
         low, high = index_N.aminmax()
         if low < 0 or high >= num_rows:
             raise ValueError(f"lookups read rows {int(low)} to {int(high)}, but the table has rows 0 to {num_rows - 1}")
-    index_N = index_N.to(torch.int32)
     # The type that the sort is given matters: torch sorts 32-bit integers by radix, twice as fast as 64-bit ones.
-    order_N = index_N.argsort(stable=True).to(torch.int32)
-    counts_U = torch.bincount(index_N, minlength=num_rows)
-    return RowIndex(index_N, order_N, (counts_U.cumsum(0) - counts_U).to(torch.int32))
+    sorted_N, order_N = index_N.to(torch.int32).sort(stable=True)
+    rows_V, segments_N, counts_V = sorted_N.unique_consecutive(return_inverse=True, return_counts=True)
+    segment_N = torch.empty_like(segments_N).scatter_(0, order_N, segments_N)
+    offsets_V = counts_V.cumsum(0) - counts_V
+    return RowIndex(rows_V, segment_N, order_N, offsets_V, num_rows).map(lambda part: part.to(torch.int32))
 
 
 def gather(rows_UD: Tensor, index: RowIndex, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -67,19 +92,27 @@ def gather(rows_UD: Tensor, index: RowIndex, *, out_dtype: torch.dtype | None = 
     Raises:
         ValueError: the index was built for another number of rows.
     """
-    if index.offsets_U.shape[0] != rows_UD.shape[0]:
-        raise ValueError(f"the index was built for {index.offsets_U.shape[0]} rows, but {rows_UD.shape[0]} are given")
-    return _gather(rows_UD, *index, out_dtype or rows_UD.dtype)
+    if index.num_rows != rows_UD.shape[0]:
+        raise ValueError(f"the index was built for {index.num_rows} rows, but {rows_UD.shape[0]} are given")
+    return _gather(rows_UD, *index.tensors, out_dtype or rows_UD.dtype)
+
+
+def _rows_of(rows_V: Tensor, segment_N: Tensor, num_rows: int) -> Tensor:
+    # Where every row is read, segment and row have the same number.
+    return segment_N if len(rows_V) == num_rows else rows_V.index_select(0, segment_N)
 
 
 @torch.library.custom_op("engram::gather", mutates_args=())
-def _gather(rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, out_dtype: torch.dtype) -> Tensor:
+def _gather(
+    rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, out_dtype: torch.dtype
+) -> Tensor:
     if rows_UD.is_cuda:
         from kernels.gather.triton import gather_rows
 
-        out_ND = rows_UD.new_empty(len(index_N), rows_UD.shape[1], dtype=out_dtype)
-        gather_rows(rows_UD, index_N, out_ND)
+        out_ND = rows_UD.new_empty(len(segment_N), rows_UD.shape[1], dtype=out_dtype)
+        gather_rows(rows_UD, rows_V, segment_N, out_ND)
         return out_ND
+    index_N = _rows_of(rows_V, segment_N, len(rows_UD))
     # Casting commutes with selecting; the smaller of the two tensors is the cheaper one to cast.
     if rows_UD.shape[0] <= index_N.shape[0]:
         return _select(rows_UD.to(out_dtype), index_N)
@@ -92,35 +125,57 @@ def _select(rows_UD: Tensor, index_N: Tensor) -> Tensor:
 
 
 @_gather.register_fake
-def _(rows_UD: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, out_dtype: torch.dtype) -> Tensor:
-    return rows_UD.new_empty(index_N.shape[0], rows_UD.shape[1], dtype=out_dtype)
+def _(
+    rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, out_dtype: torch.dtype
+) -> Tensor:
+    return rows_UD.new_empty(segment_N.shape[0], rows_UD.shape[1], dtype=out_dtype)
 
 
 @torch.library.custom_op("engram::gather_backward", mutates_args=())
 def _gather_backward(
-    grad_ND: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, rows_dtype: torch.dtype
+    grad_ND: Tensor,
+    rows_V: Tensor,
+    segment_N: Tensor,
+    order_N: Tensor,
+    offsets_V: Tensor,
+    num_rows: int,
+    rows_dtype: torch.dtype,
 ) -> Tensor:
     sum_dtype = torch.promote_types(rows_dtype, torch.float32)
     if grad_ND.is_cuda:
         from kernels.gather.triton import sum_gradients
 
-        return sum_gradients(grad_ND, index_N, order_N, offsets_U, sum_dtype).to(rows_dtype)
-    return segment_sum(grad_ND.to(sum_dtype), order_N, offsets_U).to(rows_dtype)
+        sums_VD = sum_gradients(grad_ND, segment_N, order_N, offsets_V, sum_dtype)
+    else:
+        sums_VD = segment_sum(grad_ND.to(sum_dtype), order_N, offsets_V)
+    sums_VD = sums_VD.to(rows_dtype)
+    if len(rows_V) == num_rows:
+        return sums_VD
+    return sums_VD.new_zeros(num_rows, grad_ND.shape[1]).index_copy_(0, rows_V.long(), sums_VD)
 
 
 @_gather_backward.register_fake
-def _(grad_ND: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, rows_dtype: torch.dtype) -> Tensor:
-    return grad_ND.new_empty(offsets_U.shape[0], grad_ND.shape[1], dtype=rows_dtype)
+def _(
+    grad_ND: Tensor,
+    rows_V: Tensor,
+    segment_N: Tensor,
+    order_N: Tensor,
+    offsets_V: Tensor,
+    num_rows: int,
+    rows_dtype: torch.dtype,
+) -> Tensor:
+    return grad_ND.new_empty(num_rows, grad_ND.shape[1], dtype=rows_dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    rows_UD, index_N, order_N, offsets_U, _ = inputs
-    ctx.save_for_backward(index_N, order_N, offsets_U)
-    ctx.rows_dtype = rows_UD.dtype
+    rows_UD, *index, _ = inputs
+    ctx.save_for_backward(*index)
+    ctx.num_rows, ctx.rows_dtype = rows_UD.shape[0], rows_UD.dtype
 
 
 def _differentiate(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-    return _gather_backward(grad_ND, *ctx.saved_tensors, ctx.rows_dtype), None, None, None, None
+    sums_UD = _gather_backward(grad_ND, *ctx.saved_tensors, ctx.num_rows, ctx.rows_dtype)
+    return sums_UD, None, None, None, None, None
 
 
 _gather.register_autograd(_differentiate, setup_context=_save)

@@ -1,6 +1,6 @@
 """Gathering rows, and the sums of their gradients in the order of kernels/gather/segment_sum.py, in Triton.
 
-N lookups, U unique rows, D columns, R lanes of a program, C columns of a program.
+N lookups, U rows, V segments: the lookups of one row, D columns, R lanes of a program, C columns of a program.
 """
 
 import torch
@@ -15,59 +15,54 @@ _GROUP = tl.constexpr(GROUP)
 _ELEMENTS = 2048
 _WARPS = 4
 # Different every step: nothing is compiled anew for their sizes and alignments.
-_PLAN = ["index", "order", "offsets", "num_lookups", "num_rows"]
+_PLAN = ["segment", "order", "offsets", "num_lookups", "num_segments"]
 _LOADS = tl.constexpr(8)  # in flight together, in a sum that is otherwise one by one
 
 
-def gather_rows(rows_UD: Tensor, index_N: Tensor, out_ND: Tensor) -> None:
-    """Writes the row of every lookup to `out_ND`, converted to its type. Strides may be any."""
-    columns, blocks = _column_blocks(rows_UD.shape[1])
+def gather_rows(rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, out_ND: Tensor) -> None:
+    """Writes row `rows_V[segment_N]` of every lookup to `out_ND`, converted to its type. Strides of both may be any."""
+    columns, blocks = column_blocks(rows_UD.shape[1])
     if out_ND.numel() == 0:
         return
     lanes = max(1, _ELEMENTS // columns)
     _gather_kernel[(blocks * triton.cdiv(out_ND.shape[0], lanes),)](
-        rows_UD, index_N, out_ND, out_ND.shape[0], *rows_UD.stride(), *out_ND.stride(),
+        rows_UD, rows_V, segment_N, out_ND, out_ND.shape[0], *rows_UD.stride(), *out_ND.stride(),
         D=rows_UD.shape[1], BLOCKS=blocks, R=lanes, C=columns, num_warps=_WARPS,
     )  # fmt: skip
 
 
-def sum_gradients(grad_ND: Tensor, index_N: Tensor, order_N: Tensor, offsets_U: Tensor, dtype: torch.dtype) -> Tensor:
-    """`segment_sum` of the gradients converted to `dtype`, to the same bits. Strides may be any.
+def sum_gradients(grad_ND: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, dtype: torch.dtype) -> Tensor:
+    """`segment_sum` [V, D] of the gradients converted to `dtype`, to the same bits. Strides may be any.
 
     Args:
         grad_ND: gradient of every lookup.
-        index_N: int32; the row of every lookup.
-        order_N: int32; the lookups sorted by row.
-        offsets_U: int32; where every row's lookups start in `order_N`.
+        segment_N: int32; the segment of every lookup. None is empty.
+        order_N: int32; the lookups sorted by segment.
+        offsets_V: int32; where every segment starts in `order_N`.
         dtype: float32 or float64, of the sums.
     """
-    (num_lookups, dim), num_rows = grad_ND.shape, offsets_U.shape[0]
-    sums_UD = torch.empty(num_rows, dim, dtype=dtype, device=grad_ND.device)
-    columns, blocks = _column_blocks(dim)
-    if sums_UD.numel() == 0:
-        return sums_UD
+    (num_lookups, dim), num_segments = grad_ND.shape, offsets_V.shape[0]
+    sums_VD = torch.empty(num_segments, dim, dtype=dtype, device=grad_ND.device)
+    columns, blocks = column_blocks(dim)
+    if sums_VD.numel() == 0:
+        return sums_VD
     lanes = max(1, _ELEMENTS // columns)
-    _zero_unread_rows[(blocks * triton.cdiv(num_rows, lanes),)](
-        sums_UD, offsets_U, num_lookups, num_rows, D=dim, BLOCKS=blocks, R=lanes, C=columns, num_warps=_WARPS
-    )
-    if num_lookups == 0:
-        return sums_UD
-    # A chunk after its row's first lies here at the place of its first lookup by CHUNK: no two come closer than that.
+    # A chunk after a segment's first lies here at the place of its first lookup by CHUNK: no two come closer than that.
     later_ED = torch.empty(triton.cdiv(num_lookups, CHUNK), dim, dtype=dtype, device=grad_ND.device)
-    plan = (index_N, order_N, offsets_U, num_lookups, num_rows)
+    plan = (segment_N, order_N, offsets_V, num_lookups, num_segments)
     lanes = max(1, _ELEMENTS // 4 // columns)
     shape = {"D": dim, "BLOCKS": blocks, "R": lanes, "C": columns, "num_warps": _WARPS}
     windows = triton.cdiv(num_lookups, CHUNK)
-    _sum_chunks[(blocks * triton.cdiv(windows, lanes),)](sums_UD, later_ED, grad_ND, *plan, *grad_ND.stride(), **shape)
+    _sum_chunks[(blocks * triton.cdiv(windows, lanes),)](sums_VD, later_ED, grad_ND, *plan, *grad_ND.stride(), **shape)
     apart = CHUNK
     while apart < num_lookups:
         parts = triton.cdiv(num_lookups, apart)
-        _sum_groups[(blocks * triton.cdiv(parts, lanes),)](sums_UD, later_ED, *plan, apart, **shape)
+        _sum_groups[(blocks * triton.cdiv(parts, lanes),)](sums_VD, later_ED, *plan, apart, **shape)
         apart *= GROUP
-    return sums_UD
+    return sums_VD
 
 
-def _column_blocks(dim: int) -> tuple[int, int]:
+def column_blocks(dim: int) -> tuple[int, int]:
     """Columns of a program, a power of two, and how many programs cover `dim` with the fewest idle columns."""
     widths = [32, 64, 128, 256, 512] if dim > 32 else [triton.next_power_of_2(max(1, dim))]
     columns = min(widths, key=lambda width: (triton.cdiv(dim, width) * width, -width))
@@ -75,7 +70,7 @@ def _column_blocks(dim: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _tile(
+def tile(
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """This program's lanes, its columns, and which of these there are. Neighbours in the grid share their lanes."""
@@ -84,52 +79,40 @@ def _tile(
     return lane_R, column_C, column_C < D
 
 
-@triton.jit(do_not_specialize=["index", "num_lookups"])
+@triton.jit(do_not_specialize=["read", "segment", "num_lookups"])
 def _gather_kernel(
-    rows: tl.tensor, index: tl.tensor, out: tl.tensor, num_lookups: tl.int64,
+    rows: tl.tensor, read: tl.tensor, segment: tl.tensor, out: tl.tensor, num_lookups: tl.int64,
     row_stride: tl.tensor, row_column: tl.tensor, out_stride: tl.tensor, out_column: tl.tensor,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
-    lookup_R, column_C, real_C = _tile(D, BLOCKS, R, C)
+    lookup_R, column_C, real_C = tile(D, BLOCKS, R, C)
     live_R = lookup_R < num_lookups
-    row_R = tl.load(index + lookup_R, live_R, 0).to(tl.int64)
+    row_R = tl.load(read + tl.load(segment + lookup_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
     live_RC = live_R[:, None] & real_C[None, :]
     values = tl.load(rows + row_R[:, None] * row_stride + column_C[None, :] * row_column, live_RC)
     tl.store(out + lookup_R[:, None] * out_stride + column_C[None, :] * out_column, values, live_RC)
 
 
-@triton.jit(do_not_specialize=["offsets", "num_lookups", "num_rows"])
-def _zero_unread_rows(
-    sums: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64,
-    D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-) -> None:  # fmt: skip
-    row_R, column_C, real_C = _tile(D, BLOCKS, R, C)
-    start_R, end_R = _row_bounds(offsets, row_R, row_R < num_rows, num_lookups, num_rows)
-    unread_RC = ((row_R < num_rows) & (start_R == end_R))[:, None] & real_C[None, :]
-    zeros_RC = tl.zeros([R, C], sums.dtype.element_ty)
-    tl.store(sums + row_R[:, None] * D + column_C[None, :], zeros_RC, unread_RC)
-
-
 @triton.jit
-def _row_bounds(
-    offsets: tl.tensor, row_R: tl.tensor, live_R: tl.tensor, num_lookups: tl.tensor, num_rows: tl.tensor
+def segment_bounds(
+    offsets: tl.tensor, segment_R: tl.tensor, live_R: tl.tensor, num_lookups: tl.tensor, num_segments: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Where a row's lookups start and end in the sorted order."""
-    start_R = tl.load(offsets + row_R, live_R, 0).to(tl.int64)
-    end_R = tl.load(offsets + row_R + 1, live_R & (row_R + 1 < num_rows), 0).to(tl.int64)
-    return start_R, tl.where(row_R + 1 < num_rows, end_R, num_lookups)
+    """Where a segment starts and ends in the sorted order."""
+    start_R = tl.load(offsets + segment_R, live_R, 0).to(tl.int64)
+    end_R = tl.load(offsets + segment_R + 1, live_R & (segment_R + 1 < num_segments), 0).to(tl.int64)
+    return start_R, tl.where(segment_R + 1 < num_segments, end_R, num_lookups)
 
 
 @triton.jit
 def _next_chunk(
-    place_R: tl.tensor, index: tl.tensor, order: tl.tensor, offsets: tl.tensor,
-    num_lookups: tl.tensor, num_rows: tl.tensor,
+    place_R: tl.tensor, segment: tl.tensor, order: tl.tensor, offsets: tl.tensor,
+    num_lookups: tl.tensor, num_segments: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """The first place at or after `place_R` where a chunk starts, at most `num_lookups`, and whether a row starts."""
+    """The first place at or after `place_R` where a chunk starts, at most `num_lookups`, and whether a segment does."""
     live_R = place_R < num_lookups
     lookup_R = tl.load(order + place_R, live_R, 0).to(tl.int64)
-    row_R = tl.load(index + lookup_R, live_R, 0).to(tl.int64)
-    start_R, end_R = _row_bounds(offsets, row_R, live_R, num_lookups, num_rows)
+    segment_R = tl.load(segment + lookup_R, live_R, 0).to(tl.int64)
+    start_R, end_R = segment_bounds(offsets, segment_R, live_R, num_lookups, num_segments)
     chunk_R = start_R + (place_R - start_R + _CHUNK - 1) // _CHUNK * _CHUNK
     return tl.where(live_R, tl.minimum(chunk_R, end_R), num_lookups), (chunk_R >= end_R) | (chunk_R == start_R)
 
@@ -137,46 +120,46 @@ def _next_chunk(
 @triton.jit(do_not_specialize=_PLAN)
 def _sum_chunks(
     sums: tl.tensor, later: tl.tensor, grads: tl.tensor,
-    index: tl.tensor, order: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64,
+    segment: tl.tensor, order: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_segments: tl.int64,
     grad_stride: tl.tensor, grad_column: tl.tensor,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Every lane sums the chunks that start in its window of the sorted lookups: at most two windows' lookups."""
-    window_R, column_C, real_C = _tile(D, BLOCKS, R, C)
-    place_R, first_R = _next_chunk(window_R * _CHUNK, index, order, offsets, num_lookups, num_rows)
-    end_R, _ = _next_chunk((window_R + 1) * _CHUNK, index, order, offsets, num_lookups, num_rows)
-    begin_R, row_R = place_R, tl.full([R], -1, tl.int32)
+    window_R, column_C, real_C = tile(D, BLOCKS, R, C)
+    place_R, first_R = _next_chunk(window_R * _CHUNK, segment, order, offsets, num_lookups, num_segments)
+    end_R, _ = _next_chunk((window_R + 1) * _CHUNK, segment, order, offsets, num_lookups, num_segments)
+    begin_R, segment_R = place_R, tl.full([R], -1, tl.int32)
     total_RC = tl.zeros([R, C], sums.dtype.element_ty)
     steps = tl.max(end_R - place_R)
     for _ in range(0, steps, _LOADS):
         # The compiler keeps loads in this order: none may wait for another of its kind, or stand behind a store.
-        lookups, rows, values = (), (), ()
+        lookups, segments, values = (), (), ()
         for ahead in tl.static_range(_LOADS):
             lookups += (tl.load(order + place_R + ahead, place_R + ahead < end_R, 0).to(tl.int64),)  # type: ignore[assignment]
         for ahead in tl.static_range(_LOADS):
             live_R = place_R + ahead < end_R
             addresses = grads + lookups[ahead][:, None] * grad_stride + column_C[None, :] * grad_column
             values += (tl.load(addresses, live_R[:, None] & real_C[None, :], 0),)  # type: ignore[assignment]
-            rows += (tl.load(index + lookups[ahead], live_R, -1).to(tl.int32),)  # type: ignore[assignment]
+            segments += (tl.load(segment + lookups[ahead], live_R, -1).to(tl.int32),)  # type: ignore[assignment]
         for ahead in tl.static_range(_LOADS):
-            starts_R = (rows[ahead] != row_R) | (place_R - begin_R == _CHUNK)
-            ended_R = starts_R & (row_R >= 0)
-            _store_chunk(sums, later, total_RC, row_R, begin_R, first_R, ended_R, column_C, real_C, D)
-            first_R = tl.where(ended_R, rows[ahead] != row_R, first_R)
+            starts_R = (segments[ahead] != segment_R) | (place_R - begin_R == _CHUNK)
+            ended_R = starts_R & (segment_R >= 0)
+            _store_chunk(sums, later, total_RC, segment_R, begin_R, first_R, ended_R, column_C, real_C, D)
+            first_R = tl.where(ended_R, segments[ahead] != segment_R, first_R)
             begin_R = tl.where(starts_R, place_R, begin_R)
             total_RC = tl.where(starts_R[:, None], 0, total_RC) + values[ahead].to(total_RC.dtype)
-            row_R = rows[ahead]
+            segment_R = segments[ahead]
             place_R += 1
-    _store_chunk(sums, later, total_RC, row_R, begin_R, first_R, row_R >= 0, column_C, real_C, D)
+    _store_chunk(sums, later, total_RC, segment_R, begin_R, first_R, segment_R >= 0, column_C, real_C, D)
 
 
 @triton.jit
 def _store_chunk(
-    sums: tl.tensor, later: tl.tensor, total_RC: tl.tensor, row_R: tl.tensor, begin_R: tl.tensor,
+    sums: tl.tensor, later: tl.tensor, total_RC: tl.tensor, segment_R: tl.tensor, begin_R: tl.tensor,
     first_R: tl.tensor, live_R: tl.tensor, column_C: tl.tensor, real_C: tl.tensor, D: tl.constexpr,
 ) -> None:  # fmt: skip
     live_RC = live_R[:, None] & real_C[None, :]
-    tl.store(sums + row_R.to(tl.int64)[:, None] * D + column_C[None, :], total_RC, live_RC & first_R[:, None])
+    tl.store(sums + segment_R.to(tl.int64)[:, None] * D + column_C[None, :], total_RC, live_RC & first_R[:, None])
     places_R = begin_R // _CHUNK
     tl.store(later + places_R[:, None] * D + column_C[None, :], total_RC, live_RC & ~first_R[:, None])
 
@@ -184,24 +167,25 @@ def _store_chunk(
 @triton.jit(do_not_specialize=[*_PLAN, "apart"])
 def _sum_groups(
     sums: tl.tensor, later: tl.tensor,
-    index: tl.tensor, order: tl.tensor, offsets: tl.tensor, num_lookups: tl.int64, num_rows: tl.int64, apart: tl.int64,
+    segment: tl.tensor, order: tl.tensor, offsets: tl.tensor,
+    num_lookups: tl.int64, num_segments: tl.int64, apart: tl.int64,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums the parts of long rows, `apart` lookups each, in groups, each to the place of its first part.
+    """Sums the parts of long segments, `apart` lookups each, in groups, each to the place of its first part.
 
     A lane looks for the second part of a group in its own `apart` places of the sorted lookups: there is at most one.
     """
-    lane_R, column_C, real_C = _tile(D, BLOCKS, R, C)
+    lane_R, column_C, real_C = tile(D, BLOCKS, R, C)
     place_R = lane_R * apart
     live_R = place_R < num_lookups
-    row_R = tl.load(index + tl.load(order + place_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
-    start_R, end_R = _row_bounds(offsets, row_R, live_R, num_lookups, num_rows)
+    segment_R = tl.load(segment + tl.load(order + place_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
+    start_R, end_R = segment_bounds(offsets, segment_R, live_R, num_lookups, num_segments)
     second_R = (place_R - start_R + apart - 1) // apart
     live_R = live_R & (second_R % _GROUP == 1) & (start_R + second_R * apart < end_R)
     parts_R = tl.minimum((end_R - start_R + apart - 1) // apart - (second_R - 1), _GROUP)
     parts_R = tl.where(live_R, parts_R, 0)
     first_R = live_R & (second_R == 1)
-    to_first = sums + row_R[:, None] * D + column_C[None, :]
+    to_first = sums + segment_R[:, None] * D + column_C[None, :]
     to_later = later + ((start_R + (second_R - 1) * apart) // _CHUNK)[:, None] * D + column_C[None, :]
     in_first, in_later = first_R[:, None] & real_C[None, :], (live_R & ~first_R)[:, None] & real_C[None, :]
     # From zero, as every sum: only one of the two is read.

@@ -6,7 +6,8 @@ gradient, and stores the record. (`read_rows` replays the same steps and stores 
 The bits are those of `kernels.rows.adam`, NaNs' payloads apart: the same IEEE operations in the same order, roots and
 quotients correctly rounded, denormals kept, and fused multiply-adds where the reference has them and nowhere else
 (`enable_fp_fusion=False` forbids the compiler to make more). A row is replayed by itself, so it does not matter which
-others are in the call. Its loop ends early like the reference's, and by the same argument.
+others are in the call. Its loop ends early like the reference's, and by the same argument. Parts of records that are
+bfloat16 are unpacked to fp32 when they are loaded, and rounded where they are stored.
 
 Shape suffixes: C slots, W words of a record, U rows of a step, D columns of a row, T steps.
 """
@@ -24,7 +25,7 @@ from kernels.rows import records_triton as placed
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.records_triton import load_gradients, load_weights, same_bits, store_weights
 from kernels.rows.rounding_key import rounding_key
-from kernels.rows.stochastic_rounding_triton import stochastic_round
+from kernels.rows.stochastic_rounding_triton import as_bf16, as_fp32, stochastic_round
 
 _CHECK_EVERY = tl.constexpr(16)  # steps between two looks whether a row's weights have come to rest
 _CHECK_MOMENTS_EVERY = tl.constexpr(64)  # the same for its moments
@@ -42,6 +43,7 @@ def read_rows(
     weights_UD: Tensor,
     *,
     bf16: bool = False,
+    bf16_state: bool = False,
     replays: bool = True,
 ) -> None:
     """Writes the rows' weights with the effect of all applied steps. The slots are left as they are.
@@ -52,6 +54,7 @@ def read_rows(
         rates: of all applied steps.
         weights_UD: float32, overwritten.
         bf16: whether the stored weights are bfloat16.
+        bf16_state: whether the stored moments are.
         replays: False for lazy Adam, which replays no steps.
 
     Raises:
@@ -60,7 +63,7 @@ def read_rows(
     if not replays:
         placed.read_rows(records_CW, slots_U, weights_UD, bf16=bf16)
         return
-    layout = _checked_layout(records_CW, slots_U, weights_UD, bf16)
+    layout = _checked_layout(records_CW, slots_U, weights_UD, bf16, bf16_state)
     scalars_T2 = rates.scalars()
     if not weights_UD.numel():
         return
@@ -88,6 +91,7 @@ def update_rows(
     row_ids_U: Tensor | None = None,
     *,
     bf16: bool = False,
+    bf16_state: bool = False,
     replays: bool = True,
     seed: int = 0,
     gradient_scale: float | Tensor = 1.0,
@@ -101,6 +105,7 @@ def update_rows(
         grad_UD: float32, of any strides.
         row_ids_U: int64, job-wide; bf16 rows need them.
         bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
+        bf16_state: whether the stored moments are, likewise.
         replays: False for lazy Adam, which replays no steps.
         seed: of the rounding.
         gradient_scale: multiplied with the gradient first: a number, or a float32 tensor of one element on the device,
@@ -109,8 +114,8 @@ def update_rows(
     Raises:
         ValueError: tensors do not fit together, or bf16 rows come without ids.
     """
-    layout = _checked_layout(records_CW, slots_U, grad_UD, bf16)
-    row_ids_U = placed.rounding_ids(row_ids_U, slots_U, bf16)
+    layout = _checked_layout(records_CW, slots_U, grad_UD, bf16, bf16_state)
+    row_ids_U = placed.rounding_ids(row_ids_U, slots_U, bf16 or bf16_state)
     scalars_T2, step = rates.scalars(), len(rates)
     if not grad_UD.numel():
         return
@@ -127,6 +132,7 @@ def update_rows(
             scalars_T2,
             step,
             rounding_key(seed, step),
+            rounding_key(seed, step, "state"),
             one_minus_beta2=1 - rates.betas[1],
             REPLAYS=replays,
             **placed.scaling(gradient_scale),
@@ -136,9 +142,12 @@ def update_rows(
         )
 
 
-def _checked_layout(records_CW: Tensor, slots_U: Tensor, rows_UD: Tensor, bf16: bool) -> dict[str, Any]:
-    layout = placed.row_layout(rows_UD.shape[1], bf16)
-    placed.check_rows(records_CW, slots_U, rows_UD, layout["WEIGHT_WORDS"] + 2 * layout["DIM"] + 1)
+def _checked_layout(
+    records_CW: Tensor, slots_U: Tensor, rows_UD: Tensor, bf16: bool, bf16_state: bool
+) -> dict[str, Any]:
+    dim = rows_UD.shape[1]
+    layout = placed.row_layout(dim, bf16) | {"STATE_WORDS": dim if bf16_state else 2 * dim}
+    placed.check_rows(records_CW, slots_U, rows_UD, layout["WEIGHT_WORDS"] + layout["STATE_WORDS"] + 1)
     return layout
 
 
@@ -160,6 +169,21 @@ def _settings(rates: AdamRates) -> dict[str, Any]:
 
 def _launch(block: int) -> dict[str, Any]:
     return {"num_warps": max(1, min(8, block // 256)), "num_stages": 1, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _load_moments(
+    state: tl.tensor, columns: tl.tensor, inside: tl.tensor, DIM: tl.constexpr, STATE_WORDS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Both moments as fp32: bfloat16 if they take half the words."""
+    if STATE_WORDS == DIM:
+        halves = state.to(tl.pointer_type(tl.bfloat16))
+        means = as_fp32(tl.load(halves + columns, mask=inside, other=_IDLE))
+        squares = as_fp32(tl.load(halves + DIM + columns, mask=inside, other=_IDLE))
+    else:
+        means = tl.load(state + columns, mask=inside, other=_IDLE)
+        squares = tl.load(state + DIM + columns, mask=inside, other=_IDLE)
+    return means, squares
 
 
 @triton.jit
@@ -262,17 +286,17 @@ def _read_kernel(
     RESTS: tl.constexpr,
     DIM: tl.constexpr,
     WEIGHT_WORDS: tl.constexpr,
+    STATE_WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
     BF16: tl.constexpr,
 ) -> None:
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = columns < DIM
     record = records + tl.load(slots + row * slot_stride) * record_stride
-    last = tl.load(record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + 2 * DIM)
+    last = tl.load(record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + STATE_WORDS)
     weights = load_weights(record, columns, inside, BF16)
     if (last > 0) & (last < now):
-        means = tl.load(record + WEIGHT_WORDS + columns, mask=inside, other=_IDLE)
-        squares = tl.load(record + WEIGHT_WORDS + DIM + columns, mask=inside, other=_IDLE)
+        means, squares = _load_moments(record + WEIGHT_WORDS, columns, inside, DIM, STATE_WORDS)
         weights, _, _ = _replay(
             weights, means, squares, inside, scalars, last, now, lerp, beta2, eps, peak_rate, log2_beta1, FAR, RESTS
         )
@@ -280,7 +304,7 @@ def _read_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["slots", "row_ids", "scale", "step", "key"],
+    do_not_specialize=["slots", "row_ids", "scale", "step", "key", "state_key"],
     do_not_specialize_on_alignment=["records", "grads"],
 )
 def _update_kernel(
@@ -296,6 +320,7 @@ def _update_kernel(
     scalars: tl.tensor,
     step: tl.int32,
     key: tl.uint64,
+    state_key: tl.uint64,
     scale: tl.tensor,
     lerp: tl.float32,
     beta2: tl.float32,
@@ -309,19 +334,18 @@ def _update_kernel(
     SCALE_ON_DEVICE: tl.constexpr,
     DIM: tl.constexpr,
     WEIGHT_WORDS: tl.constexpr,
+    STATE_WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
     BF16: tl.constexpr,
 ) -> None:
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = columns < DIM
     record = records + tl.load(slots + row * slot_stride) * record_stride
-    version = record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + 2 * DIM
-    mean_places = record + WEIGHT_WORDS + columns
+    version = record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + STATE_WORDS
     places = grads + row * row_stride + columns.to(tl.int64) * column_stride
     grad = load_gradients(places, inside, scale, SCALE_ON_DEVICE)
     weights = load_weights(record, columns, inside, BF16)
-    means = tl.load(mean_places, mask=inside, other=_IDLE)
-    squares = tl.load(mean_places + DIM, mask=inside, other=_IDLE)
+    means, squares = _load_moments(record + WEIGHT_WORDS, columns, inside, DIM, STATE_WORDS)
     if REPLAYS:
         weights, means, squares = _replay(
             weights, means, squares, inside, scalars, tl.load(version), step - 1, lerp, beta2, eps, peak_rate,
@@ -331,9 +355,18 @@ def _update_kernel(
     means = tl.fma(lerp, grad - means, start)
     squares = tl.fma(one_minus_beta2 * grad, grad, squares * beta2)
     weights = tl.where(inside, _move(weights, means, squares, scalars, step, eps), 0.0)
+    row_id = row_ids + row * id_stride
     if BF16:
-        weights = stochastic_round(weights, tl.load(row_ids + row * id_stride), columns, key)
+        weights = stochastic_round(weights, tl.load(row_id), columns, key)
     store_weights(record, columns, weights, columns >= 0, WEIGHT_WORDS, BF16)
-    tl.store(mean_places, means, mask=inside)
-    tl.store(mean_places + DIM, squares, mask=inside)
+    state = record + WEIGHT_WORDS
+    if STATE_WORDS == DIM:
+        halves = state.to(tl.pointer_type(tl.bfloat16))
+        means = stochastic_round(means, tl.load(row_id), columns, state_key)
+        squares = stochastic_round(squares, tl.load(row_id), DIM + columns, state_key)
+        tl.store(halves + columns, as_bf16(means), mask=inside)
+        tl.store(halves + DIM + columns, as_bf16(squares), mask=inside)
+    else:
+        tl.store(state + columns, means, mask=inside)
+        tl.store(state + DIM + columns, squares, mask=inside)
     tl.store(version, step)

@@ -1,6 +1,7 @@
 """The rows of a step, as loops that Numba compiles for a CPU take them.
 
-A record is a row of 32-bit words: weights (fp32, or two bf16 a word), optimizer state, and the version, an int32.
+A record is a row of 32-bit words: weights, then optimizer state (each fp32, or two bf16 a word), and the version, an
+int32.
 
 Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a row, R words of random fields of a row.
 """
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.rows.stochastic_rounding_numba import rounding_keys
+from kernels.numba_intrinsics import compiled
+from kernels.rows.stochastic_rounding_numba import load_bf16, rounding_keys, store_rounded
 
 
 class RowStep(NamedTuple):
@@ -21,14 +23,16 @@ class RowStep(NamedTuple):
     Attributes:
         records: float32 [C, W].
         versions: the same memory as int32 [C, W]; a version is the last word.
-        halves: the same memory as uint16 [C, 2 W], for weights that are bfloat16.
+        halves: the same memory as uint16 [C, 2 W], for parts that are bfloat16.
         slots: int64 [U], unique.
         grads: float32 [U, D].
         scale: multiplied with the gradient first.
         step: the rows' version afterwards.
         bf16: whether the stored weights are bfloat16.
+        bf16_state: whether the stored state is bfloat16.
         ids: uint64 [U], that bf16 rows are rounded by.
-        key, word_keys: of their rounding: uint64, and uint64 [R].
+        key, word_keys: of the rounding of their weights: uint64, and uint64 [R].
+        state_key, state_word_keys: of that of their state, likewise.
     """
 
     records: NDArray[np.float32]
@@ -39,9 +43,12 @@ class RowStep(NamedTuple):
     scale: np.float32
     step: int
     bf16: bool
+    bf16_state: bool
     ids: NDArray[np.uint64]
     key: np.uint64
     word_keys: NDArray[np.uint64]
+    state_key: np.uint64
+    state_word_keys: NDArray[np.uint64]
 
 
 def row_step(
@@ -54,6 +61,8 @@ def row_step(
     bf16: bool,
     seed: int,
     gradient_scale: float,
+    bf16_state: bool = False,
+    state_size: int = 0,
 ) -> RowStep:
     """The same step in NumPy's arrays, without copies.
 
@@ -66,11 +75,13 @@ def row_step(
         bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
         seed: of the rounding.
         gradient_scale: multiplied with the gradient first.
+        bf16_state: whether the stored state is bfloat16, which is rounded likewise.
+        state_size: numbers of state, if so.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    if bf16 and row_ids_U is None:
+    if (bf16 or bf16_state) and row_ids_U is None:
         raise ValueError("bf16 rows are rounded by their ids, but none are given")
     ids_U = slots_U if row_ids_U is None else row_ids_U
     return RowStep(
@@ -82,6 +93,43 @@ def row_step(
         np.float32(gradient_scale),
         step,
         bf16,
+        bf16_state,
         ids_U.numpy().view(np.uint64),
         *rounding_keys(grad_UD.shape[1], seed=seed, step=step),
+        *rounding_keys(state_size, seed=seed, step=step, part="state"),
     )
+
+
+@compiled
+def unpack(records, halves, slot, bf16, bf16_state, weights, state):  # type: ignore[no-untyped-def]
+    """Writes a record's weights [D] and state as float32."""
+    dim, size = len(weights), len(state)
+    first = (dim + 1) // 2 if bf16 else dim
+    if bf16:
+        load_bf16(halves[slot], weights)
+    else:
+        for column in range(dim):
+            weights[column] = records[slot, column]
+    if bf16_state:
+        load_bf16(halves[slot, 2 * first :], state)
+    else:
+        for number in range(size):
+            state[number] = records[slot, first + number]
+
+
+@compiled
+def pack(weights, state, rows, row):  # type: ignore[no-untyped-def]
+    """Stores the float32 weights [D] and state of a row of a `RowStep` in its slot, and rounds what is bfloat16."""
+    dim, slot = len(weights), rows.slots[row]
+    first = (dim + 1) // 2 if rows.bf16 else dim
+    if rows.bf16:
+        store_rounded(weights, rows.halves[slot], rows.ids[row], rows.key, rows.word_keys)
+    else:
+        for column in range(dim):
+            rows.records[slot, column] = weights[column]
+    if rows.bf16_state:
+        halves = rows.halves[slot, 2 * first :]
+        store_rounded(state, halves, rows.ids[row], rows.state_key, rows.state_word_keys)
+    else:
+        for number in range(len(state)):
+            rows.records[slot, first + number] = state[number]

@@ -1,7 +1,7 @@
 """Row records in their slots, inside Triton kernels and on the way into them; and the plain read of their weights.
 
-A record is a row of 32-bit words: weights (fp32, or two bf16 a word), optimizer state, and last the version, an int32
-that counts applied steps; 0 marks a row that was never updated.
+A record is a row of 32-bit words: weights, then optimizer state (each fp32, or two bf16 a word), and last the version,
+an int32 that counts applied steps; 0 marks a row that was never updated.
 
 Shape suffixes: C slots, W words of a record, U rows of a step, D columns of a row.
 """
@@ -99,13 +99,13 @@ def scaling(gradient_scale: float | Tensor) -> dict[str, Any]:
     return {"scale": gradient_scale, "SCALE_ON_DEVICE": True}
 
 
-def rounding_ids(row_ids_U: Tensor | None, slots_U: Tensor, bf16: bool) -> Tensor:
+def rounding_ids(row_ids_U: Tensor | None, slots_U: Tensor, rounds: bool) -> Tensor:
     """The row ids, or anything of their kind where nothing is rounded.
 
     Raises:
         ValueError: bf16 rows without ids.
     """
-    if not bf16:
+    if not rounds:
         return slots_U
     if row_ids_U is None:
         raise ValueError("bf16 rows are rounded by their ids, but none are given")

@@ -1,7 +1,10 @@
-"""Stochastic rounding of table rows to bfloat16, with bits that depend on (seed, row, step) alone.
+"""Stochastic rounding of table rows to bfloat16, with bits that depend on (seed, row, step, part) alone.
 
 A weight kept in bfloat16 has no room for steps under 2^-9 of its size: rounding to nearest would drop them all.
 Rounding up with the probability of the part that is cut off keeps them on average, without a second copy in fp32.
+
+The optimizer's state is rounded in the same way: a moment in bfloat16 that decays by less than 2^-9 of itself a step
+would else never move.
 
 U rows, D columns of a row.
 """
@@ -11,14 +14,16 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.rows.rounding_key import rounding_key
+from kernels.rows.rounding_key import Part, rounding_key
 from kernels.splitmix64 import counter_keys, mix_
 
 _FIELDS = 4  # 16-bit fields of a 64-bit word
 _CHUNK = 1 << 17  # values rounded at a time: the temporaries stay in a core's cache
 
 
-def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int) -> None:
+def stochastic_round_bf16_(
+    values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int, part: Part = "weights"
+) -> None:
     """Rounds each value, in place, to one of its two bfloat16 neighbours, such that its expectation is the value.
 
     The 16 bits that bfloat16 has no room for are the distance to the neighbour nearer to zero, in 2^-16 of the gap.
@@ -32,16 +37,17 @@ def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, s
         row_ids_U: int64 job-wide row ids, on the device of the values.
         seed: of the tables; any integer, taken modulo 2**64.
         step: number of the update, from 1.
+        part: what of the rows these values are: all of their weights, or all of their optimizer's state.
     """
     if values_UD.is_cuda:
         from kernels.rows.stochastic_rounding_triton import stochastic_round_bf16_ as on_gpu_
 
-        on_gpu_(values_UD, row_ids_U, seed=seed, step=step)
+        on_gpu_(values_UD, row_ids_U, seed=seed, step=step, part=part)
         return
     if values_UD.numel() == 0:
         return
     rows = max(1, _CHUNK // values_UD.shape[1])
-    key = rounding_key(seed, step)
+    key = rounding_key(seed, step, part)
     for values, row_ids in zip(values_UD.split(rows), row_ids_U.split(rows), strict=True):
         bits = _random_fields(row_ids, values.shape[1], key).add_(values.view(torch.int32))
         rounded = bits.bitwise_and_(~0xFFFF).view(torch.float32)

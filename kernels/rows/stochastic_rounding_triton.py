@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows.rounding_key import rounding_key
+from kernels.rows.rounding_key import Part, rounding_key
 from kernels.splitmix64_triton import counter_keys, mix
 
 _ROWS = 16
@@ -66,7 +66,9 @@ def _keep(bits: tl.tensor) -> tl.tensor:
     return (bits & 0xFFFF0000) | tl.where((bits & 0x007FFFFF) != 0, 0x00400000, 0).to(tl.uint32)
 
 
-def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int) -> None:
+def stochastic_round_bf16_(
+    values_UD: Tensor, row_ids_U: Tensor, *, seed: int, step: int, part: Part = "weights"
+) -> None:
     """See `kernels.rows.stochastic_rounding.stochastic_round_bf16_`; the same bits, NaNs' payloads apart."""
     num_rows, dim = values_UD.shape
     if values_UD.numel() == 0:
@@ -76,7 +78,7 @@ def stochastic_round_bf16_(values_UD: Tensor, row_ids_U: Tensor, *, seed: int, s
         _round_kernel[grid](
             values_UD,
             row_ids_U,
-            rounding_key(seed, step),
+            rounding_key(seed, step, part),
             num_rows,
             dim,
             *values_UD.stride(),

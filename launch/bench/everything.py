@@ -22,7 +22,7 @@ _LEAST_S = 5.0
 _LAST_WORD_S = 1.0
 
 _SMALL_OFFLOAD = ("--lookups", "65536", "--rows", "500000", "--steps", "8", "--warmup", "3")
-_SMALL_TRAIN = ("--steps", "6", "--warmup", "4")
+_SMALL_TRAIN = ("--steps", "4", "--warmup", "2")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ SHARES = (
     Share("links", 0.1),
     Share("kernels", 0.2),
     Share("offload", 0.1, (), _SMALL_OFFLOAD, limited=False),
-    Share("train", 0.6, ("--steps", "60", "--warmup", "15", "--runs", "3"), _SMALL_TRAIN, keeps=True),
+    Share("train", 0.6, ("--steps", "10", "--warmup", "4", "--rounds", "3"), _SMALL_TRAIN, keeps=True),
 )
 """The parts in the order in which they run, short ones first. What one leaves of its share goes to the later ones."""
 
@@ -100,7 +100,7 @@ def run_everything(
 def _run_share(share: Share, device: str, mine: float, most: float, more: tuple[str, ...]) -> Outcome:
     if mine < _LEAST_S:
         return Outcome(0.0, None, f"left out: {mine:.0f} s are left for it")
-    command = [sys.executable, "-P", "-m", "launch.cli", "bench", share.name, "--device", device, "--json"]
+    command = [sys.executable, "-P", "-m", "launch", "bench", share.name, "--device", device, "--json"]
     command += share.on_gpu if device == "cuda" else share.on_cpu
     if share.limited:
         command += ["--seconds", f"{max(1.0, mine - _STARTING_S):.0f}"]

@@ -113,7 +113,7 @@ def hash_cases(sizes: Sizes) -> Iterator[Case]:
 def gather_cases(sizes: Sizes) -> Iterator[Case]:
     """Rows to lookups, and lookups' gradients to rows."""
     index, unique = sizes.index
-    lookups = len(index.index_N)
+    lookups, index_N = len(index.segment_N), index.index_N
     rows_UD = sizes.random(unique, _DIM)
     for dtype in (torch.float32, torch.bfloat16):
         name = f"{lookups:,} lookups of {unique:,} rows x {_DIM}, {'fp32' if dtype == torch.float32 else 'bf16'}"
@@ -123,7 +123,7 @@ def gather_cases(sizes: Sizes) -> Iterator[Case]:
             name,
             4 * lookups + 4 * unique * _DIM + grad_ND.nbytes,
             _bind(gather, rows_UD, index, out_dtype=dtype),
-            _bind(lambda wanted: rows_UD.index_select(0, index.index_N).to(wanted), dtype) if sizes.on_gpu else None,
+            _bind(lambda wanted: rows_UD.index_select(0, index_N).to(wanted), dtype) if sizes.on_gpu else None,
         )
         backward = torch.ops.engram.gather_backward.default
         yield Case(
@@ -136,7 +136,7 @@ def gather_cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _summed(grad_ND: Tensor, index: RowIndex) -> Tensor:
-    return segment_sum(grad_ND.float(), index.order_N, index.offsets_U)
+    return segment_sum(grad_ND.float(), index.order_N, index.offsets_V)
 
 
 def record_cases(sizes: Sizes) -> Iterator[Case]:

@@ -20,8 +20,8 @@ from launch.bench.kernel_cases import (
 from launch.bench.measure import Spread
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
+from train.progress import Progress
 
 _FAMILIES: dict[str, Callable[[Sizes], Iterator[Case]]] = {
     "hash": hash_cases,

@@ -15,8 +15,8 @@ from launch.bench.devices import open_device
 from launch.bench.host_link import HostLink
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
+from train.progress import Progress
 
 _RECORD_BYTES = (160, 256, 512, 1024, 1152)
 _PROGRAMS = (4, 8, 16, 32, 64)

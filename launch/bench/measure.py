@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.bench.progress import Progress
+from train.progress import Progress
 
 _TASKS = Path("/proc/self/task")
 _QUIET_S = 2e-3

@@ -1,6 +1,6 @@
 """The row optimizers at the sizes of a training step.
 
-Shape suffixes: U rows of a step, C slots, D columns of a row, W words of a record.
+Shape suffixes: U rows of a step, C slots, D columns of a row, W words of a record, X words of a record in fp32.
 """
 
 from collections.abc import Iterator
@@ -39,6 +39,7 @@ def _configs() -> Iterator[tuple[str, TableOptimizerConfig]]:
     for section in NAMED.values():
         config = TableOptimizerConfig(**section)
         told = f", {config.untouched_rows}" if "untouched_rows" in section else ""
+        told += f", {config.state_dtype} state" if "state_dtype" in section else ""
         yield OPTIMIZERS[config.type].title + told, config
 
 
@@ -49,11 +50,13 @@ class _Update:
         self._name, self._config, self._sizes, self._missed = name, config, sizes, missed
         self._layout, self._optimizer = RecordLayout.of(_DIM, config), OPTIMIZERS[config.type](config)
         _, self._unique = sizes.index
-        stride = self._layout.stride(sizes.device)
-        self._records_CW = sizes.random(2 * self._unique, stride, scale=1e-2).abs_()[:, : self._layout.words]
+        records_CX = sizes.random(2 * self._unique, self._layout.unpacked.words, scale=1e-2).abs_()
+        records_CW = records_CX.new_empty(len(records_CX), self._layout.stride(sizes.device))[:, : self._layout.words]
+        self._records_CW = self._layout.pack(records_CX, records_CW)
         generator = torch.Generator().manual_seed(0)
         self._slots_U = torch.randperm(2 * self._unique, generator=generator)[: self._unique].to(sizes.device)
         self._gradient_UD = sizes.random(self._unique, _DIM, scale=1e-3)
+        self._ids_U = torch.arange(self._unique, device=sizes.device)
         self._history = RateHistory([_LR] * _STEPS)
 
     def case(self) -> Case:
@@ -78,20 +81,21 @@ class _Update:
             updater.read(self._records_CW, self._slots_U)
 
         lr = _LR / self._config.lr_factor
-        return lambda: updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr), prepare
+        given = self._records_CW, self._slots_U, self._gradient_UD, lr, self._ids_U
+        return lambda: updater.update_at(*given), prepare
 
     def _on_gpu(self) -> tuple[Run, Run]:
         kernels = self._optimizer.triton(self._history, StoredRows(False, 0, self._sizes.device))
-        arguments = self._records_CW, self._slots_U, self._gradient_UD, None, 1.0
+        arguments = self._records_CW, self._slots_U, self._gradient_UD, self._ids_U, 1.0
         return lambda: kernels.update(*arguments), self._forget
 
     def _reference(self) -> Tensor:
         """The same by PyTorch's operations: records copied out, updated, and copied back."""
         rule = RowRule(self._optimizer, self._layout, seed=0)
-        records_UW = self._records_CW.index_select(0, self._slots_U)
-        scratch_4UD = records_UW.new_empty(4, len(records_UW), _DIM)
+        records_UX = self._layout.unpack(self._records_CW.index_select(0, self._slots_U))
+        scratch_4UD = records_UX.new_empty(4, len(records_UX), _DIM)
         if self._optimizer.replays and self._missed:
             before = RateHistory([_LR] * (_STEPS - 1))
-            rule.replay(records_UW, [_STEPS - 1 - self._missed] * len(records_UW), before, scratch_4UD)
-        rule.step(records_UW, self._gradient_UD, None, scratch_4UD[0], step=_STEPS, lr=_LR)
-        return self._records_CW.index_copy_(0, self._slots_U, records_UW)
+            rule.replay(records_UX, [_STEPS - 1 - self._missed] * len(records_UX), before, scratch_4UD)
+        rule.step(records_UX, self._gradient_UD, self._ids_U, scratch_4UD[0], step=_STEPS, lr=_LR)
+        return self._records_CW.index_copy_(0, self._slots_U, self._layout.pack(records_UX))

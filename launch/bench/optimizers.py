@@ -14,6 +14,9 @@ def _named() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{name}-lazy", {"type": type_, "untouched_rows": "lazy"}
         else:
             yield name, {"type": type_}
+        for dtype in optimizer.state_dtypes:
+            if dtype != "fp32":
+                yield f"{name}-{dtype}-state", {"type": type_, "state_dtype": dtype}
 
 
 OPTIMIZERS = dict(_named())

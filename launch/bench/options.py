@@ -22,16 +22,17 @@ class BenchOptions:
         threads: of PyTorch, all ranks together.
         plain_allocator: measure under glibc's defaults, not under the settings that a rank without a GPU runs with.
         compute_ms: what stands for the model's computation takes so long, where there is one.
-        job: the job file that part `job` trains.
-        runs: how often part `job` trains it in each mode.
+        job, overrides: the job that part `train` trains.
+        depths: look-aheads of part `train`, in the order of their turns.
+        engines: of part `train`: for each one a run with rows in host memory.
+        rounds: turns of each depth in part `train`.
         device: `cpu` or `cuda`: where the model would compute.
         seconds: that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for all.
         tokens: of a step, in parts `kernels` and `links`; None for as many as suit the device.
         memory_mib: of host memory that part `links` reaches into; None for as much as suits the device.
         programs: of the kernels in part `links`, on a GPU, each number in turn; none for the usual ones.
         record_bytes: sizes of records in part `links`, multiples of 4; none for the usual ones.
-        overrides: of the job that part `train` trains.
-        traces: folder for a trace of each of its settings; None for none.
+        traces: folder for a trace of each run of part `train`; None for none.
         partial: file that part `train` keeps what it found so far in; None for none.
     """
 
@@ -46,14 +47,16 @@ class BenchOptions:
     plain_allocator: bool = False
     compute_ms: float = 100.0
     job: str = "configs/tiny.yaml"
-    runs: int = 2
+    overrides: tuple[str, ...] = ()
+    depths: tuple[int, ...] = (2, 1, 4, 0)
+    engines: tuple[str, ...] = ("auto",)
+    rounds: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     seconds: float | None = None
     tokens: int | None = None
     memory_mib: int | None = None
     programs: tuple[int, ...] = ()
     record_bytes: tuple[int, ...] = ()
-    overrides: tuple[str, ...] = ()
     traces: str | None = None
     partial: str | None = None
 

@@ -7,12 +7,12 @@ from launch.bench.kernel_times import measure_kernels
 from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
 from launch.bench.path import measure_path
-from launch.bench.peak import measure_peak
 from launch.bench.planning import measure_planning
-from launch.bench.progress import Progress
 from launch.bench.report import Section
 from launch.bench.scaling import measure_scaling
 from launch.bench.stall import measure_stall
+from launch.bench.training import measure_training
+from train.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Part:
     ranks: tuple[int, ...] = (1,)
     on_gpu: bool = True
     """Whether it is measured on the GPU, where there is one and the options say so."""
+    trains: bool = False
+    """Whether its ranks are as many as the job's, and joined as for training."""
 
 
 PARTS = {
@@ -32,6 +34,6 @@ PARTS = {
     "stall": Part(measure_stall, ranks=(1, 2), on_gpu=False),
     "kernels": Part(measure_kernels),
     "links": Part(measure_links),
-    "peak": Part(measure_peak),
+    "train": Part(measure_training, trains=True),
 }
-"""Parts that are measured on ranks of their own."""
+"""Each is measured on ranks of its own."""

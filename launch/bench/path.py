@@ -9,10 +9,10 @@ from launch.bench.devices import open_device
 from launch.bench.fbgemm import FbgemmEmbedding, NotInstalled
 from launch.bench.measure import Contender, Spread, Times, race, ratios
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from offload.host.limits import memory_limits, size_text
+from train.progress import Progress
 
 _OF_FBGEMM, _OF_SPARSE_ADAM = 0.7, 0.2
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from launch.bench.devices import open_device
 from launch.bench.measure import Spread, race, wait_until_idle
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import Workload
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from offload.device.workers import background_worker
+from train.progress import Progress
 
 _LIMIT = 0.15
 _VOCABULARY = 129_280

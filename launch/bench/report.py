@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launch.bench.machine import describe_machine
 from launch.bench.measure import Spread
+from launch.bench.options import BenchOptions
 
 Cell = str | int | float | Spread | None
 
@@ -84,6 +86,15 @@ class Section:
         for line in (*self.notes, *map(str, self.measures)):
             console.print(f"  {line}", markup=False, soft_wrap=not console.is_terminal)
         console.print()
+
+
+def answer(sections: dict[str, Section], options: BenchOptions) -> dict[str, Any]:
+    """Everything that was measured, and how, as JSON can hold it."""
+    return {
+        "machine": describe_machine(options.threads),
+        "options": options.to_json(),
+        "parts": {name: section.to_json() for name, section in sections.items()},
+    }
 
 
 def _headings(rows: list[dict[str, Cell]]) -> Iterator[str]:

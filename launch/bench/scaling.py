@@ -5,12 +5,12 @@ from dataclasses import replace
 from launch.bench.devices import open_device
 from launch.bench.measure import Spread, Times, race, ratios
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import Workload
 from offload.host.limits import memory_limits
 from offload.rows.records import RecordLayout
+from train.progress import Progress
 
 _GROWTH = 64
 _LIMIT = 1.10

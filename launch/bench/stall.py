@@ -7,11 +7,11 @@ import torch.distributed as dist
 
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import DrawnSteps
 from offload.config import LinkConfig
+from train.progress import Progress
 
 _DEPTHS = (0, 1, 2, 4)
 _WANTED_SHARE = 0.4  # of the step, that depth 0 shall wait

@@ -1,217 +1,193 @@
-"""Part `train`: a training step with its rows coming from host memory, by look-ahead, beside all rows resident."""
+"""Part `train`: a training step with its rows in host memory beside one with all rows resident.
 
+Several runs with the same seed are trained in one process a rank, in turns. They are the same run, and must have the
+same bits. A turn trains some steps of one run and then the same steps of the others, at one look-ahead after the other:
+windows stay warm, nothing is built again, and what is compared has the same tokens, a minute apart at most.
+"""
+
+import gc
+import json
+import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import torch
+import torch.distributed as dist
+
+from launch.bench.clock import clock_of, matmul_rate
 from launch.bench.deadline import Deadline
+from launch.bench.devices import open_device
+from launch.bench.lane import RESIDENT, Lane, Turn
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
-from launch.bench.peak import peak_of
-from launch.bench.progress import Progress
-from launch.bench.report import Cell, Measure, Section
-from launch.bench.train_run import train_run
-from train.errors import UserError
+from launch.bench.report import Cell, Measure, Section, answer
+from model.census import take_census
+from model.flops import flops_per_token
+from train.config.file import load
+from train.config.job import JobConfig
+from train.progress import Progress
 
-_LIMIT = {"cuda": 1.01, "cpu": 1.03}
-_LEFT_OUT = "left out: no time was left"
-# A record waits for its step to end, and keeps the host from preparing the next one meanwhile.
-_LOG_EVERY = {"cuda": 5, "cpu": 1}
-_TRACED_STEPS = 3
-_COMPARED = ("loss", "grad_norm", "val_loss")
-
-
-class _Setting(NamedTuple):
-    mode: str
-    depth: int | None
-
-    @property
-    def name(self) -> str:
-        """For a file."""
-        return self.mode if self.depth is None else f"{self.mode}-depth-{self.depth}"
-
-
-_RESIDENT = _Setting("resident", None)
-# What matters most comes first: a benchmark that is cut short has it.
-_SETTINGS = (_RESIDENT, *(_Setting("window", depth) for depth in (2, 1, 4, 0)))
-
-
-@dataclass
-class _Runs:
-    """What the runs of a setting came to: times of all timed steps, one entry a run, and why one of them failed."""
-
-    step_ms: list[float] = field(default_factory=list)
-    stall_ms: list[float] = field(default_factory=list)
-    medians: dict[int, float] = field(default_factory=dict)
-    results: list[list[tuple[float | None, ...]]] = field(default_factory=list)
-    failed: str | None = None
+_LIMIT = {"cuda": 1.005, "cpu": 1.03}
+_TRACED_STEPS = 2
+# Of each run: kernels are compiled, the allocator and the window grow to their sizes.
+_WARMUP_TURNS = 1
+_PEAK_SIZE = {"cuda": 8192, "cpu": 1024}
+_PEAK_SECONDS = {"cuda": 0.5, "cpu": 1.0}
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """What a step computes, and what it could compute in a second."""
+class Scale:
+    """What a step computes, and what this rank's device could compute.
 
-    step_tokens: int
-    step_flops: float
-    dtype: str
-    devices: int
+    Attributes:
+        tokens, flops: of a step, all ranks together.
+        peak: operations a second of a large matrix product, all ranks together.
+        dtype: of the product.
+    """
+
+    tokens: int
+    flops: float
     peak: float
+    dtype: str
 
 
-def measure_training(
-    options: BenchOptions,
-    peak: Section,
-    progress: Progress,
-    so_far: Callable[[Section], None] = lambda section: None,
-) -> Section:
-    """Trains the job of `options.job` in every setting, `options.runs` times each, in turns.
+def measure_training(options: BenchOptions, progress: Progress) -> Section:
+    """Trains the job of `options.job` in turns, as many ranks as have joined. Collective.
 
     Args:
-        options: how to measure; `seconds` counts from now.
-        peak: what part `peak` found.
+        options: how to measure; `seconds` counts from now, and what is known after each turn goes to `partial`.
         progress: to report to.
-        so_far: is given what is known after every run.
 
     Raises:
-        UserError: the job can be trained in no setting; in the words of `engram train`.
+        UserError: the job cannot be trained; in the words of `engram train`.
     """
-    deadline, scale = Deadline(options.seconds), _scale(options, peak)
-    progress.expect(options.runs * len(_SETTINGS) * options.total_steps)
-    found = {setting: _Runs() for setting in _SETTINGS}
-    last_s = 0.0
-    for run in range(options.runs):
-        for setting in _SETTINGS if run % 2 == 0 else _SETTINGS[::-1]:
-            runs, first = found[setting], run == 0 and setting is _RESIDENT
-            if runs.failed is not None or not (first or deadline.allows(last_s)):
-                continue
-            started = time.monotonic()
-            try:
-                _train(options, setting, run, runs)
-            except UserError as error:
-                runs.failed = str(error)
-            last_s = time.monotonic() - started
+    deadline, scale = Deadline(options.seconds), _scale(options)
+    depths = [options.depths[0]] * _WARMUP_TURNS + [*options.depths] * options.rounds
+    each, names = options.total_steps, (RESIDENT, *options.engines)
+    progress.expect(each * len(depths) * len(names))
+    # Each rank has a folder of its own, as only the first one writes.
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        steps = each * len(depths) + (_TRACED_STEPS if options.traces else 0)
+        lanes = [Lane.open(name, steps, options, folder) for name in names]
+        gc.collect()
+        gc.freeze()  # as the trainer does
+        turns: list[list[Turn]] = []
+        section = summary(turns, lanes, options, scale)
+        for turn in _turns(lanes, depths, options, deadline, progress):
+            turns += [turn] if turn else []
+            section = summary(turns, lanes, options, scale)
+            if options.partial and dist.get_rank() == 0:
+                Path(options.partial).write_text(json.dumps(answer({"train": section}, options)), encoding="utf-8")
+    return section
+
+
+def _turns(
+    lanes: Sequence[Lane], depths: Sequence[int], options: BenchOptions, deadline: Deadline, progress: Progress
+) -> Iterator[list[Turn] | None]:
+    """Trains all runs, one look-ahead after another, as long as there is time; what a turn to warm up took is None."""
+    at, longest = 0, 0.0
+    for number, depth in enumerate(depths):
+        if number >= _WARMUP_TURNS + 1 and not _all_allow(deadline, 1.2 * longest, lanes[0].run.engine.device):
+            return
+        started, done = time.monotonic(), {}
+        for lane in lanes[:: 1 if number % 2 else -1]:
+            done[lane.name] = lane.train(range(at, at + options.total_steps), options.warmup, depth)
             progress.advance(options.total_steps)
-            so_far(_section(options, found, scale))
-    failed = [runs.failed for runs in found.values() if runs.failed is not None]
-    if len(failed) == len(found) and not any(runs.step_ms for runs in found.values()):
-        raise UserError(failed[0])
-    return _section(options, found, scale)
+        at, longest = at + options.total_steps, time.monotonic() - started
+        progress.line("; ".join(map(str, done.values())))
+        if options.traces and number == _WARMUP_TURNS:
+            folder = Path(options.traces)
+            folder.mkdir(parents=True, exist_ok=True)
+            for lane in lanes:
+                lane.trace(range(at, at + _TRACED_STEPS), folder if dist.get_rank() == 0 else None, depth)
+            at += _TRACED_STEPS
+        yield [done[lane.name] for lane in lanes] if number >= _WARMUP_TURNS else None
 
 
-def _section(options: BenchOptions, found: "dict[_Setting, _Runs]", scale: _Scale) -> Section:
-    return Section(
-        f"{options.job}: a training step by where the tables are",
-        [_row(setting, runs, found[_RESIDENT], scale) for setting, runs in found.items()],
-        _measures(found, options),
-        _notes(options, scale),
-    )
+def _all_allow(deadline: Deadline, seconds: float, device: torch.device) -> bool:
+    """The first rank's word: clocks differ, and a turn needs all ranks."""
+    allowed = torch.tensor([int(deadline.allows(seconds))], device=device)
+    dist.broadcast(allowed, src=0)
+    return bool(allowed)
 
 
-def _train(options: BenchOptions, setting: _Setting, run: int, runs: _Runs) -> None:
-    every = _LOG_EVERY[options.device]
-    last = options.warmup + -(-options.steps // every) * every
-    steps, more = last, dict[str, object]()
-    trace = Path(options.traces, f"{setting.name}.json.gz") if options.traces and not run else None
-    if setting.depth is not None:
-        more["offload__depth"] = setting.depth
-    if options.traces:
-        # In every run, so that all have the same steps and can be compared.
-        more["train__profile"] = f"{{first: {last + 1}, steps: {_TRACED_STEPS}}}"
-        steps += _TRACED_STEPS
-    records = train_run(
-        options.job,
-        steps,
-        device=options.device,
-        overrides=options.overrides,
-        trace=trace,
-        train__log_every=every,
-        offload__mode=setting.mode,
-        **more,
-    )
-    # Each is a mean over the steps since the one before.
-    timed = [record for record in records if options.warmup + every <= record["step"] <= last]
-    runs.step_ms += [record["step_ms"] for record in timed]
-    runs.stall_ms += [record["offload.stall_ms"] for record in timed if "offload.stall_ms" in record]
-    runs.medians[run] = Spread.of([record["step_ms"] for record in timed]).median
-    runs.results.append([tuple(record.get(name) for name in _COMPARED) for record in records])
+def summary(turns: Sequence[Sequence[Turn]], lanes: Sequence[Lane], options: BenchOptions, scale: Scale) -> Section:
+    """What the turns came to.
 
-
-def _scale(options: BenchOptions, peak: Section) -> _Scale:
-    from launch.local.environment import rank_count, visible_gpus
-    from model.census import take_census
-    from model.flops import flops_per_token
-    from train.config.file import load
-    from train.config.job import JobConfig
-
-    job = load(options.job, options.overrides, JobConfig)
-    length = job.data.sequence_length
-    tokens = job.train.global_batch_size * length
-    flops = flops_per_token(job.model, take_census(job.model), length).total
-    # Ranks on a CPU share the cores that the peak was measured with.
-    devices = rank_count(job.run.nproc, visible_gpus()) if options.device == "cuda" else 1
-    return _Scale(tokens, tokens * flops, job.train.dtype, devices, devices * peak_of(peak, job.train.dtype))
-
-
-def _ratios(runs: _Runs, base: _Runs) -> list[float]:
-    return [median / base.medians[run] for run, median in runs.medians.items() if run in base.medians]
-
-
-def _row(setting: _Setting, runs: _Runs, base: _Runs, scale: _Scale) -> dict[str, Cell]:
-    step = Spread.of(runs.step_ms) if runs.step_ms else None
-    ratios = _ratios(runs, base)
-    return {
-        "offload.mode": setting.mode,
-        "depth": setting.depth,
-        "step_ms": step,
-        "times_resident": Spread.of(ratios) if ratios else None,
-        "stall_ms": Spread.of(runs.stall_ms).median if runs.stall_ms else None,
-        "tokens_per_s": scale.step_tokens / (1e-3 * step.median) if step else None,
-        "TFLOP_per_s": scale.step_flops / 1e12 / (1e-3 * step.median) if step else None,
-        "model_FLOPs_utilisation_percent": 100 * scale.step_flops / (1e-3 * step.median) / scale.peak if step else None,
-        "losses": _compared(runs, base),
-        "status": "measured" if step else runs.failed or _LEFT_OUT,
+    Args:
+        turns: each has one of every run, in the order of `lanes`.
+        lanes: the resident run, then the others.
+        options: how it was measured.
+        scale: of a step.
+    """
+    base, *others = lanes
+    pairs = {(base.name, None): [(turn[0], turn[0]) for turn in turns]} | {
+        (lane.name, depth): [(turn[0], turn[place]) for turn in turns if turn[place].depth == depth]
+        for place, lane in enumerate(others, 1)
+        for depth in sorted(options.depths)
     }
-
-
-def _compared(runs: _Runs, base: _Runs) -> str | None:
-    if not runs.results or not base.results:
-        return None
-    return "the same bits" if all(results == base.results[0] for results in runs.results) else "DIFFERENT"
-
-
-def _measures(found: dict[_Setting, _Runs], options: BenchOptions) -> list[Measure]:
-    base = found[_RESIDENT]
-    ratios = {
-        setting.depth: Spread.of(its).median
-        for setting, runs in found.items()
-        if setting.depth and (its := _ratios(runs, base))
-    }
-    if not ratios:
-        return []
-    best = min(ratios, key=lambda depth: ratios[depth])
-    compared = [_compared(runs, base) for runs in found.values() if runs.results]
-    return [
-        Measure(f"step with offload at depth {best}, times resident", ratios[best], _LIMIT[options.device]),
-        Measure("settings whose losses differ from resident", compared.count("DIFFERENT"), 0),
-    ]
-
-
-def _notes(options: BenchOptions, scale: _Scale) -> list[str]:
-    every = _LOG_EVERY[options.device]
-    devices = f"{scale.devices} GPU(s)" if options.device == "cuda" else f"the CPU with {options.threads} thread(s)"
+    different = {lane.name: at for lane in others if (at := _first_difference(base, lane)) is not None}
+    measures = [Measure("runs whose losses or gradient norms differ from resident", len(different), 0)]
+    measured = {setting: its for setting, its in pairs.items() if its and setting[1] is not None}
+    if measured:
+        best = min(measured, key=lambda setting: _ratios(measured[setting]).median)
+        what = f"step with {best[0]} at depth {best[1]}, times resident"
+        measures.append(Measure(what, _ratios(measured[best]).median, _LIMIT[options.device]))
     notes = [
-        f"at most {options.runs} run(s) in each setting, in turns, of {options.total_steps} steps or a few more; the "
-        f"first {options.warmup} are not counted; ratios compare run by run",
-        *([f"a step's time: the mean of {every}, after which the run waits for the GPU"] if every > 1 else []),
-        f"{scale.step_tokens:,} tokens and {scale.step_flops / 1e12:.3g} TFLOP a step: 6 a multiplied parameter and "
-        "token, and the attention's products; nothing that is recomputed",
-        f"limit, measured in this run: {scale.peak / 1e12:.3g} TFLOP/s on {devices}, in a product of square "
-        f"{scale.dtype} matrices",
-        "losses: with gradient norms and the loss on held-out text at the end, of every run and record, beside those "
-        "of the first resident run, bit by bit",
+        f"{len(base.results)} steps of each run; first different step: {different or None}",
+        f"a turn: {options.warmup} steps not counted, and {options.steps} counted; ratios compare turn by turn",
+        f"{scale.tokens:,} tokens and {scale.flops / 1e12:.3g} TFLOP a step: 6 a multiplied parameter and token, and "
+        f"the attention's products; utilisation is of the {scale.peak / 1e12:.3g} TFLOP/s of a {scale.dtype} product "
+        "of square matrices",
+        *(f"host, ms a step: {_phases(setting, its)}" for setting, its in pairs.items() if its),
     ]
-    if options.device == "cpu":
-        notes.append("no GPU: the job runs on the CPU, where the window is in host memory too")
-    return notes
+    rows = [_row(setting, its, scale) for setting, its in pairs.items()]
+    return Section(f"{options.job}: a training step, rows in host memory beside rows resident", rows, measures, notes)
+
+
+def _first_difference(base: Lane, other: Lane) -> int | None:
+    """The first step with another loss or gradient norm, from 1."""
+    steps = enumerate(zip(base.results, other.results, strict=True), 1)
+    return next((step for step, (mine, theirs) in steps if mine != theirs), None)
+
+
+def _row(setting: tuple[str, int | None], pairs: list[tuple[Turn, Turn]], scale: Scale) -> dict[str, Cell]:
+    """One line of the table, from pairs of turns: the resident run's, and the one beside it."""
+    mine = [turn for _, turn in pairs]
+    step = Spread.of([turn.step_ms for turn in mine]) if mine else None
+    return {
+        "rows": setting[0],
+        "depth": setting[1],
+        "turns": len(mine),
+        "step_ms": step,
+        "times_resident": _ratios(pairs) if mine else None,
+        "ms_more": Spread.of([turn.step_ms - other.step_ms for other, turn in pairs]) if mine else None,
+        "stall_ms": Spread.of([turn.stall_ms for turn in mine]) if mine else None,
+        "rows_in": statistics.fmean(turn.fetched for turn in mine) if mine else None,
+        "rows_out": statistics.fmean(turn.written_back for turn in mine) if mine else None,
+        "tokens_per_s": scale.tokens / (1e-3 * step.median) if step else None,
+        "model_FLOPs_utilisation_percent": 100 * scale.flops / (1e-3 * step.median) / scale.peak if step else None,
+    }
+
+
+def _ratios(pairs: list[tuple[Turn, Turn]]) -> Spread:
+    return Spread.of([turn.step_ms / other.step_ms for other, turn in pairs])
+
+
+def _phases(setting: tuple[str, int | None], pairs: list[tuple[Turn, Turn]]) -> str:
+    turns = [turn.phases_ms for _, turn in pairs]
+    told = [f"{name} {statistics.median(turn[name] for turn in turns):.1f}" for name in turns[0]]
+    return f"{setting[0]}{'' if setting[1] is None else f' at depth {setting[1]}'}: {', '.join(told)}"
+
+
+def _scale(options: BenchOptions) -> Scale:
+    job, device = load(options.job, options.overrides, JobConfig), open_device(options.device)
+    tokens = job.train.global_batch_size * job.data.sequence_length
+    flops = tokens * flops_per_token(job.model, take_census(job.model), job.data.sequence_length).total
+    clock = clock_of(device, _PEAK_SECONDS[device.type])
+    rate = matmul_rate(device, clock, _PEAK_SIZE[device.type], _DTYPES[job.train.dtype])
+    return Scale(tokens, flops, rate * dist.get_world_size(), job.train.dtype)

@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
-from launch.bench.progress import Progress
 from launch.local.environment import KEEP_MEMORY
 from launch.local.failures import reported
 from train.errors import UserError
+from train.progress import Progress
 
 
 def worker_command(part: str, options: BenchOptions, result: Path) -> list[str]:
@@ -40,7 +40,12 @@ def measure(part: str, options_json: str, result: str) -> None:
     options = BenchOptions.from_json(json.loads(options_json))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(max(1, options.threads // world_size))
-    if world_size > 1:
+    if PARTS[part].trains:
+        # DeepSpeed takes seconds to import, and no other part needs it.
+        from train.ranks import join_ranks
+
+        join_ranks()
+    elif world_size > 1:
         dist.init_process_group("gloo")
     try:
         with Progress(f"{part}, {world_size} ranks" if world_size > 1 else part, active=rank == 0) as progress:
@@ -49,13 +54,11 @@ def measure(part: str, options_json: str, result: str) -> None:
         raise UserError(str(error)) from None
     if rank == 0:
         Path(result).write_text(json.dumps(section.to_json()), encoding="utf-8")
-    if world_size > 1:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     os.dup2(2, 1)  # standard output is the parent's, for its answer alone
     code = reported(lambda: measure(*sys.argv[1:]))
     sys.stderr.flush()
-    # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.
+    # Not sys.exit: it waits for threads, and for groups of ranks that may have failed.
     os._exit(code)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from launch.cluster.meeting import check_meeting, interface_to
 from launch.cluster.place import Place
-from launch.local.environment import KEEP_MEMORY
+from launch.local.environment import KEEP_MEMORY, may_use_gpus
 from launch.local.failures import REPORT_FILE
 from train.errors import UserError
 from train.machine import usable_cores
@@ -17,7 +17,6 @@ LOGS = "ENGRAM_LOGS"
 """Environment variable with the folder for logs of ranks other than 0; unset: they write to the launcher's output."""
 REPORTS = "ENGRAM_REPORTS"
 """Environment variable with the folder in which each rank that fails leaves its `RankReport`."""
-_GPU = Path("/dev/nvidiactl")
 
 
 def become_rank(place: Place, command: Sequence[str]) -> NoReturn:
@@ -55,7 +54,7 @@ def rank_environment(place: Place) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # Else gloo takes the address that the host's own name has, often one that only this host can reach.
         **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
-        **({} if _GPU.exists() and os.environ.get("DS_ACCELERATOR") != "cpu" else KEEP_MEMORY),
+        **({} if may_use_gpus() else KEEP_MEMORY),
         **os.environ,
         **place.variables(),
     }

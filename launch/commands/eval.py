@@ -73,9 +73,9 @@ def command(
     own = data is None or store.fingerprint == saved.state["data"]["fingerprint"]
     found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        click.echo(json.dumps({"step": saved.step, **asdict(found)}, indent=2))
         return
-    click.echo(f"step {found.step}: {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte")
+    click.echo(f"step {saved.step}: {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte")
     click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
 
 

@@ -39,12 +39,25 @@ def command(
 
     folder = find_run(run)  # before what takes seconds to import
 
-    from train.use.generation import continuation
+    import torch
+
+    from train.use.generation import Decoder, continuation
     from train.use.saved_run import SavedRun
 
     saved = SavedRun.open(folder, step)
     ids = saved.tokenizer.encode(prompt)
-    new = list(continuation(saved, ids, num_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
+    with Decoder(saved.model(), saved.tables(), saved.job.data.sequence_length) as decoder:
+        new = list(
+            continuation(
+                decoder,
+                saved.tokenizer,
+                ids,
+                num_tokens=tokens,
+                temperature=temperature,
+                top_k=top_k,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        )
     text = saved.tokenizer.decode([*ids, *new])
     if as_json:
         click.echo(json.dumps({"step": saved.step, "text": text, "prompt_tokens": len(ids), "new_tokens": len(new)}))

@@ -26,7 +26,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     """
     from launch.cluster.place import Place
     from launch.cluster.started import become_rank
-    from launch.local.environment import meeting_port, rank_count, visible_gpus
+    from launch.local.environment import may_use_gpus, meeting_port, rank_count, visible_gpus
     from launch.local.rank import rank_command
     from launch.local.start import run_ranks
     from train.config.file import load
@@ -39,10 +39,12 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     run = job.run
     if place:
         become_rank(place, rank_command(config, overrides, as_json=as_json))
+    if may_use_gpus():
+        click.echo("counting the GPUs", err=as_json)
     gpus = visible_gpus()
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
     folder = Path(run.dir, run.name)
-    click.echo(f"{ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
+    click.echo(f"starting {ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
     run_ranks(
         rank_command(config, overrides, as_json=as_json),
         ranks,

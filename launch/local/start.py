@@ -5,8 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,11 +13,11 @@ from typing import Self
 from launch.local.environment import meeting_port, rank_environment
 from launch.local.failures import USER_ERROR_EXIT, RankFailed
 from launch.local.process import RankProcess
+from launch.local.signals import Stopped, collected
 from train.errors import UserError
 
 _POLL_S = 0.05
 _SETTLE_S = 3.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -35,13 +34,14 @@ def run_ranks(
     """Runs `command` as `nproc` ranks that meet on `port` (None: a free one) and waits for all of them.
 
     Rank 0's output is this process's own; the others append to `log_folder/rank<n>.log`. When one rank fails, the
-    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). SIGINT, SIGTERM and SIGHUP are passed on to the
-    ranks; a second one kills them at once.
+    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). So are all of them when this process is asked to end
+    by SIGINT, SIGTERM or SIGHUP; a second signal kills them at once. Always SIGTERM: Python's own handler of SIGINT
+    would raise an exception in the middle of a rank's imports.
 
     Raises:
         UserError: the port is in use, the log folder cannot be made, or a rank reported a user's mistake.
         RankFailed: a rank crashed.
-        SystemExit: ended by a signal, with 128 + its number.
+        Stopped: a signal asked this process to end.
     """
     meeting = meeting_port(port)
     starts = [(command, rank_environment(rank, nproc, meeting, gpus)) for rank in range(nproc)]
@@ -64,7 +64,7 @@ def run_processes(
     Raises:
         UserError: the log folder cannot be made, or a process reported a user's mistake.
         RankFailed: a process crashed; `kind` is what messages and logs call it.
-        SystemExit: ended by a signal, with 128 + its number.
+        Stopped: a signal asked this process to end.
     """
     try:
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def run_processes(
         raise UserError(f"{log_folder}: cannot make the folder for logs ({error.strerror})") from None
     with (
         tempfile.TemporaryDirectory(prefix="engram-") as reports,
-        _received_signals() as received,
+        collected() as received,
         _LocalRanks(log_folder, Path(reports), grace_s, received, kind) as ranks,
     ):
         for command, environment in starts:
@@ -113,13 +113,11 @@ class _LocalRanks:
         if not self._received and too_many_failed():
             self._until(self._culprit_is_clear, _SETTLE_S)
             culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
-            self._stop(signal.SIGTERM)
+            self._stop()
             self._raise(culprit)
         if self._received:
-            signum = self._received[0]
-            self._stop(signum)
-            print(f"stopped by {signal.Signals(signum).name}", file=sys.stderr)
-            raise SystemExit(128 + signum)
+            self._stop()
+            raise Stopped(self._received[0])
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""
@@ -130,12 +128,12 @@ class _LocalRanks:
     def _culprit_is_clear(self) -> bool:
         return bool(self._received) or any(_blame(rank)[0] < 2 for rank in self._ranks if rank.report or rank.poll())
 
-    def _stop(self, signum: int) -> None:
-        """Signals all ranks and waits for them through the grace time, or until another signal comes."""
+    def _stop(self) -> None:
+        """Asks all ranks to end and waits for them through the grace time, or until another signal comes."""
         known = len(self._received)
         for rank in self._ranks:
             rank.poll()
-            rank.send(signum)
+            rank.send(signal.SIGTERM)
         self._until(lambda: len(self._received) > known, self._grace_s)
 
     def _raise(self, culprit: RankProcess) -> None:
@@ -154,16 +152,3 @@ def _blame(rank: RankProcess) -> tuple[int, float]:
     if rank.code in _FAULTS:
         return 0, rank.ended_at
     return (2 if rank.code == -signal.SIGABRT else 1), rank.ended_at
-
-
-@contextmanager
-def _received_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP, in place of their handlers; those that are ignored (nohup) stay so."""
-    received: list[int] = []
-    caught = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in caught}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -19,7 +19,7 @@ class Figures:
         ranks: that share the tables.
         census: of the backbone and the Engram modules.
         tables: one an Engram layer.
-        host_memory: that the tables take, by optimizer and row dtype.
+        host_memory: that the tables take, by optimizer, row dtype and state dtype.
         window: on each rank's device; None without tables.
         flops: of training on one token.
     """

@@ -82,12 +82,13 @@ def _show_memory(figures: Figures, console: Console) -> None:
     ranks = figures.ranks
     shard = f"a rank of {ranks}"
     table = _table(
-        "Host memory of the tables, every row touched", "optimizer", "weights", "a row", "padded", "all", shard
+        "Host memory of the tables, every row touched", "optimizer", "weights", "state", "a row", "padded", "all", shard
     )
     for memory in figures.host_memory:
         table.add_row(
             ", ".join(memory.optimizers),
             memory.row_dtype,
+            memory.state_dtype,
             f"{memory.record_bytes:,} B",
             f"{memory.padded_bytes:,} B",
             size_text(memory.bytes),
@@ -101,7 +102,7 @@ def _show_memory(figures: Figures, console: Console) -> None:
         _print(
             console,
             "padded for a GPU's transfers; on a CPU records lie side by side",
-            f"this job: {offload.optimizer.type}, {offload.row_dtype} weights",
+            f"this job: {offload.optimizer.type}, {offload.row_dtype} weights, {offload.optimizer.state_dtype} state",
             f"{place} on each rank's device: {held.rows_per_rank:,} rows, {size_text(held.bytes_per_rank)}",
         )
 

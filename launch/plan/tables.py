@@ -41,6 +41,7 @@ class HostMemory:
     Attributes:
         optimizers: those whose records are of this size.
         row_dtype: of the weights in a record.
+        state_dtype: of the optimizer state in a record.
         record_bytes: weights, optimizer state and version of one row.
         padded_bytes: that they take in memory.
         bytes: of all tables, padding included.
@@ -50,6 +51,7 @@ class HostMemory:
 
     optimizers: list[str]
     row_dtype: RowDtype
+    state_dtype: RowDtype
     record_bytes: int
     padded_bytes: int
     bytes: int
@@ -82,16 +84,25 @@ def count_tables(engram: EngramConfig) -> list[Table]:
 
 
 def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> list[HostMemory]:
-    """What the tables take in host memory under each optimizer and row dtype there is."""
+    """What the tables take in host memory under each optimizer, row dtype and state dtype there is."""
     rows, shard_rows = sum(table.rows for table in tables), _largest_shard(tables, ranks)
     found = []
-    for state_words, optimizers in _by_state(engram.row_dim).items():
+    for (state_size, state_dtype), optimizers in _by_state(engram.row_dim).items():
         for row_dtype in _DTYPES:
-            layout = RecordLayout(engram.row_dim, state_words, row_dtype)
-            chosen = offload.optimizer.type in optimizers and offload.row_dtype == row_dtype
+            layout = RecordLayout(engram.row_dim, state_size, row_dtype, state_dtype)
+            dtypes = row_dtype, state_dtype
+            chosen = (offload.row_dtype, offload.optimizer.state_dtype) == dtypes
             padded = layout.stride_bytes(_GPU)
             found.append(
-                HostMemory(optimizers, row_dtype, layout.bytes, padded, rows * padded, shard_rows * padded, chosen)
+                HostMemory(
+                    optimizers,
+                    *dtypes,
+                    record_bytes=layout.bytes,
+                    padded_bytes=padded,
+                    bytes=rows * padded,
+                    bytes_per_rank=shard_rows * padded,
+                    chosen=chosen and offload.optimizer.type in optimizers,
+                )
             )
     return found
 
@@ -105,11 +116,12 @@ def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ra
     return Window(offload.mode, slots, slots * layout.stride_bytes(_GPU))
 
 
-def _by_state(dim: int) -> dict[int, list[str]]:
-    """The optimizers by the words of state that they keep of a row."""
-    found: dict[int, list[str]] = {}
+def _by_state(dim: int) -> dict[tuple[int, RowDtype], list[str]]:
+    """The optimizers by the numbers of state that they keep of a row, and the dtypes of these."""
+    found: dict[tuple[int, RowDtype], list[str]] = {}
     for name, optimizer in OPTIMIZERS.items():
-        found.setdefault(optimizer.state_words(dim), []).append(name)
+        for dtype in optimizer.state_dtypes:
+            found.setdefault((optimizer.state_size(dim), dtype), []).append(name)
     return found
 
 

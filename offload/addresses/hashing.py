@@ -91,27 +91,9 @@ class AddressBook:
         """Number of Engram modules L."""
         return len(self._num_rows)
 
-    @property
-    def slots(self) -> int:
-        """Rows that a token reads from one module, S."""
-        return self._spec.moduli_LS.shape[1]
-
     def num_rows(self, module: int) -> int:
         """Rows of a module's table; `module` counts from 0 in the order of `layers`."""
         return self._num_rows[module]
-
-    def rows(self, module: int, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Rows that one module reads: int64 [B, T, S], in [0, num_rows(module)). Otherwise as `all_rows`."""
-        spec = self._spec
-        only = HashSpec(
-            spec.multipliers_LK[module],
-            spec.moduli_LS[module],
-            spec.offsets_LS[module],
-            spec.orders,
-            spec.pad_id,
-            spec.cross_documents,
-        )
-        return hash_ngrams(self._vocabulary.compress(tokens_BT), positions_BT, only)
 
     def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Rows that every module reads: int64 [L, B, T, S]; a module's slots are ordered by order, then by head.

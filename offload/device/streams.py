@@ -46,6 +46,12 @@ class Streams(Protocol):
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Uninitialised host memory that the device copies from and to without the host's help."""
 
+    def pin(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host in such memory; a copy, if it is not there yet."""
+
+    def lend(self, tensor: Tensor) -> None:
+        """Memory of the device, taken on another stream, is not given away before this thread's has read it."""
+
 
 class CudaStreams:
     """The streams of an NVIDIA GPU.
@@ -55,7 +61,7 @@ class CudaStreams:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device = numbered(device)
 
     def new(self) -> Stream:
         """See `Streams.new`."""
@@ -75,6 +81,14 @@ class CudaStreams:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """See `Streams.pinned`."""
         return torch.empty(*shape, dtype=dtype, pin_memory=True)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """See `Streams.pin`."""
+        return tensor.pin_memory()
+
+    def lend(self, tensor: Tensor) -> None:
+        """See `Streams.lend`."""
+        tensor.record_stream(torch.cuda.current_stream(self._device))
 
 
 class _Done:
@@ -111,6 +125,20 @@ class HostStreams:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """See `Streams.pinned`."""
         return torch.empty(*shape, dtype=dtype)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """See `Streams.pin`."""
+        return tensor
+
+    def lend(self, tensor: Tensor) -> None:
+        """See `Streams.lend`."""
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The device by its number: a GPU without one is the caller's current one, but another thread's is another."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def streams_of(device: torch.device) -> Streams:

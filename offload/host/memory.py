@@ -7,8 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -116,38 +114,3 @@ def touch(words_N: Tensor, threads: int, madvise: Callable[..., int] | None = No
 
     with ThreadPoolExecutor(max(1, min(threads, _MAX_THREADS))) as pool:
         list(pool.map(populate, words_N.split(_CHUNK // 4)))
-
-
-@dataclass(frozen=True)
-class Pages:
-    """What the system gave for a piece of memory, in bytes."""
-
-    resident: int
-    """In physical memory now."""
-    huge: int
-    """Of that, in huge pages."""
-
-    def __str__(self) -> str:
-        return f"{size_text(self.resident)} resident, {size_text(self.huge)} of it in huge pages"
-
-
-def pages(words: Tensor, smaps: Path = Path("/proc/self/smaps")) -> Pages:
-    """Looks up the pages behind a contiguous tensor. Slow for large tables in small pages.
-
-    Args:
-        words: the memory.
-        smaps: the kernel's listing of mappings. Neighbours of one kind appear there as one, and are counted with it.
-    """
-    start, end = words.data_ptr(), words.data_ptr() + words.nbytes
-    resident = huge = 0
-    inside = False
-    for line in smaps.read_text().splitlines() if smaps.exists() else ():
-        name, *rest = line.split()
-        if not name.endswith(":"):
-            first, last = (int(bound, 16) for bound in name.split("-"))
-            inside = first < end and start < last
-        elif inside and name == "Rss:":
-            resident += int(rest[0]) * 1024
-        elif inside and name == "AnonHugePages:":
-            huge += int(rest[0]) * 1024
-    return Pages(resident, huge)

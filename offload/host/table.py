@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from offload.host.limits import address_limits, local_ranks, memory_limits, require_room, size_text
-from offload.host.memory import advise, cores, map_anonymous, map_file, pages, touch
+from offload.host.limits import address_limits, local_ranks, memory_limits, require_room
+from offload.host.memory import advise, cores, map_anonymous, map_file, touch
 from offload.host.numa import home_nodes, on_cores_of, place
 from offload.host.pinned import Driver, PinnedMemory
 
@@ -52,7 +52,6 @@ class HostTable:
         touch_pages: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._file_folder = file_folder
         stride = words if stride is None else stride
         size = max(num_rows * stride * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
         if file_folder is not None:
@@ -80,13 +79,6 @@ class HostTable:
     def nbytes(self) -> int:
         """Bytes of the shard's records and of the padding between them."""
         return self._padded_RS.nbytes
-
-    def describe(self) -> str:
-        """What the system gave, in a line for people. Walks the page tables: not for the training loop."""
-        kind = "memory" if self._file_folder is None else f"a file in {self._file_folder}"
-        kind = f"pinned {kind}" if self._pinned is not None else kind
-        nodes = f" on NUMA node {', '.join(map(str, sorted(self._nodes)))}" if self._nodes else ""
-        return f"{size_text(self.nbytes)} of {kind}{nodes}, {pages(self._padded_RS)}"
 
     def pin(self, driver: Driver, device: torch.device) -> Tensor:
         """Locks the memory for the transfers of a GPU.

@@ -25,9 +25,10 @@ class Adam(RowOptimizer):
 
     name, title, keeps = "adam", "Adam", "two moments an element"
     moves_resting_rows = True
+    state_dtypes = ("fp32", "bf16")
 
     @staticmethod
-    def state_words(dim: int) -> int:
+    def state_size(dim: int) -> int:
         """Both moments."""
         return 2 * dim
 
@@ -62,7 +63,7 @@ class Adam(RowOptimizer):
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """See `RowOptimizer.compiled`."""
-        return None if rows.bf16 else _CompiledAdam(self.settings, self.replays, rates, rows.device)
+        return _CompiledAdam(self.settings, self.replays, rates, rows)
 
 
 def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,6 +75,10 @@ def _betas(settings: Settings) -> tuple[float, float]:
     return settings.beta1, settings.beta2
 
 
+def _dtypes(settings: Settings, rows: StoredRows) -> dict[str, bool]:
+    return {"bf16": rows.bf16, "bf16_state": settings.state_dtype == "bf16"}
+
+
 def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) -> AdamRates:
     from kernels.rows.adam_rates import AdamRates
 
@@ -83,6 +88,7 @@ def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) ->
 class _TritonAdam:
     def __init__(self, settings: Settings, replays: bool, rates: RateHistory, rows: StoredRows) -> None:
         self._settings, self._replays, self._history, self._rows = settings, replays, rates, rows
+        self._dtypes = _dtypes(settings, rows)
 
     @cached_property
     def _rates(self) -> AdamRates:  # pinned memory, which kernels that are never used do without
@@ -91,7 +97,7 @@ class _TritonAdam:
     def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
         from kernels.rows.adam_triton import read_rows
 
-        read_rows(records_CW, slots_U, self._rates, weights_UD, bf16=self._rows.bf16, replays=self._replays)
+        read_rows(records_CW, slots_U, self._rates, weights_UD, **self._dtypes, replays=self._replays)
 
     def update(
         self,
@@ -109,25 +115,27 @@ class _TritonAdam:
             self._rates,
             grad_UD,
             row_ids_U,
+            **self._dtypes,
             replays=self._replays,
-            bf16=self._rows.bf16,
             seed=self._rows.seed,
             gradient_scale=gradient_scale,
         )
 
 
 class _CompiledAdam:
-    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, device: torch.device) -> None:
-        self._rates = _adam_rates(settings, rates, device)
-        self._replays = replays
-        self._caught_up_UW: Tensor | None = None  # kept from step to step: fresh memory would cost page faults
+    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, rows: StoredRows) -> None:
+        self._rates = _adam_rates(settings, rates, rows.device)
+        self._dtypes = _dtypes(settings, rows)
+        self._replays, self._seed = replays, rows.seed
+        self._caught_up_UX: Tensor | None = None  # kept from step to step: fresh memory would cost page faults
 
     def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
         from kernels.rows.adam_numba import read_rows
 
-        if self._replays and (self._caught_up_UW is None or len(self._caught_up_UW) < len(slots_U)):
-            self._caught_up_UW = records_CW.new_empty(len(slots_U) + len(slots_U) // 4, records_CW.shape[1])
-        read_rows(records_CW, slots_U, self._rates, weights_UD, self._caught_up_UW)
+        if self._replays and (self._caught_up_UX is None or len(self._caught_up_UX) < len(slots_U)):
+            rows = len(slots_U) + len(slots_U) // 4
+            self._caught_up_UX = records_CW.new_empty(rows, 3 * weights_UD.shape[1])
+        read_rows(records_CW, slots_U, self._rates, weights_UD, self._caught_up_UX, **self._dtypes)
 
     def update(
         self,
@@ -139,4 +147,14 @@ class _CompiledAdam:
     ) -> None:
         from kernels.rows.adam_numba import update_rows
 
-        update_rows(records_CW, slots_U, self._rates, grad_UD, self._caught_up_UW, gradient_scale=gradient_scale)
+        update_rows(
+            records_CW,
+            slots_U,
+            self._rates,
+            grad_UD,
+            self._caught_up_UX,
+            row_ids_U,
+            **self._dtypes,
+            seed=self._seed,
+            gradient_scale=gradient_scale,
+        )

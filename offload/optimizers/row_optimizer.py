@@ -3,7 +3,8 @@
 Kernels are imported by the methods that need them: the config reads the list of optimizers and must not wait for
 torch.
 
-Shape suffixes: B rows of a block, U rows of a step, C slots, W words of a record, D columns of a row, S words of state.
+Shape suffixes: B rows of a block, U rows of a step, C slots, W words of a record, D columns of a row, S numbers of
+state.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
     from kernels.rows.rate_history import RateHistory
 
 
+StateDtype = Literal["fp32", "bf16"]
+
+
 class Settings(Protocol):
     """What optimizers read of `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
 
     @property
     def untouched_rows(self) -> Literal["exact", "lazy"]:
         """Whether steps without a gradient are made up for."""
+
+    @property
+    def state_dtype(self) -> StateDtype:
+        """In which the state is kept between updates."""
 
     @property
     def beta1(self) -> float:
@@ -94,6 +102,8 @@ class RowOptimizer(ABC):
     """Which state it keeps, as the config's description says it."""
     moves_resting_rows: ClassVar[bool] = False
     """Whether a step without a gradient moves a row's weights."""
+    state_dtypes: ClassVar[tuple[StateDtype, ...]] = ("fp32",)
+    """In which its state can be kept."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -101,8 +111,8 @@ class RowOptimizer(ABC):
 
     @staticmethod
     @abstractmethod
-    def state_words(dim: int) -> int:
-        """fp32 words of state of a row with `dim` columns (S)."""
+    def state_size(dim: int) -> int:
+        """Numbers of state of a row with `dim` columns (S)."""
 
     @property
     def replays(self) -> bool:
@@ -111,7 +121,7 @@ class RowOptimizer(ABC):
 
     @property
     def state_decay(self) -> float | None:
-        """What each missed step multiplies a row's one word of state with; None where it leaves the state alone."""
+        """What each missed step multiplies a row's one number of state with; None where it leaves the state alone."""
         return None
 
     @abstractmethod

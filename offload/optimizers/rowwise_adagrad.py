@@ -17,7 +17,7 @@ class RowwiseAdagrad(RestingOptimizer):
     name, title, keeps = "rowwise_adagrad", "Adagrad, a number a row", "one number a row"
 
     @staticmethod
-    def state_words(dim: int) -> int:
+    def state_size(dim: int) -> int:
         """The accumulator."""
         return 1
 

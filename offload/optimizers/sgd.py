@@ -16,7 +16,7 @@ class Sgd(RestingOptimizer):
     name, title, keeps = "sgd", "SGD", "nothing"
 
     @staticmethod
-    def state_words(dim: int) -> int:
+    def state_size(dim: int) -> int:
         """None."""
         return 0
 

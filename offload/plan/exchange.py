@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels.gather.parts import sum_parts
 from offload.plan.plan import ModulePlan
 
 
@@ -31,22 +32,16 @@ def exchange_values(
     return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
 
 
-def exchange_gradients(
-    plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Sends gradients to the rows' owners; returns the sum [num_owned, D] over the ranks, added in rank order.
+def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sends gradients to the rows' owners; returns the sum [O, D] over the ranks, added in rank order. Collective.
 
-    Collective. A rank names each row once, so every element of the sum is added to once for each rank, in a fixed
-    order: the result is the same bits whatever arrives first.
+    A rank names each row once, and a row's parts are added to zero one by one: the result is the same bits whatever
+    arrives first. On a GPU the sum is one launch, however many ranks there are; a single rank's is the given memory.
     """
     if len(plan.owed) == 1:
         return gradient_UD
     parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
-    total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
-    places_A = plan.owed_places_A.to(total_OD.device)
-    for places, part in zip(places_A.split(plan.owed), parts_AD.split(plan.owed), strict=True):
-        total_OD.index_add_(0, places, part)
-    return total_OD
+    return sum_parts(parts_AD, plan.owed_order_A.to(parts_AD.device), plan.owed_starts_O.to(parts_AD.device))
 
 
 def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -49,6 +49,8 @@ class ModulePlan:
         asked: rows this rank asks of each rank; they stand in this order among the U rows. Sums to U.
         owed: rows each rank asks of this one. Sums to A.
         owed_places_A: int64, where those rows stand among the module's `owned` rows.
+        owed_order_A: int32, those rows sorted by place, in rank order within one; empty for a single rank.
+        owed_starts_O: int32, where in this order each of the module's `owned` rows starts; empty for a single rank.
         owned: the module's part of the step's O rows.
     """
 
@@ -56,6 +58,8 @@ class ModulePlan:
     asked: list[int]
     owed: list[int]
     owed_places_A: Tensor
+    owed_order_A: Tensor
+    owed_starts_O: Tensor
     owned: slice
 
 
@@ -94,20 +98,23 @@ def make_plan(
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, parts_O, start = [], [], 0
     for module in modules:
-        owned, places_A = _union(owed_rows[module], sharding.world_size)
+        owned, places_A, order_A, starts_O = _union(owed_rows[module], sharding.world_size)
         part = slice(start, start := start + len(owned))
-        plans.append(
-            ModulePlan(indices[module], counts_WM[:, module].tolist(), owed_WM[:, module].tolist(), places_A, part)
-        )
+        asked, owed = counts_WM[:, module].tolist(), owed_WM[:, module].tolist()
+        plans.append(ModulePlan(indices[module], asked, owed, places_A, order_A, starts_O, part))
         parts_O.append(sharding.to_shard(module, rank, owned))
     rows_O = torch.cat(parts_O)
     return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), batches)
 
 
-def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
+def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows that any rank asks for, ascending; and of a `ModulePlan`: places, order and starts."""
     if world_size == 1:
-        return owed_rows_A, torch.arange(len(owed_rows_A))
-    return owed_rows_A.unique(return_inverse=True)
+        nothing = torch.empty(0, dtype=torch.int32)
+        return owed_rows_A, torch.arange(len(owed_rows_A)), nothing, nothing
+    owned, (index,) = deduplicate([owed_rows_A])
+    # One segment a row, as every row is read.
+    return owned, index.segment_N.to(torch.int64), index.order_N, index.offsets_V
 
 
 def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> int:

@@ -30,7 +30,8 @@ class Planner:
         self._make, self._batches = make, batches
         self._thread = background_worker("engram-plan", device, threads)
         self._plans: dict[int, Future[Plan]] = {}
-        self._busy_s = 0.0
+        self.busy_s = 0.0
+        """Seconds that the thread has worked."""
 
     def request(self, step: int) -> None:
         """Starts to plan `step`, once."""
@@ -53,11 +54,6 @@ class Planner:
         """Plans micro-batches that are no training step's, behind the plans already asked for. Collective."""
         return self._thread.submit(lambda: self._timed(batches)).result()
 
-    def take_busy_s(self) -> float:
-        """Seconds that the thread worked since the last call."""
-        taken, self._busy_s = self._busy_s, 0.0
-        return taken
-
     def close(self) -> None:
         """Waits for the plan under way and ends the thread."""
         self._thread.shutdown(cancel_futures=True)
@@ -65,5 +61,5 @@ class Planner:
     def _timed(self, batches: Sequence[TokenBatch]) -> Plan:
         started = time.perf_counter()
         plan = self._make(batches)
-        self._busy_s += time.perf_counter() - started
+        self.busy_s += time.perf_counter() - started
         return plan

@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.gather import RowIndex
-from offload.device.sent import Sender, Sent
+from offload.device.sender import Sender, Sent
 from offload.plan.plan import ModulePlan, Plan
 
 
@@ -31,16 +30,13 @@ class PlanUploads:
         return replace(pinned, rows_O=self._sender.pinned(plan.rows_O))
 
     def send(self, step: int, plan: Plan) -> None:
-        """Starts to send a pinned plan, once."""
-        if step in self._sent:
-            return
+        """Starts to send a step's pinned plan."""
         tensors: list[Tensor] = []
         _changed(plan, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
         self._sent[step] = self._sender.send(*tensors)
 
     def take(self, step: int, plan: Plan) -> Plan:
-        """The plan with its modules' tensors on the device, for the caller's stream."""
-        self.send(step, plan)
+        """The plan that was sent, with its modules' tensors on the device, for the caller's stream."""
         there = iter(self._sent.pop(step).take())
         return _changed(plan, lambda _: next(there))
 
@@ -51,5 +47,6 @@ def _changed(plan: Plan, change: Callable[[Tensor], Tensor]) -> Plan:
 
 
 def _changed_module(part: ModulePlan, change: Callable[[Tensor], Tensor]) -> ModulePlan:
-    indices = tuple(RowIndex(*map(change, index)) for index in part.indices)
-    return replace(part, indices=indices, owed_places_A=change(part.owed_places_A))
+    indices = tuple(index.map(change) for index in part.indices)
+    places_A, order_A, starts_O = map(change, (part.owed_places_A, part.owed_order_A, part.owed_starts_O))
+    return replace(part, indices=indices, owed_places_A=places_A, owed_order_A=order_A, owed_starts_O=starts_O)

@@ -3,8 +3,8 @@
 Block by block, so that a block's operations find it in the processor's cache and no copy of all records is streamed
 through memory.
 
-Shape suffixes: U rows, D columns of a row, W words of a record, X words of a record with fp32 weights, P rows that
-missed steps, B rows of a block.
+Shape suffixes: U rows, D columns of a row, W words of a record, X words of a record in fp32, P rows that missed steps,
+B rows of a block.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Rows' records where they lie, read and written a block of rows at a time, with fp32 weights in between.
+"""Rows' records where they lie, read and written a block of rows at a time, in fp32 in between.
 
-Shape suffixes: U rows, C slots, W words of a record, X words of a record with fp32 weights, P some of the rows, B rows
+Shape suffixes: U rows, C slots, W words of a record, X words of a record in fp32, P some of the rows, B rows
 of a block.
 """
 
@@ -67,14 +67,14 @@ class PlacedRecords:
         return self.records_CW.new_empty(*shape[:-1], min(len(self), self._block_rows), shape[-1])
 
     def gather(self, places_B: Tensor, out_BX: Tensor) -> Tensor:
-        """The records of some rows, with fp32 weights."""
+        """The records of some rows, unpacked."""
         slots_B = self.slots_U[places_B]
-        if self.layout.row_dtype == "fp32":
+        if not self.layout.packed:
             return torch.index_select(self.records_CW, 0, slots_B, out=out_BX)
         return self.layout.unpack(self.records_CW.index_select(0, slots_B), out_BX)
 
     def scatter(self, places_B: Tensor, rows_BX: Tensor) -> None:
-        """Stores records with fp32 weights that have values of the rows' dtype."""
+        """Stores unpacked records, whose parts have values of their dtypes."""
         self.records_CW.index_copy_(0, self.slots_U[places_B], self.layout.pack(rows_BX))
 
     @property

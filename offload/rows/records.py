@@ -1,9 +1,11 @@
 """The record of a row: weights, optimizer state and version, side by side in one row of 32-bit words.
 
-A record is what travels: one contiguous piece of memory holds all that an update needs. Version 0 marks a row that
+A record is what travels: one contiguous piece of memory holds all that an update needs. Weights and state are fp32 or
+bf16; updates work on records unpacked to fp32 and pack what they rounded. Version 0 marks a row that
 was never updated; its weights are not stored but drawn from (seed, row id), so that a table needs no start-up pass.
 
-Shape suffixes: U rows, D columns of a row's weights, W words of a record, X words of the same record with fp32 weights.
+Shape suffixes: U rows, D columns of a row's weights, S numbers of optimizer state, W words of a
+record, X words of the same record unpacked to fp32.
 """
 
 from dataclasses import dataclass, replace
@@ -46,6 +48,10 @@ def padded_words(words: int, device: torch.device) -> int:
     return in_lines if in_lines - words <= _MOST_PADDING * words else _round_up(words, _SECTOR)
 
 
+def _words(numbers: int, dtype: RowDtype) -> int:
+    return numbers if dtype == "fp32" else (numbers + 1) // 2
+
+
 def _round_up(words: int, unit: int) -> int:
     return (words + unit - 1) // unit * unit
 
@@ -56,23 +62,35 @@ class RecordLayout:
 
     Args:
         dim: columns of a row's weights (D).
-        state_words: fp32 words of optimizer state.
+        state_size: numbers of optimizer state (S).
         row_dtype: of the weights. Two bf16 weights share a word; the last half of an odd row's last word stays 0.
+        state_dtype: of the optimizer state, in the same way.
     """
 
     dim: int
-    state_words: int
+    state_size: int
     row_dtype: RowDtype = "fp32"
+    state_dtype: RowDtype = "fp32"
 
     @classmethod
     def of(cls, dim: int, optimizer: TableOptimizerConfig, row_dtype: RowDtype = "fp32") -> "RecordLayout":
         """The layout for rows of `dim` columns under this optimizer."""
-        return cls(dim, OPTIMIZERS[optimizer.type].state_words(dim), row_dtype)
+        return cls(dim, OPTIMIZERS[optimizer.type].state_size(dim), row_dtype, optimizer.state_dtype)
 
     @property
     def weight_words(self) -> int:
         """Words of the weights."""
-        return self.dim if self.row_dtype == "fp32" else (self.dim + 1) // 2
+        return _words(self.dim, self.row_dtype)
+
+    @property
+    def state_words(self) -> int:
+        """Words of the optimizer state."""
+        return _words(self.state_size, self.state_dtype)
+
+    @property
+    def packed(self) -> bool:
+        """Whether a part of the record is bf16, which every update rounds."""
+        return "bf16" in (self.row_dtype, self.state_dtype)
 
     @property
     def words(self) -> int:
@@ -94,39 +112,44 @@ class RecordLayout:
 
     @cached_property
     def unpacked(self) -> "RecordLayout":
-        """The same record with fp32 weights."""
-        return replace(self, row_dtype="fp32")
+        """The same record with fp32 weights and state."""
+        return replace(self, row_dtype="fp32", state_dtype="fp32")
 
     def weights(self, records_UW: Tensor) -> Tensor:
         """View [U, D] of the weights, in the rows' dtype."""
         return records_UW[:, : self.weight_words].view(torch_dtype(self.row_dtype))[:, : self.dim]
 
     def state(self, records_UW: Tensor) -> Tensor:
-        """View fp32 [U, state_words] of the optimizer state."""
-        return records_UW[:, self.weight_words : -1]
+        """View [U, S] of the optimizer state, in its dtype."""
+        return records_UW[:, self.weight_words : -1].view(torch_dtype(self.state_dtype))[:, : self.state_size]
 
     def version(self, records_UW: Tensor) -> Tensor:
         """View int32 [U]: the number of the last update that was applied to the row, counted from 1; 0 for none."""
         return records_UW.view(torch.int32)[:, -1]
 
     def unpack(self, records_UW: Tensor, out_UX: Tensor | None = None) -> Tensor:
-        """The records with fp32 weights, laid out as `unpacked` says; the records themselves if they have them."""
-        if self.row_dtype == "fp32" and out_UX is None:
+        """The records in fp32, laid out as `unpacked` says; the records themselves if they are."""
+        if not self.packed and out_UX is None:
             return records_UW
         out_UX = records_UW.new_empty(len(records_UW), self.unpacked.words) if out_UX is None else out_UX
-        self.unpacked.weights(out_UX).copy_(self.weights(records_UW))
-        out_UX[:, self.dim :].copy_(records_UW[:, self.weight_words :])
+        for part in _PARTS:
+            part(self.unpacked, out_UX).copy_(part(self, records_UW))
         return out_UX
 
     def pack(self, records_UX: Tensor, out_UW: Tensor | None = None) -> Tensor:
-        """What `unpack` undoes. Weights must be values of the rows' dtype: others are rounded to nearest."""
-        if self.row_dtype == "fp32" and out_UW is None:
+        """What `unpack` undoes. Parts must be values of their dtypes: others are rounded to nearest."""
+        if not self.packed and out_UW is None:
             return records_UX
         out_UW = records_UX.new_empty(len(records_UX), self.words) if out_UW is None else out_UW
+        # The last words of both parts, of which the last half may be nobody's.
         out_UW[:, self.weight_words - 1].zero_()
-        self.weights(out_UW).copy_(self.unpacked.weights(records_UX))
-        out_UW[:, self.weight_words :].copy_(records_UX[:, self.dim :])
+        out_UW[:, -2].zero_()
+        for part in _PARTS:
+            part(self, out_UW).copy_(part(self.unpacked, records_UX))
         return out_UW
+
+
+_PARTS = RecordLayout.weights, RecordLayout.state, RecordLayout.version
 
 
 @dataclass(frozen=True)

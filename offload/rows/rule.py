@@ -1,6 +1,6 @@
 """What the optimizer does to a block of rows.
 
-Shape suffixes: B rows of a block, D columns of a row, X words of a record with fp32 weights.
+Shape suffixes: B rows of a block, D columns of a row, S numbers of state, X words of a record in fp32.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from offload.rows.records import RecordLayout
 
 
 class RowRule:
-    """One step, or missed steps, of the optimizer on records with fp32 weights.
+    """One step, or missed steps, of the optimizer on records in fp32.
 
     Args:
         optimizer: whose steps these are.
-        layout: of the records as they are stored; decides on the rounding of the weights.
+        layout: of the records as they are stored; decides on what is rounded.
         seed: of the rounding.
     """
 
     def __init__(self, optimizer: RowOptimizer, layout: RecordLayout, seed: int) -> None:
         self._optimizer, self._seed = optimizer, seed
-        self._layout, self._rounds = layout.unpacked, layout.row_dtype == "bf16"
+        self._layout, self._stored = layout.unpacked, layout
 
     def step(
         self,
@@ -41,13 +41,19 @@ class RowRule:
         Raises:
             ValueError: row ids are missing for bf16 rows.
         """
-        weights_BD = self._layout.weights(rows_BX)
-        self._optimizer.step(weights_BD, self._layout.state(rows_BX), grad_BD, scratch_BD, step=step, lr=lr)
-        if self._rounds:
-            if row_ids_B is None:
-                raise ValueError("bf16 rows are rounded by their ids, but none are given")
-            stochastic_round_bf16_(weights_BD, row_ids_B, seed=self._seed, step=step)
+        weights_BD, state_BS = self._layout.weights(rows_BX), self._layout.state(rows_BX)
+        self._optimizer.step(weights_BD, state_BS, grad_BD, scratch_BD, step=step, lr=lr)
+        if self._stored.packed:
+            self._round(weights_BD, state_BS, row_ids_B, step)
         self._layout.version(rows_BX).fill_(step)
+
+    def _round(self, weights_BD: Tensor, state_BS: Tensor, row_ids_B: Tensor | None, step: int) -> None:
+        if row_ids_B is None:
+            raise ValueError("bf16 rows are rounded by their ids, but none are given")
+        if self._stored.row_dtype == "bf16":
+            stochastic_round_bf16_(weights_BD, row_ids_B, seed=self._seed, step=step)
+        if self._stored.state_dtype == "bf16":
+            stochastic_round_bf16_(state_BS, row_ids_B, seed=self._seed, step=step, part="state")
 
     def replay(self, rows_BX: Tensor, last_steps: Sequence[int], rates: RateHistory, scratch_4BD: Tensor) -> None:
         """Applies the steps without gradient after each row's last (ascending), in place; versions stay."""

@@ -1,11 +1,11 @@
 """The row optimizer at work on records: one update a row and step, by the row's owner.
 
-With bf16 rows a stored weight is a bfloat16, and all arithmetic is fp32: a use of the row at step t replays the steps
-it missed in fp32 from the stored weight, hands out the fp32 result, updates it, and only then rounds once, keyed by
-(seed, row, t). So the bits depend neither on depth, window or resume nor on how often a row was looked at. Equality
-with a dense optimizer is for fp32 rows: a dense bf16 table would be rounded at every step.
+Of bf16 rows the stored weights, of bf16 state the stored moments are bfloat16, and all arithmetic is fp32: a use of the
+row at step t replays the steps it missed in fp32 from what is stored, hands out the fp32 result, updates it, and only
+then rounds once, keyed by (seed, row, t). So the bits depend neither on depth, window or resume nor on how often a row
+was looked at. Equality with a dense optimizer is for records in fp32: a dense bf16 table would be rounded every step.
 
-Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record with fp32 weights.
+Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record in fp32.
 """
 
 from typing import Any, Protocol
@@ -22,6 +22,9 @@ from offload.rows.blocks import BlockUpdates
 from offload.rows.in_slots import KernelUpdates
 from offload.rows.placed import PlacedRecords
 from offload.rows.records import RecordLayout
+
+_BEFORE_THERE_WAS_A_CHOICE = {"offload.optimizer.state_dtype": "fp32"}
+"""Settings that old checkpoints do not name."""
 
 
 class RowPass(Protocol):
@@ -139,7 +142,7 @@ class RowUpdater:
             ValueError: if records of that state mean something else under this config.
         """
         current = self._settings()
-        for key, saved in state["settings"].items():
+        for key, saved in (_BEFORE_THERE_WAS_A_CHOICE | state["settings"]).items():
             if saved != current[key]:
                 raise ValueError(
                     f"{key}: the checkpoint's tables were trained with {saved}, the config says {current[key]}; "

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from offload.device.sender import Sender
 from offload.device.streams import Event, Streams
 from offload.device.workers import background_worker
 from offload.transfers.copies import HandedCopy, WorkerCopy
@@ -49,6 +50,8 @@ class StagedTransfers:
         chunk_bytes = min(_CHUNK_BYTES, window_CW.nbytes)
         self._chunk_rows = max(1, chunk_bytes // (window_CW.shape[1] * window_CW.element_size()))
         self._in, self._out = streams.new(), streams.new()
+        # By the streams that read them: numbers that are sent are in order before their use.
+        self._in_slots, self._out_slots = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
         self._incoming = deque(self._new_chunk() for _ in range(_CHUNKS))
         self._outgoing = deque(self._new_chunk() for _ in range(_CHUNKS))
         self._fetcher = background_worker("engram-fetch", window_CW.device, threads)
@@ -79,9 +82,10 @@ class StagedTransfers:
             records_BW = torch.index_select(self._host_RW, 0, part, out=chunk.records_BW[: len(part)])
             self._complete(records_BW, part)
             with self._streams.use(self._in):
-                places_B, there_BW = chunk.upload(places), chunk.there_BW[: len(part)]
+                (slots_B,) = self._in_slots.send(places).take()
+                there_BW = chunk.there_BW[: len(part)]
                 there_BW.copy_(records_BW, non_blocking=True)
-                self._window_CW.index_copy_(0, places_B, there_BW)
+                self._window_CW.index_copy_(0, slots_B, there_BW)
             chunk.busy = self._in.record_event()
         return self._in.record_event()
 
@@ -93,8 +97,9 @@ class StagedTransfers:
                 self._land(*landing.popleft())
             chunk = _next(self._outgoing)
             with self._streams.use(self._out):
-                places_B, there_BW = chunk.upload(places), chunk.there_BW[: len(part)]
-                torch.index_select(self._window_CW, 0, places_B, out=there_BW)
+                (slots_B,) = self._out_slots.send(places).take()
+                there_BW = chunk.there_BW[: len(part)]
+                torch.index_select(self._window_CW, 0, slots_B, out=there_BW)
                 chunk.records_BW[: len(part)].copy_(there_BW, non_blocking=True)
             chunk.busy = self._out.record_event()
             landing.append((chunk, part))
@@ -113,21 +118,13 @@ class StagedTransfers:
 
 
 class _Chunk:
-    """Records and their slots, in pinned host memory and on the device."""
+    """Room for records, in pinned host memory and on the device."""
 
     def __init__(self, window_CW: Tensor, rows: int, streams: Streams) -> None:
         self.records_BW = streams.pinned(rows, window_CW.shape[1], dtype=window_CW.dtype)
         self.there_BW = torch.empty(self.records_BW.shape, dtype=window_CW.dtype, device=window_CW.device)
-        self._places_B = streams.pinned(rows, dtype=torch.int64)
-        self._places_there_B = torch.empty(rows, dtype=torch.int64, device=window_CW.device)
         self.busy: Event | None = None
         """Behind the last work that uses the chunk."""
-
-    def upload(self, places: Tensor) -> Tensor:
-        """The same numbers on the device, sent by the current stream."""
-        count = len(places)
-        self._places_B[:count].copy_(places)
-        return self._places_there_B[:count].copy_(self._places_B[:count], non_blocking=True)
 
     def wait(self) -> None:
         """The host waits until the chunk may be used again."""

@@ -8,13 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from kernels.records import PROGRAMS, fetch_records, write_records
+from offload.device.sender import Sender
 from offload.device.streams import Streams
-from offload.device.upload_ring import UploadRing
 from offload.rows.shard import Shard
 from offload.transfers.copies import StreamCopy
-
-_WINDOWS = 2
-"""Row and slot numbers that may be under way in each direction, as multiples of the window."""
 
 
 class ZeroCopyTransfers:
@@ -43,30 +40,26 @@ class ZeroCopyTransfers:
         self._initial = shard.initial(window_CW.device)
         self._how: dict[str, Any] = {"padded": True, "programs": programs}
         self._in, self._out = streams.new(), streams.new()
-        numbers = UploadRing.size(2, _WINDOWS * len(window_CW))
-        self._incoming, self._outgoing = (UploadRing(streams, window_CW.device, numbers) for _ in range(2))
+        # By the streams that read them: numbers that are sent are in order before their use.
+        self._incoming, self._outgoing = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
 
     def fetch(self, rows: Tensor, slots: Tensor) -> StreamCopy:
         """See `Transfers.fetch`."""
         # Whoever still reads what was in these slots was given to the caller's stream before.
         self._in.wait_event(self._streams.current().record_event())
         with self._streams.use(self._in):
-            rows_U, slots_U = self._incoming.put(rows, slots)
+            rows_U, slots_U = self._incoming.send(rows, slots).take()
             fetch_records(self._host_RW, rows_U, self._window_CW, slots_U, **self._initial, **self._how)
-        landed = self._in.record_event()
-        self._incoming.keep_until(landed)
-        return StreamCopy(landed, self._streams, self._in)
+        return StreamCopy(self._in.record_event(), self._streams, self._in)
 
     def write_back(self, slots: Tensor, rows: Tensor) -> StreamCopy:
         """See `Transfers.write_back`."""
         # The update of these slots was given to the caller's stream before.
         self._out.wait_event(self._streams.current().record_event())
         with self._streams.use(self._out):
-            slots_U, rows_U = self._outgoing.put(slots, rows)
+            slots_U, rows_U = self._outgoing.send(slots, rows).take()
             write_records(self._window_CW, slots_U, self._host_RW, rows_U, **self._how)
-        landed = self._out.record_event()
-        self._outgoing.keep_until(landed)
-        return StreamCopy(landed, self._streams, self._in)
+        return StreamCopy(self._out.record_event(), self._streams, self._in)
 
     def close(self) -> None:
         """See `Transfers.close`."""

@@ -87,10 +87,11 @@ class Shadow:
     def _part(self, word: int, words: int) -> str:
         if word == words - 1:
             return "version"
-        weight_words = words - 1 - self.layout.state_words
-        if word >= weight_words:
-            return f"state {word - weight_words}"
-        return f"weight {word}" if weight_words == self.layout.dim else f"word {word} of the bf16 weights"
+        layout = self.layout if words == self.layout.words else self.layout.unpacked
+        if word < layout.weight_words:
+            return f"weight {word}" if layout.row_dtype == "fp32" else f"word {word} of the bf16 weights"
+        word -= layout.weight_words
+        return f"state {word}" if layout.state_dtype == "fp32" else f"word {word} of the bf16 state"
 
     def _grow(self, wanted: int) -> None:
         if wanted <= len(self._rows):

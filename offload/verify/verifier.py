@@ -182,7 +182,7 @@ class Verifier(Observer):
                     f"do: {_first_difference(found, lookups.flatten())}"
                 )
             again = row_index(index.index_N, len(names_U))
-            if not all(torch.equal(planned, sorted_) for planned, sorted_ in zip(index, again, strict=True)):
+            if not all(map(torch.equal, index.tensors, again.tensors)):
                 raise VerifyError(f"offload.verify: {when}: the plan of rank {self._rank} sums in another order")
         return names_U
 

@@ -44,10 +44,12 @@ class Directory:
         self.dirty = np.zeros(num_slots, bool)
         self._slot_of = np.full(num_rows, NEVER, np.int32)
         self._row_of = np.full(num_slots, NEVER, np.int64)
+        # The latest step that needs the row, admitted yet or not: it is not evicted before that one is finished.
         self._last_use = np.full(num_slots, NEVER, np.int64)
-        self._writes = np.zeros(num_slots, np.uint8)
+        self._writes = np.zeros(num_slots, np.uint8)  # copies to host memory that are under way
         self._free = np.arange(num_slots - 1, -1, -1)
         self._num_free = num_slots
+        # What each admitted step used, the earliest first: the order of eviction, so that none has to be sought.
         self._uses: deque[tuple[int, Slots]] = deque()
         self._num_uses = 0
         self._admitted = self._finished = NEVER
@@ -118,12 +120,15 @@ class Directory:
         their slots are returned, to be copied to host memory and then passed to `written`.
         """
         victims: list[Slots] = []
+        # A finished step's rows that nobody has used since are the longest unused of all. Those used again stand once
+        # more in the entry of that later step, so each entry is gone through once, and no row is searched for.
         while count > 0 and self._uses and self._uses[0][0] <= self._finished:
             step, used = self._uses.popleft()
             self._num_uses -= len(used)
             idle = self._idle(step, used)
             victims.append(idle[:count])
             count -= len(victims[-1])
+            # Rows not taken are still the longest unused: they stay in front, for the next call.
             if len(idle) > len(victims[-1]):
                 self._uses.appendleft((step, idle[len(victims[-1]) :]))
                 self._num_uses += len(idle) - len(victims[-1])

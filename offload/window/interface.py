@@ -6,7 +6,7 @@ Both give the same bits. Rows are named by their places in the shard.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass
 class Traffic:
-    """What happened since the last `take`.
+    """What has happened so far. Counts only grow, each by one thread's doing, so that anybody may read them.
 
     Attributes:
         requested: rows that steps needed of this rank.
         fetched: those of them that had to be fetched from host memory.
-        written_back: rows copied to host memory.
+        written_back: rows whose copy to host memory has begun.
         waited_s: time that the training loop waited for plans and rows.
         planned_s: time that the planner's thread worked.
     """
@@ -30,12 +30,9 @@ class Traffic:
     waited_s: float = 0.0
     planned_s: float = 0.0
 
-    def take(self) -> "Traffic":
-        """The counts so far; starts again from zero."""
-        taken = replace(self)
-        self.requested = self.fetched = self.written_back = 0
-        self.waited_s = 0.0
-        return taken
+    def since(self, earlier: "Traffic") -> "Traffic":
+        """What has happened since then."""
+        return Traffic(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -51,24 +48,24 @@ class RowStore(Protocol):
     records: Tensor
     """fp32 [C, W], on the device: the window's slots, or the whole shard."""
 
-    @property
-    def traffic(self) -> Traffic:
-        """What happened; counted by the store, if need be while it is read."""
+    traffic: Traffic
+    """What has happened since the store was opened. The time that the loop waits for plans is counted here, too."""
 
-    def take_traffic(self) -> Traffic:
-        """All that happened since the last call."""
+    def prepare(self, step: int, rows: Tensor) -> None:
+        """Asks that a step's rows be brought within reach: at once, or as soon as there is room.
 
-    def prefetch(self, step: int, rows: Tensor) -> bool:
-        """Starts to bring the step's rows within reach; False if there is no room yet. Steps come in order."""
-
-    def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """Waits until the step's rows are within reach; returns where they stand in `records` (int64, its device).
-
-        They stay there, and nobody else touches them, until the step is finished.
+        Each step is prepared once, in ascending order; `rows` stay as they are. Nobody waits.
         """
 
-    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
-        """Lets go of the step's rows; `updated` tells whether their records were changed where they stand."""
+    def hold(self, step: int) -> Tensor:
+        """Waits until a prepared step's rows are within reach; returns where they stand in `records` (int64, its
+        device).
+
+        They stay there, and nobody else touches them, until the step is released. Steps are held one at a time.
+        """
+
+    def release(self, step: int, *, updated: bool) -> None:
+        """Lets go of the held step's rows; `updated` tells whether their records were changed where they stand."""
 
     def read(self, rows: Tensor) -> Tensor:
         """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
@@ -77,7 +74,7 @@ class RowStore(Protocol):
         """Which of the rows have host memory as their authority: bool [U]."""
 
     def flush(self) -> Tensor:
-        """The whole shard's records [R, W], every update included; valid until the next `prefetch` or `finish`."""
+        """The whole shard's records [R, W], every update included; valid until the next `prepare` or `release`."""
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:
         """Overwrites records before the first step."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from offload.device.sent import Sender
+from offload.device.sender import Sender, Sent
 from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
@@ -31,24 +31,21 @@ class ResidentStore:
             places = torch.arange(len(part_CW)) + start * _FILLED_ROWS
             init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
         self._sender = Sender(device)
+        self._places: dict[int, Sent] = {}
         self.traffic = Traffic()
 
-    def take_traffic(self) -> Traffic:
-        """See `RowStore.take_traffic`."""
-        return self.traffic.take()
+    def prepare(self, step: int, rows: Tensor) -> None:
+        """See `RowStore.prepare`."""
+        self._places[step] = self._sender.send(rows)
 
-    def prefetch(self, step: int, rows: Tensor) -> bool:
-        """See `RowStore.prefetch`."""
-        return True
-
-    def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """See `RowStore.acquire`."""
-        self.traffic.requested += len(rows)
-        (places_O,) = self._sender.send(rows).take()
+    def hold(self, step: int) -> Tensor:
+        """See `RowStore.hold`."""
+        (places_O,) = self._places.pop(step).take()
+        self.traffic.requested += len(places_O)
         return places_O
 
-    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
-        """See `RowStore.finish`."""
+    def release(self, step: int, *, updated: bool) -> None:
+        """See `RowStore.release`."""
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""

@@ -1,16 +1,19 @@
 """A shard in host memory, seen through a window of slots on the device."""
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offload.config import OffloadConfig
-from offload.device.sent import Sender, Sent
+from offload.device.sender import Sender, Sent
+from offload.device.workers import InlineWorker, background_worker
 from offload.host.memory import zeros_on
 from offload.host.table import HostTable
 from offload.plan.sharding import Sharding
@@ -18,13 +21,17 @@ from offload.rows.records import RecordLayout, RowInit
 from offload.rows.shard import Shard
 from offload.transfers.copies import Copy
 from offload.transfers.open import open_transfers, pins
+from offload.window.directory import NEVER, Rows, Slots
 from offload.window.directory_numba import open_directory
 from offload.window.interface import Traffic
+from offload.window.writebacks import WriteBacks
+
+P = ParamSpec("P")
 
 
 @dataclass
 class _Admission:
-    """A step whose rows have slots, which they keep until it is finished.
+    """A step whose rows have slots, which they keep until it is released.
 
     Attributes:
         fetched: the slots that are filled for it.
@@ -32,29 +39,33 @@ class _Admission:
         used: the slots of all its rows, in the rows' order.
         places: the same, sent to the device.
         after: the last copy of any of its rows to host memory, behind which they may change; None if it has landed.
-        settled: whether `after` is known, and no other such copy can begin before the step is finished.
         landed: whether the slots count as filled.
     """
 
-    fetched: np.ndarray
+    fetched: Slots
     fetch: Copy
-    used: np.ndarray
+    used: Slots
     places: Sent
     after: Copy | None = None
-    settled: bool = False
     landed: bool = False
 
 
 class WindowStore:
     """A shard in host memory, and a window of slots that holds the rows of the steps at hand.
 
+    Which slots the rows of a step get, and who leaves for them, takes the host tens of milliseconds for a step of half
+    a million rows. Where the training loop decides that itself, it never waits for write-backs on behalf of a step that
+    it does not need yet. Beside the loop, a thread decides, which may wait, while the loop gives the device its work.
+    Either way one decision is made after another, in the order in which the loop asks for them; the loop itself
+    touches nothing but the step that it holds, or waits until all is decided.
+
     Args:
         config: offload settings.
         sharding, rank: which rows the shard holds.
         layout, init: of the records.
         device: of the window.
-        may_wait: a thread beside the training loop calls `prefetch`, which may wait for write-backs then; room for a
-            step is made by its own prefetch, otherwise as soon as the step before is finished.
+        beside: decides on a thread. Copies that it asks for are ordered behind what the device's default stream was
+            given by then, which is at least what it was given when the loop asked.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -69,7 +80,7 @@ class WindowStore:
         init: RowInit,
         device: torch.device,
         *,
-        may_wait: bool = False,
+        beside: bool = False,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
         num_slots = min(config.window_rows, num_rows)
@@ -90,87 +101,55 @@ class WindowStore:
             self._host.close()
             raise
         self._sender = Sender(device)
-        self._admitted: dict[int, _Admission] = {}
-        self._writebacks: deque[tuple[np.ndarray, Copy]] = deque()
-        # Copies to host memory that fetches were told to come after, by number; and each slot's last one.
-        self._landing: dict[int, Copy] = {}
-        self._last_landing = np.zeros(num_slots, np.int64)
-        self._num_ordered = 0
-        self._may_wait, self._wanted_free = may_wait, 0
         self.traffic = Traffic()
+        # Of the loop.
+        self._prepared: dict[int, Future[None]] = {}
+        self._asked: deque[Future[None]] = deque()
+        # Of who decides.
+        self._beside = beside
+        self._decider = background_worker("engram-window", device) if beside else InlineWorker()
+        self._waiting: deque[tuple[int, Rows]] = deque()
+        self._admitted: dict[int, _Admission] = {}
+        self._writebacks = WriteBacks(num_slots)
 
-    @property
-    def engine(self) -> str:
-        """The engine that carries the records."""
-        return self._transfers.name
+    def prepare(self, step: int, rows: Tensor) -> None:
+        """See `RowStore.prepare`."""
+        self._prepared[step] = self._ask(self._prepare, step, rows.numpy())
 
-    def take_traffic(self) -> Traffic:
-        """See `RowStore.take_traffic`."""
-        return self.traffic.take()
+    def hold(self, step: int) -> Tensor:
+        """See `RowStore.hold`. The caller has made sure that the rows fit into the window.
 
-    def prefetch(self, step: int, rows: Tensor) -> bool:
-        """See `RowStore.prefetch`."""
-        if step in self._admitted:
-            return True
-        self._collect_writebacks()
-        self._make_room(self._directory.keep(step, rows.numpy()))
-        while (admission := self._directory.admit(step, rows.numpy())) is None:
-            if not self._writebacks or not (self._transfers.stream_ordered or self._may_wait):
-                return False
-            self._order_writeback()
-            # More may be missing now: rows of the step itself that were on their way out.
-            self._make_room(self._directory.keep(step, rows.numpy()))
-        fetched, slots = admission
-        fetch = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
-        used = self._directory.slots(rows.numpy())
-        admitted = _Admission(slots, fetch, used, self._sender.send(torch.from_numpy(used)))
-        if self._may_wait:
-            self._settle(admitted)
-        self._admitted[step] = admitted
-        return True
-
-    def acquire(self, step: int, rows: Tensor) -> Tensor:
-        """See `RowStore.acquire`. The caller has made sure that the rows fit into the window."""
-        while not self.prefetch(step, rows):
-            if not self._writebacks:
-                raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
-            self._order_writeback()
-        places_O = self.hand_out(step)
-        self.land(step)
-        return places_O
-
-    def hand_out(self, step: int) -> Tensor:
-        """The part of `acquire` that remains for a step whose rows were prefetched: no work for each row."""
+        Raises:
+            RuntimeError: they do not, or a step before is not released.
+        """
+        self._await(self._prepared.pop(step))
+        if step not in self._admitted:
+            # There was no room. Now the steps before are released, or will be when it is this one's turn.
+            self._await(self._ask(self._admit_waiting, step))
+        if step not in self._admitted:
+            raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
         admitted = self._admitted[step]
-        if not admitted.settled:
+        if not self._beside:
             self._settle(admitted)
         with self.traffic.waiting():
             admitted.fetch.order()
         if admitted.after is not None:
             admitted.after.order()
+        self._ask(self._land, admitted)
         # Counted for the step that uses the rows, not for the earlier one during which they travelled.
         self.traffic.requested += len(admitted.used)
         self.traffic.fetched += len(admitted.fetched)
         (places_O,) = admitted.places.take()
         return places_O
 
-    def land(self, step: int) -> None:
-        """Takes note that the rows of a step that was handed out are in their slots."""
-        admitted = self._admitted[step]
-        self._directory.fetched(admitted.fetched)
-        admitted.landed = True
-
-    def finish(self, step: int, rows: Tensor, *, updated: bool) -> None:
-        """See `RowStore.finish`."""
-        used = self._admitted.pop(step).used
-        self._directory.finish(step, used if updated else used[:0])
-        if not self._may_wait:
-            # Room for a step like the last one is made now, so that its fetch need not wait for a write-back.
-            self._make_room(self._wanted_free)
+    def release(self, step: int, *, updated: bool) -> None:
+        """See `RowStore.release`."""
+        self._ask(self._release, step, updated)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""
-        self._land_writebacks()
+        self._await_all()
+        self._writebacks.land()
         records = self._host.records_RW.index_select(0, rows)
         self._shard.fill(records, rows)
         records = records.to(self.records.device)
@@ -185,13 +164,15 @@ class WindowStore:
 
     def in_host_memory(self, rows: Tensor) -> Tensor:
         """See `RowStore.in_host_memory`."""
+        self._await_all()
         return torch.from_numpy(self._directory.slots(rows.numpy()) < 0)
 
     def flush(self) -> Tensor:
         """See `RowStore.flush`."""
+        self._await_all()
         while self._writebacks:
             self._order_writeback()
-        self._land_writebacks()
+        self._writebacks.land()
         dirty = np.flatnonzero(self._directory.dirty)
         rows = torch.from_numpy(self._directory.rows(dirty))
         self._transfers.write_back(torch.from_numpy(dirty), rows).wait()
@@ -200,67 +181,110 @@ class WindowStore:
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:
         """See `RowStore.load`."""
+        self._await_all()
         self._host.records_RW[rows] = records_UW
 
     def close(self) -> None:
         """See `RowStore.close`."""
+        self._decider.shutdown()
         self._transfers.close()
         self._host.close()
 
-    def _slots_in_flight(self) -> np.ndarray:
+    def _ask(self, decide: Callable[P, None], /, *args: P.args, **keywords: P.kwargs) -> Future[None]:
+        """Has something decided behind all that was asked before; raises what has gone wrong with that."""
+        while self._asked and self._asked[0].done():
+            self._asked.popleft().result()
+        self._asked.append(asked := self._decider.submit(decide, *args, **keywords))
+        return asked
+
+    def _await(self, asked: Future[None]) -> None:
+        with self.traffic.waiting():
+            asked.result()
+
+    def _await_all(self) -> None:
+        """Then nobody is at work on the window."""
+        while self._asked:
+            self._await(self._asked.popleft())
+
+    def _slots_in_flight(self) -> Slots:
         flights = [admitted.fetched for admitted in self._admitted.values() if not admitted.landed]
         return np.concatenate(flights) if flights else np.empty(0, np.int64)
+
+    # What follows is done by who decides.
+
+    def _prepare(self, step: int, rows: Rows) -> None:
+        self._waiting.append((step, rows))
+        self._admit_waiting()
+
+    def _admit_waiting(self, needed: int = NEVER) -> None:
+        """Admits steps in their order for as long as there is room; for those up to `needed`, waits for it."""
+        while self._waiting:
+            step, rows = self._waiting[0]
+            # Where write-backs are ordered by streams, or a thread decides, nobody minds waiting.
+            wait = step <= needed or self._beside or self._transfers.stream_ordered
+            admission = self._place(step, rows, wait=wait)
+            if admission is None:
+                return
+            self._waiting.popleft()
+            self._admitted[step] = self._fetch(rows, *admission)
+
+    def _place(self, step: int, rows: Rows, *, wait: bool) -> tuple[Rows, Slots] | None:
+        """`Directory.admit`, after room was made."""
+        while self._writebacks.oldest_landed():
+            self._order_writeback()
+        self._make_room(self._directory.keep(step, rows))
+        while (admission := self._directory.admit(step, rows)) is None:
+            if not (wait and self._writebacks):
+                return None
+            self._order_writeback()
+            # More may be missing now: rows of the step itself that were on their way out.
+            self._make_room(self._directory.keep(step, rows))
+        return admission
+
+    def _fetch(self, rows: Rows, fetched: Rows, slots: Slots) -> _Admission:
+        fetch = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
+        used = self._directory.slots(rows)
+        admitted = _Admission(slots, fetch, used, self._sender.send(torch.from_numpy(used)))
+        if self._beside:
+            self._settle(admitted)
+        return admitted
 
     def _settle(self, admitted: _Admission) -> None:
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(admitted.used):
             self._order_writeback()
-        if self._landing:
-            # Rows of an admitted step are not evicted, so no later copy can have to be waited for.
-            admitted.after = self._landing.get(int(self._last_landing[admitted.used].max(initial=0)))
-        admitted.settled = True
+        # Rows of an admitted step are not evicted, so no later copy can have to be waited for.
+        admitted.after = self._writebacks.last_of(admitted.used)
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """What a thread beside the loop waits for is not the loop's."""
-        if self._may_wait:
-            yield
-        else:
-            with self.traffic.waiting():
-                yield
+    def _land(self, admitted: _Admission) -> None:
+        self._directory.fetched(admitted.fetched)
+        admitted.landed = True
+
+    def _release(self, step: int, updated: bool) -> None:
+        last = self._admitted[max(self._admitted)]
+        used = self._admitted.pop(step).used
+        self._directory.finish(step, used if updated else used[:0])
+        if self._waiting:
+            self._admit_waiting()
+        elif not self._beside:
+            # Room for a step like the last one is made now, so that its fetch need not wait for a write-back. A thread
+            # waits for the step itself, whose rows should not be among those that leave.
+            self._make_room(len(last.fetched))
 
     def _make_room(self, wanted: int) -> None:
-        self._wanted_free = wanted
-        coming = sum(len(slots) for slots, _ in self._writebacks)
-        shortage = wanted - self._directory.num_free - coming
+        """Begins to evict until so many slots are free, or will be when write-backs have landed."""
+        shortage = wanted - self._directory.num_free - self._writebacks.num_slots
         if shortage <= 0:
             return
         slots = self._directory.evict(shortage)
         if len(slots):
             rows = torch.from_numpy(self._directory.rows(slots))
-            self._writebacks.append((slots, self._transfers.write_back(torch.from_numpy(slots), rows)))
+            self._writebacks.begin(slots, self._transfers.write_back(torch.from_numpy(slots), rows))
             self.traffic.written_back += len(slots)
 
-    def _collect_writebacks(self) -> None:
-        """Takes note of what has landed; never waits."""
-        while self._landing and self._landing[first := next(iter(self._landing))].done():
-            del self._landing[first]
-        while self._writebacks and self._writebacks[0][1].done():
-            self._order_writeback()
-
     def _order_writeback(self) -> None:
-        """Orders later fetches behind the oldest write-back: its slots and rows are theirs as if it had landed."""
-        slots, copy = self._writebacks.popleft()
-        with self._waiting():
-            copy.order_fetches()
+        """The oldest write-back's slots and rows are coming fetches' as if it had landed."""
+        # What a thread beside the loop waits for is not the loop's.
+        with nullcontext() if self._beside else self.traffic.waiting():
+            slots = self._writebacks.order()
         self._directory.written(slots)
-        if self._transfers.stream_ordered:
-            self._num_ordered += 1
-            self._landing[self._num_ordered] = copy
-            self._last_landing[slots] = self._num_ordered
-
-    def _land_writebacks(self) -> None:
-        """The host is about to read memory itself."""
-        for copy in self._landing.values():
-            copy.wait()
-        self._landing.clear()

@@ -41,23 +41,23 @@ shown() { [ ! -e "$logs/$1.log" ] || tail -n "$2" "$logs/$1.log" | cut -c1-220; 
 
 if [ -n "${REHEARSE:-}" ]; then
   export DS_ACCELERATOR=cpu
-  job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 model.vocab_size=8192)
+  job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 run.nproc=1 model.vocab_size=8192)
   small=(offload.window_rows=60000)
-  turns=(--steps 5 --untimed 2)
-  short=(--steps 4 --untimed 1)
-  engines=cpu,staged
+  turns=(--steps 3 --warmup 2)
+  short=(--steps 3 --warmup 1)
+  engines=(--engine cpu --engine staged)
   device=(--device cpu)
   no_gpu=(--no-gpu)
 else
-  turns=(--steps 14 --untimed 4)
-  short=(--steps 11 --untimed 3)
-  engines=${ENGINES:-zero_copy,staged}
+  turns=(--steps 10 --warmup 4)
+  short=(--steps 8 --warmup 3)
+  engines=(--engine zero_copy --engine staged)
   device=()
   no_gpu=()
 fi
 
-engram=("$python" -m launch.cli)
-beside=("$python" -m launch.bench.side_by_side)
+engram=("$python" -m launch)
+beside=("${engram[@]}" bench train "${device[@]}" --job "${job[@]}" "${small[@]}")
 links=("${engram[@]}" bench links "${device[@]}" --programs 4,8,16 --record-bytes 160,352,896,1024)
 tests=("$python" -m pytest -p no:cacheprovider -p tests.gpu.instant -W ignore -m gpu -n 14 --dist load --tb=short)
 
@@ -67,8 +67,8 @@ case $call in
     shown facts 60
     part tests 110 "${tests[@]}" tests/train/test_waits.py tests/offload tests/kernels tests/model
     shown tests 80
-    part turns 150 "${beside[@]}" "${job[@]}" "${small[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 115 \
-      --engines "$engines" --json "$out/turns.json" --traces "$out/traces"
+    part turns 150 "${beside[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 115 \
+      "${engines[@]}" --partial "$out/turns.json" --traces "$out/traces"
     shown turns 40
     part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
     shown trace 60
@@ -78,8 +78,8 @@ case $call in
   2)
     part tests 46 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
     shown tests 60
-    part turns 165 "${beside[@]}" "${job[@]}" "${small[@]}" "${short[@]}" --depths 2,1,4,0 --rounds 6 --seconds 142 \
-      --engines zero_copy --json "$out/turns.json" --traces "$out/traces"
+    part turns 165 "${beside[@]}" "${short[@]}" --depths 2,1,4,0 --rounds 6 --seconds 142 \
+      --engine zero_copy --partial "$out/turns.json" --traces "$out/traces"
     shown turns 40
     part memcheck 26 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
       "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x \

@@ -26,10 +26,12 @@ def values_of_all_sizes(shape: torch.Size, low: int, high: int, generator: torch
 class Table:
     """Records of weights | state | version on the CPU, written the plain way."""
 
-    def __init__(self, dim: int, state_words: int, bf16: bool = False, records: Tensor | None = None) -> None:
-        self.dim, self.bf16 = dim, bf16
+    def __init__(
+        self, dim: int, state_size: int, bf16: bool = False, records: Tensor | None = None, *, bf16_state: bool = False
+    ) -> None:
+        self.dim, self.bf16, self.bf16_state = dim, bf16, bf16_state
         self._weight_words = (dim + 1) // 2 if bf16 else dim
-        words = self._weight_words + state_words + 1
+        words = self._weight_words + (state_size // 2 if bf16_state else state_size) + 1
         self.records = torch.empty(0, words) if records is None else records
 
     def place(self, weights: Tensor, state: Tensor, versions: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class Table:
         return slots
 
     def fill(self, slots: Tensor, weights: Tensor, state: Tensor, versions: Tensor) -> None:
-        """Stores rows; bf16 weights rounded to nearest, what is left of their last word 0."""
+        """Stores rows; what is bf16 rounded to nearest, what is left of the weights' last word 0."""
         records = self.records[slots]
         if self.bf16:
             halves = torch.zeros(len(slots), 2 * self._weight_words, dtype=torch.bfloat16)
@@ -50,6 +52,8 @@ class Table:
             records[:, : self._weight_words] = halves.view(torch.float32)
         else:
             records[:, : self.dim] = weights
+        if self.bf16_state:
+            state = state.to(torch.bfloat16).contiguous().view(torch.float32)
         records[:, self._weight_words : -1] = state
         records.view(torch.int32)[:, -1] = versions.to(torch.int32)
         self.records[slots] = records
@@ -58,6 +62,11 @@ class Table:
         """A float32 copy of the weights."""
         words = records[:, : self._weight_words].contiguous()
         return words.view(torch.bfloat16)[:, : self.dim].float() if self.bf16 else words
+
+    def state(self, records: Tensor) -> Tensor:
+        """A float32 copy of the state."""
+        words = records[:, self._weight_words : -1].contiguous()
+        return words.view(torch.bfloat16).float() if self.bf16_state else words
 
 
 def far_apart(offset: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,23 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from launch.bench import everything, training
+from launch.bench import everything
 from launch.bench.everything import Outcome, run_command, run_everything
-from launch.bench.measure import Spread
-from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Section
 from launch.cli import main
-from train.errors import UserError
-
-PEAK = Section(
-    "peak", [{"dtype": "fp32", "size": 8, "TFLOP_per_s": 2.0}, {"dtype": "bf16", "size": 8, "TFLOP_per_s": 4.0}]
-)
 
 
 def test_a_part_answers_fails_or_is_ended() -> None:
@@ -92,52 +83,3 @@ def test_a_part_that_is_ended_leaves_what_it_found_so_far(tmp_path: Path) -> Non
     assert (outcome.reason, list(everything.sections_of(outcome))) == ("failed: too late", ["links"])
     partial.write_text(json.dumps(answer)[:-9])
     assert run_command([sys.executable, "-c", "raise SystemExit(1)"], 60, partial).answer is None
-
-
-def trained(job: str, steps: int, *, device: str, **settings: Any) -> list[dict[str, float]]:
-    """A run whose first steps are slow, and in which depth 4 comes to another loss and the last steps are traced."""
-    mode, depth = settings["offload__mode"], settings.get("offload__depth")
-    if mode == "window" and depth == 1 and settings["overrides"]:
-        raise UserError("no room")
-    ms = {None: 100.0, 0: 150.0, 1: 110.0, 2: 101.0, 4: 104.0}[depth]
-    slow = {1, *range(steps - 2, steps + 1)} if settings["trace"] or "train__profile" in settings else {1}
-    loss = 3.0 if depth != 4 else 3.5
-    return [
-        {"step": step, "step_ms": 1000.0 if step in slow else ms, "loss": 4.0 if step == 1 else loss}
-        for step in range(1, steps + 1)
-    ]
-
-
-def measured(options: BenchOptions) -> Section:
-    found: list[Section] = []
-    with Progress("train", active=False) as progress:
-        section = training.measure_training(options, PEAK, progress, found.append)
-    assert found[-1].rows == section.rows
-    return section
-
-
-def test_training_compares_every_depth_with_resident(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "train_run", trained)
-    section = measured(BenchOptions(steps=3, warmup=1, runs=2))
-    by_depth = {row["depth"]: row for row in section.rows}
-    assert list(by_depth) == [None, 2, 1, 4, 0]
-    assert by_depth[0]["times_resident"].median == 1.5  # type: ignore[union-attr]
-    assert by_depth[2]["losses"] == "the same bits"
-    assert by_depth[4]["losses"] == "DIFFERENT"
-    # configs/tiny.yaml has 16 sequences of 256 tokens a step.
-    assert by_depth[None]["tokens_per_s"] == pytest.approx(16 * 256 / 0.1)
-    flops = float(by_depth[None]["TFLOP_per_s"])  # type: ignore[arg-type]
-    assert by_depth[None]["model_FLOPs_utilisation_percent"] == pytest.approx(100 * flops / 2.0)
-    assert [measure.value for measure in section.measures] == [pytest.approx(1.01), 1]
-
-    cut = measured(BenchOptions(steps=3, warmup=1, seconds=0.0))
-    assert [row["status"] for row in cut.rows] == ["measured"] + ["left out: no time was left"] * 4
-
-
-def test_traced_steps_are_not_timed_and_one_setting_may_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(training, "train_run", trained)
-    options = BenchOptions(steps=3, warmup=1, traces=str(tmp_path), overrides=("train.seed=1",))
-    by_depth = {row["depth"]: row for row in measured(options).rows}
-    assert by_depth[2]["step_ms"] == Spread(101.0, 101.0, 101.0)
-    assert {row["status"] for row in by_depth.values()} == {"measured", "no room"}
-    assert by_depth[1]["status"] == "no room"

@@ -1,6 +1,7 @@
 """`engram bench offload` end to end, at sizes of milliseconds."""
 
 import json
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +11,9 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.report import Section
 from launch.cli import main
-from launch.commands import bench
+from launch.commands import bench_jobs as jobs
+from launch.commands import bench_parts as parts
+from offload.config import OffloadConfig
 from tests.command_line import fresh_engram
 
 TINY = ("--lookups", "64", "--rows", "100", "--dim", "4", "--steps", "2", "--warmup", "1", "--compute-ms", "2")
@@ -61,7 +64,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     ((names, options),) = asked
     assert (options.threads, options.depth) == (3, 0)
-    assert names == bench._PARTS
+    assert names == parts.PARTS
     assert all(f"All about {name}" in result.stdout for name in names)
 
 
@@ -72,7 +75,6 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--part", "speed"], "Invalid value for '--part'"),
         (["--window-rows", "1", *TINY], "offload.window_rows: step 1 alone needs"),
         (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows are already in the window"),
-        (["--part", "job", "--job", "no-such.yaml"], "no-such.yaml (offload.mode=window): "),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:
@@ -87,5 +89,6 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
 
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
-    assert {*bench._PARTS, "kernels", "links", "peak"} == {*PARTS, "job"}
+    assert {*parts.PARTS, "kernels", "links", "train"} == {*PARTS}
+    assert get_args(OffloadConfig.model_fields["engine"].annotation) == jobs.ENGINES
     assert {"adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop"} <= set(OPTIMIZERS)

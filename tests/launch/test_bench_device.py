@@ -14,9 +14,9 @@ from launch.bench.kernel_times import _FAMILIES, _family_rows, measure_kernels
 from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
-from launch.bench.progress import Progress
 from launch.bench.report import Measure
 from tests.command_line import fresh_engram
+from train.progress import Progress
 
 CPU = Sizes(torch.device("cpu"), tokens=8, hidden=16, host_bytes=1 << 22)
 
@@ -74,8 +74,8 @@ def test_moved_bytes_are_those_of_the_tensors() -> None:
     out, sums = forward.ours(), backward.ours()
     assert isinstance(out, torch.Tensor)
     assert isinstance(sums, torch.Tensor)
-    assert forward.nbytes == out.nbytes + 4 * unique * 80 + index.index_N.nbytes
-    assert backward.nbytes == out.nbytes + sums.nbytes + index.order_N.nbytes + index.index_N.nbytes + 4 * unique
+    assert forward.nbytes == out.nbytes + 4 * unique * 80 + index.segment_N.nbytes
+    assert backward.nbytes == out.nbytes + sums.nbytes + index.order_N.nbytes + index.segment_N.nbytes + 4 * unique
 
 
 @pytest.mark.parametrize("case", optimizer_cases(CPU), ids=lambda case: f"{case.kernel}, {case.sizes}")

@@ -1,23 +1,19 @@
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from launch.bench.job import measure_job
 from launch.bench.measure import Spread, Times, race, ratios, wait_until_idle
 from launch.bench.options import BenchOptions
 from launch.bench.path import measure_path
 from launch.bench.planning import measure_planning
-from launch.bench.progress import Progress
 from launch.bench.report import Measure, Section
 from launch.bench.scaling import measure_scaling
 from launch.bench.workload import Workload
-from tests.command_line import write_job
 from tests.launch.missing import hide_fbgemm
-from train.errors import UserError
+from train.progress import Progress
 
 OPTIONS = BenchOptions(workload=Workload(lookups=64, rows=80, dim=4), steps=2, warmup=1)
 
@@ -121,18 +117,3 @@ def test_planning_counts_addresses_too() -> None:
     assert all(isinstance(ms, Spread) and ms.median >= 0 for ms in parts.values())
     shares = [row["share_of_the_step"] for row in section.rows]
     assert section.measures[0].value == pytest.approx(shares[2] + shares[3])
-
-
-def test_a_job_is_trained_in_both_modes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    job = write_job(tmp_path, corpus, run={"nproc": 1})
-    options = BenchOptions(steps=3, warmup=1, job=str(job), runs=1)
-    section = measure_job(options, quiet())
-    assert [row["offload.mode"] for row in section.rows] == ["window", "resident"]
-    assert all(isinstance(row["step_ms"], Spread) and row["step_ms"].median > 0 for row in section.rows)
-    assert not (tmp_path / "runs").exists(), "runs that nobody asked for stay behind"
-
-
-def test_a_job_that_cannot_be_trained_is_told_in_the_trainers_words() -> None:
-    with pytest.raises(UserError, match=r"no-such\.yaml \(offload\.mode=window\): .*no such file"):
-        measure_job(BenchOptions(job="no-such.yaml", runs=1), quiet())

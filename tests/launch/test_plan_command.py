@@ -128,26 +128,34 @@ def test_bytes_by_hand() -> None:
     overrides = [f"model.engram.{size}" for size in sizes]
     found = answer(TINY, *overrides, "offload.window_rows=7", "--ranks", "2")
     assert [table["heads"] for table in found["tables"]] == [{"2": [11]}, {"2": [13]}]
-    bytes_of = {(memory["optimizers"][0], memory["row_dtype"]): memory for memory in found["host_memory"]}
+    kinds = "row_dtype", "state_dtype"
+    bytes_of = {(memory["optimizers"][0], *(memory[kind] for kind in kinds)): memory for memory in found["host_memory"]}
     assert {key: memory["record_bytes"] for key, memory in bytes_of.items()} == {
-        ("adam", "fp32"): 4 * (6 + 12 + 1),
-        ("adam", "bf16"): 4 * (3 + 12 + 1),
-        ("rowwise_adagrad", "fp32"): 4 * (6 + 1 + 1),
-        ("rowwise_adagrad", "bf16"): 4 * (3 + 1 + 1),
-        ("sgd", "fp32"): 4 * (6 + 1),
-        ("sgd", "bf16"): 4 * (3 + 1),
+        ("adam", "fp32", "fp32"): 4 * (6 + 12 + 1),
+        ("adam", "bf16", "fp32"): 4 * (3 + 12 + 1),
+        ("adam", "fp32", "bf16"): 4 * (6 + 6 + 1),
+        ("adam", "bf16", "bf16"): 4 * (3 + 6 + 1),
+        ("rowwise_adagrad", "fp32", "fp32"): 4 * (6 + 1 + 1),
+        ("rowwise_adagrad", "bf16", "fp32"): 4 * (3 + 1 + 1),
+        ("sgd", "fp32", "fp32"): 4 * (6 + 1),
+        ("sgd", "bf16", "fp32"): 4 * (3 + 1),
     }
     assert {key: memory["padded_bytes"] for key, memory in bytes_of.items()} == {
-        ("adam", "fp32"): 96,
-        ("adam", "bf16"): 64,
-        ("rowwise_adagrad", "fp32"): 32,
-        ("rowwise_adagrad", "bf16"): 32,
-        ("sgd", "fp32"): 32,
-        ("sgd", "bf16"): 32,
+        ("adam", "fp32", "fp32"): 96,
+        ("adam", "bf16", "fp32"): 64,
+        ("adam", "fp32", "bf16"): 64,
+        ("adam", "bf16", "bf16"): 64,
+        ("rowwise_adagrad", "fp32", "fp32"): 32,
+        ("rowwise_adagrad", "bf16", "fp32"): 32,
+        ("sgd", "fp32", "fp32"): 32,
+        ("sgd", "bf16", "fp32"): 32,
     }
-    adam = bytes_of["adam", "fp32"]
+    adam = bytes_of["adam", "fp32", "fp32"]
     assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 96, 13 * 96)
     assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 96}
+    halved = answer(TINY, *overrides, "offload.window_rows=7", "offload.optimizer.state_dtype=bf16", "--ranks", "2")
+    assert [memory["record_bytes"] for memory in halved["host_memory"] if memory["chosen"]] == [4 * (6 + 6 + 1)]
+    assert halved["window"]["bytes_per_rank"] == 7 * 64
     resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", "--ranks", "2")
     assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 96}
 

@@ -34,6 +34,24 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
     assert losses(run)[-1][1] is not None, "a finished run lost its metrics when it was started again"
 
 
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        "deepspeed.zero_optimization.stage=3",
+        "deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
+    ],
+)
+def test_a_sample_is_what_the_finished_run_writes(sharding: str, corpus: Path, tmp_path: Path) -> None:
+    prompts = ["def main(argv):\n    import ", ""]
+    asked = {"prompts": prompts, "sample_tokens": 12, "temperature": 0}
+    result = train(write_job(tmp_path, corpus, eval=asked), sharding, "--nproc", "2", "--json")
+    samples = json.loads(result.stdout)["samples"]
+    greedy = ("--tokens", "12", "--temperature", "0")
+    written = [engram("generate", tmp_path / "runs" / "small", prompt, *greedy).stdout for prompt in prompts]
+    assert [f"{sample}\n" for sample in samples] == written
+    assert all(len(sample) > len(prompt) for sample, prompt in zip(samples, prompts, strict=True))
+
+
 def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_no_checkpoint(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +192,10 @@ def test_what_a_run_is_cannot_change_and_its_record_survives_the_attempt(corpus:
     one = ["--nproc", "1"]
     assert "model.engram.rows_per_head (500, now 600)" in refusal(job, "model.engram.rows_per_head=600", *one)
     assert "offload.optimizer.beta1" in refusal(job, "offload.optimizer.beta1=0.5", *one)
+    told = (
+        "offload.optimizer.state_dtype: the checkpoint's tables were trained with fp32, the config says bf16; restore"
+    )
+    assert told in refusal(job, "offload.optimizer.state_dtype=bf16", *one)
     assert "choose another run.name" in refusal(job, "checkpoint.resume=never", *one)
     assert record.read_text() == before
 

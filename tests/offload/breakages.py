@@ -112,7 +112,9 @@ def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[obj
 
 def other_rows(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A plan whose lookups find other rows."""
-    return _replanned(tables, step, lambda part: _with_indices(part, lambda i: i._replace(index_N=i.index_N.roll(1))))
+    return _replanned(
+        tables, step, lambda part: _with_indices(part, lambda i: i._replace(segment_N=i.segment_N.roll(1)))
+    )
 
 
 def other_order(tables: EngramTables, step: int) -> AbstractContextManager[object]:

@@ -66,11 +66,11 @@ def fetch_not_waited_for() -> Broken:
 def write_back_not_waited_for() -> Broken:
     """A row taken back is handed out for its update while it is still being copied to host memory."""
 
-    def acquire(call: Callable[..., Tensor], self: WindowStore, step: int, rows: Tensor) -> Tensor:
+    def settle(call: Callable[..., None], self: WindowStore, admitted: Any) -> None:
         with mock.patch.object(self._directory, "being_written", return_value=False):
-            return call(self, step, rows)
+            call(self, admitted)
 
-    return _wrapped(WindowStore, "acquire", acquire)
+    return _wrapped(WindowStore, "_settle", settle)
 
 
 def resurrection_dropped() -> Broken:
@@ -209,10 +209,10 @@ def last_rank_wins() -> Broken:
 
 
 def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Broken:
-    def exchange(plan: ModulePlan, gradient_UD: Tensor, num_owned: int, group: dist.ProcessGroup | None) -> Tensor:
+    def exchange(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         received_AD = gradient_UD.new_empty(sum(plan.owed), gradient_UD.shape[1])
         dist.all_to_all_single(received_AD, gradient_UD, plan.owed, plan.asked, group=group)
-        total_OD = gradient_UD.new_zeros(num_owned, gradient_UD.shape[1])
+        total_OD = gradient_UD.new_zeros(len(plan.owed_starts_O), gradient_UD.shape[1])
         add(total_OD, list(zip(plan.owed_places_A.split(plan.owed), received_AD.split(plan.owed), strict=True)))
         return total_OD
 

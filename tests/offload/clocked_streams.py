@@ -105,6 +105,12 @@ class ClockedStreams:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=dtype)
 
+    def pin(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def lend(self, tensor: Tensor) -> None:
+        pass
+
     def work(self, *, reads: Any = (), writes: Any = (), by: ClockedStream | None = None) -> None:
         """A piece of work on the current stream: (kind of memory, numbers) that it reads and writes.
 

@@ -46,7 +46,7 @@ def pad_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "update", [{"mode": "resident"}, {"engine": "cpu"}, {"engine": "staged"}, {"host_file": ""}, {"verify": True}]
 )
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "rmsprop-exact-bf16-both"])
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
 def test_padding_changes_no_bits(
     name: str, update: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -62,7 +62,7 @@ def test_padding_changes_no_bits(
 
 
 @pytest.mark.parametrize("engine", ["zero_copy", "staged"])
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "rmsprop-exact-bf16-both"])
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
 def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -> None:
     resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
     for config in configs(TABLES[name], engine):
@@ -112,7 +112,7 @@ def test_staged_gives_the_same_bits_from_a_file(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16"])
+@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state"])
 def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(
     name: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,8 @@ ROWS = {
     "adagrad": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_adagrad")),
     "rmsprop": OffloadConfig(optimizer=TableOptimizerConfig(type="rowwise_rmsprop")),
     "adam-bf16": OffloadConfig(row_dtype="bf16", exchange_dtype="bf16"),
+    "adam-bf16-state": OffloadConfig(optimizer=TableOptimizerConfig(state_dtype="bf16")),
+    "adam-bf16-all": OffloadConfig(row_dtype="bf16", optimizer=TableOptimizerConfig(state_dtype="bf16")),
 }
 DEPTHS = (0, 1, 2, 4)
 
@@ -255,7 +257,7 @@ def test_12_steps_without_tokens_and_ranks_without_rows(runs: Runs, world_size: 
 STEPS = st.lists(st.lists(st.integers(0, 30), max_size=9), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=STEPS, depth=st.integers(0, 4), spare=st.integers(0, 4), seed=st.integers(0, 1000), verify=st.booleans())
 def test_12_a_window_that_just_holds_each_step_is_enough_for_any_ids(
     steps: list[list[int]], depth: int, spare: int, seed: int, verify: bool

@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 from offload.config import OffloadConfig
-from offload.device.upload_ring import UploadRing
 from offload.tables import EngramTables
 from tests.offload.clocked_streams import ClockedStreams, Race, watch_updates, watched
 from tests.offload.hazard_job import Case, Job, look_up, open_tables, saved_rows, train_step
@@ -67,8 +66,8 @@ def test_every_access_is_ordered_and_every_bit_is_that_of_a_resident_shard(name:
         assert streams.accesses > 500, "hardly an access was checked: the test would prove nothing"
 
 
-def test_the_host_waits_for_nothing_but_room_for_the_numbers_of_rows() -> None:
-    """On a device that never finishes anything, steps are given to it until two windows of rows are under way."""
+def test_the_host_waits_for_nothing() -> None:
+    """Steps are given to a device that never finishes anything."""
     job = Job(JOBS["churn"].steps)
     for config in configs(job):
         streams = ClockedStreams(1.0)
@@ -78,10 +77,7 @@ def test_the_host_waits_for_nothing_but_room_for_the_numbers_of_rows() -> None:
             for step in range(len(job.steps)):
                 plan_ahead(tables, job, config, step)
                 train_step(tables, job, step)
-                both = streams.fetched, streams.written
-                under_way = [sum(UploadRing.size(1, rows) for rows in copies) for copies in both]
-                if max(under_way) <= 2 * config.window_rows:
-                    assert streams.host_waits == 0, config
+            assert streams.host_waits == 0, config
             tables.close()
         assert streams.written or config.window_rows == 1000, "nothing was written: the test would prove nothing"
 

@@ -26,6 +26,10 @@ TABLES = {name: OffloadConfig(optimizer=optimizer) for name, optimizer in OPTIMI
     "rmsprop-exact-bf16-both": OffloadConfig(
         optimizer=OPTIMIZERS["rmsprop-exact"], row_dtype="bf16", exchange_dtype="bf16"
     ),
+    "adam-exact-bf16-state": OffloadConfig(optimizer=TableOptimizerConfig(state_dtype="bf16")),
+    "adam-lazy-bf16-all": OffloadConfig(
+        optimizer=TableOptimizerConfig(untouched_rows="lazy", state_dtype="bf16"), row_dtype="bf16"
+    ),
     "sgd-bf16": OffloadConfig(optimizer=OPTIMIZERS["sgd"], row_dtype="bf16"),
 }
 JOB = Job(skipped=(3, 7), evaluate=True)

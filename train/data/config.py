@@ -1,8 +1,8 @@
 """The `data` section of a job."""
 
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 VALIDATION_FRACTION = 0.05
 SMALLEST_BPE = 258
@@ -14,10 +14,8 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 
     path: str | None = None
     """Prepared token store: a folder that `engram data prepare` made, or the prefix of a Megatron `.bin`/`.idx` pair
-    (which needs `tokenizer`). null: the corpus named by `corpus`, prepared on first run."""
-
-    corpus: Literal["python"] = "python"
-    """Corpus to use when `path` is null. python: the sources and documentation of the Python standard library."""
+    (which needs `tokenizer`). null: the default corpus, which is the sources and documentation of the Python standard
+    library, prepared on first run."""
 
     cache: str = "data"
     """Folder in which the default corpus is kept once prepared."""
@@ -39,3 +37,11 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
     """Share of the documents that is held out for validation. 0: none, which rules evaluation out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, values: Any) -> Any:
+        # Their saved configs name the one corpus that there is.
+        if isinstance(values, dict) and values.get("corpus") == "python":
+            return {key: value for key, value in values.items() if key != "corpus"}
+        return values

@@ -11,7 +11,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.data.folder import exclusive
+from filelock import FileLock
+
 from train.data.manifest import MANIFEST, Option, fingerprint
 from train.data.prepare import build_store, train_bpe_on
 from train.data.readers import Bad, read_text
@@ -105,7 +106,8 @@ def default_corpus(
         return out
     options: dict[str, Option] = {"corpus": "python", "train_bpe": None if loaded else bpe_vocab}
     try:
-        with exclusive(Path(cache) / ".lock"):
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(cache) / ".lock"):
             if not (out / MANIFEST).is_file():
                 build_store(
                     corpus,

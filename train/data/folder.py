@@ -1,13 +1,13 @@
 """Folders that appear whole or not at all: built beside their place under a hidden name, then renamed."""
 
 import contextlib
-import fcntl
 import glob
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from train.errors import UserError
 from train.files import sync
@@ -46,15 +46,6 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` (made if absent) against other processes; a dead process holds nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def _refuse_used(target: Path, overwrite: bool) -> None:
     if target.is_dir() and not overwrite and any(target.iterdir()):
         raise UserError(f"{target}: there is something in it already; choose another folder or overwrite it")
@@ -64,42 +55,29 @@ def _refuse_used(target: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
-    path, handle = _make_locked(target)
-    try:
-        yield path
-    finally:
-        os.close(handle)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _make_locked(target: Path) -> tuple[Path, int]:
-    while True:
-        path = target.with_name(f"{_partial_prefix(target)}{uuid.uuid4().hex}")
-        path.mkdir()
+    path = target.with_name(f"{_partial_prefix(target)}{uuid.uuid4().hex}")
+    # Locked before it is there: to others, a folder that nobody has locked is abandoned.
+    with _lock_of(path) as lock:
         try:
-            handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except FileNotFoundError:
-            continue
-        if path.exists():
-            return path, handle
-        # Another process took it for abandoned between its making and its locking.
-        os.close(handle)
+            path.mkdir()
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _remove_abandoned(target: Path) -> None:
     for path in target.parent.glob(f"{glob.escape(_partial_prefix(target))}*"):
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its process lives
-        finally:
-            os.close(handle)
+        # A lock that is held is that of a process that lives.
+        with contextlib.suppress(Timeout):
+            if path.is_dir():
+                with _lock_of(path).acquire(timeout=0) as lock:
+                    shutil.rmtree(path, ignore_errors=True)
+                    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> FileLock:
+    return FileLock(path.with_name(f"{path.name}.lock"))
 
 
 def _partial_prefix(target: Path) -> str:

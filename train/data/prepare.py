@@ -2,18 +2,20 @@
 
 import errno
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
 from train.data.folder import new_folder
 from train.data.manifest import Manifest, Option
-from train.data.progress import PrepareProgress
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources
 from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
+from train.progress import Progress, duration
 
 _BPE_SAMPLE_CHARS = 16_000_000
 
@@ -97,7 +99,7 @@ def build_store(
     try:
         with (
             new_folder(out, overwrite=overwrite) as folder,
-            PrepareProgress(corpus.total_bytes, enabled=progress) as shown,
+            Progress("tokenizing", corpus.total_bytes, active=progress) as shown,
         ):
             processes = worker_count(workers, corpus.total_bytes)
             return _fill(folder, corpus, make_tokenizer(), processes, shown, options)
@@ -112,15 +114,20 @@ def _fill(
     corpus: Corpus,
     tokenizer: Tokenizer,
     processes: int,
-    shown: PrepareProgress,
+    shown: Progress,
     options: dict[str, Option],
 ) -> Manifest:
-    report = Report()
+    report, started = Report(), time.monotonic()
     shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
-    with StoreWriter(folder, tokenizer) as writer:
-        for chunk in encode_stream(tokenizer, corpus.documents(report), processes):
+    with (
+        closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
+        StoreWriter(folder, tokenizer) as writer,
+    ):
+        for chunk in chunks:
             writer.append(chunk)
-            shown.update(report.bytes_read, report.documents, writer.tokens)
+            shown.show(
+                report.bytes_read, _so_far(report, writer.tokens, corpus.total_bytes, time.monotonic() - started)
+            )
         if report.bad:
             places = "; ".join(map(str, report.first_bad))
             shown.line(f"{report.bad:,} bad line(s) or file(s) skipped; the first: {places}")
@@ -130,6 +137,14 @@ def _fill(
     rate = manifest.text_bytes / manifest.tokens
     shown.line(f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens ({rate:.2f} bytes a token)")
     return manifest
+
+
+def _so_far(report: Report, tokens: int, total_bytes: int, seconds: float) -> str:
+    done, rate = report.bytes_read, max(1.0, report.bytes_read) / max(1e-9, seconds)
+    return (
+        f"tokenizing: {100 * done / max(1, total_bytes):.0f} %, {report.documents:,} documents, {tokens:,} tokens, "
+        f"{rate / 1e6:.1f} MB/s, {duration(max(0, total_bytes - done) / rate)} left"
+    )
 
 
 def _nothing(corpus: Corpus, report: Report) -> UserError:

@@ -132,16 +132,6 @@ class TokenStore:
         """Tokens in the store."""
         return len(self.tokens)
 
-    def document(self, index: int) -> np.ndarray:
-        """Token ids of one document: a read-only view, uint16 or int32 [length].
-
-        Raises:
-            IndexError: no such document.
-        """
-        if not 0 <= index < self.num_documents:
-            raise IndexError(f"document {index} of {self.num_documents}")
-        return self.tokens[self.document_offsets[index] : self.document_offsets[index + 1]]
-
     def bytes_of(self, tokens: np.ndarray) -> float:
         """UTF-8 bytes of text that token ids (any shape) stand for; negative ids count nothing.
 

@@ -98,11 +98,6 @@ class Engine:
         """Where inputs of the forward belong."""
         return torch.device(deepspeed.get_accelerator().current_device_name())
 
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        """Current learning rates, under `adam` and `muon`."""
-        return {"muon" if group["muon"] else "adam": group["lr"] for group in self._optimizer.param_groups}
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward."""
         return self._engine(*args, **kwargs)

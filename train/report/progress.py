@@ -1,20 +1,14 @@
-"""What a user watches: a live bar on a terminal, one plain line a logged step anywhere else."""
+"""A training run as its user watches it: a live bar on a terminal, one plain line a logged step anywhere else."""
 
-import os
+import math
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
-import rich.progress
-from rich.console import Console
-from rich.text import Text
-
+from train.progress import Progress, duration
 from train.report.metrics import StepMetrics
-
-_REFRESH_S = 0.1
-_BAR_WIDTH = 12
 
 
 def step_line(metrics: StepMetrics, total_steps: int, eta_s: float) -> str:
@@ -39,17 +33,7 @@ def _scientific(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def duration(seconds: float) -> str:
-    """Whole seconds as `1:32`, `2:05:09` or `3d 04:00`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-class Progress:
+class RunProgress:
     """Shows the run from `start_step` to `total_steps`; use it on one rank, as a context manager.
 
     On a terminal a bar stays at the bottom while messages and evaluations scroll past above it; else every call of
@@ -65,32 +49,25 @@ class Progress:
         log: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._step = total_steps, start_step
-        self._stream, self._log, self._clock = stream or sys.stdout, log, clock
+        self._total, self._step, self._log, self._clock = total_steps, start_step, log, clock
         self._first: tuple[int, float] | None = None
-        self._drawn = clock()
-        self._bar, self._task = self._live_bar(start_step)
-
-    def _live_bar(self, start_step: int) -> tuple[rich.progress.Progress | None, rich.progress.TaskID]:
-        if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
-            return None, rich.progress.TaskID(0)
-        bar = rich.progress.Progress(
-            rich.progress.BarColumn(bar_width=_BAR_WIDTH),
-            rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[numbers]}"),
-            console=Console(file=self._stream),
-            auto_refresh=False,
+        self._numbers = "the first step is being taken"
+        self._shown = Progress(
+            self._text(),
+            total_steps,
+            done=start_step,
+            stream=stream or sys.stdout,
+            transient=False,
+            line_every_s=math.inf,
+            clock=clock,
         )
-        task = bar.add_task("train", total=self._total, completed=start_step, numbers="the first step is being taken")
-        return bar, task
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._shown.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._shown.__exit__(kind, error, at)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`; cheap enough for every step, logged or not."""
@@ -98,33 +75,26 @@ class Progress:
         if self._first is None:
             # The first step compiles and warms up: it would spoil the estimate.
             self._first = (step, self._clock())
-        if self._bar is not None and self._clock() - self._drawn >= _REFRESH_S:
-            self._draw()
+        self._shown.show(step, self._text())
 
     def update(self, metrics: StepMetrics) -> None:
         """Shows a logged step."""
         self.advance(metrics.step)
-        line = step_line(metrics, self._total, self.eta_s(metrics.step_ms / 1000))
-        if self._bar is None or metrics.val_loss is not None:
-            self.message(line)
-        elif self._log is not None:
-            print(line, file=self._log, flush=True)
-        if self._bar is not None:
-            parts = _numbers(metrics, self.eta_s(metrics.step_ms / 1000))
-            room = self._bar.console.width - _BAR_WIDTH - len(f" step {self._total}/{self._total}  ")
-            while len(parts) > 1 and len("  ".join(parts)) > room:
-                parts.pop()
-            self._bar.update(self._task, numbers="  ".join(parts))
-            self._draw()
+        eta_s = self.eta_s(metrics.step_ms / 1000)
+        line = step_line(metrics, self._total, eta_s)
+        self._keep(line)
+        if not self._shown.on_terminal or metrics.val_loss is not None:
+            self._shown.line(line)
+        parts = _numbers(metrics, eta_s)
+        while len(parts) > 1 and len(self._text("  ".join(parts))) > self._shown.room:
+            parts.pop()
+        self._numbers = "  ".join(parts)
+        self._shown.show(metrics.step, self._text(), at_once=True)
 
     def message(self, text: str) -> None:
         """Shows a line that stays: an evaluation, a checkpoint, a warning."""
-        if self._log is not None:
-            print(text, file=self._log, flush=True)
-        if self._bar is not None:
-            self._bar.console.print(Text(text), soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
+        self._keep(text)
+        self._shown.line(text)
 
     def eta_s(self, step_s: float) -> float:
         """Seconds to the end at the pace so far (evaluations and checkpoints included), or at `step_s` a step."""
@@ -132,7 +102,9 @@ class Progress:
             step_s = (self._clock() - self._first[1]) / (self._step - self._first[0])
         return (self._total - self._step) * step_s
 
-    def _draw(self) -> None:
-        assert self._bar is not None
-        self._bar.update(self._task, completed=self._step, refresh=True)
-        self._drawn = self._clock()
+    def _text(self, numbers: str | None = None) -> str:
+        return f"step {self._step}/{self._total}  {self._numbers if numbers is None else numbers}"
+
+    def _keep(self, line: str) -> None:
+        if self._log is not None:
+            print(line, file=self._log, flush=True)

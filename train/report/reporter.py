@@ -9,7 +9,7 @@ from train.config.job import JobConfig
 from train.evaluation import Evaluation
 from train.report.meter import Measured
 from train.report.metrics import MetricsLog, StepMetrics
-from train.report.progress import Progress
+from train.report.progress import RunProgress
 from train.report.step import StepResult
 from train.run_folder import LOG_FILE
 
@@ -27,14 +27,14 @@ class Reporter:
     def __init__(self, job: JobConfig, folder: Path, *, start: int, active: bool) -> None:
         self._tokens_per_step = job.train.global_batch_size * job.data.sequence_length
         self._stack = ExitStack()
-        self._progress: Progress | None = None
+        self._progress: RunProgress | None = None
         if not active:
             return
         log = self._stack.enter_context((folder / LOG_FILE).open("a", encoding="utf-8"))
         self._metrics = self._stack.enter_context(
             MetricsLog(folder, resumed_step=start, wandb=job.wandb, name=job.run.name, job=job.model_dump())
         )
-        self._progress = self._stack.enter_context(Progress(job.train.steps, start_step=start, log=log))
+        self._progress = self._stack.enter_context(RunProgress(job.train.steps, start_step=start, log=log))
 
     def __enter__(self) -> Self:
         return self

@@ -1,9 +1,9 @@
-"""Continues a text with a saved run.
+"""Continues a text, token by token.
 
 Shape suffixes: B batch (1), T tokens of a call, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.decoding import decoding
 from model.transformer import LanguageModel
-from train.checkpoint.saved_tables import SavedTables
-from train.use.saved_run import SavedRun
+from train.data.tokenizer import Tokenizer
+from train.evaluation import Model, RowSource
 
 
 class Decoder:
@@ -26,9 +26,10 @@ class Decoder:
 
     Args:
         model: in evaluation mode; its forward belongs to the decoder while it is open.
-        tables: None without Engram.
+        source: of the rows; None without Engram.
         max_length: tokens that the model looks back over at most. Where the text outgrows it, the newer half stays,
             as the rest of a document, which is what training makes of documents that it cuts.
+        forward: of the model, if not its own: an engine's around it.
 
     Example:
         >>> with Decoder(model, tables, max_length=256) as decoder:
@@ -36,8 +37,13 @@ class Decoder:
         ...     logits_V = decoder.append([int(logits_V.argmax())])
     """
 
-    def __init__(self, model: LanguageModel, tables: SavedTables | None, max_length: int) -> None:
-        self._model, self._tables, self._max_length = model, tables, max_length
+    def __init__(
+        self, model: LanguageModel, source: RowSource | None, max_length: int, forward: Model | None = None
+    ) -> None:
+        self._model, self._source, self._max_length = model, source, max_length
+        self._forward = forward or model
+        engram = model.config.engram
+        self._reach = max(engram.orders) - 1 if engram else 0
         self._device = next(model.parameters()).device
         self._caches = ExitStack()
         self._ids: list[int] = []
@@ -52,7 +58,7 @@ class Decoder:
     ) -> None:
         self._caches.close()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def append(self, ids: Sequence[int]) -> Tensor:
         """Adds tokens, any number at first and one at a time then; returns the next token's logits, fp32 [V], on the
         CPU."""
@@ -60,25 +66,20 @@ class Decoder:
         if len(self._ids) > self._max_length:
             self._ids = self._ids[-max(1, self._max_length // 2) :] if self._done else self._ids[-self._max_length :]
             self._restart()
-        hidden_BTD = self._forward()
-        self._done = len(self._ids)
-        # The head alone of what the forward computes needs no more than the last token.
-        return self._model.lm_head(hidden_BTD[:, -1:])[0, 0].float().cpu()
-
-    def _forward(self) -> Tensor:
         tokens_BT = torch.tensor([self._ids])
         positions_BT = torch.arange(len(self._ids)).unsqueeze(0)
+        first = max(0, self._done - self._reach)
         memory = []
-        if self._tables:
-            first = max(0, self._done + 1 - self._tables.longest_order)
-            memory = self._tables.look_up(
-                tokens_BT[:, first:], positions_BT[:, first:], self._device, skip=self._done - first
-            )
+        if self._source:
+            memory = self._source.look_up(tokens_BT[:, first:], positions_BT[:, first:], skip=self._done - first)
         new = slice(self._done, None)
-        hidden_BTD: Tensor = self._model.model(
-            tokens_BT[:, new].to(self._device), positions_BT[:, new].to(self._device), memory
-        )[0]
-        return hidden_BTD
+        logits_BTV = self._forward(
+            tokens_BT[:, new].to(self._device),
+            positions_BT[:, new].to(self._device),
+            [part.to(self._device) for part in memory],
+        )
+        self._done = len(self._ids)
+        return logits_BTV[0, 0].float().cpu()
 
     def _restart(self) -> None:
         self._caches.close()
@@ -87,28 +88,36 @@ class Decoder:
 
 
 def continuation(
-    run: SavedRun, prompt: Sequence[int], *, num_tokens: int, temperature: float, top_k: int | None, seed: int
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    num_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator,
+    agreed: Callable[[int], int] = int,
 ) -> Iterator[int]:
     """Up to `num_tokens` tokens after a prompt, one by one; ends early where the document does.
 
     Args:
-        run: the checkpoint.
+        decoder: of no text so far.
+        tokenizer: of the model.
         prompt: token ids; for none, the text starts after an end of document.
         temperature: 0 takes the likeliest token.
         top_k: draws from this many likeliest tokens only; None from all.
-        seed: of the draws.
+        generator: of the draws, on the CPU.
+        agreed: what all ranks take for a token that this one has drawn.
     """
-    generator = torch.Generator().manual_seed(seed)
-    new = list(prompt) or [run.tokenizer.eos_id]
-    with Decoder(run.model(), run.tables(), run.job.data.sequence_length) as decoder:
-        for _ in range(num_tokens):
-            # A vocabulary may be padded beyond the tokenizer's.
-            logits_V = decoder.append(new)[: run.tokenizer.vocab_size]
-            token = draw(logits_V, temperature, top_k, generator)
-            if token == run.tokenizer.eos_id:
-                return
-            yield token
-            new = [token]
+    new = list(prompt) or [tokenizer.eos_id]
+    for _ in range(num_tokens):
+        # A vocabulary may be padded beyond the tokenizer's.
+        logits_V = decoder.append(new)[: tokenizer.vocab_size]
+        token = agreed(draw(logits_V, temperature, top_k, generator))
+        if token == tokenizer.eos_id:
+            return
+        yield token
+        new = [token]
 
 
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from train.errors import UserError
-from train.use.generation import Decoder, draw
+from train.use.generation import Decoder, continuation
 from train.use.saved_run import SavedRun
 
 try:
@@ -88,8 +88,8 @@ class HarnessModel(TemplateLM):
         positions_BT = torch.arange(length).expand_as(tokens_BT)
         memory = self._tables.look_up(tokens_BT, positions_BT, self._device) if self._tables else []
         logits_BTV = self._model(tokens_BT.to(self._device), positions_BT.to(self._device), memory)
-        for ids, (_, continuation), logits_TV in zip(inputs, pairs, logits_BTV, strict=True):
-            wanted = torch.tensor(continuation[-len(ids) :], device=self._device)
+        for ids, (_, asked), logits_TV in zip(inputs, pairs, logits_BTV, strict=True):
+            wanted = torch.tensor(asked[-len(ids) :], device=self._device)
             found = logits_TV[len(ids) - len(wanted) : len(ids)].float().log_softmax(-1)
             greedy = bool((found.argmax(-1) == wanted).all())
             yield float(found.gather(1, wanted.unsqueeze(1)).sum()), greedy
@@ -98,16 +98,17 @@ class HarnessModel(TemplateLM):
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
-        generator = torch.Generator().manual_seed(0)
-        new = self.tok_encode(context) or [self.eot_token_id]
         generated: list[int] = []
         with Decoder(self._model, self._tables, self._max_length) as decoder:
-            for _ in range(options.get("max_gen_toks", _MAX_NEW_TOKENS)):
-                logits_V = decoder.append(new)[: self._text.vocab_size]
-                token = draw(logits_V, temperature, options.get("top_k"), generator)
-                if token == self.eot_token_id:
-                    break
-                new = [token]
+            for token in continuation(
+                decoder,
+                self._text,
+                self.tok_encode(context),
+                num_tokens=options.get("max_gen_toks", _MAX_NEW_TOKENS),
+                temperature=temperature,
+                top_k=options.get("top_k"),
+                generator=torch.Generator().manual_seed(0),
+            ):
                 generated.append(token)
                 text = self._text.decode(generated)
                 if found := [text.find(stop) for stop in stops if stop in text]:

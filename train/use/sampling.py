@@ -1,20 +1,19 @@
 """Continues texts with the model at hand: a look at what it has learned."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from model.balance import reset_counts
-from offload.plan.plan import Tokens
+from model.transformer import LanguageModel
 from offload.tables import EngramTables
 from train.data.tokenizer import Tokenizer
 from train.engine import Engine
-from train.evaluation import memory_of
+from train.evaluation import TrainedRows, evaluating
+from train.use.generation import Decoder, continuation
 
 
-@torch.no_grad()
 def continue_texts(
     engine: Engine,
     tables: EngramTables | None,
@@ -33,37 +32,29 @@ def continue_texts(
         temperature: 0 takes the likeliest token.
         seed: of the draws.
     """
-    engine.module.eval()
-    generator = torch.Generator().manual_seed(seed)
-    texts = []
-    for prompt in prompts:
-        # The model needs a token to start from; of an empty prompt, none but the one that ends documents is neutral.
-        ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
-        for _ in range(num_tokens):
-            token = _next_token(engine, tables, ids[-max_length:], temperature, generator)
-            if token == tokenizer.eos_id:
-                break
-            ids.append(token)
-        texts.append(tokenizer.decode(ids))
-    engine.module.train()
-    reset_counts(engine.module)
+    model, rows = cast(LanguageModel, engine.module), TrainedRows(tables) if tables else None
+
+    def of_rank_0(token: int) -> int:
+        # The next forward is collective: all ranks must continue the same text, whatever their rounding.
+        told = torch.tensor(token, device=engine.device)
+        dist.broadcast(told, src=0)
+        return int(told)
+
+    generator, texts = torch.Generator().manual_seed(seed), []
+    # Compiled blocks would be compiled again: for a cache, and for its lengths.
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        for prompt in prompts:
+            ids = tokenizer.encode(prompt)
+            with Decoder(model, rows, max_length, forward=engine) as decoder:
+                new = continuation(
+                    decoder,
+                    tokenizer,
+                    ids,
+                    num_tokens=num_tokens,
+                    temperature=temperature,
+                    top_k=None,
+                    generator=generator,
+                    agreed=of_rank_0,
+                )
+                texts.append(tokenizer.decode([*ids, *new]))
     return texts
-
-
-def _next_token(
-    engine: Engine, tables: EngramTables | None, ids: Sequence[int], temperature: float, generator: torch.Generator
-) -> int:
-    tokens_BT = torch.tensor([ids])
-    positions_BT = torch.arange(len(ids)).unsqueeze(0)
-    rows = tables.look_up([Tokens(tokens_BT, positions_BT)]) if tables else None
-    logits_BTV = engine(tokens_BT.to(engine.device), positions_BT.to(engine.device), memory_of(rows, 0))
-    token = _draw(logits_BTV[0, -1].float().cpu(), temperature, generator).to(engine.device)
-    # The next forward is collective: all ranks must continue the same text, whatever their rounding.
-    dist.broadcast(token, src=0)
-    return int(token)
-
-
-def _draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
-        return logits_V.argmax()
-    return torch.multinomial(torch.softmax(logits_V / temperature, dim=0), 1, generator=generator)[0]

@@ -3,45 +3,24 @@
 Shape suffixes: N documents, B sequences, T tokens of a sequence.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
+from train.data.loader import Batch
 from train.data.order import epoch_order
-from train.data.packing import IGNORED, Packed
 from train.data.split import validation_mask
 from train.data.store import TokenStore
 from train.errors import UserError
+from train.evaluation import Evaluation, evaluate
 from train.use.saved_run import SavedRun
 
 Split = Literal["validation", "all"]
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a saved run makes of a text.
-
-    Attributes:
-        step: of the checkpoint.
-        loss: mean cross-entropy of a predicted token, in nats.
-        bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers.
-        tokens: that were predicted: all but the first of each document and sequence.
-        text_bytes: that these stand for.
-    """
-
-    step: int
-    loss: float
-    bits_per_byte: float
-    tokens: int
-    text_bytes: float
-
-
-@torch.inference_mode()
-def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | None = None) -> Score:
+def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | None = None) -> Evaluation:
     """Evaluates the run on a text, packed into sequences as in training.
 
     Args:
@@ -54,21 +33,15 @@ def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | No
         UserError: the text has another tokenizer, or no token to predict.
     """
     _check_vocabulary(run, store)
-    tables = run.tables(run.addresses(store))
     model = run.model()
+    text = _batches(run, store, split, sequences)
     device = next(model.parameters()).device
-    loss, tokens, text_bytes = torch.zeros((), dtype=torch.float64), 0, 0.0
-    for packed in _batches(run, store, split, sequences):
-        tokens_BT, labels_BT, positions_BT = map(torch.from_numpy, packed)
-        memory = tables.look_up(tokens_BT, positions_BT, device) if tables else []
-        batch_loss = model(tokens_BT.to(device), positions_BT.to(device), memory, labels_BT.to(device))
-        loss += batch_loss.double().cpu()
-        tokens += int((labels_BT != IGNORED).sum())
-        text_bytes += store.bytes_of(packed.labels_BT)
-    if not tokens or not text_bytes:
+    sums = evaluate(
+        model, run.tables(run.addresses(store)), text, lambda labels: store.bytes_of(labels.numpy()), device
+    )
+    if not sums[1:].all():
         raise UserError(f"{store.prefix}: no token to predict in the {split} documents; take more text, or --split all")
-    total = float(loss)
-    return Score(run.step, total / tokens, total / math.log(2) / text_bytes, tokens, text_bytes)
+    return Evaluation.of(sums)
 
 
 def _check_vocabulary(run: SavedRun, store: TokenStore) -> None:
@@ -80,7 +53,7 @@ def _check_vocabulary(run: SavedRun, store: TokenStore) -> None:
         )
 
 
-def _batches(run: SavedRun, store: TokenStore, split: Split, sequences: int | None) -> Iterator[Packed]:
+def _batches(run: SavedRun, store: TokenStore, split: Split, sequences: int | None) -> Iterator[Batch]:
     length, size = run.job.data.sequence_length, run.job.train.micro_batch_size
     lengths_N = np.diff(store.document_offsets)
     chosen_N = lengths_N > 0
@@ -92,4 +65,5 @@ def _batches(run: SavedRun, store: TokenStore, split: Split, sequences: int | No
     wanted = whole if sequences is None else min(sequences, whole)
     for start in range(0, wanted, size):
         numbers = np.arange(start, min(start + size, wanted))
-        yield order.stream.pack(numbers, length, store.pad_id)
+        tokens_BT, labels_BT, positions_BT = map(torch.from_numpy, order.stream.pack(numbers, length, store.pad_id))
+        yield Batch(tokens_BT, labels_BT, positions_BT)

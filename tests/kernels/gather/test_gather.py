@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
@@ -31,7 +31,6 @@ def gradient(rows, index, grads, **options):
     return leaf.grad
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(0, 9), st.integers(0, 40), st.integers(1, 19))
 def test_values_and_gradients_are_those_of_a_loop(data, num_rows, num_lookups, dim):
     lookups = data.draw(st.lists(st.integers(0, num_rows - 1), max_size=num_lookups)) if num_rows else []
@@ -116,9 +115,17 @@ def test_gradcheck():
 def test_index_parts():
     index = row_index(torch.tensor([[2, 0], [2, 3]]), 5)
     assert index.index_N.tolist() == [2, 0, 2, 3]
+    assert index.rows_V.tolist() == [0, 2, 3]
+    assert index.segment_N.tolist() == [1, 0, 1, 2]
     assert index.order_N.tolist() == [1, 0, 2, 3]
-    assert index.offsets_U.tolist() == [0, 1, 1, 3, 4]
-    assert {part.dtype for part in index} == {torch.int32}
+    assert index.offsets_V.tolist() == [0, 1, 3]
+    assert index.num_rows == 5
+    assert {part.dtype for part in index.tensors} == {torch.int32}
+
+
+def test_an_index_is_as_large_as_its_lookups_whatever_the_table():
+    few, many = (row_index(torch.tensor([1, 7, 1]), num_rows) for num_rows in (8, 10**9))
+    assert [part.nbytes for part in few.tensors] == [part.nbytes for part in many.tensors] == [8, 12, 12, 8]
 
 
 @pytest.mark.parametrize("lookups", [[0, 3], [-1, 0]])
@@ -135,7 +142,7 @@ def test_index_of_another_table_is_refused():
 def test_operators_keep_their_promises():
     index = row_index(torch.tensor([1, 1, 0, 3]), 4)
     rows = torch.randn(4, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index, torch.bfloat16))
+    torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index.tensors, torch.bfloat16))
     grads = torch.randn(4, 3, dtype=torch.bfloat16)
     torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index, torch.float32))
 

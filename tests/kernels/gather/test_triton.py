@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -28,10 +30,15 @@ def randn(*shape, dtype=FP32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
+def sums_of(device, grads, index, dtype):
+    _, *segments = index.to(device).tensors
+    return sum_gradients(grads, *segments, dtype)
+
+
 def assert_sums(device, grads, index, dtype=FP32):
-    sums = sum_gradients(grads, *index.to(device), dtype)
+    sums = sums_of(device, grads, index, dtype)
     assert sums.dtype == dtype
-    expected = segment_sum(grads.cpu().to(dtype), index.order_N, index.offsets_U)
+    expected = segment_sum(grads.cpu().to(dtype), index.order_N, index.offsets_V)
     word = torch.int64 if dtype == torch.float64 else torch.int32
     assert torch.equal(sums.cpu().view(word), expected.view(word))
 
@@ -39,20 +46,20 @@ def assert_sums(device, grads, index, dtype=FP32):
 @pytest.mark.parametrize("dim", [1, 5, 16, 33, 80, 600])
 @pytest.mark.parametrize(("rows_dtype", "out_dtype"), [(FP32, FP32), (FP32, BF16), (BF16, BF16), (BF16, FP32)])
 def test_rows(kernel_device, dim, rows_dtype, out_dtype):
-    rows = randn(40, dim, dtype=rows_dtype).to(kernel_device)
-    index_N = torch.cat([torch.randint(0, 40, (131,)), torch.tensor([39, 0])]).int().to(kernel_device)
+    rows = randn(50, dim, dtype=rows_dtype).to(kernel_device)
+    index_N = torch.cat([torch.randint(0, 50, (131,)), torch.tensor([49, 0])])  # a few rows are not read
     out = torch.empty(133, dim, dtype=out_dtype, device=kernel_device)
-    gather_rows(rows, index_N, out)
-    assert torch.equal(out, rows[index_N.long()].to(out_dtype))
+    gather_rows(rows, *row_index(index_N, 50).to(kernel_device)[:2], out)
+    assert torch.equal(out.cpu(), rows.cpu()[index_N].to(out_dtype))
 
 
 def test_rows_of_any_strides(kernel_device):
     wide = randn(20, 48).to(kernel_device)
-    index_N = torch.tensor([3, 0, 9, 9, 1], dtype=torch.int32, device=kernel_device)
+    index = row_index(torch.tensor([3, 0, 9, 9, 1]), 20).to(kernel_device)
     for rows in (wide[:, 3:20], wide[::2, ::3], wide.T, wide[:1].expand(20, -1), wide[:, :1].expand(-1, 7)):
         out = torch.empty(rows.shape[1], 5, device=kernel_device).T
-        gather_rows(rows, index_N, out)
-        assert torch.equal(out, rows[index_N.long()])
+        gather_rows(rows, index.rows_V, index.segment_N, out)
+        assert torch.equal(out, rows[index.index_N.long()])
 
 
 @pytest.mark.parametrize(("num_rows", "num_lookups", "dim"), [(0, 0, 3), (3, 0, 3), (3, 5, 0), (1, 1, 1)])
@@ -60,10 +67,11 @@ def test_empty_and_smallest(kernel_device, num_rows, num_lookups, dim):
     index = row_index(torch.zeros(num_lookups, dtype=torch.int64), num_rows).to(kernel_device)
     out = torch.empty(num_lookups, dim, device=kernel_device)
     rows, grads = randn(num_rows, dim).to(kernel_device), randn(num_lookups, dim).to(kernel_device)
-    gather_rows(rows, index.index_N, out)
+    gather_rows(rows, index.rows_V, index.segment_N, out)
     assert torch.equal(out, rows[index.index_N.long()])
-    sums = sum_gradients(grads, *index, FP32)
-    assert torch.equal(sums, torch.zeros(num_rows, dim, device=kernel_device).index_add_(0, index.index_N, grads))
+    sums = sums_of(kernel_device, grads, index, FP32)
+    expected = torch.zeros(len(index.rows_V), dim, device=kernel_device)
+    assert torch.equal(sums, expected.index_add_(0, index.segment_N, grads))
 
 
 @pytest.mark.parametrize(("dim", "dtype"), [(1, FP32), (20, BF16), (80, BF16)])
@@ -98,10 +106,10 @@ def test_sums_in_float64(kernel_device):
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_sums_are_close_to_those_in_float64(kernel_device, dtype):
     index, grads = heavy_tailed(), randn(1000, 6, dtype=dtype)
-    sums = sum_gradients(grads.to(kernel_device), *index.to(kernel_device), FP32).cpu()
-    exact, sizes = (torch.zeros(150, 6, dtype=torch.float64) for _ in range(2))
-    exact.index_add_(0, index.index_N, grads.double())
-    sizes.index_add_(0, index.index_N, grads.double().abs())
+    sums = sums_of(kernel_device, grads.to(kernel_device), index, FP32).cpu()
+    exact, sizes = (torch.zeros(len(sums), 6, dtype=torch.float64) for _ in range(2))
+    exact.index_add_(0, index.segment_N, grads.double())
+    sizes.index_add_(0, index.segment_N, grads.double().abs())
     additions = 32 + 128  # that a value takes part in, at most
     assert ((sums.double() - exact).abs() <= additions * 2**-24 * sizes).all()
 
@@ -119,7 +127,7 @@ def test_sums_of_what_is_not_a_number(kernel_device):
     grads[index.index_N == 1] = -0.0
     grads[(index.index_N == 0).nonzero()[35, 0], 0] = torch.nan
     grads[(index.index_N == 2).nonzero()[1, 0], 1] = torch.inf
-    sums = sum_gradients(grads.to(kernel_device), *index.to(kernel_device), FP32).cpu()
+    sums = sums_of(kernel_device, grads.to(kernel_device), index, FP32).cpu()
     assert sums.isnan().tolist() == [[True, False], [False, False], [False, False]]
     assert sums[1:].tolist() == [[0.0, 0.0], [0.0, torch.inf]]
     assert not sums[1].signbit().any()
@@ -131,11 +139,11 @@ def test_elements_beyond_31_bits(kernel_device):
     far.copy_(randn(2, 5))
     index = row_index(torch.tensor([1, 0, 1]), 2)
     out = torch.empty(3, 5, dtype=BF16, device=kernel_device)
-    gather_rows(far, index.index_N.to(kernel_device), out)
+    gather_rows(far, *index.to(kernel_device)[:2], out)
     assert torch.equal(out, far[[1, 0, 1]])
     assert_sums(kernel_device, far, row_index(torch.tensor([0, 0]), 1))
     assert_sums(kernel_device, far.T.T, row_index(torch.tensor([1, 0]), 2))
-    gather_rows(randn(2, 5).to(kernel_device), torch.tensor([1, 0], device=kernel_device), far)
+    gather_rows(randn(2, 5).to(kernel_device), *row_index(torch.tensor([1, 0]), 2).to(kernel_device)[:2], far)
     assert torch.equal(far.cpu(), randn(2, 5)[[1, 0]].bfloat16())
     by_columns = far.as_strided((5, 2), (1, 2**31))
     assert_sums(kernel_device, by_columns, row_index(torch.tensor([0, 2, 0, 0, 1]), 3))
@@ -154,21 +162,26 @@ def test_public_function_on_a_gpu_has_the_bits_of_the_cpu(out_dtype):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+def realigned(shift, part):
+    """The same numbers in memory of another alignment."""
+    return torch.cat([part[:shift], part])[shift:]
+
+
 def launches():
     for num_rows, num_lookups, shift in ((160, 40000, 0), (321, 35001, 1)):
         index = heavy_tailed(num_rows, num_lookups)
-        index = index._replace(index_N=torch.cat([index.index_N[:shift], index.index_N])[shift:])  # other alignment
-        gather_rows(randn(num_rows, 80), index.index_N, torch.empty(num_lookups, 80, dtype=BF16))
-        sum_gradients(torch.empty(num_lookups, 80, dtype=BF16), *index, FP32)
+        index = index.map(partial(realigned, shift))
+        gather_rows(randn(num_rows, 80), index.rows_V, index.segment_N, torch.empty(num_lookups, 80, dtype=BF16))
+        sums_of("cpu", torch.empty(num_lookups, 80, dtype=BF16), index, FP32)
 
 
 def test_compiles_once_without_atomics_and_with_wide_accesses():
     compiled = compile_launches(launches)
-    kernels = ["_gather_kernel", "_zero_unread_rows", "_sum_chunks", "_sum_groups", "_sum_groups"]
+    kernels = ["_gather_kernel", "_sum_chunks", "_sum_groups", "_sum_groups"]
     assert [name for name, _ in compiled] == kernels * 2
-    assert compiled[5:] == compiled[:5]  # for other sizes the same code
+    assert compiled[4:] == compiled[:4]  # for other sizes the same code
     wide_loads = {"_gather_kernel": "ld.global.v4.b32", "_sum_chunks": "ld.global.v2.b32"}  # four floats, four bf16
-    for name, code in compiled[:5]:
+    for name, code in compiled[:4]:
         assert not any(word in code for word in ("atom", "red.global", ".local")), name
         assert "st.global.v4.b32" in code, name
         assert wide_loads.get(name, "") in code, name

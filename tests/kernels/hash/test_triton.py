@@ -11,7 +11,7 @@ from tests.kernels.own_process import compile_launches
 from tests.kernels.slow_hash import slow_rows
 
 LARGEST = 2**63 - 1
-SPARSE = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SPARSE = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def random_batch(device, batch=3, length=150, vocabulary=2**17):

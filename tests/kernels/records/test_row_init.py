@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.records.row_init import initial_rows
@@ -31,7 +31,6 @@ def correlation(a, b):
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**65), 2**65), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), st.integers(1, 5))
 def test_bits_equal_those_of_python_integers(seed, row_ids, dim):
     values = initial_rows(torch.tensor(row_ids, dtype=torch.int64), dim, seed=seed, std=0.02)

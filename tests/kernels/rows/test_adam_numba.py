@@ -4,11 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
+from kernels.rows.adam import adam, replay_adam
 from kernels.rows.adam_numba import read_rows, update_rows
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.rate_history import RateHistory
+from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels.dense_adam import DenseAdam
+from tests.kernels.row_records import Table, same_bits
 
 ROWS, DIM = 40, 16  # whole vectors of the processor: torch's loop over what remains rounds otherwise
 WORDS = 3 * DIM + 1
@@ -80,6 +84,66 @@ def test_lazy_rows_keep_their_moments_while_they_rest():
     seen = torch.zeros(ROWS, DIM)
     read_rows(window, slots, steps, seen, None)
     assert torch.equal(seen, window[slots, :DIM])
+
+
+def expected_rows(table, slots, rates, replays):
+    """Weights and moments after all missed steps, by the reference."""
+    records = table.records[slots]
+    last = records.view(torch.int32)[:, -1]
+    parts = [table.weights(records), *(part.clone() for part in table.state(records).chunk(2, dim=1))]
+    behind = ((last > 0) & (last < len(rates))).nonzero().flatten()
+    if replays:
+        behind = behind[last[behind].argsort(stable=True)]
+        taken = [part[behind] for part in parts]
+        replay_adam(*taken, last[behind].tolist(), rates, betas=(0.9, 0.95), eps=1e-8)
+        for part, values in zip(parts, taken, strict=True):
+            part[behind] = values
+    return parts
+
+
+@pytest.mark.parametrize("replays", [True, False], ids=["exact", "lazy"])
+@pytest.mark.parametrize("bf16_state", [False, True], ids=["fp32 state", "bf16 state"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dim", [1, 5, 16, 80])
+def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_state, replays):
+    generator, seed = torch.Generator().manual_seed(dim), 7
+    table = Table(dim, 2 * dim, bf16, bf16_state=bf16_state)
+    last = torch.randint(0, 50, (ROWS,), generator=generator)
+    last[:3] = torch.tensor([0, 49, 50])
+    state = torch.randn(ROWS, 2 * dim, generator=generator) * 1e-4
+    state[:, dim:] **= 2
+    state[last == 0] = 0.0
+    slots = table.place(torch.randn(ROWS, dim, generator=generator) * 0.02, state, last)
+    history = RateHistory([1e-3 * (1 + step % 7) for step in range(50)])
+    rates, ids = AdamRates(history, (0.9, 0.95), 1e-8, "cpu"), torch.randint(0, 2**62, (ROWS,), generator=generator)
+    seen, caught_up = torch.zeros(ROWS, dim), torch.zeros(ROWS, 3 * dim) if replays else None
+    dtypes, records = {"bf16": bf16, "bf16_state": bf16_state}, table.records.clone()
+    read_rows(records, slots, rates, seen, caught_up, **dtypes)
+    expected = expected_rows(table, slots, history, replays)
+    assert same_bits(seen, expected[0])
+    assert same_bits(records, table.records)
+
+    grad = torch.randn(ROWS, dim, generator=generator)
+    history.append(2e-3)
+    update_rows(records, slots, rates, grad, caught_up, ids, **dtypes, seed=seed, gradient_scale=0.25)
+    # Whole vectors of the processor: torch's loop over what remains rounds otherwise.
+    wide = [pad(part, (0, -dim % 16)) for part in (*expected, grad * 0.25)]
+    adam(*wide, step=51, lr=2e-3, betas=(0.9, 0.95), eps=1e-8)
+    weights, *moments = (part[:, :dim].contiguous() for part in wide[:3])
+    state = torch.cat(moments, dim=1)
+    if bf16:
+        stochastic_round_bf16_(weights, ids, seed=seed, step=51)
+    if bf16_state:
+        stochastic_round_bf16_(state, ids, seed=seed, step=51, part="state")
+    table.fill(slots, weights, state, torch.full((ROWS,), 51))
+    assert same_bits(records, table.records)
+
+
+@pytest.mark.parametrize("dtypes", [{"bf16": True}, {"bf16_state": True}])
+def test_bf16_rows_without_ids_are_refused(dtypes):
+    steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
+    with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
+        update_rows(torch.zeros(3, 40), torch.arange(2), steps, torch.zeros(2, DIM), None, **dtypes)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

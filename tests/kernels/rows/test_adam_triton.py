@@ -1,6 +1,7 @@
 """The Triton form of Adam on rows has the bits of the reference."""
 
 import functools
+from itertools import product
 
 import pytest
 import torch
@@ -68,13 +69,14 @@ def check(device, table, parts, steps, *, betas, eps, replays=True, scale=None, 
     generator = torch.Generator().manual_seed(2)
     rows = len(parts[0])
     slots = table.place(*parts)
-    parts = (table.weights(table.records[slots]), *parts[1:])
+    parts = table.weights(table.records[slots]), table.state(table.records[slots]), parts[2]
     history = RateHistory(rates_of(steps))
     rates = AdamRates(history, betas, eps, device, capacity=8)
     records, slots_there = table.records.to(device, copy=True), slots.to(device)
 
     read = torch.full((rows, table.dim), torch.nan, device=device)
-    read_rows(records, slots_there, rates, read, bf16=table.bf16, replays=replays)
+    dtypes = {"bf16": table.bf16, "bf16_state": table.bf16_state}
+    read_rows(records, slots_there, rates, read, **dtypes, replays=replays)
     expected = expected_rows(parts, betas, eps, history, replays)
     assert same_bits(read, expected[0])
     assert same_bits(records, table.records)
@@ -88,26 +90,32 @@ def check(device, table, parts, steps, *, betas, eps, replays=True, scale=None, 
     if strided:
         given = torch.empty(table.dim, 2 * rows, device=device).T[::2].copy_(grad)
     options = {} if scale is None else {"gradient_scale": scale}
-    update_rows(
-        records, slots_there, rates, given, ids.to(device), bf16=table.bf16, replays=replays, seed=seed, **options
-    )
+    update_rows(records, slots_there, rates, given, ids.to(device), **dtypes, replays=replays, seed=seed, **options)
     grad *= 1.0 if scale is None else float(scale)
     adam(*expected, grad, step=len(history), lr=lr, betas=betas, eps=eps)
     if table.bf16:
         stochastic_round_bf16_(expected[0], ids, seed=seed, step=len(history))
-    after = Table(table.dim, 2 * table.dim, table.bf16, table.records.clone())
-    after.fill(slots, expected[0], torch.cat(expected[1:], dim=1), torch.full((rows,), len(history)))
+    moments = torch.cat(expected[1:], dim=1)
+    if table.bf16_state:
+        stochastic_round_bf16_(moments, ids, seed=seed, step=len(history), part="state")
+    after = Table(table.dim, 2 * table.dim, table.bf16, table.records.clone(), bf16_state=table.bf16_state)
+    after.fill(slots, expected[0], moments, torch.full((rows,), len(history)))
     assert same_bits(records, after.records)
 
 
 LAST = torch.tensor([50, 0, 1, 47, 50, 33, 0, 49], dtype=torch.int32)  # versions of rows at step 50
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+DTYPES = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+STATES = pytest.mark.parametrize("bf16_state", [False, True], ids=["fp32 state", "bf16 state"])
+
+
+@DTYPES
+@STATES
 @pytest.mark.parametrize("dim", [1, 5, 80])
-def test_rows_have_the_bits_of_the_reference(kernel_device, dim, bf16):
+def test_rows_have_the_bits_of_the_reference(kernel_device, dim, bf16, bf16_state):
     betas, eps = USUAL
-    table = Table(dim, 2 * dim, bf16)
+    table = Table(dim, 2 * dim, bf16, bf16_state=bf16_state)
     check(kernel_device, table, states(table, LAST, torch.Generator().manual_seed(dim)), 50, betas=betas, eps=eps)
 
 
@@ -121,10 +129,11 @@ def test_other_settings_have_the_bits_of_the_reference(kernel_device, betas, eps
     check(kernel_device, table, states(table, LAST, torch.Generator().manual_seed(0)), 50, betas=betas, eps=eps)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_lazy_rows_are_not_replayed(kernel_device, bf16):
+@DTYPES
+@STATES
+def test_lazy_rows_are_not_replayed(kernel_device, bf16, bf16_state):
     betas, eps = USUAL
-    table = Table(6, 12, bf16)
+    table = Table(6, 12, bf16, bf16_state=bf16_state)
     parts = states(table, LAST, torch.Generator().manual_seed(0))
     check(kernel_device, table, parts, 50, betas=betas, eps=eps, replays=False)
 
@@ -289,36 +298,41 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
         ({"scale": torch.tensor(1.0, dtype=torch.float64)}, "one float32"),
         ({"scale": torch.ones(2)}, "one float32"),
         ({"bf16": True, "records": torch.zeros(4, 14)}, "ids"),
+        ({"bf16_state": True, "records": torch.zeros(4, 11)}, "ids"),
+        ({"bf16_state": True}, "11 words"),
         ({"bf16": True, "records": torch.zeros(4, 14), "ids": torch.zeros(3, dtype=torch.int64)}, "2 row ids"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     given = {"records": torch.zeros(4, 16), "slots": torch.tensor([1, 2]), "grad": torch.zeros(2, 5), "ids": None}
-    given |= {"bf16": False, "scale": 1.0} | change
+    given |= {"bf16": False, "bf16_state": False, "scale": 1.0} | change
     rates = AdamRates(RateHistory([1e-3]), *USUAL, "cpu")
     with pytest.raises(ValueError, match=message):
         update_rows(
             given["records"], given["slots"], rates, given["grad"], given["ids"], bf16=given["bf16"],
-            gradient_scale=given["scale"],
+            bf16_state=given["bf16_state"], gradient_scale=given["scale"],
         )  # fmt: skip
 
 
 def compiled_calls():
     """Launches of every form, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
     slots, ids = torch.arange(40), torch.arange(40)
-    for dim, bf16 in ((64, True), (1024, False)):  # no idle columns, of which the compiler may leave parts
-        records, grad = torch.zeros(40, Table(dim, 2 * dim, bf16).records.shape[1]), torch.zeros(40, dim)
+    # No idle columns, of which the compiler may leave parts.
+    for dim, bf16, bf16_state in ((64, True, False), (1024, False, False), (1024, False, True), (64, True, True)):
+        words = Table(dim, 2 * dim, bf16, bf16_state=bf16_state).records.shape[1]
+        records, grad = torch.zeros(40, words), torch.zeros(40, dim)
+        dtypes = {"bf16": bf16, "bf16_state": bf16_state}
         for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
             rates = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu")
             given = (records, slots[start:end], rates, grad[: end - start])
-            read_rows(*given, bf16=bf16)
-            update_rows(*given, ids[start:end], bf16=bf16, replays=False, gradient_scale=scale)
-            update_rows(*given, ids[start:end], bf16=bf16, gradient_scale=torch.tensor(scale))
+            read_rows(*given, **dtypes)
+            update_rows(*given, ids[start:end], **dtypes, replays=False, gradient_scale=scale)
+            update_rows(*given, ids[start:end], **dtypes, gradient_scale=torch.tensor(scale))
 
 
 def test_what_is_compiled_for_a_gpu_rounds_as_written():
     launches = compile_launches(compiled_calls)
-    assert len(launches) == 2 * 2 * 3
+    assert len(launches) == 4 * 2 * 3
     for start in range(0, len(launches), 2 * 3):
         read, lazy, exact = launches[start : start + 3]
         assert [read, lazy, exact] == launches[start + 3 : start + 2 * 3]
@@ -335,22 +349,25 @@ def test_what_is_compiled_for_a_gpu_rounds_as_written():
 def adam_of_80_columns():
     """A read and an update of records whose words are aligned to themselves alone, and of bf16 ones."""
     slots = torch.arange(40)
-    for bf16 in (False, True):
-        records, grad = torch.zeros(40, Table(80, 160, bf16).records.shape[1]), torch.zeros(40, 80)
+    for bf16, bf16_state in product((False, True), repeat=2):
+        words = Table(80, 160, bf16, bf16_state=bf16_state).records.shape[1]
+        records, grad = torch.zeros(40, words), torch.zeros(40, 80)
         rates = AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu")
-        read_rows(records, slots, rates, grad, bf16=bf16)
-        update_rows(records, slots, rates, grad, slots, bf16=bf16)
+        read_rows(records, slots, rates, grad, bf16=bf16, bf16_state=bf16_state)
+        update_rows(records, slots, rates, grad, slots, bf16=bf16, bf16_state=bf16_state)
 
 
 def test_a_warp_reaches_for_neighbouring_columns():
     launches = columns_side_by_side(adam_of_80_columns)
-    assert launches == [("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * 2
+    assert launches == [("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * 4
 
 
 def test_rows_stay_in_registers():
-    for name, needs in resources_of_launches(adam_of_80_columns):
+    # With 64, all 32 programs fit that an H100's processor can have at a time; with 72, to round bf16 moments, 28 do.
+    limits = [64, 64, 64, 72, 64, 64, 64, 64]
+    for (name, needs), registers in zip(resources_of_launches(adam_of_80_columns), limits, strict=True):
         assert (needs.threads, needs.stack, needs.shared) == (32, 0, 0), (name, needs)
-        assert needs.registers <= 64, (name, needs)
+        assert needs.registers <= registers, (name, needs)
 
 
 def test_moments_of_idle_columns_are_no_zeros(kernel_device, monkeypatch):

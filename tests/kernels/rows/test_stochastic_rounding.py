@@ -2,25 +2,27 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels.records.test_row_init import GAMMA, MASK, finalize
 
 
-def stochastic_round_bf16(values, row_ids, *, seed, step):
+def stochastic_round_bf16(values, row_ids, **key):
     """The rounded values as bfloat16, with nothing lost."""
     rounded = values.clone()
-    stochastic_round_bf16_(rounded, row_ids, seed=seed, step=step)
+    stochastic_round_bf16_(rounded, row_ids, **key)
     assert torch.equal(rounded.to(torch.bfloat16).float().nan_to_num(), rounded.nan_to_num())
     return rounded.to(torch.bfloat16)
 
 
-def slow_round(bits, row, column, seed, step):
+def slow_round(bits, row, column, seed, step, part):
     """The bfloat16 bits, by Python integers alone; the value is finite."""
     seed_key = finalize((seed + 1) * GAMMA & MASK)
     step_key = finalize((step * GAMMA + seed_key) & MASK)
+    if part == "state":
+        step_key = finalize((GAMMA + step_key) & MASK)
     row_key = finalize((row * GAMMA + step_key) & MASK)
     word = finalize(row_key ^ finalize((column // 4 + 1) * GAMMA & MASK))
     return ((bits + (word >> 16 * (column % 4) & 0xFFFF)) >> 16) & 0xFFFF
@@ -30,21 +32,21 @@ def as_bits(values):
     return values.view(torch.int16).to(torch.int32).bitwise_and(0xFFFF).tolist()
 
 
-@settings(deadline=None)
 @given(
     st.integers(-(2**65), 2**65),
     st.integers(0, 2**40),
     st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),
     st.integers(1, 7),
+    st.sampled_from(["weights", "state"]),
     st.randoms(use_true_random=False),
 )
-def test_bits_equal_those_of_python_integers(seed, step, row_ids, dim, random):
+def test_bits_equal_those_of_python_integers(seed, step, row_ids, dim, part, random):
     finite = [[random.choice([0, 1]) << 31 | random.randrange(0xFF << 23) for _ in range(dim)] for _ in row_ids]
     signed = [[b - 2**32 if b >= 2**31 else b for b in row] for row in finite]
     values = torch.tensor(signed, dtype=torch.int32).reshape(len(row_ids), dim).view(torch.float32)
-    rounded = stochastic_round_bf16(values, torch.tensor(row_ids, dtype=torch.int64), seed=seed, step=step)
+    rounded = stochastic_round_bf16(values, torch.tensor(row_ids, dtype=torch.int64), seed=seed, step=step, part=part)
     expected = [
-        [slow_round(b, row, column, seed, step) for column, b in enumerate(bits)]
+        [slow_round(b, row, column, seed, step, part) for column, b in enumerate(bits)]
         for row, bits in zip(row_ids, finite, strict=True)
     ]
     assert as_bits(rounded) == expected
@@ -56,6 +58,12 @@ def test_golden_values():
     rounded = stochastic_round_bf16(values, torch.tensor([0, 384_006_167]), seed=0, step=1)
     up = 1 + 2.0**-7
     assert rounded.tolist() == [[up, 1.0, up, 1.0, up], [1.0, 1.0, up, 1.0, up]]
+    halfway = torch.full((2, 6), 1 + 2.0**-8)
+    state = stochastic_round_bf16(halfway, torch.tensor([0, 384_006_167]), seed=0, step=1, part="state")
+    assert (state > 1).tolist() == [
+        [False, True, False, False, False, True],
+        [False, True, True, True, True, False],
+    ]
 
 
 def neighbours(values):
@@ -93,17 +101,18 @@ def correlation(a, b):
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 
-def test_independence_of_columns_rows_steps_and_seeds():
+def test_independence_of_columns_rows_steps_seeds_and_parts():
     halfway = torch.full((20000, 12), 1 + 2.0**-8)
 
-    def ups(seed, step):
-        return (stochastic_round_bf16(halfway, torch.arange(20000), seed=seed, step=step) > 1).float()
+    def ups(seed, step, part="weights"):
+        return (stochastic_round_bf16(halfway, torch.arange(20000), seed=seed, step=step, part=part) > 1).float()
 
     draws, limit = ups(0, 1), 4.5 / math.sqrt(20000 * 12)
     assert abs(draws.mean() - 0.5) < limit
     assert abs(correlation(draws[1:], draws[:-1])) < limit
     assert abs(correlation(draws, ups(0, 2))) < limit
     assert abs(correlation(draws, ups(1, 1))) < limit
+    assert abs(correlation(draws, ups(0, 1, "state"))) < limit
     assert abs(correlation(draws[1:], ups(0, 2)[:-1])) < limit
     assert abs(correlation(draws[1:], ups(1, 1)[:-1])) < limit
     off_diagonal = torch.corrcoef(draws.T) - torch.eye(12)

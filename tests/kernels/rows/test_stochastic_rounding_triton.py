@@ -32,12 +32,15 @@ def row_ids(count):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (37, 130), (3, 80)])
-@pytest.mark.parametrize(("seed", "step"), [(0, 1), (-5, 3), (2**65 - 1, 2**40)])
-def test_the_bits_of_the_reference(kernel_device, shape, seed, step):
+@pytest.mark.parametrize(
+    "key", [(0, 1, "weights"), (-5, 3, "state"), (2**65 - 1, 2**40, "weights")], ids=["0", "negative, state", "large"]
+)
+def test_the_bits_of_the_reference(kernel_device, shape, key):
+    seed, step, part = key
     expected, ids = random_bits(*shape).view(torch.float32), row_ids(shape[0])
     rounded = expected.clone().to(kernel_device)
-    stochastic_round_bf16_(rounded, ids.to(kernel_device), seed=seed, step=step)
-    torch_round_(expected, ids, seed=seed, step=step)
+    stochastic_round_bf16_(rounded, ids.to(kernel_device), seed=seed, step=step, part=part)
+    torch_round_(expected, ids, seed=seed, step=step, part=part)
     assert same(rounded, expected)
 
 

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from offload.config import OffloadConfig
 from offload.device.streams import HostStreams
-from offload.device.workers import background_worker
+from offload.device.workers import InlineWorker, background_worker
 from offload.plan import planner
 from offload.plan.planner import Planner
 from offload.transfers import staged as transfers_staged
 from offload.transfers.staged import StagedTransfers
-from offload.window import background as background_store
-from offload.window.background import BackgroundStore
-from tests.offload.window.test_background import Window
+from offload.window import store as window_store
+from tests.offload.window.stores import open_window
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_a_thread_beside_a_loop_without_a_gpu_asks_for_none(gpus: dict[str, int]
     assert gpus == {}
 
 
+def test_work_that_is_done_inline_is_done_at_once_and_fails_at_once() -> None:
+    assert InlineWorker().submit(threading.get_ident).result() == threading.get_ident()
+    with pytest.raises(ValueError, match="invalid literal"):
+        InlineWorker().submit(int, "x")
+
+
 def test_every_thread_is_given_the_device_of_its_records(gpus: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the records, which are on a CPU, were on GPU 2."""
 
@@ -48,17 +54,16 @@ def test_every_thread_is_given_the_device_of_its_records(gpus: dict[str, int], m
         assert device == torch.device("cpu")
         return background_worker(name, torch.device("cuda", 2), *threads)
 
-    for module in (background_store, planner, transfers_staged):
+    for module in (window_store, planner, transfers_staged):
         monkeypatch.setattr(module, "background_worker", on_gpu)
-    rows, window = torch.arange(3), Window()
-    window.may_go_on.set()
+    rows = torch.arange(3)
     engine = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), lambda records, rows: None, HostStreams())
-    beside = BackgroundStore(window)  # type: ignore[arg-type]
+    window = open_window(OffloadConfig(engine="zero_copy"), beside=True)
     plans = Planner(lambda batches: batches, lambda step: [], torch.device("cpu"))  # type: ignore[arg-type,return-value]
     engine.fetch(rows, rows).wait()
     engine.write_back(rows, rows).wait()
-    beside.prefetch(1, rows)
+    window.prepare(1, rows)
     plans.plan_now([])
-    for part in (engine, beside, plans):
+    for part in (engine, window, plans):
         part.close()
     assert gpus == dict.fromkeys(("engram-fetch", "engram-writeback", "engram-window", "engram-plan"), 2)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from offload.host.memory import map_anonymous, map_file, pages, touch
+from offload.host.memory import map_anonymous, map_file, touch
+from tests.offload.host.pages import pages
 
 MIB = 1 << 20
 needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system lists no mappings")

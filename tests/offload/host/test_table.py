@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from offload.config import LinkConfig, OffloadConfig
-from offload.host.memory import pages
 from offload.host.table import HostTable
 from tests.distributed import run_ranks
+from tests.offload.host.pages import pages
 from tests.offload.host.test_memory import MIB, needs_smaps
 from tests.offload.tables_job import Job, Outcome, open_tables, run_jobs
 
@@ -58,7 +58,6 @@ def test_memory_is_taken_when_it_is_written_or_at_once_in_huge_pages() -> None:
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if modes.exists() and "[never]" not in modes.read_text():
         assert given.huge > 0
-    assert touched.describe() == f"16.00 MiB of memory, {given}"
 
 
 def test_padding_is_memory_that_records_do_not_show(tmp_path: Path) -> None:
@@ -67,7 +66,6 @@ def test_padding_is_memory_that_records_do_not_show(tmp_path: Path) -> None:
         assert (table.records_RW.shape, table.records_RW.stride()) == ((1000, 5), (8, 1))
         assert table.records_RW.data_ptr() % mmap.PAGESIZE == 0, "no record would start a line"
         assert table.nbytes == 1000 * 8 * 4
-        assert table.describe().startswith("31.25 KiB of ")
         table.close()
         assert table.records_RW.shape == (0, 5)
 

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
-from typing import get_args
+from itertools import product
+from typing import Literal, get_args
 
 import pytest
+import torch
 
+from kernels import compiled_loops
+from kernels.rows.rate_history import RateHistory
 from offload.config import TableOptimizerConfig
 from offload.optimizers import OPTIMIZERS
-from offload.optimizers.row_optimizer import RowOptimizer
+from offload.optimizers.row_optimizer import RowOptimizer, StoredRows
 
 ALL = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -30,7 +34,7 @@ def test_the_key_says_what_each_keeps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "state_words", "replays", "state_decay"),
+    ("name", "state_size", "replays", "state_decay"),
     [
         ("adam", 160, True, None),
         ("rowwise_adagrad", 1, False, None),
@@ -38,18 +42,36 @@ def test_the_key_says_what_each_keeps() -> None:
         ("sgd", 0, False, None),
     ],
 )
-def test_rules(name: str, state_words: int, replays: bool, state_decay: float | None) -> None:
+def test_rules(name: str, state_size: int, replays: bool, state_decay: float | None) -> None:
     exact, lazy = optimizer(name, "exact"), optimizer(name, "lazy")
-    assert exact.state_words(80) == state_words
+    assert exact.state_size(80) == state_size
     assert (exact.replays, exact.state_decay) == (replays, state_decay)
     assert (lazy.replays, lazy.state_decay) == (False, None)
 
 
 @ALL
-def test_a_decaying_state_is_one_word_and_moves_no_weights(name: str) -> None:
+def test_a_decaying_state_is_one_number_and_moves_no_weights(name: str) -> None:
     if optimizer(name, "exact").state_decay is not None:
-        assert OPTIMIZERS[name].state_words(80) == 1
+        assert OPTIMIZERS[name].state_size(80) == 1
         assert not OPTIMIZERS[name].moves_resting_rows
+
+
+@pytest.mark.parametrize("untouched_rows", ["exact", "lazy"])
+@ALL
+def test_every_record_has_a_compiled_pass(name: str, untouched_rows: Literal["exact", "lazy"]) -> None:
+    assert compiled_loops.available()
+    for state_dtype, bf16 in product(OPTIMIZERS[name].state_dtypes, (False, True)):
+        config = TableOptimizerConfig(type=name, untouched_rows=untouched_rows, state_dtype=state_dtype)
+        stored = StoredRows(bf16, 0, torch.device("cpu"))
+        assert OPTIMIZERS[name](config).compiled(RateHistory(), stored) is not None, (state_dtype, bf16)
+
+
+@ALL
+def test_a_state_dtype_that_an_optimizer_does_not_keep_is_refused(name: str) -> None:
+    assert "fp32" in OPTIMIZERS[name].state_dtypes
+    if "bf16" not in OPTIMIZERS[name].state_dtypes:
+        with pytest.raises(ValueError, match=f"type={name} keeps its state in fp32 alone: set state_dtype to fp32"):
+            TableOptimizerConfig(type=name, state_dtype="bf16")
 
 
 def test_reading_the_config_does_not_import_torch() -> None:

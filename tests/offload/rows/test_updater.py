@@ -20,6 +20,13 @@ OPTIMIZERS = {
     f"{kind}-{untouched}": TableOptimizerConfig(type=kind, untouched_rows=untouched, beta2=0.9)
     for kind in KINDS
     for untouched in ("exact", "lazy")
+} | {
+    f"{kind}-{untouched}-bf16-state": TableOptimizerConfig(
+        type=kind, untouched_rows=untouched, beta2=0.9, state_dtype="bf16"
+    )
+    for kind, optimizer in KINDS.items()
+    if "bf16" in optimizer.state_dtypes
+    for untouched in ("exact", "lazy")
 }
 ALL = pytest.mark.parametrize("name", OPTIMIZERS)
 DTYPES = pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
@@ -215,11 +222,29 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
     assert updater.read(table, everywhere).shape == (ROWS, DIM)
 
 
-def test_bf16_rows_without_ids_are_refused() -> None:
-    layout = RecordLayout.of(DIM, OPTIMIZERS["adam-exact"], "bf16")
-    table = layout.unpack(fresh_table(layout))
+@pytest.mark.parametrize(("name", "row_dtype"), [("adam-exact", "bf16"), ("adam-exact-bf16-state", "fp32")])
+def test_bf16_rows_without_ids_are_refused(name: str, row_dtype: RowDtype) -> None:
+    layout = RecordLayout.of(DIM, OPTIMIZERS[name], row_dtype)
+    table, updater = fresh_table(layout), RowUpdater(OPTIMIZERS[name], layout)
     with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
-        RowUpdater(OPTIMIZERS["adam-exact"], layout).update(table, torch.zeros(ROWS, DIM), 0.1)
+        updater.update(layout.unpack(table), torch.zeros(ROWS, DIM), 0.1)
+    updater.read(table, torch.arange(ROWS))
+    with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
+        updater.update_at(table, torch.arange(ROWS), torch.zeros(ROWS, DIM), 0.1)
+
+
+def test_another_state_dtype_is_refused_also_by_checkpoints_that_name_none() -> None:
+    fp32, bf16 = (
+        RowUpdater(config, RecordLayout.of(DIM, config))
+        for config in (OPTIMIZERS["adam-exact"], OPTIMIZERS["adam-exact-bf16-state"])
+    )
+    old = fp32.state()
+    del old["settings"]["offload.optimizer.state_dtype"]
+    fp32.load_state(old)
+    told = "offload.optimizer.state_dtype: the checkpoint's tables were trained with {}, the config says {}; restore"
+    for state, updater, dtypes in ((old, bf16, ("fp32", "bf16")), (bf16.state(), fp32, ("bf16", "fp32"))):
+        with pytest.raises(ValueError, match=told.format(*dtypes)):
+            updater.load_state(state)
 
 
 @ALL

@@ -9,8 +9,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
-from offload.config import OffloadConfig
+from offload.config import OffloadConfig, RowDtype
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout, RowInit
 from offload.verify.shadow import Shadow, VerifyError
 from offload.verify.verifier import Verifier
 from tests.command_line import fresh_engram, losses, table_rows, train, write_job
@@ -67,6 +70,27 @@ def break_job(breakage: Breakage, world_size: int = 1) -> None:
 def test_the_first_difference_stops_the_step_and_names_row_owner_and_values(breakage: Breakage) -> None:
     with pytest.raises(VerifyError, match=rf"^offload\.verify: {(FOUND | PLANS)[breakage]}$"):
         break_job(breakage)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "names"),
+    [
+        (("fp32", "fp32"), {0: "weight 0", 5: "state 0", 14: "state 9", 15: "version"}),
+        (("bf16", "fp32"), {0: "word 0 of the bf16 weights", 3: "state 0", 13: "version"}),
+        (("fp32", "bf16"), {4: "weight 4", 5: "word 0 of the bf16 state", 10: "version"}),
+        (("bf16", "bf16"), {2: "word 2 of the bf16 weights", 7: "word 4 of the bf16 state", 8: "version"}),
+    ],
+)
+def test_a_difference_names_the_part_of_the_record(dtypes: tuple[RowDtype, RowDtype], names: dict[int, str]) -> None:
+    layout = RecordLayout(5, 10, *dtypes)
+    unpacked = {0: "weight 0", 4: "weight 4", 5: "state 0", 14: "state 9", 15: "version"}
+    shadow, row = Shadow(layout, RowInit(0, 0.02), Sharding((4,), 1), 0), torch.tensor([3])
+    for words, named in ((layout.words, names), (layout.unpacked.words, unpacked)):
+        for word, name in named.items():
+            found = torch.zeros(1, words)
+            found[0, word] = 1.0
+            with pytest.raises(VerifyError, match=rf"here: row 3 \(owner rank 0\): {name} is"):
+                shadow.require(row, found, torch.zeros(1, words), "here")
 
 
 @contextmanager

@@ -273,7 +273,7 @@ JOBS = st.builds(
 @given(job=JOBS)
 @example(job=Job(train=Train(steps=64), engine={"a": math.inf}, raw=Raw({"": -math.inf})))
 @example(job=Job(train=Train(steps=64, folder=Path("a..."), name="and so on...")))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_dumped_configs_load_back_equal(job: Job) -> None:
     dump(job, "resolved.yaml")
     loaded = load("resolved.yaml", [], Job)

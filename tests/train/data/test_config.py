@@ -28,3 +28,7 @@ def test_wrong_values_are_refused(key, value):
 
 def test_every_field_is_documented():
     assert all(field.description for field in DataConfig.model_fields.values())
+
+
+def test_the_saved_config_of_an_older_run_is_taken():
+    assert DataConfig.model_validate({"corpus": "python", "path": "x"}) == DataConfig(path="x")

@@ -76,3 +76,12 @@ def test_abandoned_folders_are_removed_by_the_next(tmp_path):
     with new_folder(tmp_path / "out") as partial:
         (partial / "a").write_text("x")
     assert names(tmp_path) == [".outer.partial-123", "out"]
+
+
+def test_a_folder_whose_process_lives_is_nobody_elses(tmp_path):
+    with new_folder(tmp_path / "out", overwrite=True) as slow:
+        with new_folder(tmp_path / "out", overwrite=True) as quick:
+            (quick / "a").write_text("quick")
+        (slow / "a").write_text("slow")
+    assert (tmp_path / "out" / "a").read_text() == "slow"
+    assert names(tmp_path) == ["out"]

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data.indexed import DTYPES, read_index, token_dtype, write_index
@@ -31,7 +31,6 @@ def test_written_bytes_are_the_references(lengths, kind):
     assert stream.getvalue() == reference_index(CODES[kind], itemsize, lengths, list(range(len(lengths) + 1)))
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(sorted(DTYPES)))
 def test_reads_what_the_reference_writes_also_documents_of_several_sequences(tmp_path_factory, data, code):
     lengths = data.draw(st.lists(st.integers(0, 900), min_size=1, max_size=20))

@@ -27,7 +27,7 @@ def slow_pack(documents, order, number, length):
     return tokens, labels, positions + list(range(missing))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(1, 9))
 def test_equals_the_slow_packer(data, lengths, length):
     counter = iter(range(sum(lengths)))

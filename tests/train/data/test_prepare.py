@@ -1,6 +1,8 @@
 import errno
 import gzip
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -162,6 +164,16 @@ def test_text_is_not_lost_by_normalising_tokenizers(tmp_path):
     assert store.bytes_of(np.asarray(store.tokens, dtype=np.int64)) == pytest.approx(manifest.text_bytes)
 
 
+def test_closing_the_stream_ends_the_processes_before_their_work_is_done():
+    before = {*multiprocessing.active_children()}
+    stream = encode.encode_stream(TOKENIZER, itertools.repeat("the quick brown fox\n" * 1000), 2)
+    next(stream)
+    workers = {*multiprocessing.active_children()} - before
+    assert workers
+    stream.close()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * len(workers)
+
+
 CHILD = """
 import sys
 from train.data.prepare import prepare
@@ -201,7 +213,7 @@ def test_interrupted_run_leaves_nothing_that_looks_complete_and_no_processes(tmp
         assert time.monotonic() < deadline, "workers outlive the preparation"
         time.sleep(0.05)
     left = list(tmp_path.glob(".out.partial-*"))
-    assert len(left) == (how == signal.SIGKILL)
+    assert len(left) == 2 * (how == signal.SIGKILL), "a folder and its lock"
     assert not any((path / "manifest.json").exists() for path in left)
     (tmp_path / "short.txt").write_text("the end")
     prepare([tmp_path / "short.txt"], out, tokenizer=TOKENIZER, progress=False)

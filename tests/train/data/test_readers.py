@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data.readers import Bad, reader_of
@@ -93,7 +93,6 @@ def test_position_reaches_the_files_size(tmp_path):
     assert list(reader_of(path)(path, "text", 9))[-1][1] == path.stat().st_size
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("ab \n\r🙂"), max_size=200), st.integers(1, 40))
 def test_long_text_is_cut_without_loss_and_within_the_limit(tmp_path_factory, text, limit):
     path = tmp_path_factory.mktemp("text") / "a.txt"

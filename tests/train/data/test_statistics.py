@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data import statistics
@@ -16,7 +16,6 @@ def slow_entropy(documents, mask, vocab_size):
     return -sum(math.log((train[token] + 1) / total) for token in held) / len(held)
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(1, 7))
 def test_equals_the_slow_count_for_any_cutting(data, chunk):
     documents = data.draw(st.lists(st.lists(st.integers(0, 5), max_size=9), min_size=1, max_size=9))

@@ -14,7 +14,7 @@ TOKENIZER = small_tokenizer()
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(UNICODE)
 def test_any_text_comes_back_and_its_bytes_are_counted(text):
     ids = TOKENIZER.encode(text)

@@ -40,3 +40,8 @@ def numbered_store(folder: Path, lengths: Sequence[int], tokenizer: Tokenizer) -
         token += len(body)
         documents.append([*body, tokenizer.eos_id][:length] if length else [])
     return TokenStore.open(write_pair(folder / "numbered", documents, tokenizer.vocab_size), tokenizer=tokenizer)
+
+
+def document(store, number):
+    """Token ids of a document of a store."""
+    return store.tokens[store.document_offsets[number] : store.document_offsets[number + 1]]

@@ -95,7 +95,6 @@ def test_a_fused_projection_is_two_matrices():
 
 
 @given(cuts=st.lists(st.integers(0, 120), max_size=6), offset=st.integers(0, 9))
-@settings(deadline=None)
 def test_pieces_tile_their_runs_and_stay_in_their_matrices(cuts, offset):
     borders = sorted({0, 120, *cuts})
     runs = [Run("experts.gate_up_proj", (4, 6, 5), a, b - a, offset + a) for a, b in itertools.pairwise(borders)]
@@ -146,7 +145,7 @@ def partitionings(draw):
 
 
 @given(layout=partitionings())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_partitioning_gives_the_update_of_whole_matrices(layout):
     torch.manual_seed(0)
     whole = {name: torch.randn(shape) for name, shape in SHAPES.items()}

@@ -2,8 +2,9 @@ import io
 
 import pytest
 
+from train.progress import duration
 from train.report.metrics import OffloadMetrics, StepMetrics
-from train.report.progress import Progress, duration, step_line
+from train.report.progress import RunProgress, step_line
 
 OFFLOAD = OffloadMetrics(stall_ms=0.44, plan_ms=1.5, fetch_rows=7, hit_rate=0.812, writeback_rows=3)
 
@@ -45,7 +46,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_off_a_terminal_every_logged_step_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream, log = io.StringIO(), io.StringIO()
-    with Progress(300, stream=stream, log=log) as progress:
+    with RunProgress(300, stream=stream, log=log) as progress:
         progress.advance(1)
         progress.update(metrics(2))
         progress.message("checkpoint [bold]saved")
@@ -59,7 +60,7 @@ def test_off_a_terminal_every_logged_step_is_one_plain_line(monkeypatch: pytest.
 
 def test_the_estimate_leaves_out_the_first_step_and_takes_in_all_pauses() -> None:
     clock = Clock()
-    progress = Progress(110, start_step=9, stream=io.StringIO(), clock=clock)
+    progress = RunProgress(110, start_step=9, stream=io.StringIO(), clock=clock)
     clock.now = 60.0
     progress.advance(10)
     assert progress.eta_s(0.5) == 50.0
@@ -72,7 +73,7 @@ def test_a_terminal_gets_a_bar_and_keeps_what_should_stay(monkeypatch: pytest.Mo
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     terminal, log = Terminal(), io.StringIO()
-    with Progress(300, stream=terminal, log=log) as progress:
+    with RunProgress(300, stream=terminal, log=log) as progress:
         progress.update(metrics(120))
         progress.update(metrics(121, val_loss=3.25))
         progress.message("checkpoint saved")
@@ -93,7 +94,7 @@ def test_a_narrow_terminal_keeps_the_bar_and_drops_the_last_numbers(monkeypatch:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     terminal = Terminal()
-    with Progress(300, stream=terminal) as progress:
+    with RunProgress(300, stream=terminal) as progress:
         progress.update(metrics(120))
     last = terminal.getvalue().rsplit("\x1b[2K", 1)[-1]
     assert "━" in last
@@ -105,7 +106,7 @@ def test_a_narrow_terminal_keeps_the_bar_and_drops_the_last_numbers(monkeypatch:
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     terminal = Terminal()
-    with Progress(300, stream=terminal) as progress:
+    with RunProgress(300, stream=terminal) as progress:
         progress.update(metrics(1))
     assert len(terminal.getvalue().splitlines()) == 1
     assert "\x1b" not in terminal.getvalue()

@@ -1,6 +1,7 @@
 """Generation: the logits of training's forward, on-demand rows, and how tokens are drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,9 +51,15 @@ def test_the_context_of_a_text_that_grows_too_long(saved: SavedRun) -> None:
         torch.testing.assert_close(found, forward(saved, context)[-1], rtol=1e-5, atol=1e-5)
 
 
+def continued(saved: SavedRun, prompt: list[int], *, seed: int, **choices: Any) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    with Decoder(saved.model(), saved.tables(), saved.job.data.sequence_length) as decoder:
+        return list(continuation(decoder, saved.tokenizer, prompt, generator=generator, **choices))
+
+
 def test_greedy_continuation_follows_the_forward(saved: SavedRun) -> None:
     prompt = saved.tokenizer.encode("import ")
-    found = list(continuation(saved, prompt, num_tokens=6, temperature=0, top_k=None, seed=0))
+    found = continued(saved, prompt, num_tokens=6, temperature=0, top_k=None, seed=0)
     ids = list(prompt)
     for token in found:
         logits_V = forward(saved, ids)[-1]
@@ -63,7 +70,7 @@ def test_greedy_continuation_follows_the_forward(saved: SavedRun) -> None:
 
 def test_a_seed_decides_the_text(saved: SavedRun) -> None:
     def text(seed: int) -> list[int]:
-        return list(continuation(saved, [], num_tokens=12, temperature=1.0, top_k=50, seed=seed))
+        return continued(saved, [], num_tokens=12, temperature=1.0, top_k=50, seed=seed)
 
     assert text(1) == text(1) != text(2)
 

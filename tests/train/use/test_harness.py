@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from launch.cli import main
+from tests.train.use.test_generation import continued
 from train.data.tokenizer import Tokenizer
-from train.use.generation import continuation
 from train.use.saved_run import SavedRun
 
 pytestmark = pytest.mark.xdist_group("trained")
@@ -114,7 +114,7 @@ def test_what_the_model_writes(tasks: Path, trained: Path) -> None:
     saved = SavedRun.open(trained)
     tokenizer: Tokenizer = saved.tokenizer
     prompt = tokenizer.encode("import ")
-    greedy = tokenizer.decode(list(continuation(saved, prompt, num_tokens=8, temperature=0, top_k=None, seed=0)))
+    greedy = tokenizer.decode(continued(saved, prompt, num_tokens=8, temperature=0, top_k=None, seed=0))
     assert len(greedy) > 2
     model = HarnessModel(saved)
 

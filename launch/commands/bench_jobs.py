@@ -1,0 +1,146 @@
+"""`engram bench train`, `trace` and `all`: training jobs, what their traces say, and everything within a given time."""
+
+import json
+from typing import Any
+
+import click
+
+from launch.commands import bench_shared as shared
+from launch.commands.number_list import NumberList
+
+ENGINES = ("auto", "zero_copy", "staged", "cpu")
+_JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
+_ALL = ("train", "kernels", "links", "offload")
+
+_overrides: shared.Decorator = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+_traces: shared.Decorator = click.option(
+    "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each run there."
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram bench train
+  engram bench train --job configs/tiny.yaml --steps 10 --rounds 2 --json
+  engram bench train --engine zero_copy --engine staged --depths 2,0 --traces traces offload.window_rows=1000000
+"""
+)
+@_overrides
+@shared.device
+@click.option(
+    "--job", metavar="FILE", help="The job; default: configs/bench.yaml on a GPU, configs/tiny.yaml on a CPU."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=12, show_default=True, help="Timed steps of a turn.")
+@click.option(
+    "--warmup", type=click.IntRange(min=1), default=4, show_default=True, help="Steps of a turn before those."
+)
+@click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads in turn; default: 2,1,4,0.")
+@click.option(
+    "--engine", "engines", type=click.Choice(ENGINES), multiple=True, default=("auto",), show_default=True,
+    help="What carries the rows of a run; may be repeated, and each is a run of its own.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns of each look-ahead.")
+@click.option("--partial", type=click.Path(dir_okay=False), help="File for the JSON object, written after each turn.")
+@_traces
+@shared.seconds
+@shared.threads
+@shared.json
+def train(overrides: tuple[str, ...], job: str | None, **chosen: Any) -> None:
+    """Time a training job's step with its rows in host memory, beside all rows resident.
+
+    The same run several times, in one process a rank, in turns of some steps: all rows resident, and in host memory by
+    each engine, at one look-ahead after another. Losses and gradient norms are compared bit by bit. Also tokens a
+    second, and model FLOPs utilisation beside a large product of matrices. With --traces also what the GPU did in two
+    steps: rows under the computation, gaps, waits, the longest kernels.
+    """
+    from train.config.file import load
+    from train.config.job import JobConfig
+
+    load(job or _JOBS["cpu"], overrides, JobConfig)  # before what takes seconds to import
+
+    from launch.bench.devices import chosen_device
+
+    job = job or _JOBS[chosen_device(chosen["device"])]
+    shared.measure(("train",), job=job, overrides=overrides, **chosen)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram bench trace runs/mine/trace.json.gz
+"""
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps that each FILE shows; default: what it says itself.")
+@shared.json
+def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
+    """Tell what traces of training steps (`train.profile`) show.
+
+    How much of the rows' travel lies under the computation, when the GPU had nothing to do, how often the host waited,
+    and which kernels took longest.
+    """
+    from pathlib import Path
+
+    from launch.bench.options import BenchOptions
+    from launch.bench.trace_report import trace_sections
+
+    shared.tell(
+        trace_sections([Path(file) for file in files], steps), BenchOptions(threads=shared.thread_count(None)), as_json
+    )
+
+
+@click.command(
+    name="all",
+    epilog="""\b
+Examples:
+  engram bench all
+  engram bench all --minutes 8 --json figures.json
+""",
+)
+@shared.device
+@click.option(
+    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time for all parts together."
+)
+@click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this one; may be repeated.")
+@click.option("--job", metavar="FILE", help="The job of part `train`.")
+@_traces
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
+)
+@_overrides
+def everything(
+    device: shared.Device,
+    minutes: float,
+    parts: tuple[str, ...],
+    job: str | None,
+    traces: str | None,
+    json_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run train, kernels, links and offload within a given time, smaller on a CPU.
+
+    A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same,
+    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`.
+    """
+    from pathlib import Path
+
+    from launch.bench.devices import chosen_device
+    from launch.bench.everything import Outcome, run_everything, sections_of, summary, to_json
+    from launch.bench.machine import describe_machine
+
+    on, console = chosen_device(device), shared.console()
+    machine = describe_machine(shared.thread_count(None))
+
+    def keep(outcomes: dict[str, Outcome]) -> None:
+        if json_file is not None:
+            figures = json.dumps(to_json(outcomes, machine, minutes, on), indent=2)
+            Path(json_file).write_text(figures + "\n", encoding="utf-8")
+
+    keep({})  # a mistake in the file's name is told now
+    chosen = [*(("--job", job) if job else ()), *(("--traces", traces) if traces else ()), *overrides]
+    outcomes = run_everything(minutes, on, {"train": tuple(chosen)}, parts, keep)
+    for outcome in outcomes.values():
+        for section in sections_of(outcome).values():
+            section.show(console)
+    summary(outcomes).show(console)
