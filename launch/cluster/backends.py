@@ -66,4 +66,10 @@ def start(rendered: Rendered) -> None:
             f"{error.filename}: no such command here; install it, or start the job from where it is"
         ) from None
     except (UserError, RankFailed) as error:
-        raise type(error)(first_failure(launch.reports) or str(error)) from None
+        raise type(error)(first_failure(launch.reports) or f"{error}{_which(rendered)}") from None
+
+
+def _which(rendered: Rendered) -> str:
+    if len(rendered.commands) == 1:
+        return ""
+    return " (as counted from 0 in launch.hosts; 255 is ssh's own code: the host is lost, or lets nobody in)"
