@@ -110,6 +110,9 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
         *("--partition=gpu", "--account=us", "--signal=TERM@70", "--requeue"),
     ):
         assert f"#SBATCH {option}\n" in batch
+    assert '"$code" -eq 75 ] && scontrol requeue' in batch
+    assert texts["slurm"].launch.job.checkpoint.interrupted_exit == 75
+    assert texts["hosts"].launch.job.checkpoint.interrupted_exit == 0
     node = texts["hosts"].files["node.sh"]
     assert "--nnodes=2:3 --nproc-per-node=2 " in node
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=40" in node
