@@ -1,4 +1,4 @@
-"""The process of the command `engram`: listens to signals before it imports anything else."""
+"""The process of the command `engram` (`python -m launch`): listens to signals before it imports anything else."""
 
 from launch.local.signals import told_in_one_line
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from model.census import take_census
 from model.compilation import compile_blocks
@@ -29,12 +28,14 @@ from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
+from train.ranks import join_ranks
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.start import tell_start
 from train.report.summary import Summary
-from train.run_folder import CONFIG_FILE, LOCK_FILE
+from train.run_folder import CONFIG_FILE
+from train.run_lock import lock_run
 from train.tables import address_book, open_tables, table_bytes
 from train.trainer import Trainer
 from train.use.sampling import continue_texts
@@ -56,7 +57,7 @@ def train(job: JobConfig) -> Summary | None:
         OSError: a file cannot be written.
     """
     tell_start("waiting for all ranks")
-    join_ranks()
+    join_ranks(job.launch.timeout_s)
     run = Run(job, tell_start)
     if run.origin or checkpoints_in(run.checkpoints.folder):
         tell_start("loading the checkpoint")
@@ -232,18 +233,9 @@ class Run:
         source = self.job.checkpoint.init_from
         origin = find_checkpoint(source, "checkpoint.init_from") if source and not there else None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock_folder()
+        self._lock = lock_run(self.folder)
         self._check_disk(len(there))
         return origin
-
-    def _lock_folder(self) -> None:
-        self._lock = FileLock(self.folder / LOCK_FILE)  # held as long as this object lives
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.folder}: another run is at work in it; wait for it, or choose another run.name"
-            ) from None
 
     def _check_disk(self, there: int) -> None:
         if self.job.checkpoint.every is None:
@@ -278,16 +270,6 @@ class Run:
             _require_compiler(engine.device)
             compile_blocks(cast(LanguageModel, engine.module))
         return engine
-
-
-def join_ranks() -> torch.device:
-    """Initialises torch.distributed from the environment; returns where this rank computes. Collective."""
-    # What DeepSpeed decides by, too: one place says where the job runs.
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from launch.local.failures import reported
+from launch.local.failures import leave_exit_code, reported
 from launch.local.signals import leave_to_system
 
 
@@ -62,6 +62,7 @@ def end_rank(body: Callable[[], None]) -> NoReturn:
     """
     leave_to_system()
     code = reported(body)
+    leave_exit_code(code)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.

@@ -1,6 +1,7 @@
 """Starts the ranks of this machine, shows the first one, and leaves none behind however they end."""
 
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +44,28 @@ def run_ranks(
         Stopped: a signal asked this process to end.
     """
     meeting = meeting_port(port)
+    starts = [(command, rank_environment(rank, nproc, meeting, gpus)) for rank in range(nproc)]
+    run_processes(starts, log_folder=log_folder, grace_s=grace_s)
+
+
+def run_processes(
+    starts: Sequence[tuple[Sequence[str], dict[str, str]]],
+    *,
+    log_folder: Path,
+    grace_s: float,
+    kind: str = "rank",
+    stdin: int = subprocess.DEVNULL,
+    may_fail: int = 0,
+) -> None:
+    """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
+
+    Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does.
+
+    Raises:
+        UserError: the log folder cannot be made, or a process reported a user's mistake.
+        RankFailed: a process crashed; `kind` is what messages and logs call it.
+        Stopped: a signal asked this process to end.
+    """
     try:
         log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,18 +73,19 @@ def run_ranks(
     with (
         tempfile.TemporaryDirectory(prefix="engram-") as reports,
         collected() as received,
-        _LocalRanks(log_folder, Path(reports), grace_s, received) as ranks,
+        _LocalRanks(log_folder, Path(reports), grace_s, received, kind) as ranks,
     ):
-        for rank in range(nproc):
-            ranks.start(command, rank_environment(rank, nproc, meeting, gpus))
-        ranks.wait()
+        for command, environment in starts:
+            ranks.start(command, environment, stdin)
+        ranks.wait(may_fail)
 
 
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
-    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int]) -> None:
+    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int], kind: str) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
+        self._kind = kind
         self._ranks: list[RankProcess] = []
 
     def __enter__(self) -> Self:
@@ -73,17 +97,20 @@ class _LocalRanks:
         if sys.stdout.isatty():
             print(_SHOW_CURSOR, end="", flush=True)  # rank 0's live bar hides it, and may have been killed
 
-    def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: dict[str, str], stdin: int) -> None:
         """Starts the next rank."""
-        name = f"rank{len(self._ranks)}"
-        self._ranks.append(
-            RankProcess(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
-        )
+        number = len(self._ranks)
+        log, report = self._log_folder / f"{self._kind}{number}.log", self._reports / str(number)
+        self._ranks.append(RankProcess(number, command, environment, log, report, self._kind, stdin))
 
-    def wait(self) -> None:
-        """Returns when all ranks succeeded; otherwise ends the rest and raises."""
-        self._until(lambda: bool(self._received or any(rank.poll() for rank in self._ranks)))
-        if not self._received and any(rank.poll() for rank in self._ranks):
+    def wait(self, may_fail: int) -> None:
+        """Returns when all ranks but `may_fail` succeeded; otherwise ends the rest and raises."""
+
+        def too_many_failed() -> bool:
+            return sum(bool(rank.poll()) for rank in self._ranks) > may_fail
+
+        self._until(lambda: bool(self._received) or too_many_failed())
+        if not self._received and too_many_failed():
             self._until(self._culprit_is_clear, _SETTLE_S)
             culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
             self._stop()

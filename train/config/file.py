@@ -165,7 +165,12 @@ def dump(config: BaseModel, path: str | os.PathLike[str]) -> None:
         OSError: the folder is missing, not writable or full.
     """
     with new_file(Path(path)) as partial:
-        partial.write_text(_HEADER + "".join(_lines(config)), encoding="utf-8")
+        partial.write_text(dumps(config), encoding="utf-8")
+
+
+def dumps(config: BaseModel) -> str:
+    """The text that `dump` writes."""
+    return _HEADER + "".join(_lines(config))
 
 
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:
