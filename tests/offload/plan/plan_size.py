@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
+from offload.plan.finders import HostFinder
 from offload.plan.plan import Plan, Tokens, make_plan
 from offload.plan.sharding import Sharding
 from train.config.file import load
@@ -49,7 +50,8 @@ def plan_of(config: Path, ranks: int) -> Plan:
         seed=engram.seed,
     )
     sharding = Sharding(tuple(book.num_rows(module) for module in range(book.num_modules)), 1)
-    return make_plan([Tokens(torch.from_numpy(each), positions_BT) for each in drawn], book, sharding, 0, None)
+    batches = [Tokens(torch.from_numpy(each), positions_BT) for each in drawn]
+    return make_plan(batches, HostFinder(book), sharding, 0, None)
 
 
 def main() -> None:
