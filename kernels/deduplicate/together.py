@@ -70,7 +70,6 @@ def _segments(
     num_rows = max(1, num_rows)
     begins_B = torch.searchsorted(key_V, torch.arange(len(bounds_B), device=key_V.device) * num_rows)
     offsets_V = (count_V.cumsum(0) - count_V - bounds_B[key_V // num_rows]).to(torch.int32)
-    del count_V
     order_N = (lookup_N - bounds_B[batch_N]).to(torch.int32)
     segment_N = (segment_N - begins_B[batch_N]).to(torch.int32)
     segment_N = torch.empty_like(segment_N).scatter_(0, lookup_N, segment_N)

@@ -22,7 +22,7 @@ from offload.addresses import hashing
 from offload.addresses.compression import CompressedVocabulary, identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
-from offload.device import streams
+from offload.device import sender, streams
 from offload.device.streams import HostStreams
 from offload.plan import finders
 from offload.plan.finders import DeviceFinder, HostFinder, open_finder
@@ -281,13 +281,7 @@ class _Numbers(TorchDispatchMode):
 def test_what_the_device_made_is_not_uploaded_but_lent_to_the_model() -> None:
     book = book_of({"layers": [0, 1], "orders": [1, 2], "heads": 2, "rows_per_head": 50})
     batches = [Tokens(torch.arange(VOCABULARY)[None], torch.arange(VOCABULARY)[None])] * 2
-    lent: list[int] = []
-
-    class Lending(HostStreams):
-        def lend(self, tensor: Tensor) -> None:
-            lent.append(tensor.data_ptr())
-
-    with mock.patch("offload.device.sender.streams_of", return_value=Lending()):
+    with lending() as lent:
         uploads = PlanUploads(CPU)
     plan = uploads.pin(plan_of(DeviceFinder(book, CPU), batches, book))
     uploads.send(3, plan)
@@ -297,6 +291,30 @@ def test_what_the_device_made_is_not_uploaded_but_lent_to_the_model() -> None:
         assert [tensor.data_ptr() for tensor in tensors_of(there)[1:]] == made
         assert lent == made
         lent.clear()
+
+
+def test_evaluation_borrows_what_the_device_made_too() -> None:
+    with mock.patch.object(finders, "_PLANNING", ("cpu",)), lending() as lent:
+        tables = open_tables(JOB, OffloadConfig(planner="device"))
+        try:
+            rows = tables.look_up(JOB.batches(0, 0, 1))
+        finally:
+            tables.close()
+    parts = {part.data_ptr() for batch in rows.indices for index in batch for part in index.tensors}
+    assert parts <= set(lent)
+
+
+@contextmanager
+def lending() -> Iterator[list[int]]:
+    """Addresses of the tensors that senders lend to the stream that takes them."""
+    lent: list[int] = []
+
+    class Lending(HostStreams):
+        def lend(self, tensor: Tensor) -> None:
+            lent.append(tensor.data_ptr())
+
+    with mock.patch.object(sender, "streams_of", return_value=Lending()):
+        yield lent
 
 
 def test_a_gpus_tensors_are_not_pinned() -> None:
@@ -319,3 +337,16 @@ def test_a_device_takes_no_more_memory_than_it_says(rows: int, of_step: int, of_
         finder.of_batches(batches)
     said = of_step * 2 + of_module + kept
     assert said - 8 < bytes_taken() / lookups < said + 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_the_plans_of_the_cpu() -> None:
+    tables = {"layers": [0, 1], "orders": [2, 3], "heads": 8, "rows_per_head": 100_000}
+    book = AddressBook(identity_vocabulary(1 << 17, pad_id=0), **tables)  # type: ignore[arg-type]
+    drawn = torch.randint(1 << 17, (4, 8, 1024), generator=torch.Generator().manual_seed(0)) >> 7
+    batches = [Tokens(tokens, torch.arange(1024).expand(8, 1024)) for tokens in drawn]
+    finder = DeviceFinder(book, torch.device("cuda:0"))
+    for _ in range(3):
+        plan = plan_of(finder, batches, book)
+        assert all(tensor.is_cuda for tensor in tensors_of(plan)[1:])
+        assert_equal(plan.map(Tensor.cpu), plan_of(HostFinder(book), batches, book))
