@@ -4,7 +4,6 @@ Shape suffixes: N lookups of a step, T tokens of a step, S rows that a token loo
 """
 
 import math
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,15 +105,6 @@ class DrawnSteps:
     def num_rows(self, module: int) -> int:
         """Rows of the table."""
         return self.workload.table_rows
-
-    def check(self, tokens_BT: Tensor) -> None:
-        """Every token id is one that was drawn."""
-
-    def on(self, device: torch.device) -> "DrawnSteps":
-        """The same steps with their ids on `device`."""
-        there = copy(self)
-        there.ids_PN = self.ids_PN.to(device)
-        return there
 
     def rows(self, module: int, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Rows of every token: int64 [B, T, S]."""

@@ -10,7 +10,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels import compiled_loops
 from kernels.deduplicate import deduplicate
 from kernels.deduplicate.together import deduplicate_together
 from offload.addresses.hashing import AddressBook
@@ -33,12 +32,11 @@ def open_finder(planner: str, addresses: AddressBook, device: torch.device) -> R
     Raises:
         ValueError: `device`, where the model computes on the CPU.
     """
-    possible = device.type in _PLANNING
-    if planner == "device" and not possible:
+    if planner != "device":
+        return HostFinder(addresses)
+    if device.type not in _PLANNING:
         raise ValueError(f"offload.planner=device needs a GPU, but the model is on {device}: set it to auto")
-    if planner == "auto":
-        planner = "device" if possible and not compiled_loops.available() else "cpu"
-    return DeviceFinder(addresses, device) if planner == "device" else HostFinder(addresses)
+    return DeviceFinder(addresses, device)
 
 
 class HostFinder:
