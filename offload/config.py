@@ -69,6 +69,10 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
     window_rows: int = Field(65536, ge=1)
     """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
+    planner: Literal["auto", "cpu", "device"] = "auto"
+    """Where the rows of coming steps are worked out from their token ids: hashed, sorted, each named once. `cpu`: on
+    cores that the training loop leaves free. `device`: on the GPU, beside the model, for machines with few cores a GPU.
+    `auto` is `cpu`: its plans are ready before their steps, and the GPU is the model's. Both give the same bits."""
     planner_threads: int = Field(1, ge=1)
     """Cores that planning coming steps may take of each rank."""
     engine: Literal["auto", "zero_copy", "staged", "cpu"] = "auto"

@@ -11,7 +11,7 @@ class Observer:
     """Does nothing. What is called here is called by all ranks in the same order, so it may be collective."""
 
     def planned(self, step: int, plan: Plan) -> None:
-        """A step is about to use its plan, whose tensors are on the host."""
+        """A step is about to use its plan."""
 
     def read(self, step: int, plan: Plan, places_O: Tensor, leaves: Sequence[Tensor]) -> None:
         """A step's rows stand at `places_O` of the store's records, and were handed out as `leaves`."""

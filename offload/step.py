@@ -66,12 +66,12 @@ class RankShard:
     observer: Observer
 
     def rows_of(self, plan: Plan, weights_OD: Tensor) -> Rows:
-        """Exchanges the rows of a plan, whose tensors may be on the host or on the device. Collective."""
+        """Exchanges the rows of a plan, whose modules' tensors are on the device. Collective."""
         leaves = [
             exchange_values(part, weights_OD[part.owned], self.group, self.exchange_dtype) for part in plan.modules
         ]
-        by_module = [[index.to(self.device) for index in part.indices] for part in plan.modules]
-        return Rows(leaves, [list(modules) for modules in zip(*by_module, strict=True)])
+        by_batch = zip(*(part.indices for part in plan.modules), strict=True)
+        return Rows(leaves, [list(modules) for modules in by_batch])
 
 
 class Step:
@@ -79,7 +79,7 @@ class Step:
 
     Args:
         number: of the step, from 0.
-        plan: the step's, on the host.
+        plan: the step's, as it was made.
         there: the same, with its modules' tensors on the device.
         places_O: where the rows' records stand in the store, on the device.
         shard: this rank's.

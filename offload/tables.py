@@ -15,6 +15,7 @@ from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
 from offload.device.sender import Sender
 from offload.observer import Observer
+from offload.plan.finders import open_finder
 from offload.plan.plan import Plan, TokenBatch, make_plan
 from offload.plan.planner import Planner
 from offload.plan.sharding import Sharding
@@ -63,7 +64,7 @@ class EngramTables:
         device: where the model computes.
 
     Raises:
-        ValueError: if host memory does not suffice.
+        ValueError: if host memory does not suffice, or the device has not what the config asks for.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class EngramTables:
         world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         rank = dist.get_rank(group) if dist.is_initialized() else 0
         self._device = torch.device(device)
+        finder = open_finder(config.planner, addresses, self._device)
         sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), world_size)
         layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
         store = self._open_store(sharding, rank, layout, init, self._device)
@@ -104,7 +106,7 @@ class EngramTables:
         # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
         shards = sharding, rank, host_group
         self._planner = Planner(
-            lambda batches: uploads.pin(make_plan(batches, addresses, *shards)),
+            lambda batches: uploads.pin(make_plan(batches, finder, *shards)),
             batches,
             self._device,
             config.planner_threads,
@@ -189,8 +191,9 @@ class EngramTables:
         They stand in memory that the next call may overwrite.
         """
         plan = self._planner.plan_now(batches)
+        there = self._uploads.now(plan)
         records_OW = self._shard.store.read(plan.rows_O)
-        rows = self._shard.rows_of(plan, self._shard.updater.look_at(records_OW))
+        rows = self._shard.rows_of(there, self._shard.updater.look_at(records_OW))
         self._shard.observer.looked_up(self._last, plan, records_OW, rows.leaves)
         return rows
 

@@ -31,6 +31,15 @@ class CompressedVocabulary:
         Raises:
             ValueError: a token id is outside the vocabulary.
         """
+        self.check(tokens)
+        return self.map[tokens.long()]
+
+    def check(self, tokens: Tensor) -> None:
+        """Refuses token ids on the CPU that are outside the vocabulary.
+
+        Raises:
+            ValueError: one is.
+        """
         if tokens.numel() > 0:
             low, high = (int(bound) for bound in tokens.aminmax())
             if low < 0 or high >= len(self.map):
@@ -38,7 +47,6 @@ class CompressedVocabulary:
                     f"token id {low if low < 0 else high} is outside the vocabulary of {len(self.map)} ids: "
                     "prepare the data with the tokenizer of this job"
                 )
-        return self.map[tokens.long()]
 
     def digest(self) -> str:
         """SHA-256 of the map, in hexadecimal.

@@ -5,6 +5,7 @@ B batch, T sequence, S slots a token (orders x heads), L modules.
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
 from typing import Any
@@ -107,10 +108,39 @@ class AddressBook:
         """
         return hash_ngrams(self._vocabulary.compress(tokens_BT), positions_BT, self._spec)
 
+    def check(self, tokens_BT: Tensor) -> None:
+        """Refuses raw token ids (integers on the CPU), as `all_rows` does.
+
+        Raises:
+            ValueError: a token id is outside the vocabulary.
+        """
+        self._vocabulary.check(tokens_BT)
+
+    def on(self, device: torch.device) -> "DeviceAddresses":
+        """The same addresses where `device` computes them."""
+        return DeviceAddresses(self._vocabulary.map.to(device), self._spec.to(device))
+
     def fingerprint(self) -> dict[str, Any]:
         """Every number that decides an address, as JSON can hold it. A checkpoint keeps it: tables are read
         only at the addresses they were written at."""
         return deepcopy(self._fingerprint)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceAddresses:
+    """An `AddressBook` on a device: the same rows, by one kernel on a GPU.
+
+    Args:
+        compressed_V: int64, the compressed id of each of V token ids.
+        spec: the hash. Both on the device.
+    """
+
+    compressed_V: Tensor
+    spec: HashSpec
+
+    def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """As of the book, of tensors on the device. Token ids are not checked: that would make the host wait."""
+        return hash_ngrams(tokens_BT, positions_BT, self.spec, compressed_V=self.compressed_V)
 
 
 def draw_multipliers(layer: int, count: int, vocabulary_size: int, seed: int) -> list[int]:

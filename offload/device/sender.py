@@ -25,11 +25,14 @@ class Sender:
         self._stream = stream or self._streams.new()
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """The tensor in memory that the device copies by itself; a copy, if it is not in such memory yet."""
+        """The tensor in memory that the device copies by itself, or of its own; a copy, if it is in neither yet."""
         return self._streams.pin(tensor)
 
     def send(self, *tensors: Tensor) -> "Sent":
-        """Starts to send tensors; those that are not pinned are copied into pinned memory first."""
+        """Starts to send tensors; those that are not pinned are copied into pinned memory first.
+
+        Those that are on the device already must be complete, and are not copied.
+        """
         with self._streams.use(self._stream):
             there = tuple(self.pinned(tensor).to(self._device, non_blocking=True) for tensor in tensors)
         return Sent(there, self._stream.record_event(), self._streams)

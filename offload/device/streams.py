@@ -47,7 +47,7 @@ class Streams(Protocol):
         """Uninitialised host memory that the device copies from and to without the host's help."""
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host in such memory; a copy, if it is not there yet."""
+        """A tensor of the host in such memory; a copy, if it is not there yet. A tensor of the device as it is."""
 
     def lend(self, tensor: Tensor) -> None:
         """Memory of the device, taken on another stream, is not given away before this thread's has read it."""
@@ -84,7 +84,7 @@ class CudaStreams:
 
     def pin(self, tensor: Tensor) -> Tensor:
         """See `Streams.pin`."""
-        return tensor.pin_memory()
+        return tensor if tensor.is_cuda else tensor.pin_memory()
 
     def lend(self, tensor: Tensor) -> None:
         """See `Streams.lend`."""

@@ -17,7 +17,7 @@ def exchange_values(
     """Sends this rank's rows to the ranks that asked for them; returns those it asked for itself. Collective.
 
     Args:
-        plan: the step's.
+        plan: the step's, its tensors on the device of the rows.
         owned_OD: fp32, what this rank owns.
         group: the ranks.
         dtype: in which values travel, rounded to nearest. A single rank rounds them alike, so that the values do not
@@ -28,7 +28,7 @@ def exchange_values(
     """
     if len(plan.owed) == 1:
         return owned_OD.to(dtype).to(torch.float32)
-    sent_AD = owned_OD.index_select(0, plan.owed_places_A.to(owned_OD.device)).to(dtype)
+    sent_AD = owned_OD.index_select(0, plan.owed_places_A).to(dtype)
     return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
 
 
@@ -41,7 +41,7 @@ def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.Proces
     if len(plan.owed) == 1:
         return gradient_UD
     parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
-    return sum_parts(parts_AD, plan.owed_order_A.to(parts_AD.device), plan.owed_starts_O.to(parts_AD.device))
+    return sum_parts(parts_AD, plan.owed_order_A, plan.owed_starts_O)
 
 
 def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -1,23 +1,21 @@
-"""Everything a step will need from the tables, worked out on the host before the step starts.
+"""Everything a step will need from the tables, worked out before the step starts.
 
-Row addresses depend on token ids alone, so nothing here waits for the device: which rows each rank asks of which
+Row addresses depend on token ids alone, so nothing here waits for the model: which rows each rank asks of which
 owner, all split sizes of the exchanges, and the order in which the backward sums.
 
 Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A rows that the ranks ask of this one
 (duplicates between ranks included), O rows that this rank owns and the step uses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.deduplicate import deduplicate
 from kernels.gather import RowIndex
-from offload.addresses.hashing import AddressBook
 from offload.plan.sharding import Sharding
 
 
@@ -40,9 +38,38 @@ class Tokens(NamedTuple):
     positions_BT: Tensor
 
 
+Found = tuple[Tensor, tuple[RowIndex, ...]]
+"""A module's unique rows, ascending: int64 [U], on the host. And every micro-batch's index into them."""
+
+
+class Owed(NamedTuple):
+    """A module's rows that ranks ask of this one."""
+
+    rows_O: Tensor
+    """int64, each once, ascending, on the host."""
+    places_A: Tensor
+    """`ModulePlan.owed_places_A`; then its `owed_order_A`, and `owed_starts_O`."""
+    order_A: Tensor
+    starts_O: Tensor
+
+
+class RowFinder(Protocol):
+    """Finds the rows of lookups. Whatever it returns is complete, in memory where the model can be given it."""
+
+    def of_batches(self, batches: Sequence[TokenBatch]) -> list[Found]:
+        """The rows that micro-batches read, of each module.
+
+        Raises:
+            ValueError: a token id is outside the vocabulary.
+        """
+
+    def owed(self, rows_A: Tensor, world_size: int) -> Owed:
+        """What this rank owes, of one module: int64 `rows_A`, on the host, are asked of it by rank after rank."""
+
+
 @dataclass(frozen=True)
 class ModulePlan:
-    """One Engram module's part of a step.
+    """One Engram module's part of a step. Its tensors are where they were made: on the host, or on the device.
 
     Attributes:
         indices: for each micro-batch, every lookup's place among this rank's U rows.
@@ -62,13 +89,19 @@ class ModulePlan:
     owed_starts_O: Tensor
     owned: slice
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ModulePlan":
+        """The plan with every tensor replaced, in an order that is always the same."""
+        indices = tuple(index.map(change) for index in self.indices)
+        places_A, order_A, starts_O = map(change, (self.owed_places_A, self.owed_order_A, self.owed_starts_O))
+        return replace(self, indices=indices, owed_places_A=places_A, owed_order_A=order_A, owed_starts_O=starts_O)
+
 
 @dataclass(frozen=True)
 class Plan:
     """A step, seen from one rank.
 
     Attributes:
-        rows_O: int64, ascending: places in this rank's shard of the rows that the step uses.
+        rows_O: int64, ascending, on the host: places in this rank's shard of the rows that the step uses.
         most_rows: the largest number of such rows that any rank has: the same on every rank.
         modules: the Engram modules' parts.
         batches: the micro-batches that it was made for.
@@ -79,10 +112,14 @@ class Plan:
     modules: tuple[ModulePlan, ...]
     batches: Sequence[TokenBatch]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+        """The plan with every tensor of its modules replaced, in an order that is always the same."""
+        return replace(self, modules=tuple(part.map(change) for part in self.modules))
+
 
 def make_plan(
     batches: Sequence[TokenBatch],
-    addresses: AddressBook,
+    finder: RowFinder,
     sharding: Sharding,
     rank: int,
     group: dist.ProcessGroup | None,
@@ -92,29 +129,18 @@ def make_plan(
     Collective over `group`, a group of host-side communication: every rank must plan the same steps in the same order.
     """
     modules = range(len(sharding.num_rows))
-    rows = [addresses.all_rows(batch.tokens_BT, batch.positions_BT) for batch in batches]
-    uniques, indices = zip(*(deduplicate([part[module] for part in rows]) for module in modules), strict=True)
+    uniques, indices = zip(*finder.of_batches(batches), strict=True)
     counts_WM = torch.stack([sharding.counts(module, uniques[module]) for module in modules], dim=1)
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, parts_O, start = [], [], 0
     for module in modules:
-        owned, places_A, order_A, starts_O = _union(owed_rows[module], sharding.world_size)
+        owned, places_A, order_A, starts_O = finder.owed(owed_rows[module], sharding.world_size)
         part = slice(start, start := start + len(owned))
         asked, owed = counts_WM[:, module].tolist(), owed_WM[:, module].tolist()
         plans.append(ModulePlan(indices[module], asked, owed, places_A, order_A, starts_O, part))
         parts_O.append(sharding.to_shard(module, rank, owned))
     rows_O = torch.cat(parts_O)
     return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), batches)
-
-
-def _union(owed_rows_A: Tensor, world_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows that any rank asks for, ascending; and of a `ModulePlan`: places, order and starts."""
-    if world_size == 1:
-        nothing = torch.empty(0, dtype=torch.int32)
-        return owed_rows_A, torch.arange(len(owed_rows_A)), nothing, nothing
-    owned, (index,) = deduplicate([owed_rows_A])
-    # One segment a row, as every row is read.
-    return owned, index.segment_N.to(torch.int64), index.order_N, index.offsets_V
 
 
 def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> int:

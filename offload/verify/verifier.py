@@ -107,6 +107,7 @@ class Verifier(Observer):
         self._shadow.put(rows, records_UW)
 
     def _check_plan(self, when: str, plan: Plan) -> None:
+        plan = plan.map(Tensor.cpu)
         rows = [self._addresses.all_rows(batch.tokens_BT, batch.positions_BT) for batch in plan.batches]
         used = []
         for module, part in enumerate(plan.modules):
@@ -151,6 +152,7 @@ class Verifier(Observer):
         return self._shadow.updated(start, start + SAMPLE_ROWS)
 
     def _compare_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        plan = plan.map(Tensor.cpu)
         # Only now is it known what steps a checkpoint had applied.
         self._updater = self._updater or copy.deepcopy(self._shard.updater)
         layout = self._shadow.layout

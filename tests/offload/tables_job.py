@@ -26,8 +26,14 @@ class Addresses:
     def num_rows(self, module: int) -> int:
         return (97, 61)[module]
 
+    def check(self, tokens_BT: Tensor) -> None:
+        """There are rows for every token id."""
+
+    def on(self, device: torch.device) -> "Addresses":
+        return self
+
     def rows(self, module: int, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        slots_S = torch.arange(SLOTS)
+        slots_S = torch.arange(SLOTS, device=tokens_BT.device)
         mixed = (tokens_BT + 7 * positions_BT.clamp(max=1))[..., None] * (slots_S + 3) + module
         return mixed % self.num_rows(module)
 

@@ -42,6 +42,14 @@ def test_every_answer_of_the_window_is_that_of_the_shadow(engine: str) -> None:
     assert run_job(GPU_JOB, config.model_copy(update={"verify": True})).digest == run_job(GPU_JOB, config).digest
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_device_that_plans_gives_the_bits_of_a_cpu_that_does(depth: int) -> None:
+    config = window("zero_copy", depth)
+    planned = config.model_copy(update={"planner": "device"})
+    assert run_job(GPU_JOB, planned).digest == run_job(GPU_JOB, config).digest
+    assert run_job(GPU_JOB, planned.model_copy(update={"verify": True})).digest == run_job(GPU_JOB, config).digest
+
+
 @pytest.mark.parametrize("engine", ["zero_copy", "staged"])
 def test_resuming_from_saved_rows_continues_bitwise(engine: str) -> None:
     straight = run_job(GPU_JOB, window(engine, 2))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
+from offload.plan.finders import HostFinder
 from offload.plan.plan import Plan, Tokens, make_plan
 from offload.plan.sharding import Sharding
 from train.config.file import load
@@ -29,6 +30,15 @@ def index_bytes(plan: Plan) -> int:
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors}.values())
 
 
+def bus_bytes(plan: Plan) -> dict[str, int]:
+    """What each planner gives the bus of such a step, to the device and back, beside the rows' places."""
+    made: list[Tensor] = []
+    plan.map(lambda tensor: made.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    tokens = sum(batch.tokens_BT.numel() for batch in plan.batches)
+    # int64 ids and positions go; unique rows come back in int32, as those of tables below 2^31 rows do.
+    return {"cpu": sum(part.nbytes for part in made), "device": 16 * tokens + 4 * len(plan.rows_O)}
+
+
 def plan_of(config: Path, ranks: int) -> Plan:
     """One rank's step, planned as if it were alone: indices do not depend on who owns the rows."""
     job = load(str(config), [], JobConfig)
@@ -41,7 +51,7 @@ def plan_of(config: Path, ranks: int) -> Plan:
     )
     positions_BT = torch.arange(length).expand(train.micro_batch_size, length)
     book = AddressBook(
-        identity_vocabulary(job.model.vocab_size, pad_id=engram.pad_id),
+        identity_vocabulary(job.model.vocab_size, pad_id=engram.pad_id or 0),
         layers=engram.layers,
         orders=engram.orders,
         heads=engram.heads,
@@ -49,7 +59,8 @@ def plan_of(config: Path, ranks: int) -> Plan:
         seed=engram.seed,
     )
     sharding = Sharding(tuple(book.num_rows(module) for module in range(book.num_modules)), 1)
-    return make_plan([Tokens(torch.from_numpy(each), positions_BT) for each in drawn], book, sharding, 0, None)
+    batches = [Tokens(torch.from_numpy(each), positions_BT) for each in drawn]
+    return make_plan(batches, HostFinder(book), sharding, 0, None)
 
 
 def main() -> None:
@@ -61,6 +72,9 @@ def main() -> None:
     print(f"{config.stem}, one of {ranks} ranks: {batches} micro-batches, {lookups:,} lookups of {rows:,} unique rows")
     print(f"rows read, counted in each micro-batch: {read:,}")
     print(f"indices: {index_bytes(plan) / 1e6:,.0f} MB")
+    print(
+        *(f"over the bus, planner={name}: {count / 1e6:,.1f} MB" for name, count in bus_bytes(plan).items()), sep="\n"
+    )
     print(f"with a start for each unique row in each micro-batch: {(8 * lookups + 4 * batches * rows) / 1e6:,.0f} MB")
 
 

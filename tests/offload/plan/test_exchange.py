@@ -11,9 +11,11 @@ from torch import Tensor
 
 from offload.plan import exchange
 from offload.plan.exchange import exchange_gradients
-from offload.plan.plan import ModulePlan, _union
+from offload.plan.finders import HostFinder
+from offload.plan.plan import ModulePlan
 from tests.distributed import run_ranks
 from tests.kernels.launches import on_a_gpu
+from tests.offload.tables_job import Addresses
 
 ROWS, COLUMNS = 40, 5
 
@@ -29,7 +31,7 @@ def plan_of(asked: list[Tensor], rank: int) -> ModulePlan:
     """The plan of `rank` where rank 0 owns all rows that are used."""
     mine, ranks = asked[rank], len(asked)
     wanted = asked if rank == 0 else [torch.empty(0, dtype=torch.int64)] * ranks
-    owned, *of_owner = _union(torch.cat(wanted), ranks)
+    owned, *of_owner = HostFinder(Addresses()).owed(torch.cat(wanted), ranks)
     return ModulePlan(
         (), [len(mine), *[0] * (ranks - 1)], [len(rows) for rows in wanted], *of_owner, slice(0, len(owned))
     )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from offload.plan.finders import HostFinder
 from offload.plan.plan import Tokens, make_plan
 from offload.plan.sharding import Sharding
 from tests.distributed import run_ranks
@@ -25,7 +26,7 @@ def test_a_plan_grows_with_its_lookups_and_not_with_micro_batches_times_rows() -
 
     def size(batches: int) -> int:
         parts = [Tokens(part[None], torch.zeros_like(part)[None]) for part in tokens.chunk(batches)]
-        plan = make_plan(parts, Apart(), sharding, 0, None)  # type: ignore[arg-type]
+        plan = make_plan(parts, HostFinder(Apart()), sharding, 0, None)  # type: ignore[arg-type]
         assert len(plan.rows_O) == SLOTS * 1024
         return index_bytes(plan)
 
