@@ -150,7 +150,7 @@ class VirtualWorker(Executor):
                 result = work()
                 self._simulation.charge()
                 future.set_result(result)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 future.set_exception(error)
             self._simulation.wake(future.sleepers)
         self._over = True

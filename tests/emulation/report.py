@@ -61,7 +61,9 @@ def depths_table(resident: Run, runs: Mapping[int, Run], scale: int) -> str:
     different = [name for name, run in columns.items() if run.norms != resident.norms]
     lines.append(f"gradient norms of other bits than resident: {', '.join(different) or 'none'}")
     best = min(run.seconds for run in runs.values()) / resident.seconds
-    lines.append(f"goal, at most {GOAL} times resident, in emulation: {'met' if best <= GOAL else 'not met'} ({best:.4f})")
+    lines.append(
+        f"goal, at most {GOAL} times resident, in emulation: {'met' if best <= GOAL else 'not met'} ({best:.4f})"
+    )
     return "\n" + "\n".join(lines)
 
 

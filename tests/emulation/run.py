@@ -34,7 +34,6 @@ from tests.emulation.network import EmulatedEngine
 from tests.emulation.workload import Workload
 from train.trainer import Trainer
 
-
 _FURTHER = 70
 """Steps that are never trained, beyond any look-ahead."""
 
@@ -88,12 +87,22 @@ class StepReport:
     copied: float
 
 
+@dataclass(frozen=True)
+class Access:
+    """What a span reads and writes: rows of host memory, or slots."""
+
+    span: Span
+    reads: tuple[str, Tensor]
+    writes: tuple[str, Tensor]
+
+
 @dataclass
 class Run:
-    """The steps of a run that count, and the gradient's norms of all, bit by bit."""
+    """The steps of a run that count, and the gradient's norms of all, bit by bit; accesses of all, if asked for."""
 
     steps: list[StepReport] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -121,19 +130,22 @@ def run(
     warmup: int,
     steps: int,
     variant: Variant = Variant(),
+    watched: bool = False,
 ) -> Run:
-    """Trains, the first `warmup` steps uncounted; all rows resident without a depth."""
-    gc.collect()
-    gc.disable()
+    """Trains, the first `warmup` steps uncounted; all rows resident without a depth. `watched` keeps the accesses."""
+    gc.disable()  # its pauses would count as work
     try:
-        return _Emulation(workload, hardware, depth, variant).train(warmup, steps)
+        return _Emulation(workload, hardware, depth, variant, watched).train(warmup, steps)
     finally:
         gc.enable()
 
 
 class _Emulation:
-    def __init__(self, workload: Workload, hardware: Hardware, depth: int | None, variant: Variant) -> None:
+    def __init__(
+        self, workload: Workload, hardware: Hardware, depth: int | None, variant: Variant, watched: bool
+    ) -> None:
         self.workload, self.hardware, self.depth, self.variant = workload, hardware, depth, variant
+        self.watched, self.result = watched, Run()
         self.simulation = Simulation(hardware.rate(variant.programs), hardware.host.factor)
         self.streams = VirtualStreams(self.simulation, self._send)
         self.side = VirtualStreams.new(self.streams)
@@ -157,7 +169,7 @@ class _Emulation:
                 checkpoints=cast(Any, None),
                 reporter=cast(Any, None),
             )
-            result = Run()
+            result = self.result
             for number in range(warmup + steps):
                 began = self.streams.compute.last
                 self.copies.clear()
@@ -219,9 +231,14 @@ class _Emulation:
     def _send(self, nbytes: int) -> None:
         self._launch("numbers", nbytes / self.hardware.link.copy_engine_bytes_per_second)
 
-    def _copy(self, what: str, rows: int) -> None:
+    def _copy(self, what: str, rows: int) -> Span:
         seconds = self.hardware.copy_seconds(what, rows * self.workload.record_bytes, self.variant.programs)
-        self.copies.append(self._launch(what, seconds))
+        self.copies.append(copy := self._launch(what, seconds))
+        return copy
+
+    def _note(self, span: Span, reads: tuple[str, Tensor], writes: tuple[str, Tensor]) -> None:
+        if self.watched:
+            self.result.accesses.append(Access(span, reads, writes))
 
     def _fetch(self, fetch: Callable[..., None]) -> Callable[..., None]:
         def fetched(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **how: Any) -> None:
@@ -230,7 +247,7 @@ class _Emulation:
                 moved = len(rows)
                 if self.variant.fresh_stay:
                     moved = int((window[slots].view(torch.int32)[:, -1] != 0).sum())
-            self._copy(FETCH, moved)
+            self._note(self._copy(FETCH, moved), ("row", rows), ("slot", slots))
 
         return fetched
 
@@ -238,7 +255,7 @@ class _Emulation:
         def written(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor, **how: Any) -> None:
             with self.simulation.uncharged():
                 write(window, slots, host, rows, **how)
-            self._copy(WRITE_BACK, len(rows))
+            self._note(self._copy(WRITE_BACK, len(rows)), ("slot", slots), ("row", rows))
 
         return written
 
@@ -258,7 +275,8 @@ class _Emulation:
                 weights_UD = read(updater, records_CW, slots_U)
             aside = self.variant.values_aside
             with self._aside(aside):
-                self._launch("rows", len(slots_U) * self.hardware.rows.read_seconds)
+                span = self._launch("rows", len(slots_U) * self.hardware.rows.read_seconds)
+                self._note(span, ("slot", slots_U), ("slot", slots_U[:0]))
                 self._exchange(len(slots_U))
                 if aside:
                     self.values = self.side.record_event()
@@ -298,7 +316,7 @@ class _Emulation:
         def updating(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor, *args: Any, **how: Any) -> None:
             with self.simulation.uncharged():
                 update(updater, records_CW, slots_U, *args, **how)
-            self._launch("rows", len(slots_U) * row_seconds)
+            self._note(self._launch("rows", len(slots_U) * row_seconds), ("slot", slots_U), ("slot", slots_U))
 
         return updating
 
