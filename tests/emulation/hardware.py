@@ -14,6 +14,7 @@ from tests.emulation.clock import Rate, Span
 FILE = Path(__file__).parents[2] / "launch/plan/hardware.yaml"
 MODEL, FETCH, WRITE_BACK = "model", "fetch", "write-back"
 COPIES = (FETCH, WRITE_BACK)
+_MEASURED_PROGRAMS = 8
 THREADS = ("loop", "engram-window", "engram-plan")
 
 
@@ -34,7 +35,7 @@ class Link(_Numbers):
     write_back_with_4_programs: float = Field(gt=0, le=1)
     both_directions: float = Field(gt=0, le=1)
     beside_model: float = Field(gt=0, le=1)
-    slowdown_per_program: float = Field(ge=0)
+    lost_to_copies: float = Field(ge=0, lt=1)
 
 
 class Host(_Numbers):
@@ -71,12 +72,12 @@ class Hardware(_Numbers):
 
     def rate(self, programs: int) -> Rate:
         """What work beside each other does to its speed, with copies of so many programs."""
-        link, slowdown = self.link, 1 + self.link.slowdown_per_program * programs
+        link, lost = self.link, self.link.lost_to_copies * programs / _MEASURED_PROGRAMS
 
         def of(span: Span, running: Sequence[Span]) -> float:
             kinds = {each.what for each in running}
             if span.what == MODEL:
-                return 1 / slowdown if kinds.intersection(COPIES) else 1.0
+                return 1 - lost if kinds.intersection(COPIES) else 1.0
             if span.what in COPIES:
                 both = link.both_directions if kinds.issuperset(COPIES) else 1.0
                 return both * (link.beside_model if MODEL in kinds else 1.0)

@@ -82,7 +82,8 @@ def test_copies_beside_the_model_are_slower_and_the_more_so_both_ways() -> None:
     assert rate(fetch, [fetch]) == 1.0
     assert rate(fetch, [fetch, model]) == link.beside_model
     assert rate(fetch, [fetch, model, write]) == pytest.approx(link.beside_model * link.both_directions)
-    assert rate(model, [fetch, model]) == pytest.approx(1 / (1 + 8 * link.slowdown_per_program))
+    assert rate(model, [fetch, model]) == 1 - link.lost_to_copies
+    assert hardware.rate(4)(model, [fetch, model]) == 1 - link.lost_to_copies / 2
 
 
 def test_an_unknown_machine_is_told_with_those_that_there_are() -> None:

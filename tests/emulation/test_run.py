@@ -36,7 +36,7 @@ def workload() -> Workload:
 def hardware(**link: float) -> Hardware:
     """A host that takes no time, and links as fast as they are said to be; else the H200's numbers."""
     h200 = read_hardware("h200")
-    free = {"both_directions": 1.0, "beside_model": 1.0, "write_back_with_4_programs": 1.0, "slowdown_per_program": 0.0}
+    free = {"both_directions": 1.0, "beside_model": 1.0, "write_back_with_4_programs": 1.0, "lost_to_copies": 0.0}
     rates = dict.fromkeys(("fetch", "write_back", "copy_engine"), INFINITE)
     rates |= link
     return h200.model_copy(
