@@ -23,7 +23,7 @@ _ALL = {
 }
 TODAY = Variant()
 VARIANTS = {
-    "decided in the loop, as before": Variant(decided_in_loop=True),
+    "slots decided in the loop": Variant(decided_in_loop=True),
     "4 programs a copy": Variant(programs=4),
     "rows never updated stay": Variant(fresh_stay=True),
     "missed steps replayed once": Variant(replayed_once=True),

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.emulation.clock import Span
-from tests.emulation.hardware import COPIES, MODEL
+from tests.emulation.hardware import MODEL, OPTIMIZER
 
 INTERFERENCE = "interference"
 KINDS = {
     "launches": "launches",
     MODEL: "model",
+    OPTIMIZER: "backbone's optimizer",
     "loop": "loop's own work",
     "engram-window": "window's thread",
     "engram-plan": "planner",
@@ -47,12 +48,3 @@ def critical_path(last: Span, since: float) -> Counter[str]:
             spent = alone
         seconds[kind] += spent
     return seconds
-
-
-def exposed(path: Counter[str], kinds: tuple[str, ...]) -> float:
-    """Seconds of these kinds."""
-    return sum(path[KINDS[kind]] for kind in kinds)
-
-
-TRANSFERS = (*COPIES, "numbers")
-HOST_WORK = ("loop", "engram-window", "engram-plan")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from tests.emulation.clock import Rate, Span
 
 FILE = Path(__file__).parents[2] / "launch/plan/hardware.yaml"
-MODEL, FETCH, WRITE_BACK = "model", "fetch", "write-back"
+MODEL, OPTIMIZER, FETCH, WRITE_BACK = "model", "optimizer", "fetch", "write-back"
 COPIES = (FETCH, WRITE_BACK)
 _MEASURED_PROGRAMS = 8
 THREADS = ("loop", "engram-window", "engram-plan")

@@ -15,7 +15,7 @@ from kernels.gather import gather
 from model.engram import MemoryRows
 from tests.emulation.clock import Simulation
 from tests.emulation.device import VirtualStreams
-from tests.emulation.hardware import MODEL, Hardware
+from tests.emulation.hardware import MODEL, OPTIMIZER, Hardware
 
 _FORWARD = 1 / 3
 """Of a micro-batch's operations and launches: the backward has two products for each of the forward's."""
@@ -94,7 +94,8 @@ class EmulatedEngine:
 
     def gradient_norm_squared(self) -> Tensor:
         launches = self._hardware.backbone.optimizer_launches
-        self._launch(launches, self._size.optimizer_bytes / 8 / self._hardware.device.memory_bytes_per_second)
+        seconds = self._size.optimizer_bytes / 8 / self._hardware.device.memory_bytes_per_second
+        self._launch(OPTIMIZER, launches, seconds)
         event = self._streams.compute.record_event()
         event.synchronize()
         return torch.ones((), dtype=torch.float64)
@@ -107,16 +108,16 @@ class EmulatedEngine:
     def late_step(self) -> None:
         """The backbone's update."""
         seconds = self._size.optimizer_bytes / self._hardware.device.memory_bytes_per_second
-        self._launch(self._hardware.backbone.optimizer_launches, seconds)
+        self._launch(OPTIMIZER, self._hardware.backbone.optimizer_launches, seconds)
 
     def _give(self, part: float) -> None:
         """A part of a micro-batch."""
         seconds = part * self._size.flops / self._hardware.device.flops_per_second
-        self._launch(part * self._size.launches, seconds)
+        self._launch(MODEL, part * self._size.launches, seconds)
 
-    def _launch(self, launches: float, seconds: float) -> None:
+    def _launch(self, what: str, launches: float, seconds: float) -> None:
         pieces = max(1, round(launches / _LAUNCHES_A_SPAN))
         self._simulation.charge()
         for _ in range(pieces):
             self._simulation.work(launches / pieces * self._hardware.host.launch_seconds, "launches")
-            self._streams.compute.launch(MODEL, seconds / pieces)
+            self._streams.compute.launch(what, seconds / pieces)
