@@ -5,7 +5,7 @@ import gc
 import click
 
 from launch.commands.number_list import NumberList
-from tests.emulation.hardware import read_hardware
+from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, heading, variants_table
 from tests.emulation.run import Run, Variant, run
 from tests.emulation.workload import Part, Workload
@@ -59,14 +59,20 @@ def main(
     try:
         job, hardware = load(config, list(overrides), JobConfig), read_hardware(machine)
         workload = Workload(job, Part(ranks, scale), hardware)
-    except (UserError, ValueError) as error:
+        click.echo(heading(config, machine, workload))
+        _emulate(workload, hardware, depths, variants, warmup=warmup, steps=steps)
+    except (UserError, ValueError) as error:  # a window that is too small is a ValueError, too
         raise click.ClickException(str(error)) from None
-    click.echo(heading(config, machine, workload))
 
+
+def _emulate(
+    workload: Workload, hardware: Hardware, depths: tuple[int, ...], variants: int | None, *, warmup: int, steps: int
+) -> None:
     def emulated(depth: int | None, variant: Variant = TODAY) -> Run:
         gc.collect()  # the last run's tables
         return run(workload, hardware, depth, warmup=warmup, steps=steps, variant=variant)
 
+    scale = workload.part.scale
     residents = {TODAY: (resident := emulated(None))}
     runs = {depth: emulated(depth) for depth in depths}
     click.echo(depths_table(resident, runs, scale))

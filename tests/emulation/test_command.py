@@ -41,3 +41,9 @@ def test_a_mistake_is_told_in_one_line(arguments: tuple[str, ...], message: str)
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.output.splitlines()) == 1
+
+
+def test_a_window_too_small_for_a_step_is_told_and_no_crash() -> None:
+    result = invoked("offload.window_rows=10", "--depths", "1")
+    assert result.exit_code == 1
+    assert "offload.window_rows: step 1 alone needs" in result.output.splitlines()[-1]
