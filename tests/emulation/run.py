@@ -1,0 +1,372 @@
+"""Runs the real planner, tables, window, engine and training loop over virtual streams and threads."""
+
+import gc
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import offload.device.sender
+import offload.plan.planner
+import offload.step
+import offload.tables
+import offload.transfers.open
+import offload.transfers.zero_copy
+import offload.window.interface
+import offload.window.store
+from kernels.records import PROGRAMS
+from offload.rows.records import RowInit
+from offload.rows.updater import RowUpdater
+from offload.step import Step
+from offload.tables import EngramTables
+from tests.emulation.clock import Simulation, Span
+from tests.emulation.critical_path import critical_path
+from tests.emulation.device import VirtualEvent, VirtualStreams, VirtualWorker
+from tests.emulation.hardware import FETCH, WRITE_BACK, Hardware
+from tests.emulation.network import EmulatedEngine
+from tests.emulation.workload import Workload
+from train.trainer import Trainer
+
+_FURTHER = 70
+"""Steps that are never trained, beyond any look-ahead."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is emulated otherwise than the code has it; by default nothing.
+
+    Attributes:
+        decided_in_loop: the loop decides on the window's slots.
+        programs: of each copy.
+        fresh_stay: rows that were never updated are not fetched.
+        replayed_once: the update of rows does not replay their missed steps again.
+        values_aside: rows are read, and their values exchanged, on a side stream until the first Engram layer.
+        gradients_early: gradients go to their owners when the backward of the first Engram layer is done.
+        rows_before_backbone: rows are updated before the backbone, whose optimizer write-backs and fetches go under.
+    """
+
+    decided_in_loop: bool = False
+    programs: int = PROGRAMS
+    fresh_stay: bool = False
+    replayed_once: bool = False
+    values_aside: bool = False
+    gradients_early: bool = False
+    rows_before_backbone: bool = False
+
+    @property
+    def resident(self) -> "Variant":
+        """What of it there is to change where all rows are resident."""
+        return replace(self, decided_in_loop=False, programs=PROGRAMS, fresh_stay=False)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step.
+
+    Attributes:
+        seconds: from the end of the last step's last work on the device to the end of this one's.
+        path: what they were spent on; the sum is `seconds`.
+        stall: the loop waited for plans and rows, as the tables count it.
+        rows, fetched, written: that the step needed, and that travelled meanwhile.
+        copied: seconds that copies of rows were under way.
+    """
+
+    seconds: float
+    path: Counter[str]
+    stall: float
+    rows: int
+    fetched: int
+    written: int
+    copied: float
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a span reads and writes: rows of host memory, or slots."""
+
+    span: Span
+    reads: tuple[str, Tensor]
+    writes: tuple[str, Tensor]
+
+
+@dataclass
+class Run:
+    """The steps of a run that count, and the gradient's norms of all, bit by bit; accesses of all, if asked for."""
+
+    steps: list[StepReport] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of a step: the mean, so that the parts add up."""
+        return statistics.fmean(step.seconds for step in self.steps)
+
+    @property
+    def path(self) -> Counter[str]:
+        """Of a step: means."""
+        total: Counter[str] = Counter()
+        for step in self.steps:
+            total.update(step.path)
+        return Counter({kind: seconds / len(self.steps) for kind, seconds in total.items()})
+
+    def mean(self, of: Callable[[StepReport], float]) -> float:
+        """Of a step."""
+        return statistics.fmean(map(of, self.steps))
+
+
+def run(
+    workload: Workload,
+    hardware: Hardware,
+    depth: int | None,
+    *,
+    warmup: int,
+    steps: int,
+    variant: Variant = Variant(),
+    watched: bool = False,
+) -> Run:
+    """Trains, the first `warmup` steps uncounted; all rows resident without a depth. `watched` keeps the accesses."""
+    gc.disable()  # its pauses would count as work
+    try:
+        return _Emulation(workload, hardware, depth, variant, watched).train(warmup, steps)
+    finally:
+        gc.enable()
+
+
+class _Emulation:
+    def __init__(
+        self, workload: Workload, hardware: Hardware, depth: int | None, variant: Variant, watched: bool
+    ) -> None:
+        self.workload, self.hardware, self.depth, self.variant = workload, hardware, depth, variant
+        self.watched, self.result = watched, Run()
+        self.simulation = Simulation(hardware.rate(variant.programs), hardware.host.factor)
+        self.streams = VirtualStreams(self.simulation, self._send)
+        self.side = VirtualStreams.new(self.streams)
+        self.values: VirtualEvent | None = None
+        self.gradients: VirtualEvent | None = None
+        self.copies: list[Span] = []
+
+    def train(self, warmup: int, steps: int) -> Run:
+        with _one_rank(), self._over_virtual_time():
+            tables = self._open(warmup + steps)
+            engine = EmulatedEngine(
+                self.simulation, self.streams, self.hardware, self.workload.size, self._before, self._behind
+            )
+            engine.optimizer_waits = self.variant.rows_before_backbone
+            trainer = Trainer(
+                self.workload.job,
+                engine=cast(Any, engine),
+                tables=tables,
+                train_loader=cast(Any, None),
+                validation_loader=cast(Any, None),
+                checkpoints=cast(Any, None),
+                reporter=cast(Any, None),
+            )
+            result = self.result
+            for number in range(warmup + steps):
+                began = self.streams.compute.last
+                self.copies.clear()
+                tables.take_traffic()
+                result.norms.append(trainer.train_step(number).grad_norm)
+                if engine.optimizer_waits:
+                    engine.late_step()
+                self.simulation.charge()
+                if number >= warmup:
+                    result.steps.append(self._report(tables, began))
+            tables.close()
+        return result
+
+    def _open(self, num_steps: int) -> EngramTables:
+        job = self.workload.job
+        update: dict[str, Any] = {"engine": "auto", "mode": "resident"}
+        if self.depth is not None:
+            update = {"engine": "zero_copy", "mode": "window", "depth": self.depth, "programs": self.variant.programs}
+        with self.simulation.uncharged():
+            return EngramTables(
+                job.offload.model_copy(update=update),
+                self.workload.addresses,
+                dim=job.model.engram.row_dim,  # type: ignore[union-attr]
+                init=RowInit(job.train.seed, 0.02),
+                batches=self.workload.batches,
+                num_steps=num_steps + _FURTHER,  # the last steps that count look ahead as all others do
+            )
+
+    def _report(self, tables: EngramTables, began: Span) -> StepReport:
+        traffic = tables.take_traffic()
+        last = self.streams.compute.last
+        # Copies that still go on belong to the next step, which clears the list when it begins.
+        copied = sum(span.end - span.start for span in self.copies if span.done)
+        self.simulation.wait(last)
+        seconds = last.end - began.end
+        path = critical_path(last, began.end)
+        return StepReport(
+            seconds, path, traffic.waited_s, traffic.requested, traffic.fetched, traffic.written_back, copied
+        )
+
+    # The order of the steps that are otherwise than in the code.
+
+    def _before(self) -> None:
+        if self.values is not None:
+            self.streams.compute.wait_event(self.values)
+            self.values = None
+
+    def _behind(self) -> None:
+        if self.variant.gradients_early:
+            self.gradients = self.streams.compute.record_event()
+
+    # What the device does.
+
+    def _launch(self, what: str, seconds: float, launches: int = 1) -> Span:
+        self.simulation.charge()
+        self.simulation.work(launches * self.hardware.host.launch_seconds, self.simulation.thread.name)
+        return self.streams.current().launch(what, seconds)
+
+    def _send(self, nbytes: int) -> None:
+        self._launch("numbers", nbytes / self.hardware.link.copy_engine_bytes_per_second)
+
+    def _copy(self, what: str, rows: int) -> Span:
+        seconds = self.hardware.copy_seconds(what, rows * self.workload.record_bytes, self.variant.programs)
+        self.copies.append(copy := self._launch(what, seconds))
+        return copy
+
+    def _note(self, span: Span, reads: tuple[str, Tensor], writes: tuple[str, Tensor]) -> None:
+        if self.watched:
+            self.result.accesses.append(Access(span, reads, writes))
+
+    def _fetch(self, fetch: Callable[..., None]) -> Callable[..., None]:
+        def fetched(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **how: Any) -> None:
+            with self.simulation.uncharged():
+                fetch(host, rows, window, slots, **how)
+                moved = len(rows)
+                if self.variant.fresh_stay:
+                    moved = int((window[slots].view(torch.int32)[:, -1] != 0).sum())
+            self._note(self._copy(FETCH, moved), ("row", rows), ("slot", slots))
+
+        return fetched
+
+    def _write(self, write: Callable[..., None]) -> Callable[..., None]:
+        def written(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor, **how: Any) -> None:
+            with self.simulation.uncharged():
+                write(window, slots, host, rows, **how)
+            self._note(self._copy(WRITE_BACK, len(rows)), ("slot", slots), ("row", rows))
+
+        return written
+
+    @contextmanager
+    def _aside(self, wanted: bool, after: VirtualEvent | None = None) -> Iterator[None]:
+        """Work of the device that goes to the side stream, behind what the model's was given so far or up to a mark."""
+        if not wanted:
+            yield
+            return
+        self.side.wait_event(after or self.streams.compute.record_event())
+        with self.streams.use(self.side):
+            yield
+
+    def _read(self, read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def reading(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor) -> Tensor:
+            with self.simulation.uncharged():
+                weights_UD = read(updater, records_CW, slots_U)
+            aside = self.variant.values_aside
+            with self._aside(aside):
+                span = self._launch("rows", len(slots_U) * self.hardware.rows.read_seconds)
+                self._note(span, ("slot", slots_U), ("slot", slots_U[:0]))
+                self._exchange(len(slots_U))
+                if aside:
+                    self.values = self.side.record_event()
+            return weights_UD
+
+        return reading
+
+    def _exchange(self, rows: int) -> None:
+        ranks = self.workload.part.ranks
+        if ranks > 1:
+            sent = rows * self.workload.row_bytes * (ranks - 1) / ranks
+            self._launch("exchange", sent / self.hardware.device.exchange_bytes_per_second)
+
+    def _reduce(self, reduce: Callable[[Step], Tensor]) -> Callable[[Step], Tensor]:
+        def reducing(step: Step) -> Tensor:
+            with self.simulation.uncharged():
+                norm_squared = reduce(step)
+            rows = sum(len(leaf) for leaf in step.rows.leaves)
+            with self._aside(self.gradients is not None, self.gradients):
+                self._exchange(rows)
+                seconds = 3 * rows * self.workload.row_bytes / self.hardware.device.memory_bytes_per_second
+                self._launch("rows", seconds, launches=3)
+            if self.gradients is not None:
+                self.streams.compute.wait_event(self.side.record_event())
+                self.gradients = None
+            return norm_squared
+
+        return reducing
+
+    def _update(self, update: Callable[..., None]) -> Callable[..., None]:
+        rows = self.hardware.rows
+        row_seconds = rows.update_seconds
+        if self.variant.replayed_once:
+            moved = self.workload.record_bytes / self.hardware.device.memory_bytes_per_second
+            row_seconds -= max(0.0, rows.read_seconds - moved)
+
+        def updating(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor, *args: Any, **how: Any) -> None:
+            with self.simulation.uncharged():
+                update(updater, records_CW, slots_U, *args, **how)
+            self._note(self._launch("rows", len(slots_U) * row_seconds), ("slot", slots_U), ("slot", slots_U))
+
+        return updating
+
+    @contextmanager
+    def _over_virtual_time(self) -> Iterator[None]:
+        beside = () if self.variant.decided_in_loop else ("cpu",)
+        zero_copy = offload.transfers.zero_copy
+
+        def worker(name: str, *_: Any) -> VirtualWorker:
+            return VirtualWorker(self.simulation, name)
+
+        with ExitStack() as stack:
+
+            def put(owner: Any, name: str, value: Any) -> None:
+                stack.enter_context(mock.patch.object(owner, name, value))
+
+            for seam in (offload.device.sender, offload.transfers.open):
+                put(seam, "streams_of", lambda _: self.streams)
+            for seam in (offload.window.store, offload.plan.planner):
+                put(seam, "background_worker", worker)
+            for seam in (offload.window.interface, offload.plan.planner):
+                put(seam, "time", _VirtualTime(self.simulation))
+            put(offload.tables, "_DECIDING_BESIDE", beside)
+            put(offload.tables, "make_plan", self.workload.planned(self.simulation, offload.tables.make_plan))
+            put(zero_copy, "fetch_records", self._fetch(zero_copy.fetch_records))
+            put(zero_copy, "write_records", self._write(zero_copy.write_records))
+            put(RowUpdater, "read", self._read(RowUpdater.read))
+            put(RowUpdater, "update_at", self._update(RowUpdater.update_at))
+            put(Step, "reduce", self._reduce(Step.reduce))
+            yield
+
+
+class _VirtualTime:
+    """What the tables' own counters of waiting look at."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    def perf_counter(self) -> float:
+        self._simulation.charge()
+        return self._simulation.now
+
+
+@contextmanager
+def _one_rank() -> Iterator[None]:
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
