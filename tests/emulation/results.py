@@ -39,6 +39,9 @@ class Variant:
         return replace(self, decided_in_loop=False, programs=PROGRAMS, fresh_stay=False)
 
 
+TODAY = Variant()
+
+
 @dataclass(frozen=True)
 class StepReport:
     """One step.

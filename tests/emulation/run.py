@@ -27,7 +27,7 @@ from tests.emulation.critical_path import critical_path
 from tests.emulation.device import VirtualEvent, VirtualStreams, VirtualWorker
 from tests.emulation.hardware import FETCH, WRITE_BACK, Hardware
 from tests.emulation.network import EmulatedEngine
-from tests.emulation.results import Access, Run, StepReport, Variant
+from tests.emulation.results import TODAY, Access, Run, StepReport, Variant
 from tests.emulation.workload import Workload
 from train.trainer import Trainer
 
@@ -42,7 +42,7 @@ def run(
     *,
     warmup: int,
     steps: int,
-    variant: Variant = Variant(),
+    variant: Variant = TODAY,
     watched: bool = False,
 ) -> Run:
     """Trains, the first `warmup` steps uncounted; all rows resident without a depth. `watched` keeps the accesses."""
