@@ -7,7 +7,8 @@ import click
 from launch.commands.number_list import NumberList
 from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, heading, variants_table
-from tests.emulation.run import Run, Variant, run
+from tests.emulation.results import TODAY, Run, Variant
+from tests.emulation.run import run
 from tests.emulation.workload import Part, Workload
 from train.config.file import load
 from train.config.job import JobConfig
@@ -21,7 +22,6 @@ _ALL = {
     "gradients_early": True,
     "rows_before_backbone": True,
 }
-TODAY = Variant()
 VARIANTS = {
     "slots decided in the loop": Variant(decided_in_loop=True),
     "4 programs a copy": Variant(programs=4),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tests.emulation.critical_path import INTERFERENCE, KINDS
-from tests.emulation.run import Run
+from tests.emulation.results import Run
 from tests.emulation.workload import Workload
 
 GOAL = 1.005

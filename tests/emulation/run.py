@@ -1,11 +1,8 @@
 """Runs the real planner, tables, window, engine and training loop over virtual streams and threads."""
 
 import gc
-import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from unittest import mock
 
@@ -21,7 +18,6 @@ import offload.transfers.open
 import offload.transfers.zero_copy
 import offload.window.interface
 import offload.window.store
-from kernels.records import PROGRAMS
 from offload.rows.records import RowInit
 from offload.rows.updater import RowUpdater
 from offload.step import Step
@@ -31,95 +27,12 @@ from tests.emulation.critical_path import critical_path
 from tests.emulation.device import VirtualEvent, VirtualStreams, VirtualWorker
 from tests.emulation.hardware import FETCH, WRITE_BACK, Hardware
 from tests.emulation.network import EmulatedEngine
+from tests.emulation.results import TODAY, Access, Run, StepReport, Variant
 from tests.emulation.workload import Workload
 from train.trainer import Trainer
 
 _FURTHER = 70
 """Steps that are never trained, beyond any look-ahead."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is emulated otherwise than the code has it; by default nothing.
-
-    Attributes:
-        decided_in_loop: the loop decides on the window's slots.
-        programs: of each copy.
-        fresh_stay: rows that were never updated are not fetched.
-        replayed_once: the update of rows does not replay their missed steps again.
-        values_aside: rows are read, and their values exchanged, on a side stream until the first Engram layer.
-        gradients_early: gradients go to their owners when the backward of the first Engram layer is done.
-        rows_before_backbone: rows are updated before the backbone, whose optimizer write-backs and fetches go under.
-    """
-
-    decided_in_loop: bool = False
-    programs: int = PROGRAMS
-    fresh_stay: bool = False
-    replayed_once: bool = False
-    values_aside: bool = False
-    gradients_early: bool = False
-    rows_before_backbone: bool = False
-
-    @property
-    def resident(self) -> "Variant":
-        """What of it there is to change where all rows are resident."""
-        return replace(self, decided_in_loop=False, programs=PROGRAMS, fresh_stay=False)
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One step.
-
-    Attributes:
-        seconds: from the end of the last step's last work on the device to the end of this one's.
-        path: what they were spent on; the sum is `seconds`.
-        stall: the loop waited for plans and rows, as the tables count it.
-        rows, fetched, written: that the step needed, and that travelled meanwhile.
-        copied: seconds that copies of rows were under way.
-    """
-
-    seconds: float
-    path: Counter[str]
-    stall: float
-    rows: int
-    fetched: int
-    written: int
-    copied: float
-
-
-@dataclass(frozen=True)
-class Access:
-    """What a span reads and writes: rows of host memory, or slots."""
-
-    span: Span
-    reads: tuple[str, Tensor]
-    writes: tuple[str, Tensor]
-
-
-@dataclass
-class Run:
-    """The steps of a run that count, and the gradient's norms of all, bit by bit; accesses of all, if asked for."""
-
-    steps: list[StepReport] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    accesses: list[Access] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Of a step: the mean, so that the parts add up."""
-        return statistics.fmean(step.seconds for step in self.steps)
-
-    @property
-    def path(self) -> Counter[str]:
-        """Of a step: means."""
-        total: Counter[str] = Counter()
-        for step in self.steps:
-            total.update(step.path)
-        return Counter({kind: seconds / len(self.steps) for kind, seconds in total.items()})
-
-    def mean(self, of: Callable[[StepReport], float]) -> float:
-        """Of a step."""
-        return statistics.fmean(map(of, self.steps))
 
 
 def run(
@@ -129,7 +42,7 @@ def run(
     *,
     warmup: int,
     steps: int,
-    variant: Variant = Variant(),
+    variant: Variant = TODAY,
     watched: bool = False,
 ) -> Run:
     """Trains, the first `warmup` steps uncounted; all rows resident without a depth. `watched` keeps the accesses."""

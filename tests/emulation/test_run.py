@@ -9,7 +9,8 @@ import pytest
 from tests.emulation.device import VirtualStream
 from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, variants_table
-from tests.emulation.run import Access, Run, Variant, run
+from tests.emulation.results import Access, Run, Variant
+from tests.emulation.run import run
 from tests.emulation.workload import Part, Workload
 from train.config.file import load
 from train.config.job import JobConfig
