@@ -43,7 +43,7 @@ def planned() -> tuple[list[int], int]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     tokens_BT = torch.tensor([ASKED[rank]])
     batch = Tokens(tokens_BT, torch.arange(4)[None])
-    plan = make_plan([batch], addresses, Sharding(addresses.sizes, world_size), rank, None)
+    plan = make_plan([batch], HostFinder(addresses), Sharding(addresses.sizes, world_size), rank, None)
     return plan.rows_O.tolist(), plan.most_rows
 
 
