@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
 
 
@@ -70,21 +71,23 @@ class RowKernels(Protocol):
     They see the learning rates of all applied steps. On a GPU they neither wait for it nor allocate from step to step.
     """
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
-        """Writes the rows' weights (fp32) with the effect of all applied steps. The slots are left as they are."""
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
+        """Writes the rows with the effect of all applied steps. The slots are left as they are."""
 
     def update(
         self,
         records_CW: Tensor,
         slots_U: Tensor,
+        got: CaughtUp,
         grad_UD: Tensor,
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
-        """Applies the last of the applied steps to the rows of the last `read`, and sets their version to its number.
+        """Applies the last of the applied steps to the rows, and sets their version to its number.
 
         Args:
             records_CW, slots_U: as they were read, with no update since; the slots (int64) are unique.
+            got: what the read wrote.
             grad_UD: fp32.
             row_ids_U: int64, job-wide; bf16 rows need them.
             gradient_scale: multiplied with the gradient first.
