@@ -1,6 +1,7 @@
-"""Steps of Adam without a gradient, of a row in a processor's nearest cache: the form of `kernels.rows.adam`.
+"""Steps of Adam without a gradient, of a row in a processor's nearest cache, one by one or all at once.
 
-The bits are those of the reference, whose docstrings say what is computed and why the shortcuts keep them.
+The bits are those of `kernels.rows.adam` and `kernels.rows.adam_closed`, whose docstrings say what is computed and why
+the shortcuts keep them.
 """
 
 from typing import NamedTuple
@@ -66,6 +67,26 @@ def replay(weights, means, squares, constants, step_sizes, roots, last, now):  #
                 resting = _rests(weights, means, squares, peak, constants.eps)
         elif step % _CHECK_MOMENTS_EVERY == 0 and _still(means, squares, constants):
             return
+
+
+@compiled
+def close(weights, means, squares, sums, offsets, decays, scratch):  # type: ignore[no-untyped-def]
+    """Applies all steps of a gap at once, in place: the form of `kernels.rows.adam_closed.close_gaps`.
+
+    Args: a row's parts; its `GapSums.sums` and the offsets; its `GapSums.decays`; float32 [2, D], overwritten.
+    """
+    roots, moves = scratch
+    for column in range(len(roots)):
+        roots[column] = np.sqrt(squares[column])
+        moves[column] = 0
+    for node in range(len(offsets)):
+        share, offset = np.float32(sums[node]), offsets[node]
+        for column in range(len(roots)):
+            moves[column] += share / (roots[column] + offset)
+    for column in range(len(roots)):
+        weights[column] += means[column] * moves[column]
+        means[column] *= decays[0]
+        squares[column] *= decays[1]
 
 
 @compiled

@@ -1,7 +1,8 @@
-"""Steps of Adam without a gradient, of a row in a Triton program's registers: the form of `kernels.rows.adam`.
+"""Steps of Adam without a gradient, of a row in a Triton program's registers, one by one or all at once.
 
-The bits are those of the reference, as `kernels.rows.adam_triton` says. A row is replayed by itself, so it does not
-matter which others are in the call. Its loop ends early like the reference's, and by the same argument.
+The bits are those of `kernels.rows.adam` and `kernels.rows.adam_closed`, as `kernels.rows.adam_triton` says. A row is
+brought up to date by itself, so it does not matter which others are in the call. The loop over its steps ends early
+like the reference's, by the same argument.
 """
 
 import math
@@ -114,3 +115,24 @@ def replay(
         still = tl.min((kept | ~inside).to(tl.int32), axis=0)
         step = end + 1
     return weights, means, squares
+
+
+@triton.jit
+def close(
+    weights: tl.tensor,
+    means: tl.tensor,
+    squares: tl.tensor,
+    sums: tl.tensor,
+    offsets: tl.tensor,
+    decays: tl.tensor,
+    NODES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The row after all steps of its gap at once: the form of `kernels.rows.adam_closed.close_gaps`.
+
+    Args: the row; where its `GapSums.sums`, the offsets and its `GapSums.decays` are.
+    """
+    roots = tl.sqrt_rn(squares)
+    moves = tl.zeros_like(roots)
+    for node in tl.static_range(NODES):
+        moves += tl.div_rn(tl.load(sums + node).to(tl.float32), roots + tl.load(offsets + node))
+    return weights + means * moves, means * tl.load(decays), squares * tl.load(decays + 1)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.rows.adam_gap_triton import move, replay
+from kernels.rows.adam_gap_triton import close, move, replay
 from kernels.rows.records_triton import load_gradients, load_weights, store_weights
 from kernels.rows.stochastic_rounding_triton import as_bf16, as_fp32, stochastic_round
 
@@ -42,6 +42,9 @@ def read_kernel(
     state_stride: tl.tensor,
     scalars: tl.tensor,
     now: tl.int32,
+    sums: tl.tensor,
+    offsets: tl.tensor,
+    decays: tl.tensor,
     lerp: tl.float32,
     beta2: tl.float32,
     eps: tl.float32,
@@ -49,6 +52,7 @@ def read_kernel(
     log2_beta1: tl.float32,
     FAR: tl.constexpr,
     RESTS: tl.constexpr,
+    NODES: tl.constexpr,
     DIM: tl.constexpr,
     WEIGHT_WORDS: tl.constexpr,
     STATE_WORDS: tl.constexpr,
@@ -62,9 +66,14 @@ def read_kernel(
     last = tl.load(record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + STATE_WORDS)
     weights = load_weights(record, columns, inside, BF16)
     means, squares = _load_moments(record + WEIGHT_WORDS, columns, inside, DIM, STATE_WORDS)
-    weights, means, squares = replay(
-        weights, means, squares, inside, scalars, last, now, lerp, beta2, eps, peak_rate, log2_beta1, FAR, RESTS
-    )
+    if NODES == 0:
+        weights, means, squares = replay(
+            weights, means, squares, inside, scalars, last, now, lerp, beta2, eps, peak_rate, log2_beta1, FAR, RESTS
+        )
+    elif (last > 0) & (last < now):
+        weights, means, squares = close(
+            weights, means, squares, sums + last * NODES, offsets, decays + 2 * (now - last), NODES
+        )
     tl.store(out + row * row_stride + columns.to(tl.int64) * column_stride, weights, mask=inside)
     state = state_out + row * state_stride
     tl.store(state + columns, means, mask=inside)

@@ -11,10 +11,12 @@ Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a r
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.numba_intrinsics import ask_ahead, compiled, fma
-from kernels.rows.adam_gap_numba import constants, replay
+from kernels.rows.adam_closed import GapSums
+from kernels.rows.adam_gap_numba import close, constants, replay
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.records import read_rows as read_stored_rows
@@ -58,6 +60,8 @@ def read_rows(
         constants(rates),
         *rates.scalars().numpy().T,
         len(rates),
+        rates.gaps is not None,
+        *_gap_arrays(rates.gaps),
     )
     split_rows(len(slots_U), lambda start, end: _read(*arguments, start, end))
 
@@ -104,12 +108,19 @@ def update_rows(
     split_rows(len(slots_U), lambda start, end: _update(*arguments, start, end))
 
 
+def _gap_arrays(gaps: GapSums | None) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    if gaps is None:
+        return np.empty((0, 0)), np.empty(0, np.float32), np.empty((0, 0), np.float32)
+    return gaps.sums().numpy(), gaps.offsets_P.numpy(), gaps.decays().numpy()
+
+
 @compiled
 def _read(  # type: ignore[no-untyped-def]
-    records, versions, halves, slots, bf16, bf16_state, weights, state, constants, step_sizes, roots, now, start,
-    end,
+    records, versions, halves, slots, bf16, bf16_state, weights, state, constants, step_sizes, roots, now, closed,
+    sums, offsets, decays, start, end,
 ):  # fmt: skip
     dim = weights.shape[1]
+    scratch = np.empty((2, dim), np.float32)
     for row in range(start, end):
         ask_ahead(records, slots, row, end)
         slot = slots[row]
@@ -122,7 +133,11 @@ def _read(  # type: ignore[no-untyped-def]
                 weights[row] = records[slot, :dim]
             continue
         unpack(records, halves, slot, bf16, bf16_state, weights[row], state[row])
-        replay(weights[row], state[row, :dim], state[row, dim:], constants, step_sizes, roots, last, now)
+        means, squares = state[row, :dim], state[row, dim:]
+        if closed:
+            close(weights[row], means, squares, sums[last], offsets, decays[now - last], scratch)
+        else:
+            replay(weights[row], means, squares, constants, step_sizes, roots, last, now)
 
 
 @compiled

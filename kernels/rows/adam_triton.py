@@ -67,7 +67,9 @@ def read_rows(
             state_US.stride(0),
             scalars_T2,
             len(rates),
+            *_gap_arguments(rates),
             **settings(rates),
+            NODES=0 if rates.gaps is None else len(rates.gaps.offsets_P),
             **layout,
             **_launch(layout["BLOCK"]),
         )
@@ -138,6 +140,13 @@ def update_rows(
             **layout,
             **_launch(layout["BLOCK"]),
         )
+
+
+def _gap_arguments(rates: AdamRates) -> tuple[Tensor, Tensor, Tensor]:
+    if rates.gaps is None:
+        unread = rates.scalars()
+        return unread, unread, unread
+    return rates.gaps.sums(), rates.gaps.offsets_P, rates.gaps.decays()
 
 
 def _checked_layout(

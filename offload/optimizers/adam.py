@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kernels.rows.adam_closed import GapSums
     from kernels.rows.adam_rates import AdamRates
     from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
@@ -27,6 +28,10 @@ class Adam(RowOptimizer):
     name, title, keeps = "adam", "Adam", "two moments an element"
     moves_resting_rows = True
     state_dtypes = ("fp32", "bf16")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._known_gaps: GapSums | None = None  # of the rates that were last replayed with
 
     @staticmethod
     def state_size(dim: int) -> int:
@@ -53,10 +58,21 @@ class Adam(RowOptimizer):
     ) -> None:
         """See `RowOptimizer.replay`."""
         from kernels.rows.adam import replay_adam
+        from kernels.rows.adam_closed import close_gaps
 
         betas, eps = _betas(self.settings), self.settings.eps
         parts = _parts(weights_BD, state_BS)
+        if _closed(self.settings):
+            close_gaps(*parts, last_steps, self._gaps(rates))
+            return
         replay_adam(*parts, last_steps, rates, betas=betas, eps=eps, scratch_4UD=scratch_4BD)
+
+    def _gaps(self, rates: RateHistory) -> GapSums:
+        from kernels.rows.adam_closed import GapSums
+
+        if self._known_gaps is None or self._known_gaps.history is not rates:
+            self._known_gaps = GapSums(rates, _betas(self.settings), self.settings.eps, "cpu")
+        return self._known_gaps
 
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.triton`."""
@@ -72,6 +88,10 @@ def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor
     return weights_BD, exp_avg_BD, exp_avg_sq_BD
 
 
+def _closed(settings: Settings) -> bool:
+    return settings.untouched_rows == "closed"
+
+
 def _betas(settings: Settings) -> tuple[float, float]:
     return settings.beta1, settings.beta2
 
@@ -83,7 +103,7 @@ def _dtypes(settings: Settings, rows: StoredRows) -> dict[str, bool]:
 def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) -> AdamRates:
     from kernels.rows.adam_rates import AdamRates
 
-    return AdamRates(rates, _betas(settings), settings.eps, device)
+    return AdamRates(rates, _betas(settings), settings.eps, device, closed=_closed(settings))
 
 
 class _TritonAdam:

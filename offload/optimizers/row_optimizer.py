@@ -30,8 +30,8 @@ class Settings(Protocol):
     """What optimizers read of `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
 
     @property
-    def untouched_rows(self) -> Literal["exact", "lazy"]:
-        """Whether steps without a gradient are made up for."""
+    def untouched_rows(self) -> Literal["exact", "closed", "lazy"]:
+        """Whether steps without a gradient are made up for, and how."""
 
     @property
     def state_dtype(self) -> StateDtype:
@@ -110,7 +110,7 @@ class RowOptimizer(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.exact = settings.untouched_rows == "exact"
+        self.makes_up = settings.untouched_rows != "lazy"
 
     @staticmethod
     @abstractmethod
@@ -119,8 +119,8 @@ class RowOptimizer(ABC):
 
     @property
     def replays(self) -> bool:
-        """Whether the steps that a row missed are applied when it is next used."""
-        return self.exact and self.moves_resting_rows
+        """Whether the steps that a row missed are applied, one by one or at once, when it is next used."""
+        return self.makes_up and self.moves_resting_rows
 
     @property
     def state_decay(self) -> float | None:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from kernels.rows.adam import adam, replay_adam
+from kernels.rows.adam_closed import GapSums, close_gaps
 from kernels.rows.adam_numba import read_rows, update_rows
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
@@ -94,26 +95,29 @@ def test_lazy_rows_keep_their_moments_while_they_rest():
     assert torch.equal(got.weights_UD, window[slots, :DIM])
 
 
-def expected_rows(table, slots, rates, replays):
+def expected_rows(table, slots, rates, untouched):
     """Weights and moments after all missed steps, by the reference."""
     records = table.records[slots]
     last = records.view(torch.int32)[:, -1]
     parts = [table.weights(records), *(part.clone() for part in table.state(records).chunk(2, dim=1))]
     behind = ((last > 0) & (last < len(rates))).nonzero().flatten()
-    if replays:
+    if untouched != "lazy":
         behind = behind[last[behind].argsort(stable=True)]
         taken = [part[behind] for part in parts]
-        replay_adam(*taken, last[behind].tolist(), rates, betas=(0.9, 0.95), eps=1e-8)
+        if untouched == "closed":
+            close_gaps(*taken, last[behind].tolist(), GapSums(rates, (0.9, 0.95), 1e-8, "cpu"))
+        else:
+            replay_adam(*taken, last[behind].tolist(), rates, betas=(0.9, 0.95), eps=1e-8)
         for part, values in zip(parts, taken, strict=True):
             part[behind] = values
     return parts
 
 
-@pytest.mark.parametrize("replays", [True, False], ids=["exact", "lazy"])
+@pytest.mark.parametrize("untouched", ["exact", "closed", "lazy"])
 @pytest.mark.parametrize("bf16_state", [False, True], ids=["fp32 state", "bf16 state"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dim", [1, 5, 16, 80])
-def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_state, replays):
+def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_state, untouched):
     generator, seed = torch.Generator().manual_seed(dim), 7
     table = Table(dim, 2 * dim, bf16, bf16_state=bf16_state)
     last = torch.randint(0, 50, (ROWS,), generator=generator)
@@ -123,11 +127,12 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_stat
     state[last == 0] = 0.0
     slots = table.place(torch.randn(ROWS, dim, generator=generator) * 0.02, state, last)
     history = RateHistory([1e-3 * (1 + step % 7) for step in range(50)])
-    rates, ids = AdamRates(history, (0.9, 0.95), 1e-8, "cpu"), torch.randint(0, 2**62, (ROWS,), generator=generator)
-    got = room(ROWS, dim, replays)
+    rates = AdamRates(history, (0.9, 0.95), 1e-8, "cpu", closed=untouched == "closed")
+    ids = torch.randint(0, 2**62, (ROWS,), generator=generator)
+    got = room(ROWS, dim, untouched != "lazy")
     dtypes, records = {"bf16": bf16, "bf16_state": bf16_state}, table.records.clone()
     read_rows(records, slots, rates, got, **dtypes)
-    expected = expected_rows(table, slots, history, replays)
+    expected = expected_rows(table, slots, history, untouched)
     assert same_bits(got.weights_UD, expected[0])
     assert same_bits(records, table.records)
 
