@@ -70,23 +70,33 @@ def replay(weights, means, squares, constants, step_sizes, roots, last, now):  #
 
 
 @compiled
-def close(weights, means, squares, sums, offsets, decays, scratch):  # type: ignore[no-untyped-def]
+def close(weights, means, squares, sums, offsets, decays, roots, moves):  # type: ignore[no-untyped-def]
     """Applies all steps of a gap at once, in place: the form of `kernels.rows.adam_closed.close_gaps`.
 
-    Args: a row's parts; its `GapSums.sums` and the offsets; its `GapSums.decays`; float32 [2, D], overwritten.
+    Args: a row's parts; its `GapSums.sums` and the offsets; its `GapSums.decays`; twice float32 [D], overwritten.
     """
-    roots, moves = scratch
     for column in range(len(roots)):
         roots[column] = np.sqrt(squares[column])
         moves[column] = 0
     for node in range(len(offsets)):
-        share, offset = np.float32(sums[node]), offsets[node]
-        for column in range(len(roots)):
-            moves[column] += share / (roots[column] + offset)
+        _add_node(moves, roots, np.float32(sums[node]), offsets[node])
     for column in range(len(roots)):
         weights[column] += means[column] * moves[column]
-        means[column] *= decays[0]
-        squares[column] *= decays[1]
+    _scale(means, decays[0])
+    _scale(squares, decays[1])
+
+
+# Loops over few arrays: of more, the compiler gives up proving that they do not overlap, and vectors with it.
+@compiled
+def _add_node(moves, roots, share, offset):  # type: ignore[no-untyped-def]
+    for column in range(len(roots)):
+        moves[column] += share / (roots[column] + offset)
+
+
+@compiled
+def _scale(values, factor):  # type: ignore[no-untyped-def]
+    for column in range(len(values)):
+        values[column] *= factor
 
 
 @compiled

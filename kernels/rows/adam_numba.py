@@ -120,7 +120,7 @@ def _read(  # type: ignore[no-untyped-def]
     sums, offsets, decays, start, end,
 ):  # fmt: skip
     dim = weights.shape[1]
-    scratch = np.empty((2, dim), np.float32)
+    roots_of_row, moves = np.empty(dim, np.float32), np.empty(dim, np.float32)
     for row in range(start, end):
         ask_ahead(records, slots, row, end)
         slot = slots[row]
@@ -135,7 +135,7 @@ def _read(  # type: ignore[no-untyped-def]
         unpack(records, halves, slot, bf16, bf16_state, weights[row], state[row])
         means, squares = state[row, :dim], state[row, dim:]
         if closed:
-            close(weights[row], means, squares, sums[last], offsets, decays[now - last], scratch)
+            close(weights[row], means, squares, sums[last], offsets, decays[now - last], roots_of_row, moves)
         else:
             replay(weights[row], means, squares, constants, step_sizes, roots, last, now)
 
