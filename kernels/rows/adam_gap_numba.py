@@ -56,7 +56,8 @@ def replay(weights, means, squares, constants, step_sizes, roots, last, now):  #
     for step in range(last + 1, now + 1):
         for column in range(weights.shape[0]):
             start = zero if constants.from_gradient else means[column]
-            means[column] = fma(constants.lerp, zero - means[column], start)
+            # Not zero - means, an operation of its own: the product is the same, and so is the sign of a sum of zeros.
+            means[column] = fma(-constants.lerp, means[column], start)
             squares[column] *= constants.beta2
         if not resting:
             step_size, root = step_sizes[step], roots[step]

@@ -43,8 +43,9 @@ def _decay(
     means: tl.tensor, squares: tl.tensor, lerp: tl.tensor, beta2: tl.tensor, FAR: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """A step without gradient, of the moments: means.lerp_(0, 1 - beta1) and squares.mul_(beta2)."""
+    # Not 0 - means, an operation of its own: the product is the same, and so is the sign of a sum of zeros.
     start = 0.0 if FAR else means
-    return tl.fma(lerp, 0.0 - means, start), squares * beta2
+    return tl.fma(-lerp, means, start), squares * beta2
 
 
 @triton.jit
