@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.rows.adam_closed import GapSums
 from kernels.rows.rate_history import RateHistory
 
 
@@ -19,6 +20,7 @@ class AdamRates:
         eps: added to the root of the corrected second moments.
         device: of the records.
         capacity: steps that memory is reserved for; it doubles when they exceed it.
+        closed: whether gaps are evaluated at once.
     """
 
     def __init__(
@@ -28,8 +30,12 @@ class AdamRates:
         eps: float,
         device: torch.device | str,
         capacity: int = 1 << 16,
+        *,
+        closed: bool = False,
     ) -> None:
         self.betas, self.eps = betas, eps
+        self.gaps = GapSums(history, betas, eps, device) if closed else None
+        """To evaluate gaps at once with; None if their steps are replayed."""
         self._history = history
         self._known = 0
         self._reserve(capacity, torch.device(device))

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from kernels.rows.rate_history import RateHistory
-from launch.bench.clock import Run
 from launch.bench.kernel_cases import Case, Sizes
 from launch.bench.optimizers import OPTIMIZERS as NAMED
 from offload.config import TableOptimizerConfig
 from offload.optimizers import OPTIMIZERS
-from offload.optimizers.row_optimizer import StoredRows
 from offload.rows.records import RecordLayout
 from offload.rows.rule import RowRule
 from offload.rows.updater import RowUpdater
@@ -26,7 +24,7 @@ _LR = 1e-3
 
 
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:
-    """One pass over the step's slots, for every optimizer."""
+    """A step's work in its slots, for every optimizer."""
     configs = dict(_configs())
     for name, config in configs.items():
         yield _Update(name, config, sizes, missed=0).case()
@@ -44,7 +42,7 @@ def _configs() -> Iterator[tuple[str, TableOptimizerConfig]]:
 
 
 class _Update:
-    """The update of a step's rows, scattered over a window twice as large."""
+    """The read and the update of a step's rows, scattered over a window twice as large."""
 
     def __init__(self, name: str, config: TableOptimizerConfig, sizes: Sizes, missed: int) -> None:
         self._name, self._config, self._sizes, self._missed = name, config, sizes, missed
@@ -57,37 +55,24 @@ class _Update:
         self._slots_U = torch.randperm(2 * self._unique, generator=generator)[: self._unique].to(sizes.device)
         self._gradient_UD = sizes.random(self._unique, _DIM, scale=1e-3)
         self._ids_U = torch.arange(self._unique, device=sizes.device)
-        self._history = RateHistory([_LR] * _STEPS)
+        self._updater = RowUpdater(config, self._layout, device=sizes.device)
 
     def case(self) -> Case:
         missed = f", {self._missed} steps missed" if self._missed else ""
-        nbytes = self._unique * (2 * self._layout.bytes + 4 * _DIM + 8)
-        ours, prepare = self._on_gpu() if self._sizes.on_gpu else self._on_cpu()
+        nbytes = self._unique * (2 * self._layout.bytes + 8 * _DIM + 8)
         sizes = f"{self._unique:,} records of {self._layout.bytes} bytes{missed}"
-        return Case(f"update, {self._name}", sizes, nbytes, ours, self._reference, prepare)
+        return Case(f"read and update, {self._name}", sizes, nbytes, self._ours, self._reference, self._prepare)
 
-    def _forget(self) -> None:
-        """Sets the versions back: every run has the same steps to make up for."""
+    def _prepare(self) -> None:
+        """Sets the versions and the steps so far back: every run has the same steps to make up for."""
         self._layout.version(self._records_CW).fill_(_STEPS - 1 - self._missed)
+        self._updater.load_state(self._updater.state() | {"learning_rates": [_LR] * (_STEPS - 1)})
+        self._updater.read(self._records_CW, self._slots_U[:0])  # what is made once a run is made
 
-    def _on_cpu(self) -> tuple[Run, Run]:
-        updater = RowUpdater(self._config, self._layout)
-        steps = [_STEPS - 1]
-
-        def prepare() -> None:
-            # The rows are caught up when they are read, before the model computes.
-            self._layout.version(self._records_CW).fill_(steps[0] - self._missed)
-            updater.load_state(updater.state() | {"learning_rates": [_LR] * steps[0]})
-            updater.read(self._records_CW, self._slots_U)
-
+    def _ours(self) -> None:
+        self._updater.read(self._records_CW, self._slots_U)
         lr = _LR / self._config.lr_factor
-        given = self._records_CW, self._slots_U, self._gradient_UD, lr, self._ids_U
-        return lambda: updater.update_at(*given), prepare
-
-    def _on_gpu(self) -> tuple[Run, Run]:
-        kernels = self._optimizer.triton(self._history, StoredRows(False, 0, self._sizes.device))
-        arguments = self._records_CW, self._slots_U, self._gradient_UD, self._ids_U, 1.0
-        return lambda: kernels.update(*arguments), self._forget
+        self._updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr, self._ids_U)
 
     def _reference(self) -> Tensor:
         """The same by PyTorch's operations: records copied out, updated, and copied back."""

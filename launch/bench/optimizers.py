@@ -11,6 +11,7 @@ def _named() -> Iterator[tuple[str, dict[str, Any]]]:
         name = type_.replace("_", "-")
         if optimizer.moves_resting_rows:  # else what `untouched_rows` says costs little
             yield name, {"type": type_, "untouched_rows": "exact"}
+            yield f"{name}-closed", {"type": type_, "untouched_rows": "closed"}
             yield f"{name}-lazy", {"type": type_, "untouched_rows": "lazy"}
         else:
             yield name, {"type": type_}

@@ -6,7 +6,7 @@ Shape suffixes: as of `offload.optimizers.row_optimizer`.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, Settings, StoredRows
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kernels.rows.adam_closed import GapSums
     from kernels.rows.adam_rates import AdamRates
+    from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
 
 
@@ -26,6 +28,10 @@ class Adam(RowOptimizer):
     name, title, keeps = "adam", "Adam", "two moments an element"
     moves_resting_rows = True
     state_dtypes = ("fp32", "bf16")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._known_gaps: GapSums | None = None  # of the rates that were last replayed with
 
     @staticmethod
     def state_size(dim: int) -> int:
@@ -52,23 +58,38 @@ class Adam(RowOptimizer):
     ) -> None:
         """See `RowOptimizer.replay`."""
         from kernels.rows.adam import replay_adam
+        from kernels.rows.adam_closed import close_gaps
 
         betas, eps = _betas(self.settings), self.settings.eps
         parts = _parts(weights_BD, state_BS)
+        if _closed(self.settings):
+            close_gaps(*parts, last_steps, self._gaps(rates))
+            return
         replay_adam(*parts, last_steps, rates, betas=betas, eps=eps, scratch_4UD=scratch_4BD)
+
+    def _gaps(self, rates: RateHistory) -> GapSums:
+        from kernels.rows.adam_closed import GapSums
+
+        if self._known_gaps is None or self._known_gaps.history is not rates:
+            self._known_gaps = GapSums(rates, _betas(self.settings), self.settings.eps, "cpu")
+        return self._known_gaps
 
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.triton`."""
-        return _TritonAdam(self.settings, self.replays, rates, rows)
+        return _TritonAdam(self.settings, rates, rows)
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """See `RowOptimizer.compiled`."""
-        return _CompiledAdam(self.settings, self.replays, rates, rows)
+        return _CompiledAdam(self.settings, rates, rows)
 
 
 def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     exp_avg_BD, exp_avg_sq_BD = state_BS.split(weights_BD.shape[1], dim=1)
     return weights_BD, exp_avg_BD, exp_avg_sq_BD
+
+
+def _closed(settings: Settings) -> bool:
+    return settings.untouched_rows == "closed"
 
 
 def _betas(settings: Settings) -> tuple[float, float]:
@@ -82,79 +103,58 @@ def _dtypes(settings: Settings, rows: StoredRows) -> dict[str, bool]:
 def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) -> AdamRates:
     from kernels.rows.adam_rates import AdamRates
 
-    return AdamRates(rates, _betas(settings), settings.eps, device)
+    return AdamRates(rates, _betas(settings), settings.eps, device, closed=_closed(settings))
 
 
 class _TritonAdam:
-    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, rows: StoredRows) -> None:
-        self._settings, self._replays, self._history, self._rows = settings, replays, rates, rows
+    def __init__(self, settings: Settings, rates: RateHistory, rows: StoredRows) -> None:
+        self._settings, self._history, self._rows = settings, rates, rows
         self._dtypes = _dtypes(settings, rows)
 
     @cached_property
     def _rates(self) -> AdamRates:  # pinned memory, which kernels that are never used do without
         return _adam_rates(self._settings, self._history, self._rows.device)
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
         from kernels.rows.adam_triton import read_rows
 
-        read_rows(records_CW, slots_U, self._rates, weights_UD, **self._dtypes, replays=self._replays)
+        read_rows(records_CW, slots_U, self._rates, got, **self._dtypes)
 
     def update(
         self,
         records_CW: Tensor,
         slots_U: Tensor,
+        got: CaughtUp,
         grad_UD: Tensor,
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
         from kernels.rows.adam_triton import update_rows
 
-        update_rows(
-            records_CW,
-            slots_U,
-            self._rates,
-            grad_UD,
-            row_ids_U,
-            **self._dtypes,
-            replays=self._replays,
-            seed=self._rows.seed,
-            gradient_scale=gradient_scale,
-        )
+        options: dict[str, Any] = {**self._dtypes, "seed": self._rows.seed, "gradient_scale": gradient_scale}
+        update_rows(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)
 
 
 class _CompiledAdam:
-    def __init__(self, settings: Settings, replays: bool, rates: RateHistory, rows: StoredRows) -> None:
+    def __init__(self, settings: Settings, rates: RateHistory, rows: StoredRows) -> None:
         self._rates = _adam_rates(settings, rates, rows.device)
-        self._dtypes = _dtypes(settings, rows)
-        self._replays, self._seed = replays, rows.seed
-        self._caught_up_UX: Tensor | None = None  # kept from step to step: fresh memory would cost page faults
+        self._dtypes, self._seed = _dtypes(settings, rows), rows.seed
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
         from kernels.rows.adam_numba import read_rows
 
-        if self._replays and (self._caught_up_UX is None or len(self._caught_up_UX) < len(slots_U)):
-            rows = len(slots_U) + len(slots_U) // 4
-            self._caught_up_UX = records_CW.new_empty(rows, 3 * weights_UD.shape[1])
-        read_rows(records_CW, slots_U, self._rates, weights_UD, self._caught_up_UX, **self._dtypes)
+        read_rows(records_CW, slots_U, self._rates, got, **self._dtypes)
 
     def update(
         self,
         records_CW: Tensor,
         slots_U: Tensor,
+        got: CaughtUp,
         grad_UD: Tensor,
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
         from kernels.rows.adam_numba import update_rows
 
-        update_rows(
-            records_CW,
-            slots_U,
-            self._rates,
-            grad_UD,
-            self._caught_up_UX,
-            row_ids_U,
-            **self._dtypes,
-            seed=self._seed,
-            gradient_scale=gradient_scale,
-        )
+        options: dict[str, Any] = {**self._dtypes, "seed": self._seed, "gradient_scale": gradient_scale}
+        update_rows(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)

@@ -13,6 +13,7 @@ from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, StoredRow
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
 
 
@@ -64,13 +65,14 @@ class _RestingKernels:
     def __init__(self, read: Any, update: UpdateKernel, rates: RateHistory, rows: StoredRows) -> None:
         self._read, self._update, self._rates, self._rows = read, update, rates, rows
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
-        self._read(records_CW, slots_U, weights_UD, bf16=self._rows.bf16)
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
+        self._read(records_CW, slots_U, got.weights_UD, bf16=self._rows.bf16)
 
     def update(
         self,
         records_CW: Tensor,
         slots_U: Tensor,
+        got: CaughtUp,
         grad_UD: Tensor,
         row_ids_U: Tensor | None,
         gradient_scale: float,

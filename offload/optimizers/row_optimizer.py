@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
 
 
@@ -29,8 +30,8 @@ class Settings(Protocol):
     """What optimizers read of `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
 
     @property
-    def untouched_rows(self) -> Literal["exact", "lazy"]:
-        """Whether steps without a gradient are made up for."""
+    def untouched_rows(self) -> Literal["exact", "closed", "lazy"]:
+        """Whether steps without a gradient are made up for, and how."""
 
     @property
     def state_dtype(self) -> StateDtype:
@@ -70,21 +71,23 @@ class RowKernels(Protocol):
     They see the learning rates of all applied steps. On a GPU they neither wait for it nor allocate from step to step.
     """
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor) -> None:
-        """Writes the rows' weights (fp32) with the effect of all applied steps. The slots are left as they are."""
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
+        """Writes the rows with the effect of all applied steps. The slots are left as they are."""
 
     def update(
         self,
         records_CW: Tensor,
         slots_U: Tensor,
+        got: CaughtUp,
         grad_UD: Tensor,
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
-        """Applies the last of the applied steps to the rows of the last `read`, and sets their version to its number.
+        """Applies the last of the applied steps to the rows, and sets their version to its number.
 
         Args:
             records_CW, slots_U: as they were read, with no update since; the slots (int64) are unique.
+            got: what the read wrote.
             grad_UD: fp32.
             row_ids_U: int64, job-wide; bf16 rows need them.
             gradient_scale: multiplied with the gradient first.
@@ -107,7 +110,7 @@ class RowOptimizer(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.exact = settings.untouched_rows == "exact"
+        self.makes_up = settings.untouched_rows != "lazy"
 
     @staticmethod
     @abstractmethod
@@ -116,8 +119,8 @@ class RowOptimizer(ABC):
 
     @property
     def replays(self) -> bool:
-        """Whether the steps that a row missed are applied when it is next used."""
-        return self.exact and self.moves_resting_rows
+        """Whether the steps that a row missed are applied, one by one or at once, when it is next used."""
+        return self.makes_up and self.moves_resting_rows
 
     @property
     def state_decay(self) -> float | None:

@@ -24,7 +24,7 @@ class RowwiseRmsprop(RestingOptimizer):
     @property
     def state_decay(self) -> float | None:
         """See `RowOptimizer.state_decay`."""
-        return self.settings.beta2 if self.exact else None
+        return self.settings.beta2 if self.makes_up else None
 
     def step(
         self, weights_BD: Tensor, state_BS: Tensor, grad_BD: Tensor, scratch_BD: Tensor, *, step: int, lr: float
@@ -39,10 +39,10 @@ class RowwiseRmsprop(RestingOptimizer):
         """See `RestingOptimizer.triton_update`."""
         from kernels.rows.rowwise_triton import rowwise_rmsprop
 
-        return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.exact)
+        return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.makes_up)
 
     def compiled_update(self, bf16: bool) -> UpdateKernel | None:
         """See `RestingOptimizer.compiled_update`."""
         from kernels.rows.rowwise_numba import rowwise_rmsprop
 
-        return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.exact)
+        return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.makes_up)

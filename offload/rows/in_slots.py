@@ -1,11 +1,12 @@
 """Rows read and updated in their slots by the row optimizer's own kernels, in one pass over memory.
 
-Shape suffixes: U rows, D columns of a row.
+Shape suffixes: U rows, D columns of a row, S numbers of state.
 """
 
 import torch
 from torch import Tensor
 
+from kernels.rows.caught_up import CaughtUp
 from offload.optimizers.row_optimizer import RowKernels
 from offload.rows.placed import PlacedRecords
 
@@ -16,23 +17,37 @@ class KernelUpdates:
     Args:
         kernels: for these records, where they lie.
         dim: columns of a row.
+        state_size: numbers of state that a read makes up missed steps for; None if it makes up for none.
         device: of the records.
     """
 
-    def __init__(self, kernels: RowKernels, dim: int, device: torch.device) -> None:
+    def __init__(self, kernels: RowKernels, dim: int, state_size: int | None, device: torch.device) -> None:
         self._kernels = kernels
-        self._weights_UD = torch.empty(0, dim, device=device)  # kept: fresh memory would cost page faults
+        # Kept from step to step: fresh memory would cost page faults.
+        self._weights_UD = torch.empty(0, dim, device=device)
+        self._state_US = None if state_size is None else torch.empty(0, state_size, device=device)
 
     def read(self, placed: PlacedRecords) -> Tensor:
         """See `RowPass.read`."""
-        if len(self._weights_UD) < len(placed):
-            self._weights_UD = self._weights_UD.new_empty(len(placed) + len(placed) // 4, self._weights_UD.shape[1])
-        weights_UD = self._weights_UD[: len(placed)]
-        self._kernels.read(placed.records_CW, placed.slots_U, weights_UD)
-        return weights_UD
+        self._make_room(len(placed))
+        got = self._got(placed)
+        self._kernels.read(placed.records_CW, placed.slots_U, got)
+        return got.weights_UD
 
     def update(
         self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
     ) -> None:
         """See `RowPass.update`."""
-        self._kernels.update(placed.records_CW, placed.slots_U, gradient_UD, row_ids_U, gradient_scale)
+        got = self._got(placed)
+        self._kernels.update(placed.records_CW, placed.slots_U, got, gradient_UD, row_ids_U, gradient_scale)
+
+    def _make_room(self, rows: int) -> None:
+        if len(self._weights_UD) < rows:
+            room = rows + rows // 4
+            self._weights_UD = self._weights_UD.new_empty(room, self._weights_UD.shape[1])
+            if self._state_US is not None:
+                self._state_US = self._state_US.new_empty(room, self._state_US.shape[1])
+
+    def _got(self, placed: PlacedRecords) -> CaughtUp:
+        rows = slice(len(placed))
+        return CaughtUp(self._weights_UD[rows], None if self._state_US is None else self._state_US[rows])

@@ -171,4 +171,8 @@ class RowUpdater:
             kernels = self._optimizer.triton(rates, stored)
         elif compiled_loops.available():
             kernels = self._optimizer.compiled(rates, stored)
-        return KernelUpdates(kernels, self._layout.dim, stored.device) if kernels else self._open_blocks(rates)
+        if not kernels:
+            return self._open_blocks(rates)
+        dim = self._layout.dim
+        state_size = self._optimizer.state_size(dim) if self._optimizer.replays else None
+        return KernelUpdates(kernels, dim, state_size, stored.device)

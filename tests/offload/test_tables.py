@@ -14,6 +14,7 @@ from tests.offload.tables_job import DIM, Addresses, Job, open_tables, run_job, 
 
 OPTIMIZERS = {
     "adam-exact": TableOptimizerConfig(untouched_rows="exact"),
+    "adam-closed": TableOptimizerConfig(untouched_rows="closed"),
     "adam-lazy": TableOptimizerConfig(untouched_rows="lazy"),
     "adagrad": TableOptimizerConfig(type="rowwise_adagrad"),
     "rmsprop-exact": TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="exact"),

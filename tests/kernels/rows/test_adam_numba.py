@@ -7,8 +7,10 @@ import torch
 from torch.nn.functional import pad
 
 from kernels.rows.adam import adam, replay_adam
+from kernels.rows.adam_closed import GapSums, close_gaps
 from kernels.rows.adam_numba import read_rows, update_rows
 from kernels.rows.adam_rates import AdamRates
+from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rate_history import RateHistory
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels.dense_adam import DenseAdam
@@ -25,6 +27,10 @@ def fresh_window(weights):
     window[slots] = 0
     window[slots, :DIM] = weights
     return window, slots
+
+
+def room(rows, dim, catches_up=True):
+    return CaughtUp(torch.zeros(rows, dim), torch.zeros(rows, 2 * dim) if catches_up else None)
 
 
 def versions(window):
@@ -46,26 +52,27 @@ def test_rows_that_come_back_after_1_to_400_steps_are_those_of_dense_adam(betas,
     window, slots = fresh_window(weights)
     dense, rates = DenseAdam(weights, betas, eps or 1e-30), RateHistory()
     steps = AdamRates(rates, betas, eps or 1e-30, "cpu")
-    seen, caught_up = torch.zeros(ROWS, DIM), torch.zeros(ROWS, WORDS)
+    whole = room(ROWS, DIM)
     due = torch.randint(1, 30, (ROWS,), generator=generator)
     gaps = torch.logspace(0, math.log10(400), ROWS).ceil().long()
     due[-1] = 10**6  # never has a gradient
     for step in range(1, 1001):
         used = (due == step).nonzero().flatten()
         due[used] = step + (torch.rand(len(used), generator=generator) * gaps[used]).ceil().long().clamp(min=1)
-        read_rows(window, slots[used], steps, seen[: len(used)], caught_up)
-        assert torch.equal(seen[: len(used)], dense.weights.detach()[used])
+        got = CaughtUp(*(part[: len(used)] for part in whole))
+        read_rows(window, slots[used], steps, got)
+        assert torch.equal(got.weights_UD, dense.weights.detach()[used])
         # Gradients with denormals and exact zeros among them.
         grad = torch.randn(len(used), DIM, generator=generator) * torch.tensor([1e-3, 1e-22, 0.0, 10.0]).repeat(4)
         rates.append(rate(step))
-        update_rows(window, slots[used], steps, grad, caught_up, gradient_scale=0.25)
+        update_rows(window, slots[used], steps, got, grad, gradient_scale=0.25)
         dense.step(torch.zeros(ROWS, DIM).index_copy_(0, used, grad * 0.25), rate(step))
         assert (versions(window)[slots[used]] == step).all()
-    read_rows(window, slots, steps, seen, caught_up)
-    assert torch.equal(seen, dense.weights.detach())
+    read_rows(window, slots, steps, whole)
+    assert torch.equal(whole.weights_UD, dense.weights.detach())
     behind = (versions(window)[slots] > 0) & (versions(window)[slots] < len(steps))
     assert behind.sum() > ROWS / 2
-    assert torch.equal(caught_up[behind][:, : 3 * DIM], torch.cat(dense.parts(), dim=1)[behind])
+    assert torch.equal(torch.cat(whole, dim=1)[behind], torch.cat(dense.parts(), dim=1)[behind])
     free = torch.ones(2 * ROWS, dtype=torch.bool).index_fill_(0, slots, False)
     assert (window[free] == 7).all()
 
@@ -77,35 +84,40 @@ def test_lazy_rows_keep_their_moments_while_they_rest():
     steps = AdamRates(rates, (0.9, 0.95), 1e-8, "cpu")
     for used in (torch.arange(ROWS), torch.tensor([3])):
         rates.append(0.1)
-        update_rows(window, slots[used], steps, torch.ones(len(used), DIM), None)
+        got = room(len(used), DIM, catches_up=False)
+        read_rows(window, slots[used], steps, got)
+        update_rows(window, slots[used], steps, got, torch.ones(len(used), DIM))
     resting = torch.arange(ROWS) != 3
     assert torch.allclose(window[slots[resting], DIM : 2 * DIM], torch.tensor(0.1))
     assert torch.allclose(window[slots[3], DIM : 2 * DIM], torch.tensor(0.19))
-    seen = torch.zeros(ROWS, DIM)
-    read_rows(window, slots, steps, seen, None)
-    assert torch.equal(seen, window[slots, :DIM])
+    got = room(ROWS, DIM, catches_up=False)
+    read_rows(window, slots, steps, got)
+    assert torch.equal(got.weights_UD, window[slots, :DIM])
 
 
-def expected_rows(table, slots, rates, replays):
+def expected_rows(table, slots, rates, untouched):
     """Weights and moments after all missed steps, by the reference."""
     records = table.records[slots]
     last = records.view(torch.int32)[:, -1]
     parts = [table.weights(records), *(part.clone() for part in table.state(records).chunk(2, dim=1))]
     behind = ((last > 0) & (last < len(rates))).nonzero().flatten()
-    if replays:
+    if untouched != "lazy":
         behind = behind[last[behind].argsort(stable=True)]
         taken = [part[behind] for part in parts]
-        replay_adam(*taken, last[behind].tolist(), rates, betas=(0.9, 0.95), eps=1e-8)
+        if untouched == "closed":
+            close_gaps(*taken, last[behind].tolist(), GapSums(rates, (0.9, 0.95), 1e-8, "cpu"))
+        else:
+            replay_adam(*taken, last[behind].tolist(), rates, betas=(0.9, 0.95), eps=1e-8)
         for part, values in zip(parts, taken, strict=True):
             part[behind] = values
     return parts
 
 
-@pytest.mark.parametrize("replays", [True, False], ids=["exact", "lazy"])
+@pytest.mark.parametrize("untouched", ["exact", "closed", "lazy"])
 @pytest.mark.parametrize("bf16_state", [False, True], ids=["fp32 state", "bf16 state"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dim", [1, 5, 16, 80])
-def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_state, replays):
+def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_state, untouched):
     generator, seed = torch.Generator().manual_seed(dim), 7
     table = Table(dim, 2 * dim, bf16, bf16_state=bf16_state)
     last = torch.randint(0, 50, (ROWS,), generator=generator)
@@ -115,17 +127,18 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_stat
     state[last == 0] = 0.0
     slots = table.place(torch.randn(ROWS, dim, generator=generator) * 0.02, state, last)
     history = RateHistory([1e-3 * (1 + step % 7) for step in range(50)])
-    rates, ids = AdamRates(history, (0.9, 0.95), 1e-8, "cpu"), torch.randint(0, 2**62, (ROWS,), generator=generator)
-    seen, caught_up = torch.zeros(ROWS, dim), torch.zeros(ROWS, 3 * dim) if replays else None
+    rates = AdamRates(history, (0.9, 0.95), 1e-8, "cpu", closed=untouched == "closed")
+    ids = torch.randint(0, 2**62, (ROWS,), generator=generator)
+    got = room(ROWS, dim, untouched != "lazy")
     dtypes, records = {"bf16": bf16, "bf16_state": bf16_state}, table.records.clone()
-    read_rows(records, slots, rates, seen, caught_up, **dtypes)
-    expected = expected_rows(table, slots, history, replays)
-    assert same_bits(seen, expected[0])
+    read_rows(records, slots, rates, got, **dtypes)
+    expected = expected_rows(table, slots, history, untouched)
+    assert same_bits(got.weights_UD, expected[0])
     assert same_bits(records, table.records)
 
     grad = torch.randn(ROWS, dim, generator=generator)
     history.append(2e-3)
-    update_rows(records, slots, rates, grad, caught_up, ids, **dtypes, seed=seed, gradient_scale=0.25)
+    update_rows(records, slots, rates, got, grad, ids, **dtypes, seed=seed, gradient_scale=0.25)
     # Whole vectors of the processor: torch's loop over what remains rounds otherwise.
     wide = [pad(part, (0, -dim % 16)) for part in (*expected, grad * 0.25)]
     adam(*wide, step=51, lr=2e-3, betas=(0.9, 0.95), eps=1e-8)
@@ -143,7 +156,7 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_stat
 def test_bf16_rows_without_ids_are_refused(dtypes):
     steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
     with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
-        update_rows(torch.zeros(3, 40), torch.arange(2), steps, torch.zeros(2, DIM), None, **dtypes)
+        update_rows(torch.zeros(3, 40), torch.arange(2), steps, room(2, DIM), torch.zeros(2, DIM), **dtypes)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -159,10 +172,10 @@ def test_the_number_of_threads_does_not_matter(threads):
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
-            records, seen, caught_up = window.clone(), torch.zeros(rows, DIM), torch.zeros(rows, WORDS)
-            read_rows(records, slots, steps, seen, caught_up)
-            update_rows(records, slots, steps, seen, caught_up)
-            results.append(torch.cat([records, seen], dim=1).view(torch.int32))
+            records, got = window.clone(), room(rows, DIM)
+            read_rows(records, slots, steps, got)
+            update_rows(records, slots, steps, got, torch.ones(rows, DIM))
+            results.append(torch.cat([records, *got], dim=1).view(torch.int32))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
@@ -171,6 +184,6 @@ def test_the_number_of_threads_does_not_matter(threads):
 def test_no_rows():
     steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
     window, nothing = torch.zeros(3, WORDS), torch.zeros(0, dtype=torch.int64)
-    read_rows(window, nothing, steps, torch.zeros(0, DIM), torch.zeros(0, WORDS))
-    update_rows(window, nothing, steps, torch.zeros(0, DIM), torch.zeros(0, WORDS))
+    read_rows(window, nothing, steps, room(0, DIM))
+    update_rows(window, nothing, steps, room(0, DIM), torch.zeros(0, DIM))
     assert not window.any()

@@ -8,8 +8,10 @@ import torch
 import triton.language as tl
 
 from kernels.rows.adam import adam, replay_adam
+from kernels.rows.adam_closed import GapSums, close_gaps
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.adam_triton import read_rows, update_rows
+from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rate_history import RateHistory
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels import exact_fma
@@ -50,35 +52,44 @@ def states(table, last_steps, generator):
     return weights, torch.cat([*moments], dim=1), last_steps
 
 
-def expected_rows(parts, betas, eps, history, replays):
+def room(rows, dim, device="cpu", catches_up=True):
+    state = torch.full((rows, 2 * dim), torch.nan, device=device) if catches_up else None
+    return CaughtUp(torch.full((rows, dim), torch.nan, device=device), state)
+
+
+def expected_rows(parts, betas, eps, history, untouched):
     """Weights and moments after all missed steps, in the order of the rows."""
     weights, state, last = parts
     weights, (means, squares) = weights.clone(), state.clone().chunk(2, dim=1)
     behind = ((last > 0) & (last < len(history))).nonzero().flatten()
-    if replays and len(behind):
+    if untouched != "lazy" and len(behind):
         behind = behind[last[behind].argsort(stable=True)]
         taken = [part[behind] for part in (weights, means, squares)]
-        replay_adam(*taken, last[behind].tolist(), history, betas=betas, eps=eps)
+        if untouched == "closed":
+            close_gaps(*taken, last[behind].tolist(), GapSums(history, betas, eps, "cpu"))
+        else:
+            replay_adam(*taken, last[behind].tolist(), history, betas=betas, eps=eps)
         for part, values in zip((weights, means, squares), taken, strict=True):
             part[behind] = values
     return weights, means, squares
 
 
-def check(device, table, parts, steps, *, betas, eps, replays=True, scale=None, seed=3, strided=False):
+def check(device, table, parts, steps, *, betas, eps, untouched="exact", scale=None, seed=3, strided=False):
     """Reads and updates the rows and compares every record of the table with the reference."""
     generator = torch.Generator().manual_seed(2)
     rows = len(parts[0])
     slots = table.place(*parts)
     parts = table.weights(table.records[slots]), table.state(table.records[slots]), parts[2]
     history = RateHistory(rates_of(steps))
-    rates = AdamRates(history, betas, eps, device, capacity=8)
+    rates = AdamRates(history, betas, eps, device, capacity=8, closed=untouched == "closed")
     records, slots_there = table.records.to(device, copy=True), slots.to(device)
 
-    read = torch.full((rows, table.dim), torch.nan, device=device)
+    got = room(rows, table.dim, device, untouched != "lazy")
     dtypes = {"bf16": table.bf16, "bf16_state": table.bf16_state}
-    read_rows(records, slots_there, rates, read, **dtypes, replays=replays)
-    expected = expected_rows(parts, betas, eps, history, replays)
-    assert same_bits(read, expected[0])
+    read_rows(records, slots_there, rates, got, **dtypes)
+    expected = expected_rows(parts, betas, eps, history, untouched)
+    assert same_bits(got.weights_UD, expected[0])
+    assert got.state_US is None or same_bits(got.state_US, torch.cat(expected[1:], dim=1))
     assert same_bits(records, table.records)
 
     grad = torch.randn(rows, table.dim, generator=generator) * 10 ** torch.randn(rows, 1, generator=generator)
@@ -90,7 +101,7 @@ def check(device, table, parts, steps, *, betas, eps, replays=True, scale=None, 
     if strided:
         given = torch.empty(table.dim, 2 * rows, device=device).T[::2].copy_(grad)
     options = {} if scale is None else {"gradient_scale": scale}
-    update_rows(records, slots_there, rates, given, ids.to(device), **dtypes, replays=replays, seed=seed, **options)
+    update_rows(records, slots_there, rates, got, given, ids.to(device), **dtypes, seed=seed, **options)
     grad *= 1.0 if scale is None else float(scale)
     adam(*expected, grad, step=len(history), lr=lr, betas=betas, eps=eps)
     if table.bf16:
@@ -135,7 +146,36 @@ def test_lazy_rows_are_not_replayed(kernel_device, bf16, bf16_state):
     betas, eps = USUAL
     table = Table(6, 12, bf16, bf16_state=bf16_state)
     parts = states(table, LAST, torch.Generator().manual_seed(0))
-    check(kernel_device, table, parts, 50, betas=betas, eps=eps, replays=False)
+    check(kernel_device, table, parts, 50, betas=betas, eps=eps, untouched="lazy")
+
+
+@DTYPES
+@STATES
+def test_closed_gaps_have_the_bits_of_the_reference(kernel_device, bf16, bf16_state):
+    table = Table(6, 12, bf16, bf16_state=bf16_state)
+    parts = states(table, LAST, torch.Generator().manual_seed(0))
+    check(kernel_device, table, parts, 50, betas=(0.9, 0.95), eps=1e-8, untouched="closed")
+
+
+def test_a_long_gap_takes_no_more_operations_than_a_short_one(kernel_device, monkeypatch):
+    if kernel_device.type == "cuda":
+        pytest.skip("no look into what a GPU computes")
+    quotients, plain = [], tl.div_rn
+
+    @functools.wraps(plain)
+    def noted(*operands, **given):
+        quotients.append(None)
+        return plain(*operands, **given)
+
+    monkeypatch.setattr(tl, "div_rn", noted)
+    counts = []
+    for steps in (10, 1000):
+        table = Table(5, 10)
+        parts = states(table, torch.tensor([1, 2], dtype=torch.int32), torch.Generator().manual_seed(0))
+        check(kernel_device, table, parts, steps, betas=(0.9, 0.95), eps=1e-8, untouched="closed")
+        counts.append(len(quotients))
+        quotients.clear()
+    assert 0 < counts[1] <= counts[0]
 
 
 @pytest.mark.parametrize("scale", [0.3, torch.tensor([0.3]), torch.tensor(2.0)], ids=["number", "tensor", "scalar"])
@@ -179,19 +219,17 @@ def test_long_gaps(kernel_device, fused, betas, eps, steps):
     moments[:, 7:] **= 2
     moments[:, 3] = 0.0
     check(kernel_device, table, (weights, moments, torch.tensor([1, 100])), steps, betas=betas, eps=eps)
-    assert len(fused) < 2 * 2 * 400  # in the interpreter
+    assert len(fused) < 2 * 400 + 2 * 2  # in the interpreter: the steps are replayed once, by the read
 
 
 def test_rows_that_were_never_updated_are_not_replayed(kernel_device, fused):
     table = Table(3, 6)
     slots = table.place(torch.randn(2, 3), torch.zeros(2, 6), torch.zeros(2)).to(kernel_device)
-    records, rows = table.records.to(kernel_device), torch.ones(2, 3, device=kernel_device)
+    records, got = table.records.to(kernel_device), room(2, 3, kernel_device)
     rates = AdamRates(RateHistory(rates_of(40)), *USUAL, kernel_device)
-    update_rows(records, slots, rates, rows)
-    assert len(fused) == (2 * 2 if kernel_device.type == "cpu" else 0)
-    records.view(torch.int32)[:, -1] = 0
-    read_rows(records, slots, rates, rows)
-    assert same_bits(rows, records[slots, :3])
+    read_rows(records, slots, rates, got)
+    assert same_bits(got.weights_UD, records[slots, :3])
+    assert not fused
 
 
 @pytest.mark.gpu
@@ -204,12 +242,12 @@ def test_steps_neither_wait_nor_allocate():
         torch.zeros(len(LAST), 80, device="cuda"),
         torch.ones((), device="cuda"),
     )
-    rates = AdamRates(history, *USUAL, "cuda")
+    rates, got = AdamRates(history, *USUAL, "cuda"), room(len(LAST), 80, "cuda")
 
     def step():
-        read_rows(records, slots, rates, rows)
+        read_rows(records, slots, rates, got)
         history.append(1e-3)
-        update_rows(records, slots, rates, rows, gradient_scale=scale)
+        update_rows(records, slots, rates, got, rows, gradient_scale=scale)
 
     step()
     with without_waiting_or_allocating():
@@ -240,12 +278,12 @@ def test_rows_whose_steps_grow_again_do_not_rest(kernel_device, weight, exp_avg,
     history = RateHistory([lr] * 300)
     table = Table(4, 8)
     slots = table.place(record[:, :4], record[:, 4:], torch.tensor([100]))
-    read = torch.empty(1, 4, device=kernel_device)
+    got = room(1, 4, kernel_device)
     rates = AdamRates(history, betas, eps, kernel_device)
-    read_rows(table.records.to(kernel_device), slots.to(kernel_device), rates, read)
+    read_rows(table.records.to(kernel_device), slots.to(kernel_device), rates, got)
     expected = record.clone()
     replay_adam(*expected.split(4, dim=1), [100], history, betas=betas, eps=eps)
-    assert same_bits(read, expected[:, :4])
+    assert same_bits(torch.cat(got, dim=1), expected)
 
 
 def test_offsets_beyond_2_to_the_31(kernel_device):
@@ -261,9 +299,11 @@ def test_offsets_beyond_2_to_the_31(kernel_device):
     near_records, slots = near.view(-1, words), torch.tensor([far // words], device=kernel_device)
     rates = AdamRates(RateHistory(rates_of(5)), betas, eps, kernel_device)
     grad = torch.ones(1, dim, device=kernel_device)
-    update_rows(near_records, slots, rates, grad)
     small = record.to(kernel_device, copy=True)
-    update_rows(small, torch.zeros_like(slots), rates, grad)
+    for records, places in ((near_records, slots), (small, torch.zeros_like(slots))):
+        got = room(1, dim, kernel_device)
+        read_rows(records, places, rates, got)
+        update_rows(records, places, rates, got, grad)
     assert same_bits(there, small[0])
     assert not same_bits(there, record[0])
 
@@ -271,18 +311,21 @@ def test_offsets_beyond_2_to_the_31(kernel_device):
 def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
     betas, eps = USUAL
     dim, rows, stride = 3, 6, 2**29
-    spread = far_apart((rows - 1) * stride, dim, kernel_device)[0].as_strided((rows, dim), (stride, 1))
+    spread = far_apart((rows - 1) * stride, 3 * dim, kernel_device)[0].as_strided((rows, 3 * dim), (stride, 1))
     grad = torch.randn(rows, dim)
-    spread.copy_(grad)
     table = Table(dim, 2 * dim)
     slots = table.place(*states(table, torch.arange(rows, dtype=torch.int32), torch.Generator().manual_seed(0)))
     rates = AdamRates(RateHistory(rates_of(7)), betas, eps, kernel_device)
     results = []
-    for given in (spread, grad.to(kernel_device)):
+    for memory in (spread, torch.empty(rows, 3 * dim, device=kernel_device)):
         records = table.records.to(kernel_device, copy=True)
-        update_rows(records, slots.to(kernel_device), rates, given)
-        read_rows(records, slots.to(kernel_device), rates, given)
-        results.append((records, given))
+        got = CaughtUp(memory[:, :dim], memory[:, dim:])
+        read_rows(records, slots.to(kernel_device), rates, got)
+        read = memory.clone()
+        update_rows(records, slots.to(kernel_device), rates, got, grad.to(kernel_device))
+        memory[:, :dim] = grad  # as gradients, memory that far apart must do as well
+        update_rows(records, slots.to(kernel_device), rates, CaughtUp(*read.split((dim, 2 * dim), 1)), memory[:, :dim])
+        results.append((records, read))
     for far, close in zip(*results, strict=True):
         assert same_bits(far, close)
 
@@ -301,15 +344,19 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
         ({"bf16_state": True, "records": torch.zeros(4, 11)}, "ids"),
         ({"bf16_state": True}, "11 words"),
         ({"bf16": True, "records": torch.zeros(4, 14), "ids": torch.zeros(3, dtype=torch.int64)}, "2 row ids"),
+        ({"got": room(2, 4)}, r"\[2, 5\], not torch.float32 \[2, 4\]"),
+        ({"got": room(3, 5)}, r"\[2, 5\], not torch.float32 \[3, 5\]"),
+        ({"got": CaughtUp(torch.zeros(2, 5), torch.zeros(2, 5))}, r"\[2, 10\], not torch.float32 \[2, 5\]"),
+        ({"got": CaughtUp(torch.zeros(2, 5), torch.zeros(10, 2).T)}, "contiguous"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     given = {"records": torch.zeros(4, 16), "slots": torch.tensor([1, 2]), "grad": torch.zeros(2, 5), "ids": None}
-    given |= {"bf16": False, "bf16_state": False, "scale": 1.0} | change
+    given |= {"got": room(2, 5), "bf16": False, "bf16_state": False, "scale": 1.0} | change
     rates = AdamRates(RateHistory([1e-3]), *USUAL, "cpu")
     with pytest.raises(ValueError, match=message):
         update_rows(
-            given["records"], given["slots"], rates, given["grad"], given["ids"], bf16=given["bf16"],
+            given["records"], given["slots"], rates, given["got"], given["grad"], given["ids"], bf16=given["bf16"],
             bf16_state=given["bf16_state"], gradient_scale=given["scale"],
         )  # fmt: skip
 
@@ -324,21 +371,24 @@ def compiled_calls():
         dtypes = {"bf16": bf16, "bf16_state": bf16_state}
         for step, start, end, scale in ((1, 0, 16, 1.0), (48, 1, 34, 0.5)):
             rates = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu")
-            given = (records, slots[start:end], rates, grad[: end - start])
-            read_rows(*given, **dtypes)
-            update_rows(*given, ids[start:end], **dtypes, replays=False, gradient_scale=scale)
-            update_rows(*given, ids[start:end], **dtypes, gradient_scale=torch.tensor(scale))
+            given, count = (records, slots[start:end], rates), end - start
+            exact, lazy = room(count, dim), room(count, dim, catches_up=False)
+            read_rows(*given, exact, **dtypes)
+            closed = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu", closed=True)
+            read_rows(records, slots[start:end], closed, exact, **dtypes)
+            update_rows(*given, lazy, grad[:count], ids[start:end], **dtypes, gradient_scale=scale)
+            update_rows(*given, exact, grad[:count], ids[start:end], **dtypes, gradient_scale=torch.tensor(scale))
 
 
 def test_what_is_compiled_for_a_gpu_rounds_as_written():
     launches = compile_launches(compiled_calls)
-    assert len(launches) == 4 * 2 * 3
-    for start in range(0, len(launches), 2 * 3):
-        read, lazy, exact = launches[start : start + 3]
-        assert [read, lazy, exact] == launches[start + 3 : start + 2 * 3]
+    assert len(launches) == 4 * 2 * 4
+    for start in range(0, len(launches), 2 * 4):
+        read, closed, lazy, exact = launches[start : start + 4]
+        assert [read, closed, lazy, exact] == launches[start + 4 : start + 2 * 4]
         columns = float_operations(lazy[1]).count("sqrt.rn.f32")  # that a thread has
         assert columns > 0
-        for (_, ptx), fused in ((read, 1), (lazy, 2), (exact, 4)):
+        for (_, ptx), fused in ((read, 2), (closed, 0), (lazy, 2), (exact, 2)):
             operations = float_operations(ptx)
             # No denormal is flushed, and nothing fused that is not meant to be; the bound of steps may be a rough one.
             rough = {operation for operation in operations if not operation.endswith(".rn.f32")}
@@ -352,19 +402,21 @@ def adam_of_80_columns():
     for bf16, bf16_state in product((False, True), repeat=2):
         words = Table(80, 160, bf16, bf16_state=bf16_state).records.shape[1]
         records, grad = torch.zeros(40, words), torch.zeros(40, 80)
-        rates = AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu")
-        read_rows(records, slots, rates, grad, bf16=bf16, bf16_state=bf16_state)
-        update_rows(records, slots, rates, grad, slots, bf16=bf16, bf16_state=bf16_state)
+        rates, closed = (AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu", closed=closed) for closed in (False, True))
+        got = room(40, 80)
+        read_rows(records, slots, closed, got, bf16=bf16, bf16_state=bf16_state)
+        read_rows(records, slots, rates, got, bf16=bf16, bf16_state=bf16_state)
+        update_rows(records, slots, rates, got, grad, slots, bf16=bf16, bf16_state=bf16_state)
 
 
 def test_a_warp_reaches_for_neighbouring_columns():
     launches = columns_side_by_side(adam_of_80_columns)
-    assert launches == [("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * 4
+    assert launches == [("read_kernel", {"1"}), ("read_kernel", {"1"}), ("update_kernel", {"1"})] * 4
 
 
 def test_rows_stay_in_registers():
     # With 64, all 32 programs fit that an H100's processor can have at a time; with 72, to round bf16 moments, 28 do.
-    limits = [64, 64, 64, 72, 64, 64, 64, 64]
+    limits = [64, 64, 64, 64, 64, 72, 64, 64, 64, 64, 64, 64]
     for (name, needs), registers in zip(resources_of_launches(adam_of_80_columns), limits, strict=True):
         assert (needs.threads, needs.stack, needs.shared) == (32, 0, 0), (name, needs)
         assert needs.registers <= registers, (name, needs)

@@ -43,9 +43,10 @@ def test_the_key_says_what_each_keeps() -> None:
     ],
 )
 def test_rules(name: str, state_size: int, replays: bool, state_decay: float | None) -> None:
-    exact, lazy = optimizer(name, "exact"), optimizer(name, "lazy")
+    exact, closed, lazy = (optimizer(name, untouched_rows) for untouched_rows in ("exact", "closed", "lazy"))
     assert exact.state_size(80) == state_size
     assert (exact.replays, exact.state_decay) == (replays, state_decay)
+    assert (closed.replays, closed.state_decay) == (replays, state_decay)
     assert (lazy.replays, lazy.state_decay) == (False, None)
 
 
@@ -56,14 +57,24 @@ def test_a_decaying_state_is_one_number_and_moves_no_weights(name: str) -> None:
         assert not OPTIMIZERS[name].moves_resting_rows
 
 
-@pytest.mark.parametrize("untouched_rows", ["exact", "lazy"])
+@pytest.mark.parametrize("untouched_rows", ["exact", "closed", "lazy"])
 @ALL
-def test_every_record_has_a_compiled_pass(name: str, untouched_rows: Literal["exact", "lazy"]) -> None:
+def test_every_record_has_a_compiled_pass(name: str, untouched_rows: Literal["exact", "closed", "lazy"]) -> None:
     assert compiled_loops.available()
     for state_dtype, bf16 in product(OPTIMIZERS[name].state_dtypes, (False, True)):
         config = TableOptimizerConfig(type=name, untouched_rows=untouched_rows, state_dtype=state_dtype)
         stored = StoredRows(bf16, 0, torch.device("cpu"))
         assert OPTIMIZERS[name](config).compiled(RateHistory(), stored) is not None, (state_dtype, bf16)
+
+
+@pytest.mark.parametrize(
+    "change", [{"beta1": 0.95, "beta2": 0.95}, {"beta1": 0.4}, {"beta1": 0.5, "beta2": 0.8}, {"eps": 1e-13}], ids=str
+)
+def test_settings_under_which_gaps_have_no_closed_form_are_refused(change: dict[str, float]) -> None:
+    assert TableOptimizerConfig(**change)
+    assert TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="closed", **change)
+    with pytest.raises(ValueError, match="untouched_rows=closed holds for beta2"):
+        TableOptimizerConfig(untouched_rows="closed", **change)
 
 
 @ALL
