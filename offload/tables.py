@@ -207,16 +207,32 @@ class EngramTables:
                 ids = shard.sharding.global_ids(shard.rank, touched.cpu() + start)
                 yield ids, chunk[touched].cpu()
 
-    def load_rows(self, row_ids: Tensor, records: Tensor) -> None:
-        """Takes those of the given rows that this rank owns, before the first step.
+    def update_counts(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
+        """How often rows were updated, of this rank's that ever were, 255 for more: (job-wide row ids int64 [n], counts
+        uint8 [n]), ascending.
+
+        The same rows as `updated_rows` yields, in the same chunks.
+        """
+        shard = self._shard
+        counts_R = shard.store.update_counts()
+        for start in range(0, len(counts_R), chunk_rows):
+            chunk = counts_R[start : start + chunk_rows].cpu()
+            touched = chunk.nonzero().flatten()
+            if len(touched):
+                yield shard.sharding.global_ids(shard.rank, touched + start), chunk[touched]
+
+    def load_rows(self, row_ids: Tensor, records: Tensor, counts: Tensor | None = None) -> None:
+        """Takes those of the given rows that this rank owns, all of which were updated, before the first step.
 
         Args:
             row_ids: int64 [n], job-wide.
             records: fp32 [n, W].
+            counts: uint8 [n], how often each was updated; None where nobody knows, which counts as once.
         """
         shard = self._shard
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
-        shard.store.load(places, records[mine])
+        known = torch.ones(len(row_ids), dtype=torch.uint8) if counts is None else counts
+        shard.store.load(places, records[mine], known[mine])
         shard.observer.loaded(places, records[mine])
 
     def optimizer_state(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_the_room_of_a_step_is_made_by_its_release_in_the_loop_and_by_the_next_s
         store.prepare(1, rows(0, 1, 2, 3))
         store.hold(1)
         assert store.traffic.written_back == (0 if beside else 2)
-        assert store.traffic.fetched == 4 or not beside
+        assert store.traffic.drawn == 4 or not beside
 
 
 def test_what_goes_wrong_beside_the_loop_is_raised_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
