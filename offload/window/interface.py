@@ -32,6 +32,11 @@ class Traffic:
     waited_s: float = 0.0
     planned_s: float = 0.0
 
+    @property
+    def hits(self) -> int:
+        """Rows that steps needed of this rank and found in the window."""
+        return self.requested - self.fetched - self.drawn
+
     def since(self, earlier: "Traffic") -> "Traffic":
         """What has happened since then."""
         return Traffic(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
