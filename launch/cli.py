@@ -1,4 +1,4 @@
-"""The console command `engram`."""
+"""The commands of `engram`, and how a user's mistake is told."""
 
 import difflib
 import importlib
@@ -11,7 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from launch.local.failures import USER_ERROR_EXIT, RankFailed, user_message
 
-COMMANDS = ("bench", "compare", "data", "eval", "export", "generate", "plan", "train")
+COMMANDS = ("bench", "checkpoint", "compare", "data", "doctor", "eval", "export", "generate", "launch", "plan", "train")
 """Commands there are: modules of `launch.commands` with a click command named `command`."""
 
 
@@ -73,10 +73,8 @@ Example:
   engram train configs/tiny.yaml train.steps=100
 """,
 )
+# DeepSpeed's launcher tells it each process, which reads LOCAL_RANK instead.
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)
 @click.version_option(package_name="engram-pretrain", prog_name="engram")
 def main() -> None:
     """Pretrain language models whose memory is larger than the GPUs' memory."""
-
-
-if __name__ == "__main__":
-    main()

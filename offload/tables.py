@@ -31,6 +31,11 @@ _DECIDING_BESIDE = ("cuda",)
 """Devices beside whose loop a thread decides on coming steps: a CPU's cores have enough to do."""
 
 
+_SCANNED_ROWS = 1 << 18
+"""Rows whose counts are looked at together."""
+_ID_BYTES = 8
+
+
 class WindowTooSmall(ValueError):
     """The rows of one step alone do not fit into a window."""
 
@@ -74,7 +79,7 @@ class EngramTables:
         host_group: dist.ProcessGroup | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._config = config
+        self._config, self._init = config, init
         world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         rank = dist.get_rank(group) if dist.is_initialized() else 0
         self._device = torch.device(device)
@@ -195,45 +200,62 @@ class EngramTables:
         taken, self._told = now.since(self._told), now
         return taken
 
-    def updated_rows(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows that were ever updated: (job-wide row ids int64 [n], records fp32 [n, W]), ascending."""
+    def updated_rows(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
+
+        Args:
+            piece_bytes: most bytes of ids and records together.
+
+        Returns:
+            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending.
+        """
         shard = self._shard
         records_RW = shard.store.flush()
         shard.observer.saved(records_RW)
-        for start in range(0, len(records_RW), chunk_rows):
-            chunk = records_RW[start : start + chunk_rows]
-            touched = shard.layout.version(chunk).nonzero().flatten()
-            if len(touched):
-                ids = shard.sharding.global_ids(shard.rank, touched.cpu() + start)
-                yield ids, chunk[touched].cpu()
+        for places in self._updated_places(piece_bytes):
+            yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
 
-    def update_counts(self, chunk_rows: int = 1 << 18) -> Iterator[tuple[Tensor, Tensor]]:
-        """How often rows were updated, of this rank's that ever were, 255 for more: (job-wide row ids int64 [n], counts
-        uint8 [n]), ascending.
+    def update_counts(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+        """How often the rows of `updated_rows` were updated, 255 for more: the same ids in the same pieces.
 
-        The same rows as `updated_rows` yields, in the same chunks.
+        Returns:
+            Pieces: job-wide row ids (int64 [n]) and counts (uint8 [n], at least 1).
         """
         shard = self._shard
         counts_R = shard.store.update_counts()
-        for start in range(0, len(counts_R), chunk_rows):
-            chunk = counts_R[start : start + chunk_rows].cpu()
-            touched = chunk.nonzero().flatten()
-            if len(touched):
-                yield shard.sharding.global_ids(shard.rank, touched + start), chunk[touched]
+        for places in self._updated_places(piece_bytes):
+            yield shard.sharding.global_ids(shard.rank, places), counts_R[places.to(counts_R.device)].cpu()
 
-    def load_rows(self, row_ids: Tensor, records: Tensor, counts: Tensor | None = None) -> None:
-        """Takes those of the given rows that this rank owns, all of which were updated, before the first step.
+    def owned_rows(self) -> list[range]:
+        """The job-wide ids of this rank's rows, module by module."""
+        sharding, rank = self._shard.sharding, self._shard.rank
+        owned = [sharding.owned(module, rank) for module in range(len(sharding.num_rows))]
+        bases = [sum(sharding.num_rows[:module]) for module in range(len(sharding.num_rows))]
+        return [range(base + rows.start, base + rows.stop) for base, rows in zip(bases, owned, strict=True)]
+
+    def load_rows(self, row_ids: Tensor, records: Tensor, counts: Tensor | None = None) -> int:
+        """Takes those of the given rows that this rank owns, before the first step; returns how many these are.
 
         Args:
             row_ids: int64 [n], job-wide.
             records: fp32 [n, W].
-            counts: uint8 [n], how often each was updated; None where nobody knows, which counts as once.
+            counts: uint8 [n], how often each was updated; where that is not known, once for all that ever were.
         """
         shard = self._shard
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
-        known = torch.ones(len(row_ids), dtype=torch.uint8) if counts is None else counts
-        shard.store.load(places, records[mine], known[mine])
+        # Never 0 where there is a version: the row would be drawn anew.
+        counted = torch.ones(len(row_ids), dtype=torch.uint8) if counts is None else counts.clamp(min=1)
+        counted = torch.where(shard.layout.version(records) == 0, 0, counted)
+        shard.store.load(places, records[mine], counted[mine])
         shard.observer.loaded(places, records[mine])
+        return len(places)
+
+    def forget_rows(self) -> None:
+        """Undoes `load_rows`: no row was ever updated."""
+        for ids, records in self.updated_rows():
+            records.zero_()
+            self._init.fill(self._shard.layout, records, ids)
+            self.load_rows(ids, records)
 
     def optimizer_state(self) -> dict[str, Any]:
         """What the rows' optimizer must know besides their records, JSON-able; the same on every rank."""
@@ -246,6 +268,15 @@ class EngramTables:
             ValueError: the state is of another optimizer.
         """
         self._shard.updater.load_state(state)
+
+    def _updated_places(self, piece_bytes: int) -> Iterator[Tensor]:
+        """Places in the shard of the rows that were ever updated (int64), in pieces of one module."""
+        sharding, rank = self._shard.sharding, self._shard.rank
+        counts_R = self._shard.store.update_counts()
+        most = max(1, piece_bytes // (self._shard.layout.bytes + _ID_BYTES))
+        for module in range(len(sharding.num_rows)):
+            start = sharding.shard_offset(module, rank)
+            yield from _nonzero(counts_R, range(start, start + len(sharding.owned(module, rank))), most)
 
     def close(self) -> None:
         """Ends the background work."""
@@ -280,3 +311,16 @@ class EngramTables:
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
             raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
         return plan
+
+
+def _nonzero(counts_R: Tensor, places: range, most: int) -> Iterator[Tensor]:
+    """Those of the places whose count is not 0 (int64), `most` at a time."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    for first in range(places.start, places.stop, _SCANNED_ROWS):
+        part = counts_R[first : min(first + _SCANNED_ROWS, places.stop)]
+        waiting = torch.cat([waiting, part.nonzero().flatten().cpu() + first])
+        whole = len(waiting) - len(waiting) % most
+        yield from waiting[:whole].split(most) if whole else ()
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting

@@ -13,7 +13,7 @@ import yaml
 from tests.warm_command import run_warm
 
 _INSTALLED = Path(sys.executable).with_name("engram")
-ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch.cli"]
+ENGRAM = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-m", "launch"]
 """The command; from a checkout where it is not installed."""
 TIMEOUT_S = 240
 
@@ -87,21 +87,27 @@ def losses(run: Path) -> list[tuple[float, float | None]]:
     return [(record["loss"], record.get("val_loss")) for record in records]
 
 
+def newest(run: Path) -> Any:
+    """The newest checkpoint."""
+    from train.checkpoint.listing import checkpoints_in
+    from train.checkpoint.open import open_image
+
+    return open_image(checkpoints_in(run / "checkpoints")[-1].path)
+
+
 def table_rows(run: Path) -> dict[int, bytes]:
     """The newest checkpoint's table records, bit by bit, by row id."""
-    from safetensors.torch import load_file
-
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     rows: dict[int, bytes] = {}
-    for file in newest.glob("tables-*"):
-        tensors = load_file(file)
-        for key, ids in tensors.items():
-            if key.startswith("ids."):
-                records = tensors[key.replace("ids.", "records.")].numpy()
-                rows |= {row: record.tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
+    image = newest(run)
+    for span in image.spans:
+        ids, records = image.rows(span)
+        rows |= {row: record.numpy().tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
     return rows
 
 
-def backbone(run: Path) -> bytes:
-    """The newest checkpoint's backbone file."""
-    return sorted((run / "checkpoints").glob("step-*"))[-1].joinpath("backbone.safetensors").read_bytes()
+def backbone(run: Path) -> dict[str, bytes]:
+    """The newest checkpoint's backbone, bit by bit, whatever ranks wrote it."""
+    tensors: dict[str, bytes] = {}
+    for name, _, values in newest(run).pieces(lambda *_: True):
+        tensors[name] = tensors.get(name, b"") + values.numpy().tobytes()
+    return tensors

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from model.census import take_census
 from model.compilation import compile_blocks
@@ -18,8 +17,10 @@ from model.config import ModelConfig
 from model.transformer import Block, LanguageModel
 from offload.addresses.hashing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint.checkpoints import Checkpoints, find_checkpoint
+from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.identity import Identity
+from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, find_checkpoint
+from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
 from train.data.loader import Loader
@@ -27,16 +28,18 @@ from train.data.open import open_data
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
+from train.ranks import join_ranks
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
+from train.report.start import tell_start
 from train.report.summary import Summary
 from train.run_folder import CONFIG_FILE
+from train.run_lock import lock_run
 from train.tables import address_book, open_tables, table_bytes
 from train.trainer import Trainer
 from train.use.sampling import continue_texts
 
-LOCK_FILE = ".lock"
 _BACKBONE_BYTES = 12
 """Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
 
@@ -53,11 +56,17 @@ def train(job: JobConfig) -> Summary | None:
         UserError: anything in the config, the data or the run's folder that the user has to change.
         OSError: a file cannot be written.
     """
-    join_ranks()
-    run = Run(job)
-    start = run.resume()
+    tell_start("waiting for all ranks")
+    join_ranks(job.launch.timeout_s)
+    run = Run(job, tell_start)
+    if run.origin or checkpoints_in(run.checkpoints.folder):
+        tell_start("loading the checkpoint")
+    resumed = run.resume()
+    start = resumed.step
     run.record_config()
     with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
+        for note in resumed.notes:
+            reporter.message(note)
         trainer = Trainer(
             job,
             engine=run.engine,
@@ -70,6 +79,8 @@ def train(job: JobConfig) -> Summary | None:
         )
         if start == job.train.steps:
             reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
+        else:
+            tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit(start)
     samples = run.sample()
     summary = run.summarise(found, samples, trainer.rows_moved, start) if run.rank == 0 else None
@@ -84,15 +95,17 @@ class Run:
 
     Args:
         job: its config.
+        tell: hears of each part before it is built, where that may take long.
 
     Raises:
         UserError: anything in the config, the data or the run's folder that the user has to change.
     """
 
-    def __init__(self, job: JobConfig) -> None:
+    def __init__(self, job: JobConfig, tell: Callable[[str], None] = lambda text: None) -> None:
         self.job = job
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(job.run.dir) / job.run.name
+        tell("reading the data")
         self.store = _on_one_rank_first(lambda: open_data(job.data))
         if job.model.vocab_size < self.store.vocab_size:
             raise UserError(
@@ -103,13 +116,16 @@ class Run:
         self.validation_loader = self._loader("validation", rank=self.rank, world_size=self.world_size)
         self.counts = take_census(job.model)
         addresses = address_book(job.model, self.store)
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints", keep=job.checkpoint.keep, identity=self._identity(addresses)
-        )
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, job, self._identity(addresses))
         self.saved_table_bytes = table_bytes(job, addresses)
-        self._open_folder()
+        self.origin = on_rank_0(self._open_folder)
+        if job.checkpoint.every is not None:
+            self.checkpoints.probe()
+        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
         self.engine = self._engine()
         self.table_bytes = table_bytes(job, addresses, self.engine.device)
+        if addresses:
+            tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
 
     def record_config(self) -> None:
@@ -128,20 +144,20 @@ class Run:
         self.engine.close()
         dist.destroy_process_group()
 
-    def resume(self) -> int:
-        """Loads the run's newest checkpoint, or else that of `init_from`, if any; returns the steps that are done."""
-        newest = self.checkpoints.newest() if self.job.checkpoint.resume != "never" else None
-        start = self.checkpoints.load(newest, self.engine, self.tables) if newest else 0
+    def resume(self) -> Resumed:
+        """Loads the run's newest checkpoint that is whole, or else that of `init_from`, if any."""
+        resumed = self.checkpoints.resume(self.engine, self.tables)
+        start = resumed.step
         if self.origin:
             self.checkpoints.begin_with(self.origin, self.engine, self.tables)
         if start > self.job.train.steps:
-            raise UserError(f"train.steps is {self.job.train.steps}, but {newest} has {start} steps already")
+            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} has {start} steps already")
         if self.tables and start < self.job.train.steps:
             try:
                 self.tables.check_window(start)
             except WindowTooSmall as error:
                 raise UserError(str(error)) from None
-        return start
+        return resumed
 
     def sample(self) -> list[str]:
         """Continues the config's prompts."""
@@ -201,40 +217,32 @@ class Run:
 
     def _identity(self, addresses: AddressBook | None) -> Identity:
         fingerprint = addresses.fingerprint() if addresses else None
-        return Identity(self.job.model.model_dump(mode="json"), fingerprint, self.train_loader.identity())
+        model, tokenizer = self.job.model.model_dump(mode="json"), self.store.tokenizer().sha256
+        return Identity(model, fingerprint, self.train_loader.identity(), tokenizer)
 
-    def _open_folder(self) -> None:
-        newest, resume = self.checkpoints.newest(), self.job.checkpoint.resume
-        if resume == "never" and newest:
+    def _open_folder(self) -> Path | None:
+        """On rank 0, whose view of the folder decides; returns the checkpoint that the run begins with, if any."""
+        there, resume = checkpoints_in(self.checkpoints.folder), self.job.checkpoint.resume
+        if resume == "never" and there:
             raise UserError(
-                f"checkpoint.resume is never, but {newest} is there: choose another run.name, or delete {self.folder}"
+                f"checkpoint.resume is never, but {there[-1].path} is there: choose another run.name, or delete "
+                f"{self.folder}"
             )
-        if resume == "must" and not newest:
+        if resume == "must" and not there:
             raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
         source = self.job.checkpoint.init_from
-        self.origin = _of_rank_0(find_checkpoint(source)) if source and not newest else None
-        dist.barrier()
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock_folder()
-            self._check_disk()
-        dist.barrier()
+        origin = find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_run(self.folder)
+        self._check_disk(len(there))
+        return origin
 
-    def _lock_folder(self) -> None:
-        self._lock = FileLock(self.folder / LOCK_FILE)  # held as long as this object lives
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.folder}: another run is at work in it; wait for it, or choose another run.name"
-            ) from None
-
-    def _check_disk(self) -> None:
+    def _check_disk(self, there: int) -> None:
         if self.job.checkpoint.every is None:
             return
         checkpoint = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
         # The newest one is complete before the oldest goes.
-        needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - self.checkpoints.count())
+        needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - there)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
@@ -264,16 +272,6 @@ class Run:
         return engine
 
 
-def join_ranks() -> torch.device:
-    """Initialises torch.distributed from the environment; returns where this rank computes. Collective."""
-    # What DeepSpeed decides by, too: one place says where the job runs.
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:
     """Runs `action` on local rank 0, then on the others: what it makes is made once a machine."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
@@ -290,13 +288,6 @@ def _require_compiler(device: torch.device) -> None:
             f"train.compile takes a C++ compiler on a CPU, and there is no {name}: install it, name another by the "
             "environment variable CXX, or set train.compile=false"
         )
-
-
-def _of_rank_0(path: Path) -> Path:
-    """Rank 0's, as a run that still goes on may save another checkpoint between two ranks' looks."""
-    found = [path]
-    dist.broadcast_object_list(found)
-    return found[0]
 
 
 def _table_parameters(tables: EngramTables | None) -> int:

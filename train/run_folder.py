@@ -6,6 +6,8 @@ from train.errors import UserError
 
 CONFIG_FILE = "config.yaml"
 """Name of the file with a run's resolved config."""
+LOCK_FILE = ".lock"
+"""Name of the file that a run at work has locked."""
 LOG_FILE = "log.txt"
 """Name of the file with what a run told."""
 RUNS = "runs"

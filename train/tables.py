@@ -3,7 +3,6 @@
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from model.config import ModelConfig
 from offload.addresses.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
@@ -14,6 +13,7 @@ from train.config.job import JobConfig
 from train.data.loader import Loader
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
+from train.ranks import host_group
 
 
 class TokenSource(Protocol):
@@ -76,7 +76,7 @@ def open_tables(
     if addresses is None or job.model.engram is None:
         return None
     # The planner's collectives run on a thread of their own, so they need a group of their own.
-    host_group = dist.new_group(backend="gloo")
+    group = host_group(job.launch.timeout_s)
     try:
         return EngramTables(
             job.offload,
@@ -85,7 +85,7 @@ def open_tables(
             init=RowInit(job.train.seed, job.model.engram.init_std),
             batches=loader.batch,
             num_steps=job.train.steps,
-            host_group=host_group,
+            host_group=group,
             device=device,
         )
     except ValueError as error:

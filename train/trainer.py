@@ -15,6 +15,7 @@ from model.balance import reset_counts, update_balance
 from offload.step import Step
 from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.together import Failed
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
@@ -65,7 +66,7 @@ class Trainer:
 
         Raises:
             UserError: too many steps in a row without a finite gradient, or a window that a step does not fit into.
-            OSError: a checkpoint cannot be written.
+            Failed: the last checkpoint cannot be written; without an earlier one training goes on.
         """
         with _what_is_built_uncollected():
             evaluation = self._fit(start)
@@ -92,7 +93,7 @@ class Trainer:
             every = job.checkpoint.every
             if every and (done % every == 0 or done == total):
                 with self._meter.pause():
-                    self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables))
+                    self._save(done)
         return evaluation
 
     @property
@@ -110,6 +111,14 @@ class Trainer:
         dist.all_reduce(sums)
         return Evaluation.of(sums)
 
+    def _save(self, done: int) -> None:
+        try:
+            self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables, self._skipped_in_a_row))
+        except Failed as error:
+            if done == self._job.train.steps:
+                raise
+            self._reporter.message(f"step {done} was not saved: {error}; training goes on")
+
     def _train_step_or_save(self, step: int) -> StepResult:
         try:
             return self.train_step(step)
@@ -117,7 +126,7 @@ class Trainer:
             if self._job.checkpoint.every is None:
                 raise UserError(str(error)) from None
             # Raised on every rank before the step began, and no part of a run's identity: nothing needs to be lost.
-            path = self._checkpoints.save(step, self._engine, self._tables)
+            path = self._checkpoints.save(step, self._engine, self._tables, self._skipped_in_a_row)
             raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
 
     def train_step(self, number: int) -> StepResult:

@@ -100,7 +100,7 @@ def run_everything(
 def _run_share(share: Share, device: str, mine: float, most: float, more: tuple[str, ...]) -> Outcome:
     if mine < _LEAST_S:
         return Outcome(0.0, None, f"left out: {mine:.0f} s are left for it")
-    command = [sys.executable, "-P", "-m", "launch.cli", "bench", share.name, "--device", device, "--json"]
+    command = [sys.executable, "-P", "-m", "launch", "bench", share.name, "--device", device, "--json"]
     command += share.on_gpu if device == "cuda" else share.on_cpu
     if share.limited:
         command += ["--seconds", f"{max(1.0, mine - _STARTING_S):.0f}"]

@@ -42,7 +42,7 @@ def measure(part: str, options_json: str, result: str) -> None:
     torch.set_num_threads(max(1, options.threads // world_size))
     if PARTS[part].trains:
         # DeepSpeed takes seconds to import, and no other part needs it.
-        from train.run import join_ranks
+        from train.ranks import join_ranks
 
         join_ranks()
     elif world_size > 1:

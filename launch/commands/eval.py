@@ -70,7 +70,7 @@ def command(
         store = open_data(saved.job.data)
     else:  # a prepared folder has its own tokenizer
         store = TokenStore.open(data, tokenizer=None if Path(data).is_dir() else saved.tokenizer)
-    own = data is None or store.fingerprint == saved.state["data"]["fingerprint"]
+    own = data is None or store.fingerprint == saved.image.manifest.data["fingerprint"]
     found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
     if as_json:
         click.echo(json.dumps({"step": saved.step, **asdict(found)}, indent=2))

@@ -20,28 +20,36 @@ Examples:
 def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json: bool) -> None:
     """Train the job that the YAML file CONFIG describes.
 
-    Starts its own local ranks, and ends them all when one fails. Under torchrun or srun (RANK and WORLD_SIZE are set)
-    it is one of theirs. The same command again goes on from the newest checkpoint.
+    Starts its own local ranks, and ends them all when one fails. Started by torchrun, srun, mpirun, DeepSpeed's
+    launcher or as a pod of an indexed Job, it is one of their ranks (docs/launch.md). The same command again goes on
+    from the newest checkpoint.
     """
-    from launch.local.environment import meeting_port, rank_count, visible_gpus
-    from launch.local.rank import end_rank, rank_command, run_rank
+    from launch.cluster.place import Place
+    from launch.cluster.started import become_rank
+    from launch.local.environment import may_use_gpus, meeting_port, rank_count, visible_gpus
+    from launch.local.rank import rank_command
     from launch.local.start import run_ranks
     from train.config.file import load
     from train.config.job import JobConfig
 
-    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        if nproc is not None:
-            raise click.UsageError("--nproc has no meaning where RANK and WORLD_SIZE are set: that launcher decides.")
-        end_rank(lambda: run_rank(config, overrides, as_json=as_json))
-    run = load(config, overrides, JobConfig).run
+    place = Place.of(os.environ)
+    if place and nproc is not None:
+        raise click.UsageError(f"--nproc has no meaning under a launcher: {place.launcher} decides.")
+    job = load(config, overrides, JobConfig)
+    run = job.run
+    if place:
+        become_rank(place, rank_command(config, overrides, as_json=as_json))
+    if may_use_gpus():
+        click.echo("counting the GPUs", err=as_json)
     gpus = visible_gpus()
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
     folder = Path(run.dir, run.name)
-    click.echo(f"{ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
+    click.echo(f"starting {ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
     run_ranks(
         rank_command(config, overrides, as_json=as_json),
         ranks,
         log_folder=folder / "logs",
         port=port,
         gpus=gpus,
+        grace_s=job.checkpoint.grace_s,
     )

@@ -1,13 +1,19 @@
 """What a local rank finds in its environment: who it is, where the ranks meet, how many threads are its share."""
 
+import ctypes
 import errno
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 from train.errors import UserError
 from train.machine import usable_cores
 
 _LOOPBACK = "lo"
+_CUDA_DRIVER = "libcuda.so.1"
+_ROCM_DEVICE = Path("/dev/kfd")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 """glibc's settings to keep freed memory. By default it gives large blocks back to the system at once, and a CPU rank
 spends a tenth of its step on page faults in tensors that it had a moment ago."""
@@ -55,13 +61,32 @@ def meeting_port(wanted: int | None) -> int:
         ) from None
 
 
-def visible_gpus() -> int:
-    """GPUs that ranks of this machine may take; 0 if DS_ACCELERATOR=cpu asks for none."""
+def may_use_gpus() -> bool:
+    """Whether this machine has a GPU's driver and DS_ACCELERATOR=cpu does not keep ranks off it."""
     if os.environ.get("DS_ACCELERATOR") == "cpu":
-        return 0
-    import torch
+        return False
+    try:
+        ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return _ROCM_DEVICE.exists()
+    return True
 
-    return torch.cuda.device_count()
+
+def visible_gpus() -> int:
+    """GPUs that ranks of this machine may take.
+
+    PyTorch counts them, in a process of its own: a launcher that imported it would not hear signals meanwhile.
+    """
+    if not may_use_gpus():
+        return 0
+    counted = subprocess.run(
+        [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+        start_new_session=True,
+    )
+    return int(counted.stdout)
 
 
 def rank_count(wanted: int | None, gpus: int) -> int:

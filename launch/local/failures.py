@@ -8,21 +8,32 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from train.errors import UserError
+from train.files import new_file
 
 REPORT_FILE = "ENGRAM_RANK_REPORT"
 """Environment variable in which the launcher tells a rank where to write its `RankReport`."""
+
+TORCHRUN_REPORT_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Environment variable in which torchrun tells a rank where to leave its error, for torchrun to show at its end."""
+EXIT_CODE_FILE = "ENGRAM_EXIT_CODE"
+"""Environment variable that names a file for the exit code of the first rank of this machine that fails, for scripts
+around torchrun, which ends with 1 whatever its ranks end with."""
 
 USER_ERROR_EXIT = 2
 """Exit code for a mistake of the user's; every other failure is 1."""
 
 _PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
 _TOLD_WHOLE = {"VerifyError"}  # named, not imported: the launcher must start without loading torch
-_PEER_MESSAGE = re.compile(r"connection (closed|reset) by peer|broken pipe|connection refused", re.IGNORECASE)
+_PEER_LATER_S = 3600
+_PEER_MESSAGE = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|connection refused|timed out waiting \d+ ?ms", re.IGNORECASE
+)
 
 
 class RankFailed(RuntimeError):
@@ -59,9 +70,15 @@ class RankReport:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Puts the report at `path`, whole or not at all."""
-        partial = Path(f"{os.fspath(path)}.partial")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        with new_file(Path(path)) as partial:
+            partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    def write_for_torchrun(self, path: str | os.PathLike[str]) -> None:
+        """Puts the report at `path` in the form of `torch.distributed.elastic`'s error files."""
+        # torchrun blames the oldest report, in whole seconds: one that only lost a peer must not be it.
+        told_at = int(self.time) + (_PEER_LATER_S if self.kind == "peer" else 0)
+        info = {"py_callstack": self.text, "timestamp": str(told_at)}
+        Path(path).write_text(json.dumps({"message": {"message": self.text, "extraInfo": info}}), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self | None:
@@ -78,6 +95,13 @@ def _lost_peer(error: BaseException) -> bool:
     return error.__cause__ is not None and _lost_peer(error.__cause__)
 
 
+def leave_exit_code(code: int) -> None:
+    """Leaves a failed rank's exit code for the script that asked for it, unless another rank has left one."""
+    if code and (path := os.environ.get(EXIT_CODE_FILE)):
+        with suppress(FileExistsError), Path(path).open("x") as file:
+            file.write(str(code))
+
+
 def reported(body: Callable[[], None]) -> int:
     """Runs a rank's `body` and returns its exit code; a failure is reported to the launcher, or else to stderr.
 
@@ -91,8 +115,11 @@ def reported(body: Callable[[], None]) -> int:
         return 130
     except BaseException as error:
         report = RankReport.of(error)
-        if path := os.environ.get(REPORT_FILE):
+        path = os.environ.get(REPORT_FILE)
+        if path:
             report.write(path)
+        elif path := os.environ.get(TORCHRUN_REPORT_FILE):
+            report.write_for_torchrun(path)
         if not path or os.environ.get("RANK", "0") != "0":
             print(f"Error: {report.text}" if report.kind == "user" else report.text, file=sys.stderr, flush=True)
         return USER_ERROR_EXIT if report.kind == "user" else 1

@@ -22,15 +22,23 @@ _PR_SET_PDEATHSIG = 1
 
 
 class RankProcess:
-    """One rank's process, not reaped before `end`: till then its process group's number cannot be given away.
+    """The process of a rank (or of what starts a host's ranks: `kind`), not reaped before `end`.
 
-    Rank 0 writes to this process's own output, another rank appends to `log`.
+    Till then its process group's number cannot be given away. The first one writes to this process's own output,
+    another one appends to `log`. `stdin` is nothing, or a pipe that stays open as long as this process lives.
     """
 
     def __init__(
-        self, number: int, command: Sequence[str], environment: dict[str, str], log: Path, report: Path
+        self,
+        number: int,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        report: Path,
+        kind: str = "rank",
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
-        self.number, self.log, self._report = number, log if number else None, report
+        self.name, self.log, self._report = f"{kind} {number}", log if number else None, report
         self.code: int | None = None
         self.ended_at = 0.0
         output: IO[bytes] | None = self.log.open("ab") if self.log else None
@@ -39,7 +47,7 @@ class RankProcess:
             self._process = subprocess.Popen(
                 command,
                 env=environment | {REPORT_FILE: str(report)},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,
@@ -78,14 +86,14 @@ class RankProcess:
         """What is known about a failure: the traceback, or how the process ended and what it wrote last."""
         code, report = self.code or 0, self.report
         if report and "\n" not in report.text:
-            return f"rank {self.number}: {report.text}"
+            return f"{self.name}: {report.text}"
         how = "failed" if report else f"failed (exit code {code})"
         if code < 0 and not report:
             how = f"was killed by {signal.Signals(-code).name}"
             how += ": was the machine out of memory?" if code == -signal.SIGKILL else ""
         place = f"; its log: {self.log}" if self.log else ""
         shown = report.text if report else self._log_tail()
-        return f"rank {self.number} {how}{place}" + (f"\n{shown}" if shown else "")
+        return f"{self.name} {how}{place}" + (f"\n{shown}" if shown else "")
 
     def _log_tail(self) -> str:
         if self.log is None:

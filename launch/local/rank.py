@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from launch.local.failures import reported
+from launch.local.failures import leave_exit_code, reported
+from launch.local.signals import leave_to_system
 
 
 def rank_command(config: str, overrides: Sequence[str], *, as_json: bool) -> list[str]:
@@ -24,11 +25,14 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
     Raises:
         UserError: whatever is wrong with the config, the data or the machine.
     """
-    from train.config.file import load
-    from train.config.job import JobConfig
-    from train.run import train
-
     with _answer_only(as_json) as answer:
+        from train.report.start import tell_start
+
+        tell_start("importing PyTorch and DeepSpeed")
+        from train.config.file import load
+        from train.config.job import JobConfig
+        from train.run import train
+
         summary = train(load(config, overrides, JobConfig))
         if summary is not None:
             text = json.dumps(dataclasses.asdict(summary)) if as_json else str(summary)
@@ -52,8 +56,13 @@ def _answer_only(as_json: bool) -> Iterator[TextIO]:
 
 
 def end_rank(body: Callable[[], None]) -> NoReturn:
-    """Runs a rank's `body`, reports a failure, and ends this process."""
+    """Runs a rank's `body`, reports a failure, and ends this process.
+
+    Signals have their default action, so that a start can be broken off at any moment, however long C code takes.
+    """
+    leave_to_system()
     code = reported(body)
+    leave_exit_code(code)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: it waits for threads, and those of a rank that failed may be waiting for other ranks.

@@ -1,11 +1,11 @@
 """Starts the ranks of this machine, shows the first one, and leaves none behind however they end."""
 
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,11 +13,11 @@ from typing import Self
 from launch.local.environment import meeting_port, rank_environment
 from launch.local.failures import USER_ERROR_EXIT, RankFailed
 from launch.local.process import RankProcess
+from launch.local.signals import Stopped, collected
 from train.errors import UserError
 
 _POLL_S = 0.05
 _SETTLE_S = 3.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -34,34 +34,58 @@ def run_ranks(
     """Runs `command` as `nproc` ranks that meet on `port` (None: a free one) and waits for all of them.
 
     Rank 0's output is this process's own; the others append to `log_folder/rank<n>.log`. When one rank fails, the
-    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). SIGINT, SIGTERM and SIGHUP are passed on to the
-    ranks; a second one kills them at once.
+    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). So are all of them when this process is asked to end
+    by SIGINT, SIGTERM or SIGHUP; a second signal kills them at once. Always SIGTERM: Python's own handler of SIGINT
+    would raise an exception in the middle of a rank's imports.
 
     Raises:
         UserError: the port is in use, the log folder cannot be made, or a rank reported a user's mistake.
         RankFailed: a rank crashed.
-        SystemExit: ended by a signal, with 128 + its number.
+        Stopped: a signal asked this process to end.
     """
     meeting = meeting_port(port)
+    starts = [(command, rank_environment(rank, nproc, meeting, gpus)) for rank in range(nproc)]
+    run_processes(starts, log_folder=log_folder, grace_s=grace_s)
+
+
+def run_processes(
+    starts: Sequence[tuple[Sequence[str], dict[str, str]]],
+    *,
+    log_folder: Path,
+    grace_s: float,
+    kind: str = "rank",
+    stdin: int = subprocess.DEVNULL,
+    may_fail: int = 0,
+) -> None:
+    """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
+
+    Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does.
+
+    Raises:
+        UserError: the log folder cannot be made, or a process reported a user's mistake.
+        RankFailed: a process crashed; `kind` is what messages and logs call it.
+        Stopped: a signal asked this process to end.
+    """
     try:
         log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{log_folder}: cannot make the folder for logs ({error.strerror})") from None
     with (
         tempfile.TemporaryDirectory(prefix="engram-") as reports,
-        _received_signals() as received,
-        _LocalRanks(log_folder, Path(reports), grace_s, received) as ranks,
+        collected() as received,
+        _LocalRanks(log_folder, Path(reports), grace_s, received, kind) as ranks,
     ):
-        for rank in range(nproc):
-            ranks.start(command, rank_environment(rank, nproc, meeting, gpus))
-        ranks.wait()
+        for command, environment in starts:
+            ranks.start(command, environment, stdin)
+        ranks.wait(may_fail)
 
 
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
-    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int]) -> None:
+    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int], kind: str) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
+        self._kind = kind
         self._ranks: list[RankProcess] = []
 
     def __enter__(self) -> Self:
@@ -73,26 +97,27 @@ class _LocalRanks:
         if sys.stdout.isatty():
             print(_SHOW_CURSOR, end="", flush=True)  # rank 0's live bar hides it, and may have been killed
 
-    def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: dict[str, str], stdin: int) -> None:
         """Starts the next rank."""
-        name = f"rank{len(self._ranks)}"
-        self._ranks.append(
-            RankProcess(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
-        )
+        number = len(self._ranks)
+        log, report = self._log_folder / f"{self._kind}{number}.log", self._reports / str(number)
+        self._ranks.append(RankProcess(number, command, environment, log, report, self._kind, stdin))
 
-    def wait(self) -> None:
-        """Returns when all ranks succeeded; otherwise ends the rest and raises."""
-        self._until(lambda: bool(self._received or any(rank.poll() for rank in self._ranks)))
-        if not self._received and any(rank.poll() for rank in self._ranks):
+    def wait(self, may_fail: int) -> None:
+        """Returns when all ranks but `may_fail` succeeded; otherwise ends the rest and raises."""
+
+        def too_many_failed() -> bool:
+            return sum(bool(rank.poll()) for rank in self._ranks) > may_fail
+
+        self._until(lambda: bool(self._received) or too_many_failed())
+        if not self._received and too_many_failed():
             self._until(self._culprit_is_clear, _SETTLE_S)
             culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
-            self._stop(signal.SIGTERM)
+            self._stop()
             self._raise(culprit)
         if self._received:
-            signum = self._received[0]
-            self._stop(signum)
-            print(f"stopped by {signal.Signals(signum).name}", file=sys.stderr)
-            raise SystemExit(128 + signum)
+            self._stop()
+            raise Stopped(self._received[0])
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""
@@ -103,12 +128,12 @@ class _LocalRanks:
     def _culprit_is_clear(self) -> bool:
         return bool(self._received) or any(_blame(rank)[0] < 2 for rank in self._ranks if rank.report or rank.poll())
 
-    def _stop(self, signum: int) -> None:
-        """Signals all ranks and waits for them through the grace time, or until another signal comes."""
+    def _stop(self) -> None:
+        """Asks all ranks to end and waits for them through the grace time, or until another signal comes."""
         known = len(self._received)
         for rank in self._ranks:
             rank.poll()
-            rank.send(signum)
+            rank.send(signal.SIGTERM)
         self._until(lambda: len(self._received) > known, self._grace_s)
 
     def _raise(self, culprit: RankProcess) -> None:
@@ -127,16 +152,3 @@ def _blame(rank: RankProcess) -> tuple[int, float]:
     if rank.code in _FAULTS:
         return 0, rank.ended_at
     return (2 if rank.code == -signal.SIGABRT else 1), rank.ended_at
-
-
-@contextmanager
-def _received_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP, in place of their handlers; those that are ignored (nohup) stay so."""
-    received: list[int] = []
-    caught = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in caught}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

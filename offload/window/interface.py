@@ -92,7 +92,7 @@ class RowStore(Protocol):
         """
 
     def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
-        """Overwrites records of updated rows before the first step; counts (uint8) below 1 are taken for 1."""
+        """Overwrites records and counts of updates (uint8, 0 for those of version 0 alone) before the first step."""
 
     def close(self) -> None:
         """Ends background work."""

@@ -73,7 +73,7 @@ class ResidentStore:
         """See `RowStore.load`."""
         device = self.records.device
         self.records[rows.to(device)] = records_UW.to(device)
-        self._counts_R[rows.to(device)] = counts_U.to(device).clamp(min=1)
+        self._counts_R[rows.to(device)] = counts_U.to(device)
 
     def close(self) -> None:
         """See `RowStore.close`."""

@@ -196,7 +196,7 @@ class WindowStore:
         """See `RowStore.load`."""
         self._await_all()
         self._host.records_RW[rows] = records_UW
-        self._counts.load(rows, counts_U)
+        self._counts.counts_R[rows] = counts_U
 
     def close(self) -> None:
         """See `RowStore.close`."""

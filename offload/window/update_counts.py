@@ -46,10 +46,6 @@ class UpdateCounts:
             return
         self._counts[rows] = np.minimum(self._counts[rows], MOST - 1) + 1
 
-    def load(self, rows: Tensor, counts: Tensor) -> None:
-        """Sets the counts (uint8) of rows that were updated before they were loaded: each counts once at least."""
-        self.counts_R[rows] = counts.clamp(min=1)
-
     def updated_first(self, rows: Rows, slots: Slots) -> tuple[Rows, Slots, int]:
         """The rows with their slots, those that were ever updated first; each part in its order. How many they are."""
         if compiled_loops.available():

@@ -56,7 +56,7 @@ else
   no_gpu=()
 fi
 
-engram=("$python" -m launch.cli)
+engram=("$python" -m launch)
 beside=("${engram[@]}" bench train "${device[@]}" --job "${job[@]}" "${small[@]}")
 links=("${engram[@]}" bench links "${device[@]}" --programs 4,8,16 --record-bytes 160,352,896,1024)
 tests=("$python" -m pytest -p no:cacheprovider -p tests.gpu.instant -W ignore -m gpu -n 14 --dist load --tb=short)

@@ -31,8 +31,11 @@ def program(folder: Path, body: str) -> list[str]:
 def launcher(command: list[str], folder: Path, nproc: int, grace_s: float) -> list[str]:
     """The command of a process that launches ranks."""
     code = (
-        "import json, sys; from pathlib import Path; from launch.local.start import run_ranks\n"
-        "run_ranks(json.loads(sys.argv[1]), int(sys.argv[2]), log_folder=Path(sys.argv[3]), grace_s=float(sys.argv[4]))"
+        "import json, sys; from pathlib import Path\n"
+        "from launch.local.signals import told_in_one_line; from launch.local.start import run_ranks\n"
+        "with told_in_one_line():\n"
+        "    ranks, logs, grace_s = int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])\n"
+        "    run_ranks(json.loads(sys.argv[1]), ranks, log_folder=logs, grace_s=grace_s)"
     )
     return [sys.executable, "-c", code, json.dumps(command), str(nproc), str(folder / "logs"), str(grace_s)]
 

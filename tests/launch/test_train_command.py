@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import ENGRAM, backbone, engram, losses, table_rows, train, write_job
+from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
 from train.report.profile import STEPS_KEY, TRACE_FILE
 
 
@@ -205,31 +206,63 @@ def cut_short(path: Path) -> None:
 
 
 DAMAGES = {
-    "state": lambda folder: cut_short(folder / "state.json"),
-    "backbone": lambda folder: cut_short(folder / "backbone.safetensors"),
-    "tables": lambda folder: (folder / "tables-00000-of-00001.safetensors").unlink(),
+    "manifest": lambda folder: cut_short(folder / "manifest.json"),
+    "index": lambda folder: cut_short(folder / "rank-00000.json"),
+    "part": lambda folder: (folder / "rank-00000-000000.safetensors").unlink(),
 }
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line_with_the_older_one_to_go_on_from(
-    corpus: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_replaced(corpus: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
     train(job, "--nproc", "1")
-    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
-    newest = checkpoints / "step-00000004"
+    run = tmp_path / "runs" / "small"
+    checkpoints, straight, weights = run / "checkpoints", losses(run), backbone(run)
+    newest, mine = checkpoints / "step-00000004", checkpoints / "step-00000004-mine"
     # A folder that the user made: neither picked for resuming nor pruned.
-    shutil.copytree(newest, checkpoints / "step-00000004-mine")
+    shutil.copytree(newest, mine)
     for damage in DAMAGES.values():
         damage(newest)
-        message = refusal(job, "--nproc", "1")
-        assert "step-00000004: " in message
-        assert f"delete {newest} to go on from {checkpoints / 'step-00000002'}" in message
-        shutil.rmtree(newest)
-        shutil.copytree(checkpoints / "step-00000004-mine", newest)
+        again = train(job, "--nproc", "1")
+        assert "step-00000004 was passed over: " in again.stdout + (run / "log.txt").read_text()
+        assert (losses(run), backbone(run)) == (straight, weights)
+    for path in (newest, checkpoints / "step-00000002"):
+        cut_short(path / "manifest.json")
+    assert f"no checkpoint is whole: delete {checkpoints} to start anew" in refusal(job, "--nproc", "1")
+    shutil.rmtree(newest)
+    shutil.rmtree(checkpoints / "step-00000002")
     train(job, "train.steps=8", "--nproc", "1")
     kept = {path.name for path in checkpoints.iterdir()}
     assert kept == {"step-00000006", "step-00000008", "step-00000004-mine"}
+
+
+def test_what_cannot_be_written_is_told_before_training(corpus: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, corpus)
+    run = tmp_path / "runs" / "small"
+    run.mkdir(parents=True)
+    (run / "checkpoints").write_text("")
+    assert "checkpoints: " in refusal(job, "--nproc", "1")
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_save_that_the_disk_does_not_take_is_told_and_training_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """No file may become larger than 300 KiB: a checkpoint's does."""
+    job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
+    command = f"ulimit -f 300; exec {shlex.join([*ENGRAM, 'train', str(job), '--nproc', '1'])}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    run = tmp_path / "runs" / "small"
+    assert re.search(r"step 2 was not saved: .*: file too large; training goes on", (run / "log.txt").read_text())
+    assert len(losses(run)) == 4
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.endswith("rank-00000-000000.safetensors: file too large")
+    assert [*(run / "checkpoints").iterdir()] == []
 
 
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "RUN", "--to", "RUN"), "is there already and not empty"),
+        (("export", "RUN", "--to", "RUN"), "there is something in it already"),
         (("export", "RUN"), "Missing option '--to'"),
         (("export", "RUN", "--to", "new", "--shard-size", "5 apples"), "'5 apples' is no size; give one such as 5GB"),
         (("export", "RUN", "--to", "new", "--step", "5"), "no checkpoint of step 5; there are: 3, 6"),

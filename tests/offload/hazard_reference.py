@@ -1,41 +1,49 @@
-"""The tables as one array, updated step by step in plain loops: what every window on every number of ranks must equal.
+"""The tables as one array under torch's Adam: what every window on every number of ranks must equal.
 
-It emulates the ranks of a job on one: gradients are added lookup by lookup (in chunks), then micro-batch by
-micro-batch, then rank by rank, in that order.
+It takes nothing from the rooms that it judges. It emulates the ranks of a job on one: gradients are added lookup by
+lookup (in chunks), then micro-batch by micro-batch, then rank by rank, in that order. All rows are updated at every
+step, with a zero gradient where none came; a row's record is what it was at its last use.
 """
 
 import torch
 from torch import Tensor
 
+from kernels.records.row_init import initial_rows
 from offload.config import TableOptimizerConfig
-from offload.rows.records import RecordLayout, RowInit
-from offload.rows.updater import RowUpdater
+from tests.kernels.dense_adam import DenseAdam
 from tests.kernels.slow_sums import chunked_sum
 from tests.offload.hazard_job import DIM, SEED, Job
 
+_WHOLE_VECTORS = 64
+"""Rows are rounded up to a multiple: the last elements, which fill no vector, torch's Adam may round otherwise."""
+
 
 def reference_rows(job: Job, optimizer: TableOptimizerConfig, world_size: int) -> dict[int, bytes]:
-    """The updated rows after all steps, bit by bit, of a job on `world_size` ranks."""
-    num_rows = sum(job.addresses.sizes)
-    layout = RecordLayout.of(DIM, optimizer)
-    updater = RowUpdater(optimizer, layout)
-    records_RW = torch.zeros(num_rows, layout.words)
-    RowInit(SEED, 0.02).fill(layout, records_RW, torch.arange(num_rows))
+    """The updated rows after all steps, bit by bit, of a job on `world_size` ranks: weights, both moments, version."""
+    assert (optimizer.type, optimizer.untouched_rows) == ("adam", "exact")
+    num_rows = -(-sum(job.addresses.sizes) // _WHOLE_VECTORS) * _WHOLE_VECTORS
+    table = DenseAdam(
+        initial_rows(torch.arange(num_rows), DIM, seed=SEED, std=0.02),
+        (optimizer.beta1, optimizer.beta2),
+        optimizer.eps,
+    )
+    records: dict[int, bytes] = {}
+    applied = 0
     for step in range(len(job.steps)):
         batches = [job.batches(step, rank, world_size) for rank in range(world_size)]
-        used = torch.cat([_rows(job, tokens, m) for rank in batches for tokens, _ in rank for m in range(2)]).unique()
-        current_OW = records_RW[used]
-        updater.catch_up(current_OW)
-        weights_RD = torch.zeros(num_rows, DIM)
-        weights_RD[used] = layout.weights(current_OW)
         total_RD = torch.zeros(num_rows, DIM)
         for rank in batches:
-            total_RD += _rank_gradient(job, rank, weights_RD, world_size) / world_size
-        if step not in job.skipped | job.abandoned:
-            updater.update(current_OW, total_RD[used] * 0.5, job.learning_rates[step % len(job.learning_rates)])
-            records_RW[used] = current_OW
-    updated = layout.version(records_RW).nonzero().flatten().tolist()
-    return {row: records_RW[row].numpy().tobytes() for row in updated}
+            total_RD += _rank_gradient(job, rank, table.weights.detach(), world_size) / world_size
+        if step in job.skipped | job.abandoned:
+            continue
+        applied += 1
+        table.step(total_RD * 0.5, job.learning_rates[step % len(job.learning_rates)] * optimizer.lr_factor)
+        version = torch.tensor([applied], dtype=torch.int32).view(torch.float32)
+        for row in {
+            r for rank in batches for tokens, _ in rank for m in range(2) for r in _rows(job, tokens, m).tolist()
+        }:
+            records[row] = torch.cat([*(part[row] for part in table.parts()), version]).numpy().tobytes()
+    return records
 
 
 def _rows(job: Job, tokens: Tensor, module: int) -> Tensor:

@@ -122,7 +122,7 @@ def run_job(job: Job, config: OffloadConfig, stop: int | None = None) -> Outcome
     try:
         results = [train_step(tables, job, step) for step in range(job.steps if stop is None else stop)]
         rows = {}
-        for ids, records in tables.updated_rows(chunk_rows=16):
+        for ids, records in tables.updated_rows(piece_bytes=700):
             rows.update(zip(ids.tolist(), records.view(torch.int32).tolist(), strict=True))
         traffic = tables.take_traffic()
     finally:

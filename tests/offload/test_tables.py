@@ -222,10 +222,10 @@ def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
     assert rows == straight.rows
 
 
-def counted(tables: EngramTables, chunk_rows: int = 16) -> dict[int, int]:
-    """The counts of updates by row id; the rows are those that would be saved, chunk by chunk."""
-    chunks = list(tables.update_counts(chunk_rows))
-    saved = list(tables.updated_rows(chunk_rows))
+def counted(tables: EngramTables, piece_bytes: int = 1000) -> dict[int, int]:
+    """The counts of updates by row id; the rows are those that would be saved, piece by piece."""
+    chunks = list(tables.update_counts(piece_bytes))
+    saved = list(tables.updated_rows(piece_bytes))
     assert [ids.tolist() for ids, _ in chunks] == [ids.tolist() for ids, _ in saved]
     assert all(counts.dtype == torch.uint8 for _, counts in chunks)
     return {row: count for ids, counts in chunks for row, count in zip(ids.tolist(), counts.tolist(), strict=True)}
@@ -252,7 +252,7 @@ def test_rows_count_the_steps_that_updated_them_and_loaded_rows_count_on(mode: s
     assert 1 < max(counts.values()) < 9
     for (ids, records), (_, known) in zip(tables.updated_rows(), tables.update_counts(), strict=True):
         resumed.load_rows(ids, records, known)
-        old.load_rows(ids, records)
+        old.load_rows(ids, records, None if len(ids) % 2 else torch.zeros_like(known))
     assert counted(resumed) == counts
     assert counted(old) == dict.fromkeys(counts, 1)
     resumed.load_optimizer_state(tables.optimizer_state())
@@ -285,6 +285,42 @@ def test_rows_that_were_never_updated_do_not_travel(engine: str) -> None:
     outcome = run_job(Job(skipped=(0,)), OffloadConfig(engine=engine, depth=1, window_rows=AMPLE))
     assert outcome.fetched == outcome.written_back == 0
     assert outcome.drawn >= len(outcome.rows) > 0
+
+
+@pytest.mark.parametrize("change", [{"mode": "resident"}, {"window_rows": TINY}, {"verify": True}], ids=str)
+@pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
+def test_rows_that_were_loaded_and_forgotten_leave_no_trace(change: dict, row_dtype: str) -> None:
+    config = OffloadConfig(optimizer=OPTIMIZERS["adam-exact"], row_dtype=row_dtype).model_copy(update=change)
+    straight = run_job(Job(steps=4), config.model_copy(update={"verify": False}))
+    trained = open_tables(JOB, config)
+    for step in range(5):
+        train_step(trained, JOB, step)
+    tables, fresh = open_tables(Job(steps=4), config), trained.optimizer_state() | {"learning_rates": []}
+    tables.load_optimizer_state(trained.optimizer_state())
+    loaded = [tables.load_rows(ids, records) for ids, records in trained.updated_rows()]
+    assert sum(loaded) > 60
+    assert len(counted(tables)) == sum(loaded)
+    tables.forget_rows()
+    assert counted(tables) == {}
+    tables.load_optimizer_state(fresh)
+    assert [*tables.updated_rows()] == []
+    assert [train_step(tables, Job(steps=4), step)[0] for step in range(4)] == straight.losses
+    trained.close()
+    tables.close()
+
+
+def test_pieces_are_of_one_module_full_and_within_the_limit() -> None:
+    tables = open_tables(JOB, OffloadConfig(window_rows=AMPLE))
+    for step in range(8):
+        train_step(tables, JOB, step)
+    (whole,), limit = [*zip(*tables.updated_rows(), strict=True)][:1], 10 * (tables.record_bytes + 8)
+    pieces = [ids for ids, records in tables.updated_rows(piece_bytes=limit)]
+    assert torch.equal(torch.cat(pieces), torch.cat(whole))
+    borders = [module for ids in pieces for module in {int(ids[0]) >= 97, int(ids[-1]) >= 97}]
+    assert len(borders) == len(pieces) > 6
+    assert sorted(map(len, pieces))[2:] == [10] * (len(pieces) - 2), "all but each module's last are full"
+    assert [len(rows) for rows in tables.owned_rows()] == [97, 61]
+    tables.close()
 
 
 def test_another_optimizers_state_is_refused() -> None:

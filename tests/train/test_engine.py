@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.train.reference import ACCUMULATION, CLIP, PlainTrainer, Toy, micro_b
 from train.config.deepspeed import DeepSpeedConfig
 from train.optim.clipping import clip_scale
 from train.optim.optimizer import OptimizerConfig
+from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -107,11 +109,59 @@ def evaluate(engine):
     engine.module.train()
 
 
+@dataclass
+class Image:
+    """An engine's whole state, as `train.optim.pieces.SavedState`."""
+
+    steps: int
+    whole: dict[str, torch.Tensor]
+
+    @property
+    def tensors(self):
+        return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in self.whole.items()}
+
+    def pieces(self, wanted):
+        """Pieces that are cut in other places than the ranks' parts are."""
+        for name, tensor in self.whole.items():
+            for start in range(0, tensor.numel(), 17):
+                values = tensor.view(-1)[start : start + 17]
+                if wanted(name, start, len(values)):
+                    yield StatePiece(name, start, values)
+
+    @property
+    def parameters(self):
+        """By parameter, its weight and its optimizer's state."""
+        found = {}
+        for tensor, values in self.whole.items():
+            slot, _, name = tensor.partition("/")
+            if slot != "buffer":
+                found.setdefault(name, {})[slot] = values
+        return found
+
+    @property
+    def buffers(self):
+        return {name.removeprefix("buffer/"): values for name, values in self.whole.items() if "buffer/" in name}
+
+
 def shared_state(engine):
-    """The engine's state on every rank."""
-    box = [engine.state()]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    """The engine's state on every rank, put together from all ranks' parts, each of which it must have once."""
+    everyones = [None] * dist.get_world_size()
+    dist.all_gather_object(
+        everyones, [piece._replace(values=piece.values.clone()) for piece in engine.state_pieces(64)]
+    )
+    pieces, infos = list(itertools.chain(*everyones)), engine.state_tensors()
+    check_covered(infos, [(name, start, len(values)) for name, start, values in pieces])
+    whole = {name: torch.empty(math.prod(info.shape), dtype=info.dtype) for name, info in infos.items()}
+    for name, start, values in pieces:
+        assert values.nbytes <= 64
+        whole[name][start : start + len(values)] = values
+    return Image(engine.steps, {name: values.view(infos[name].shape) for name, values in whole.items()})
+
+
+def load_state(engine, state):
+    engine.check_state(state)
+    engine.load_state(state)
+    engine.publish_state()
 
 
 def exercise(combination):
@@ -138,7 +188,7 @@ def exercise(combination):
     }
     engine.close()
     resumed = build(Toy(seed=9), combination)
-    resumed.load_state(stopped)
+    load_state(resumed, stopped)
     result["resumed_records"] = train(resumed, range(STOP, STEPS))
     result["resumed_state"] = shared_state(resumed)
     resumed.close()
@@ -299,7 +349,7 @@ def exercise_expert_parallel(stage, name):
         for half, size in enumerate(sizes):
             engine = build(moe_model(), combination, **({"enabled": True, "autoep_size": size} if size else {}))
             if state is not None:
-                engine.load_state(state)
+                load_state(engine, state)
             norms += train_moe(engine, range(2 * half, 2 * half + 2))
             state = shared_state(engine)
             engine.close()
@@ -344,9 +394,9 @@ def misuse(stage):
     engine.close()
     engine = build(Toy(), (stage, "fp32", "adamw", "none"))
     state = shared_state(engine)
-    messages["other optimizer"] = message_of(build(Toy(), (stage, "fp32", "muon", "none")).load_state, state)
-    state.parameters["proj.weight"]["weight"] = torch.zeros(3, 3)
-    messages["other shape"] = message_of(engine.load_state, state)
+    messages["other optimizer"] = message_of(build(Toy(), (stage, "fp32", "muon", "none")).check_state, state)
+    state.whole["weight/proj.weight"] = torch.zeros(3, 3)
+    messages["other shape"] = message_of(engine.check_state, state)
     messages["other ranks"] = message_of(
         build, moe_model(), (stage, "fp32", "adamw", "none"), enabled=True, autoep_size=4
     )
@@ -376,13 +426,13 @@ def continue_alone(folder):
     states = {}
     for combination in ALONE:
         engine = build(Toy(seed=5), combination, RANKS * ACCUMULATION)
-        engine.load_state(stopped[combination])
+        load_state(engine, stopped[combination])
         for step in range(STOP, STEPS):
             for rank, number in itertools.product(range(RANKS), range(ACCUMULATION)):
                 engine.backward(engine(*micro_batch(step, number, rank)) / (RANKS * ACCUMULATION))
             scale = clip_scale(engine.gradient_norm_squared().item(), CLIP)
             engine.step(lr_factor=lr_factor(step), gradient_scale=scale)
-        states[combination] = engine.state()
+        states[combination] = shared_state(engine)
         engine.close()
     (folder / "states").write_bytes(pickle.dumps(states))
     dist.destroy_process_group()

@@ -11,9 +11,11 @@ import torch
 
 from model.config import RopeScalingConfig
 from tests.command_line import losses, train, write_job
-from train.checkpoint.checkpoints import find_checkpoint
-from train.checkpoint.files import Damaged, read_state
+from train.checkpoint.checked import Damaged
 from train.checkpoint.identity import Identity
+from train.checkpoint.listing import find_checkpoint
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.open import open_image
 from train.errors import UserError
 from train.use.export import export
 from train.use.saved_run import SavedRun
@@ -39,7 +41,7 @@ def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
     before, after = SavedRun.open(trained), SavedRun.open(run)
     assert after.job.model.attention.rope_scaling == RopeScalingConfig(factor=4, original_length=32)
     assert (before.step, after.step) == (6, 1)
-    assert after.state["steps_applied"] == 7, "Adam's bias correction would begin anew"
+    assert after.image.manifest.steps_applied == 7, "Adam's bias correction would begin anew"
     bias = "e_score_correction_bias"
     for name, weight in after.weights().items():
         assert torch.equal(weight, before.weights()[name]) != name.endswith(bias), name
@@ -63,13 +65,14 @@ def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
     # Once it has a checkpoint, the same command goes on from that, with no need of the source.
     again = train(job, *longer, "train.steps=2", f"checkpoint.init_from={tmp_path / 'gone'}", "--nproc", "1")
     assert len(losses(run)) == 2
-    assert SavedRun.open(run).state["steps_applied"] == 8
+    assert SavedRun.open(run).image.manifest.steps_applied == 8
     assert "run.name=no-memory checkpoint.init_from=null" in again.stdout, "without it, what to try next is refused"
 
 
-def _state(trained: Path) -> tuple[dict[str, Any], Identity]:
-    state = read_state(find_checkpoint(str(trained)))
-    return state, Identity(*(json.loads(json.dumps(state[key])) for key in ("model", "addresses", "data")))
+def _state(trained: Path) -> tuple[Manifest, Identity]:
+    saved, _ = Manifest.read(find_checkpoint(str(trained), "checkpoint.init_from"))
+    keys = ("model", "addresses", "data", "tokenizer")
+    return saved, Identity(*(json.loads(json.dumps(getattr(saved, key))) for key in keys))
 
 
 def _set(section: str, key: str, value: Any) -> Callable[[Identity], Any]:
@@ -107,11 +110,11 @@ def test_data_length_and_scaling_may_be_others(trained: Path) -> None:
 
 
 def test_where_a_phase_begins(trained: Path, tmp_path: Path) -> None:
-    steps = sorted((trained / "checkpoints").glob("step-*"))
-    assert find_checkpoint(str(trained)) == steps[-1]
-    assert find_checkpoint(str(steps[0])) == steps[0]
+    steps, key = sorted((trained / "checkpoints").glob("step-*")), "checkpoint.init_from"
+    assert find_checkpoint(str(trained), key) == steps[-1]
+    assert find_checkpoint(str(steps[0]), key) == steps[0]
     with pytest.raises(UserError, match="is no checkpoint, and no run's folder with one in it"):
-        find_checkpoint(str(tmp_path))
+        find_checkpoint(str(tmp_path), key)
     (tmp_path / "state.json").write_text('{"format": 1}')
     with pytest.raises(Damaged, match=r"state\.json is not that of a checkpoint"):
-        read_state(find_checkpoint(str(tmp_path)))
+        open_image(find_checkpoint(str(tmp_path), key))

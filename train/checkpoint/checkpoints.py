@@ -1,164 +1,265 @@
-"""Checkpoints: everything a run needs to continue with the same bits.
+"""The checkpoints of a run: saved, resumed from, and let go of, by all ranks together.
 
-A checkpoint is one folder, `checkpoints/step-00000100/`:
-
-    state.json                          step, what the run was (model, addresses, data), table optimizer, file list
-    backbone.safetensors                fp32 master weights, optimizer tensors and buffers, by parameter name
-    tables-00000-of-00002.safetensors   of each rank: the rows it owned that were ever updated, with their ids
-
-Nothing in it depends on the number of ranks or the ZeRO stage. The folder is written under another name and renamed
-when all ranks are done, so a folder with this name is complete. Checksums of the files are a later matter.
+What a checkpoint is, and what holds of it, is in docs/checkpoints.md.
 """
 
-import re
+import contextlib
+import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch.distributed as dist
+import torch
 
 from offload.tables import EngramTables
-from train.checkpoint.files import (
-    STATE_FILE,
-    Damaged,
-    load_backbone,
-    load_tables,
-    read_state,
-    save_backbone,
-    save_tables,
-    tables_file,
-    write_state,
-)
-from train.checkpoint.identity import FORMAT_VERSION, Identity
-from train.engine import Engine, EngineState
+from train.checkpoint.checked import Damaged
+from train.checkpoint.identity import Identity
+from train.checkpoint.image import Rows, SavedImage
+from train.checkpoint.listing import checkpoints_in, remove, superfluous
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.open import is_good, open_image
+from train.checkpoint.parts import PIECE_BYTES, RowRange, Save, Written
+from train.checkpoint.save import Saving
+from train.checkpoint.tensor_files import CODES
+from train.checkpoint.together import SHARE, Failed, on_rank_0, together
+from train.config.job import JobConfig
+from train.engine import Engine
 from train.errors import UserError
-from train.files import publish
+from train.optim.pieces import StatePiece
 
-_NAME = re.compile(r"step-\d{8,}")
+_PROGRAMS = ("engram-pretrain", "torch", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from.
+
+    Attributes:
+        step: steps that are done; 0 for a fresh start.
+        path: the checkpoint; None for a fresh start.
+        notes: what was passed over or has changed, in lines for the user.
+    """
+
+    step: int = 0
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class _Choice(NamedTuple):
+    """A checkpoint that rank 0 has chosen, and the checksum of its manifest, which holds the nonce of its save."""
+
+    path: Path
+    checksum: str
 
 
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run. All ranks call the same methods in the same order.
 
     Args:
         folder: where they live; made when the first is saved. What else a user keeps there is left alone.
-        keep: how many of the newest stay.
+        job: its resolved config.
         identity: of this run.
     """
 
-    def __init__(self, folder: Path, *, keep: int, identity: Identity) -> None:
-        self.folder, self._keep, self._identity = folder, keep, identity
+    def __init__(self, folder: Path, job: JobConfig, identity: Identity) -> None:
+        self.folder, self._config, self._identity = folder, job.checkpoint, identity
+        self._job, self._allow_data_change = job.model_dump(mode="json"), job.data.allow_change
+        self._passed_over: dict[Path, str] = {}
+        self._data_changes: list[dict[str, Any]] = []
+        self._mixed = False  # whether a load was begun before
 
-    def newest(self) -> Path | None:
-        """The complete checkpoint with the highest step."""
-        return next(reversed(complete_checkpoints(self.folder)), None)
-
-    def count(self) -> int:
-        """How many complete checkpoints there are."""
-        return len(complete_checkpoints(self.folder))
-
-    def save(self, step: int, engine: Engine, tables: EngramTables | None) -> Path:
-        """Saves the state after `step` steps. Collective.
+    def probe(self) -> None:
+        """Writes next to nothing by the way that a save takes, and removes it. Collective.
 
         Raises:
-            OSError: the disk is full or cannot be written; nothing half-written is left.
+            Failed: on all ranks, if one cannot write into the folder or does not see what another one wrote.
         """
-        target = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{target.name}.partial"
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        try:
-            self._write(partial, target, step, engine, tables)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        dist.barrier()
-        return target
+        saving = Saving.begin(self.folder / "probe", step=0)
+        written = saving.write([StatePiece("probe", 0, torch.zeros(1))], ())
+        saving.publish(written, lambda: b"{}\n")
+        on_rank_0(lambda: shutil.rmtree(saving.target))
 
-    def load(self, path: Path, engine: Engine, tables: EngramTables | None) -> int:
-        """Loads a checkpoint and returns the steps it has. Collective.
+    def save(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> Path:
+        """Saves the state after `step` steps, the last `skipped_in_a_row` of which changed nothing. Collective.
 
         Raises:
-            UserError: it is damaged, another model's, of another data order, or its table addresses differ.
+            Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
+                and what was saved before is still there.
         """
-        try:
-            return _load(path, engine, tables, self._identity.same_run)
-        except Damaged as error:
-            raise UserError(f"{path}: {error}; {self._way_out(path)}") from None
+        saving = Saving.begin(self.folder / f"step-{step:08d}", step)
+        rows = tables.updated_rows(PIECE_BYTES) if tables else ()
+        written = saving.write(engine.state_pieces(PIECE_BYTES), rows)
+        saving.publish(written, lambda: self._describe(saving.save, written, engine, tables, skipped_in_a_row).text())
+        on_rank_0(lambda: self._let_go(step))
+        return saving.target
 
-    def begin_with(self, path: Path, engine: Engine, tables: EngramTables | None) -> None:
+    def resume(self, engine: Engine, tables: EngramTables | None) -> Resumed:
+        """Loads the newest checkpoint that is whole, if there is any. Collective.
+
+        One that is not is passed over by all ranks together; so is, where there is another, one that was saved while
+        steps were skipped.
+
+        Raises:
+            UserError: the checkpoint is another model's or of other data, ranks see different ones, or none is whole.
+        """
+        while (choice := on_rank_0(self._choose)) is not None:
+            image = self._open_everywhere(choice)
+            changed = self._compare(image)
+            try:
+                self._load(image, engine, tables)
+            except Failed as error:
+                self._passed_over[choice.path] = str(error)
+                continue
+            notes = [f"{path} was passed over: {why}" for path, why in self._passed_over.items()]
+            if changed:
+                notes.append(f"data.allow_change: from here on with another {changed}")
+                self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
+            return Resumed(image.manifest.step, choice.path, notes)
+        return Resumed()
+
+    def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
         """Loads the checkpoint of another run, to begin a new phase with it at step 0. Collective.
 
         Raises:
             UserError: it is damaged, or its weights or rows mean something else in this run.
         """
         try:
-            _load(path, engine, tables, self._identity.same_weights)
-        except Damaged as error:
-            raise UserError(f"checkpoint.init_from: {path}: {error}; give another checkpoint") from None
+            image = self._open_everywhere(on_rank_0(lambda: _Choice(source, _open_whole(source).checksum)))
+            _refuse(source, lambda: self._identity.same_weights(image.manifest))
+            self._load(image, engine, tables)
+        except Failed as error:
+            raise UserError(f"checkpoint.init_from: {source}: {error}; give another checkpoint") from None
 
-    def _write(self, partial: Path, target: Path, step: int, engine: Engine, tables: EngramTables | None) -> None:
-        state = engine.state()
-        if state is not None:
-            save_backbone(partial, state)
+    def _choose(self) -> _Choice | None:
+        """The checkpoint to go on from, as rank 0 sees it. Raises UserError if there are some, but none is whole."""
+        images: list[SavedImage] = []
+        for _, path in reversed(checkpoints_in(self.folder)):
+            if path in self._passed_over:
+                continue
+            try:
+                images.append(_open_whole(path))
+            except Damaged as error:
+                self._passed_over[path] = str(error)
+                continue
+            if images[-1].manifest.good:
+                break
+        if images:
+            chosen = images[-1] if images[-1].manifest.good else images[0]
+            for image in images[: images.index(chosen)]:
+                skipped = image.manifest.skipped_in_a_row
+                self._passed_over[image.path] = f"it was saved after {skipped} step(s) without a finite gradient"
+            return _Choice(chosen.path, chosen.checksum)
+        if self._passed_over:
+            path, why = next(iter(self._passed_over.items()))
+            raise UserError(
+                f"{path}: {why}; no checkpoint is whole: delete {self.folder} to start anew, or choose another run.name"
+            )
+        return None
+
+    def _open_everywhere(self, choice: _Choice) -> SavedImage:
+        """The checkpoint that rank 0 has chosen. Raises UserError if a rank sees another one, or none, in its place."""
+        opened: list[SavedImage] = []
+
+        def look() -> None:
+            opened.append(open_image(choice.path))
+            if opened[0].checksum != choice.checksum:
+                raise Damaged(f"{choice.path} is that of another save")
+
+        try:
+            together(look)
+        except Failed as error:
+            raise UserError(f"{choice.path}: {error}, while rank 0 can read it: {SHARE}") from None
+        return opened[0]
+
+    def _load(self, image: SavedImage, engine: Engine, tables: EngramTables | None) -> None:
+        """Every rank takes what it needs. Raises Failed on all of them if one reads what was not saved."""
+        _refuse(image.path, lambda: engine.check_state(image))
         if tables is not None:
-            save_tables(tables, partial / tables_file(dist.get_rank(), dist.get_world_size()))
-        dist.barrier()
-        if state is not None:
-            write_state(partial, self._describe(step, state, tables))
-            publish(partial, target)
-            for path in complete_checkpoints(self.folder)[: -self._keep]:
-                shutil.rmtree(path)
+            state = image.manifest.tables or {}
+            _refuse(image.path, lambda: tables.load_optimizer_state(state))
+            if self._mixed:
+                tables.forget_rows()
+        self._mixed = True
+        taken = together(lambda: _load_part(image, engine, tables))
+        if tables is not None and sum(taken) != sum(span.count for span in image.spans):
+            raise Failed(f"{sum(taken):,} of its rows are rows of this run's tables, and not all")
+        engine.publish_state()
 
-    def _describe(self, step: int, state: EngineState, tables: EngramTables | None) -> dict[str, Any]:
-        ranks = dist.get_world_size()
-        return {
-            "format": FORMAT_VERSION,
-            "step": step,
-            "steps_applied": state.steps,
+    def _compare(self, image: SavedImage) -> str | None:
+        """Refuses a checkpoint that is none of this run; returns what is another in its data, if that may be."""
+        change = self._identity.changed_data(image.manifest) if self._allow_data_change else None
+        _refuse(image.path, lambda: self._identity.same_run(image.manifest, but_for_data=change is not None))
+        return change
+
+    def _describe(
+        self,
+        save: Save,
+        written: Sequence[Written],
+        engine: Engine,
+        tables: EngramTables | None,
+        skipped_in_a_row: int,
+    ) -> Manifest:
+        tensors = {name: (CODES[info.dtype], list(info.shape)) for name, info in engine.state_tensors().items()}
+        return Manifest(
+            step=save.step,
+            steps_applied=engine.steps,
+            nonce=save.nonce,
+            world_size=save.world_size,
+            skipped_in_a_row=skipped_in_a_row,
             **vars(self._identity),
-            "tables": tables.optimizer_state() if tables else None,
-            "table_files": [tables_file(rank, ranks) for rank in range(ranks)] if tables else [],
-        }
+            data_changes=self._data_changes,
+            tables=tables.optimizer_state() if tables else None,
+            tensors=tensors,
+            ranks=list(written),
+            config=self._job,
+            versions={name: importlib.metadata.version(name) for name in _PROGRAMS},
+        )
 
-    def _way_out(self, path: Path) -> str:
-        others = [other for other in complete_checkpoints(self.folder) if other != path]
-        return f"delete {path} to go on from {others[-1]}" if others else f"delete {path} to start anew"
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, by step; none if there is no such folder."""
-    folders = folder.iterdir() if folder.is_dir() else ()
-    named = [path for path in folders if _NAME.fullmatch(path.name) and (path / STATE_FILE).exists()]
-    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def find_checkpoint(source: str) -> Path:
-    """The checkpoint that `source` (`checkpoint.init_from`) is, or the newest one of the run whose folder it is.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (Path(source) / STATE_FILE).exists():
-        return Path(source)
-    if found := complete_checkpoints(Path(source) / "checkpoints"):
-        return found[-1]
-    raise UserError(f"checkpoint.init_from: {source} is no checkpoint, and no run's folder with one in it")
+    def _let_go(self, step: int) -> None:
+        """Removes what need not stay once `step` is saved. Later ones, which the run did not go on from, wait."""
+        found = {step_: path for step_, path in checkpoints_in(self.folder) if step_ <= step}
+        good = {step_: path not in self._passed_over and is_good(path) for step_, path in found.items()}
+        for old in superfluous(good, keep=self._config.keep, keep_every=self._config.keep_every):
+            # The next save will tell of a disk that is full.
+            with contextlib.suppress(OSError):
+                remove(found[old])
 
 
-def _load(path: Path, engine: Engine, tables: EngramTables | None, check: Callable[[dict[str, Any]], None]) -> int:
-    """Loads a checkpoint whose description passes `check`; returns its steps. Raises Damaged, UserError."""
+def _refuse(path: Path, check: Callable[[], None]) -> None:
+    """Runs a check that ends alike on all ranks; ValueError becomes a UserError that names the checkpoint."""
     try:
-        description = read_state(path)
-        check(description)
-        engine.load_state(load_backbone(path, description["steps_applied"]))
-        if tables is not None:
-            tables.load_optimizer_state(description["tables"])
-            for name in description["table_files"]:
-                load_tables(tables, path / name)
+        check()
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return int(description["step"])
+
+
+def _open_whole(path: Path) -> SavedImage:
+    image = open_image(path)
+    image.check_files()
+    return image
+
+
+def _load_part(image: SavedImage, engine: Engine, tables: EngramTables | None) -> int:
+    """Loads this rank's part; returns how many rows of the tables are its own."""
+    engine.load_state(image)
+    if tables is None:
+        return 0
+    owned = tables.owned_rows()
+    wanted = (s for s in image.spans if any(s.first < rows.stop and rows.start <= s.last for rows in owned))
+    return sum(tables.load_rows(*rows) for rows in _one_ahead(wanted, image.rows))
+
+
+def _one_ahead(spans: Iterable[RowRange], read: Callable[[RowRange], Rows]) -> Iterator[Rows]:
+    """Reads rows while those before are being taken."""
+    with ThreadPoolExecutor(1, "engram-load") as reader:
+        coming: deque[Future[Rows]] = deque()
+        for span in spans:
+            coming.append(reader.submit(read, span))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.config import ModelConfig
+from train.checkpoint.manifest import Manifest
 
-FORMAT_VERSION = 1
 _FREE = {("attention", "rope_scaling"), ("moe", "balance_rate"), ("moe", "sequence_balance_factor")}
 """Keys of the model's sections that change neither shapes nor addresses: a new phase may set them anew."""
 
@@ -21,42 +21,54 @@ class Identity:
         model: the `model` section.
         addresses: fingerprint of the row addresses; None without Engram.
         data: all that the global batches depend on.
+        tokenizer: SHA-256 of what the text was tokenized with.
     """
 
     model: dict[str, Any]
     addresses: dict[str, Any] | None
     data: dict[str, Any]
+    tokenizer: str
 
-    def same_run(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError, in one line, if a run of this identity cannot go on from a checkpoint's state."""
-        _check_format(saved)
-        for key, current in vars(self).items():
-            value = _with_defaults(saved[key]) if key == "model" else saved[key]
-            if (where := _difference(value, current, key)) is not None:
-                raise ValueError(
-                    f"saved with another {where}; restore that setting, or start anew under another run.name"
-                )
+    def same_run(self, saved: Manifest, *, but_for_data: bool = False) -> None:
+        """Raises ValueError, in one line, if a run of this identity cannot go on from a checkpoint.
 
-    def same_weights(self, saved: dict[str, Any]) -> None:
+        Args:
+            saved: what the checkpoint says of itself.
+            but_for_data: its data may be others, if they are of the same tokenizer.
+        """
+        where = _difference(_with_defaults(saved.model), self.model, "model")
+        where = where or _difference(saved.addresses, self.addresses, "addresses")
+        if saved.tokenizer is not None:
+            where = where or _difference(saved.tokenizer, self.tokenizer, "tokenizer")
+        if but_for_data:
+            where = where or self._other_seed(saved)
+        elif where is None and (change := self.changed_data(saved)):
+            raise ValueError(
+                f"saved with another {change}; restore that setting, set data.allow_change=true to go on all the same, "
+                "or start anew under another run.name"
+            )
+        if where is not None:
+            raise ValueError(f"saved with another {where}; restore that setting, or start anew under another run.name")
+
+    def changed_data(self, saved: Manifest) -> str | None:
+        """The first thing in which the data are others than the checkpoint's, with both values."""
+        return _difference(saved.data, self.data, "data")
+
+    def same_weights(self, saved: Manifest) -> None:
         """Raises ValueError, in one line, if a checkpoint's weights and rows mean something else in this run.
 
         Its data, sequence length and balancing, and the scaling of its rotary positions, may be others.
         """
-        _check_format(saved)
-        where = _difference(_fixed(_with_defaults(saved["model"])), _fixed(self.model), "model")
-        where = where or _difference(saved["addresses"], self.addresses, "addresses")
-        if where is None and self.addresses is not None:
-            # Rows that were never updated are not saved, but drawn again.
-            where = _difference(saved["data"]["seed"], self.data["seed"], "train.seed")
+        where = _difference(_fixed(_with_defaults(saved.model)), _fixed(self.model), "model")
+        where = where or _difference(saved.addresses, self.addresses, "addresses") or self._other_seed(saved)
         if where is not None:
             raise ValueError(
                 f"saved with another {where}; take over that setting, or begin without checkpoint.init_from"
             )
 
-
-def _check_format(saved: dict[str, Any]) -> None:
-    if saved["format"] != FORMAT_VERSION:
-        raise ValueError(f"has format {saved['format']}, this version reads {FORMAT_VERSION}")
+    def _other_seed(self, saved: Manifest) -> str | None:
+        # Rows that were never updated are not saved, but drawn again.
+        return _difference(saved.data["seed"], self.data["seed"], "train.seed") if self.addresses is not None else None
 
 
 def _fixed(model: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,7 @@
 Shape suffixes: B batch, T sequence, S slots a token, N lookups, U unique rows, D columns of a row, W words of a record.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kernels.gather import row_index
@@ -17,8 +11,10 @@ from model.engram import MemoryRows
 from offload.addresses.hashing import AddressBook
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
 from offload.rows.updater import RowUpdater
-from train.checkpoint.files import Damaged
+from train.checkpoint.checked import Damaged
+from train.checkpoint.image import SavedImage, find_rows
 from train.config.job import JobConfig
+from train.errors import UserError
 
 
 class SavedTables:
@@ -28,17 +24,15 @@ class SavedTables:
     were never updated are drawn, and the rounding of `offload.exchange_dtype` is applied.
 
     Args:
-        checkpoint: its folder.
-        state: what the checkpoint says of itself.
+        image: the checkpoint.
         job: the run's config.
         addresses: from tokens to rows.
 
     Raises:
-        Damaged: a file cannot be read.
         ValueError: the rows were trained with other settings than the config's.
     """
 
-    def __init__(self, checkpoint: Path, state: dict[str, Any], job: JobConfig, addresses: AddressBook) -> None:
+    def __init__(self, image: SavedImage, job: JobConfig, addresses: AddressBook) -> None:
         assert job.model.engram is not None
         self.addresses, self.num_rows = addresses, [addresses.num_rows(m) for m in range(addresses.num_modules)]
         self.dim = job.model.engram.row_dim
@@ -49,9 +43,9 @@ class SavedTables:
         self._layout = RecordLayout.of(self.dim, job.offload.optimizer, job.offload.row_dtype)
         self._init = RowInit(job.train.seed, job.model.engram.init_std)
         self._updater = RowUpdater(job.offload.optimizer, self._layout, seed=job.train.seed)
-        self._updater.load_state(state["tables"])
+        self._updater.load_state(image.manifest.tables or {})
         self._dtype = torch_dtype(job.offload.exchange_dtype)
-        self._files = [_RowFile(checkpoint / name) for name in state["table_files"]]
+        self._image = image
 
     @property
     def record_bytes(self) -> int:
@@ -59,11 +53,17 @@ class SavedTables:
         return self._layout.bytes + self._layout.unpacked.bytes
 
     def rows(self, module: int, rows_U: Tensor) -> Tensor:
-        """Values fp32 [U, D] of rows of one module's table (int64 [U], ascending and unique)."""
+        """Values fp32 [U, D] of rows of one module's table (int64 [U], ascending and unique).
+
+        Raises:
+            UserError: one of them is not what was saved.
+        """
         ids_U = rows_U + sum(self.num_rows[:module])
         records_UW = torch.zeros(len(ids_U), self._layout.words)
-        for file in self._files:
-            file.read(ids_U, records_UW)
+        try:
+            find_rows(self._image, ids_U, records_UW)
+        except Damaged as error:
+            raise UserError(f"{self._image.path}: {error}; take another with --step") from None
         self._init.fill(self._layout, records_UW, ids_U)
         records_UX = self._layout.unpack(records_UW)
         self._updater.catch_up(records_UX)
@@ -87,44 +87,3 @@ class SavedTables:
             index = row_index(index_N, len(unique_U))
             looked_up.append(MemoryRows(self.rows(module, unique_U).to(device), index.to(device)))
         return looked_up
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Some rows of a file, with consecutive ones of its ascending ids."""
-
-    number: str
-    first: int
-    last: int
-
-
-class _RowFile:
-    """The rows that one rank owned and had ever updated. Memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = safe_open(path, framework="pt")
-            self._chunks = list(self._list_chunks())
-        except FileNotFoundError:
-            raise Damaged(f"{path.name} is missing") from None
-        except (OSError, SafetensorError) as error:
-            raise Damaged(f"{path.name} cannot be read ({error})") from None
-
-    def read(self, ids_U: Tensor, out_UW: Tensor) -> None:
-        """Puts the records of those of the ascending ids that are here into their places."""
-        for chunk in self._chunks:
-            start, end = torch.searchsorted(ids_U, torch.tensor([chunk.first, chunk.last + 1])).tolist()
-            if start == end:
-                continue
-            wanted = ids_U[start:end]
-            held = self._file.get_tensor(f"ids.{chunk.number}")
-            places = torch.searchsorted(held, wanted)
-            here = held[places] == wanted
-            records = self._file.get_tensor(f"records.{chunk.number}")
-            out_UW[start:end][here] = records[places[here]]
-
-    def _list_chunks(self) -> Iterator[_Chunk]:
-        keys: Sequence[str] = self._file.keys()
-        for number in sorted(key.removeprefix("ids.") for key in keys if key.startswith("ids.")):
-            ids = self._file.get_tensor(f"ids.{number}")
-            yield _Chunk(number, int(ids[0]), int(ids[-1]))

@@ -6,14 +6,25 @@ and the tensors' bytes one after another, row-major and little-endian. The libra
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's names of dtypes."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT = 8
 
 
@@ -64,26 +75,36 @@ def write_tensors(path: Path, sources: Sequence[TensorSource]) -> None:
         OSError: the disk is full or cannot be written.
         ValueError: a source's pieces are not what it says.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for source in sources:
-        start, end = end, end + source.bytes
-        header[source.name] = {
-            "dtype": _CODES[source.dtype],
-            "shape": list(source.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header(sources))
         for source in sources:
             written = sum(file.write(_bytes(chunk, source)) for chunk in source.chunks())
             if written != source.bytes:
                 raise ValueError(f"{source.name}: {written} bytes were given for a tensor of {source.bytes}")
 
 
+def header(sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of these tensors begins with; `metadata` is for whoever reads it."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for source in sources:
+        start, end = end, end + source.bytes
+        entries[source.name] = {
+            "dtype": CODES[source.dtype],
+            "shape": list(source.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row-major; its own memory if it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def _bytes(chunk: Tensor, source: TensorSource) -> memoryview:
     if chunk.dtype != source.dtype:
         raise ValueError(f"{source.name}: a piece is {chunk.dtype}, not {source.dtype}")
-    return chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return tensor_bytes(chunk)

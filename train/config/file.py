@@ -20,6 +20,7 @@ from pydantic_core import to_jsonable_python
 from train.config import yaml_text
 from train.config.errors import KeyPath, Schema, describe, dotted
 from train.errors import UserError
+from train.files import new_file
 
 COMMAND_LINE = "command line"
 """The source that messages name for an override."""
@@ -163,13 +164,13 @@ def dump(config: BaseModel, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the folder is missing, not writable or full.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(_HEADER + "".join(_lines(config)), encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(Path(path)) as partial:
+        partial.write_text(dumps(config), encoding="utf-8")
+
+
+def dumps(config: BaseModel) -> str:
+    """The text that `dump` writes."""
+    return _HEADER + "".join(_lines(config))
 
 
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 from model.config import ModelConfig
 from offload.config import OffloadConfig
 from train.config.deepspeed import DeepSpeedConfig
+from train.config.launch import LaunchConfig
 from train.config.report import ProfileConfig, WandbConfig
 from train.data.config import DataConfig
 from train.optim.optimizer import OptimizerConfig
@@ -21,7 +22,8 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     dir: str = "runs"
     """Folder of all runs."""
     nproc: int | None = Field(None, ge=1)
-    """Local ranks that `engram train` starts; null takes one a GPU, or 2 without GPUs."""
+    """Ranks that `engram train` starts on this machine, and `engram launch` on each node; null takes one a GPU, or 2
+    without GPUs."""
     port: int | None = Field(None, ge=1, le=65535)
     """TCP port on which the ranks meet; null takes a free one."""
 
@@ -86,13 +88,20 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     every: int | None = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end. null: none at all, for a run that is only measured."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept. One that was saved while steps were skipped is not counted, and goes as soon as
+    there is a newer one."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints whose step is a multiple of this are kept for good; null for none."""
     init_from: str | None = None
     """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run begins with, at
     step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null for none."""
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` goes on from the newest checkpoint in the run's folder, if there is one; `never` wants a folder without
     any; `must` wants one."""
+    grace_s: float = Field(30.0, gt=0)
+    """Seconds that ranks have between the signal that asks them to end and SIGKILL."""
+    interrupted_exit: int = Field(0, ge=0, le=125)
+    """Exit code of a run that was interrupted by a signal and saved."""
 
 
 class JobConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -116,6 +125,8 @@ class JobConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving and resuming."""
+    launch: LaunchConfig = LaunchConfig()
+    """Nodes, for `engram launch`."""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()

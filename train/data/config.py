@@ -32,6 +32,10 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     workers: int | None = Field(None, ge=1)
     """Processes that tokenize the default corpus. null: one a core, fewer for little text."""
 
+    allow_change: bool = False
+    """Let a run go on from its checkpoint with other data than it was saved with (other text of the same tokenizer,
+    another length or batch). The change is kept in all later checkpoints."""
+
     sequence_length: int = Field(256, ge=2)
     """Tokens in one packed sequence (T)."""
 

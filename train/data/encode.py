@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, current_process, get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, connection, current_process, get_context, parent_process
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from train.machine import usable_cores
 
 _CHUNK_CHARS = 1 << 19
 _CHUNK_TEXTS = 8192
+_TO_ONE_PROCESS = {signal.SIGTERM, signal.SIGHUP}
 # Starting a process costs about as much as tokenizing this much text.
 _BYTES_WORTH_A_PROCESS = 2 << 20
 
@@ -62,11 +64,11 @@ def worker_count(wanted: int | None, total_bytes: int) -> int:
     return max(1, min(usable_cores(), total_bytes // _BYTES_WORTH_A_PROCESS))
 
 
-def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Iterator[Chunk]:
+def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Generator[Chunk, None, None]:
     """Tokenizes a stream of documents with `workers` processes; the result does not depend on their number.
 
     With 1, this process does it by itself, on all cores as far as the library's own threads reach. At most two chunks a
-    worker (about 0.5 M characters each) are held at a time.
+    worker (about 0.5 M characters each) are held at a time. Close it to end the processes before their work is done.
 
     Raises:
         UserError: a process was killed.
@@ -76,19 +78,26 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> I
         yield from (encode_chunk(tokenizer, chunk) for chunk in chunks)
         return
     # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
+    others = {*active_children()}
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), _start_worker, (tokenizer.json, tokenizer.specials["eos_token"])
     )
     try:
         pending: deque[Future[Chunk]] = deque()
         for chunk in chunks:
-            pending.append(pool.submit(_encode_in_worker, chunk))
+            with _signals_held():
+                pending.append(pool.submit(_encode_in_worker, chunk))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError("a tokenizing process was killed (out of memory?); try fewer workers") from None
+    except BaseException:
+        # What they were given already would take them seconds.
+        for worker in {*active_children()} - others:
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -109,9 +118,20 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 _tokenizer: Tokenizer
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What starts a process here is not broken off, nor are the imports of that process, which inherits the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_TO_ONE_PROCESS})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(source: str, eos: str) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    # Not SIGINT, which a terminal sends to all processes: it is the parent's to handle.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_ONE_PROCESS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _tokenizer = Tokenizer(source, name="worker", eos=eos)

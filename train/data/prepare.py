@@ -4,16 +4,17 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
-from train.data.folder import new_folder
 from train.data.manifest import Manifest, Option
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources
 from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
+from train.files import new_folder
 from train.progress import Progress, duration
 
 _BPE_SAMPLE_CHARS = 16_000_000
@@ -118,8 +119,11 @@ def _fill(
 ) -> Manifest:
     report, started = Report(), time.monotonic()
     shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
-    with StoreWriter(folder, tokenizer) as writer:
-        for chunk in encode_stream(tokenizer, corpus.documents(report), processes):
+    with (
+        closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
+        StoreWriter(folder, tokenizer) as writer,
+    ):
+        for chunk in chunks:
             writer.append(chunk)
             shown.show(
                 report.bytes_read, _so_far(report, writer.tokens, corpus.total_bytes, time.monotonic() - started)

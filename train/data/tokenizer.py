@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from train.data.interruptible import interruptible
 from train.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -111,7 +112,7 @@ class Tokenizer:
             initial_alphabet=alphabet,
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        interruptible(lambda: backend.train_from_iterator(texts, trainer))
         return cls(backend.to_str(), name=f"bpe-{vocab_size}")
 
     @property

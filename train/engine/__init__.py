@@ -3,6 +3,5 @@
 # First, as it decides how DeepSpeed is imported by the others.
 import train.engine.setup  # noqa: F401
 from train.engine.engine import Engine
-from train.engine.state import EngineState
 
-__all__ = ["Engine", "EngineState"]
+__all__ = ["Engine"]

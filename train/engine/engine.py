@@ -6,6 +6,7 @@ Autograd leaves passed to the forward receive their gradients as they are: this 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from train.config.deepspeed import DeepSpeedConfig
 from train.engine.names import LogicalNames
 from train.engine.setup import deepspeed
-from train.engine.state import EngineState, LogicalState
+from train.engine.state import LogicalState
 from train.engine.wrappers import expert_group, full_shape, wrap
 from train.optim.backbone import BackboneOptimizer, group_options
 from train.optim.optimizer import GroupKey, OptimizerConfig, assign
+from train.optim.pieces import SavedState, StatePiece, TensorInfo
 from train.optim.shards import Layout, Shard, check_complete, gather_layout, owned_runs
 
 
@@ -86,7 +88,7 @@ class Engine:
         if self.muon_parameters != {name for name, key in self._assignment.items() if key.muon}:
             raise RuntimeError("DeepSpeed regrouped the parameters: Muon would not update those that it should")
         self._optimizer.bind(self._shards, self._muon, layout, self.device)
-        self._state = LogicalState(self._shards, owned_runs(layout), self._optimizer, self._buffers, self.device)
+        self._state = LogicalState(self._shards, layout, owned_runs(layout), self._optimizer, self._buffers)
 
     @property
     def module(self) -> nn.Module:
@@ -169,19 +171,33 @@ class Engine:
         if self._micro_batch != self.accumulation_steps:
             raise RuntimeError(f"{self._micro_batch} of {self.accumulation_steps} micro-batches were given to backward")
 
-    def state(self) -> EngineState | None:
-        """The state, on rank 0; None on the others. Collective."""
-        return self._state.gather(self.steps)
+    def state_tensors(self) -> dict[str, TensorInfo]:
+        """The tensors of the state, weights and optimizer, by name: the same on all ranks, whatever their number."""
+        return self._state.tensors()
 
-    def load_state(self, state: EngineState) -> None:
-        """Continues from `state`, which every rank gives (its tensors may be memory-mapped). Collective.
+    def state_pieces(self, piece_bytes: int) -> Iterator[StatePiece]:
+        """This rank's part of the state, in pieces up to a size; all ranks' parts together are each element once.
 
-        The number of ranks, the ZeRO stage and expert parallelism may differ from when the state was taken.
-        Raises ValueError if the state lacks a tensor that this model or optimizer needs, or has one of another shape.
+        They are views of the live state, on its device.
         """
-        self._state.scatter(state)
+        return self._state.pieces(piece_bytes)
+
+    def check_state(self, saved: SavedState) -> None:
+        """Raises ValueError, on all ranks alike, if `saved` lacks a tensor, or has one of another shape."""
+        self._state.check(saved)
+
+    def load_state(self, saved: SavedState) -> None:
+        """Takes this rank's part of `saved`, which `check_state` let pass; `publish_state` has to follow.
+
+        The number of ranks, the ZeRO stage and expert parallelism may differ from when the state was saved. What
+        `saved.pieces` raises goes through: this rank's state is then a mixture, until another one is loaded.
+        """
+        self._state.load(saved)
+        self.steps = saved.steps
+
+    def publish_state(self) -> None:
+        """Makes what `load_state` took on all ranks the weights of the forward. Collective."""
         self._wrapper.publish()
-        self.steps = state.steps
 
     def close(self) -> None:
         """Releases DeepSpeed's hooks on the model."""

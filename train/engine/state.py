@@ -1,96 +1,136 @@
-"""Saving and loading a backbone as one logical image: whole tensors by parameter name."""
+"""The backbone as one logical image: pieces of whole tensors, by parameter name, of which each rank gives its own."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from train.optim.backbone import ADAM_STATES, MUON_STATES, BackboneOptimizer
-from train.optim.shards import Layout, Shard, gather_parameters, load_run
+from train.optim.pieces import BUFFER, WEIGHT, SavedState, StatePiece, TensorInfo
+from train.optim.shards import Layout, Run, Shard
 
-WEIGHT = "weight"
 SLOTS = (WEIGHT, *ADAM_STATES, *MUON_STATES)
 
 
-@dataclass
-class EngineState:
-    """All that a backbone needs to continue, by logical parameter name, whatever the ranks and the ZeRO stage."""
-
-    steps: int
-    """Optimizer steps taken."""
-    parameters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """For each parameter `weight` (fp32 master) and its optimizer's tensors: `exp_avg` and `exp_avg_sq` (Adam), or
-    `momentum_buffer` (Muon). CPU, logical shape."""
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Persistent buffers of the model. CPU."""
-
-
 class LogicalState:
-    """Puts the image together from all ranks' shards, and takes every rank's part from it."""
+    """This rank's part of the image.
+
+    Args:
+        shards: this rank's.
+        layout: of all ranks.
+        owned: from `owned_runs`: what each rank gives.
+        optimizer: holds the state of the shards.
+        buffers: gives the model's persistent buffers by logical name; they are equal on all ranks.
+    """
 
     def __init__(
         self,
         shards: Sequence[Shard],
+        layout: Layout,
         owned: Layout,
         optimizer: BackboneOptimizer,
         buffers: Callable[[], Mapping[str, Tensor]],
-        device: torch.device,
     ) -> None:
-        """
-        Args:
-            shards: this rank's.
-            owned: from `owned_runs`.
-            optimizer: holds the state of the shards.
-            buffers: gives the model's persistent buffers by logical name; they are equal on all ranks.
-            device: one that the process group communicates from.
-        """
-        self._shards, self._owned, self._optimizer, self._device = shards, owned, optimizer, device
-        self._buffers = buffers
+        self._shards, self._layout, self._optimizer, self._buffers = shards, layout, optimizer, buffers
+        self._owned = owned[dist.get_rank()]
 
-    def _tensors(self, shard: Shard) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The image's tensors: the same on all ranks."""
+        found = {
+            f"{slot}/{run.name}": TensorInfo(torch.float32, run.shape)
+            for rank in self._layout
+            for runs, shard in zip(rank, self._shards, strict=True)
+            for slot in self._flats(shard)
+            for run in runs
+        }
+        of_buffers = {name: TensorInfo(buffer.dtype, tuple(buffer.shape)) for name, buffer in self._named_buffers()}
+        return found | of_buffers
+
+    def pieces(self, piece_bytes: int) -> Iterator[StatePiece]:
+        """What this rank gives of the image, in pieces up to a size: views of the live state, of nobody else's."""
+        for shard, runs in zip(self._shards, self._owned, strict=True):
+            for slot, flat in self._flats(shard).items():
+                for run in runs:
+                    values = flat.view(-1)[run.offset : run.offset + run.numel]
+                    yield from _cut(f"{slot}/{run.name}", run.start, values, piece_bytes)
+        if dist.get_rank() == 0:
+            for name, buffer in self._named_buffers():
+                yield from _cut(name, 0, buffer.detach().reshape(-1), piece_bytes)
+
+    def check(self, saved: SavedState) -> None:
+        """Raises ValueError, on all ranks alike, if an image lacks a tensor or has one of another shape."""
+        for name, info in self.tensors().items():
+            slot, _, parameter = name.partition("/")
+            what = parameter if slot == BUFFER else f"{slot} of {parameter}"
+            there = saved.tensors.get(name)
+            if there is None:
+                raise ValueError(f"the saved state has no {what}: it is that of another model or optimizer")
+            if there.shape != info.shape:
+                raise ValueError(f"the saved {what} has shape {list(there.shape)}, this model's has {list(info.shape)}")
+
+    @torch.no_grad()
+    def load(self, saved: SavedState) -> None:
+        """Takes this rank's part of an image, piece by piece. RuntimeError if a part of it did not come."""
+        targets = {name: _Target(places) for name, places in self._targets().items()}
+        for piece in saved.pieces(lambda name, *span: name in targets and targets[name].overlaps(*span)):
+            targets[piece.tensor].take(piece)
+        if missing := [name for name, target in targets.items() if target.missing]:
+            raise RuntimeError(f"a part of {missing[0]} was not given")
+        self._optimizer.set_step_count(saved.steps)
+
+    def _flats(self, shard: Shard) -> dict[str, Tensor]:
         """What is saved of a shard, each laid out as its runs."""
         state = self._optimizer.state[shard.flat]
         return {WEIGHT: shard.flat.data} | {slot: state[slot] for slot in SLOTS if slot in state}
 
-    def gather(self, steps: int) -> EngineState | None:
-        """The image, on rank 0; None on the others. Collective."""
-        tensors = [self._tensors(shard) for shard in self._shards]
-        state = EngineState(steps)
-        for slot in SLOTS:
-            values = {index: of_shard[slot] for index, of_shard in enumerate(tensors) if slot in of_shard}
-            for name, whole in (gather_parameters(values, self._owned, self._device) or {}).items():
-                state.parameters.setdefault(name, {})[slot] = whole
-        state.buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers().items()}
-        return state if dist.get_rank() == 0 else None
+    def _named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return ((f"{BUFFER}/{name}", buffer) for name, buffer in self._buffers().items())
 
-    @torch.no_grad()
-    def scatter(self, state: EngineState) -> None:
-        """Takes this rank's part of an image. ValueError on all ranks alike, with nothing changed, if it misfits."""
-        self._check(state)
+    def _targets(self) -> dict[str, list[tuple[Run, Tensor]]]:
+        """By tensor, this rank's runs of it and the flat tensors that hold them."""
+        found: dict[str, list[tuple[Run, Tensor]]] = {}
         for shard in self._shards:
-            for slot, flat in self._tensors(shard).items():
+            for slot, flat in self._flats(shard).items():
                 for run in shard.runs:
-                    load_run(flat, run, state.parameters[run.name][slot])
-        for name, buffer in self._buffers().items():
-            buffer.copy_(state.buffers[name])
-        self._optimizer.set_step_count(state.steps)
-
-    def _check(self, state: EngineState) -> None:
-        """Looks at what any rank needs, so that no rank goes on alone."""
-        slots = [list(self._tensors(shard)) for shard in self._shards]
-        for rank in self._owned:
-            for runs, needed in zip(rank, slots, strict=True):
-                for run, slot in itertools.product(runs, needed):
-                    _require(state.parameters.get(run.name, {}).get(slot), f"{slot} of {run.name}", run.shape)
-        for name, buffer in self._buffers().items():
-            _require(state.buffers.get(name), name, tuple(buffer.shape))
+                    found.setdefault(f"{slot}/{run.name}", []).append((run, flat.view(-1)))
+        for name, buffer in self._named_buffers():
+            found[name] = [(Run(name, tuple(buffer.shape), 0, buffer.numel(), 0), buffer.view(-1))]
+        return found
 
 
-def _require(tensor: Tensor | None, what: str, shape: tuple[int, ...]) -> None:
-    if tensor is None:
-        raise ValueError(f"the saved state has no {what}: it is that of another model or optimizer")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"the saved {what} has shape {list(tensor.shape)}, this model's has {list(shape)}")
+class _Target:
+    """The places of one tensor's elements on this rank."""
+
+    def __init__(self, places: list[tuple[Run, Tensor]]) -> None:
+        self._places = sorted(places, key=lambda place: place[0].start)
+        self._starts = [run.start for run, _ in self._places]
+        self._ends = [run.start + run.numel for run, _ in self._places]
+        self.missing = sum(run.numel for run, _ in self._places)
+        """Elements that did not come yet."""
+
+    def overlaps(self, start: int, count: int) -> bool:
+        """Whether any element of a range has a place here."""
+        return self._first(start) < self._last(start + count)
+
+    def take(self, piece: StatePiece) -> None:
+        """Copies what has a place here."""
+        end = piece.start + len(piece.values)
+        for run, flat in self._places[self._first(piece.start) : self._last(end)]:
+            low, high = max(run.start, piece.start), min(run.start + run.numel, end)
+            place = run.offset + low - run.start
+            flat[place : place + high - low].copy_(piece.values[low - piece.start : high - piece.start])
+            self.missing -= high - low
+
+    def _first(self, start: int) -> int:
+        return bisect_right(self._ends, start)
+
+    def _last(self, end: int) -> int:
+        return bisect_left(self._starts, end)
+
+
+def _cut(tensor: str, start: int, values: Tensor, piece_bytes: int) -> Iterator[StatePiece]:
+    step = max(1, piece_bytes // values.element_size())
+    for place in range(0, len(values), step):
+        yield StatePiece(tensor, start + place, values[place : place + step])

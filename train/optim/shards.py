@@ -5,12 +5,11 @@ consecutive elements of it inside flat fp32 tensors. A parameter is known by its
 model as it was written, so everything said in runs is independent of the partitioning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -64,57 +63,16 @@ def check_complete(layout: Layout, shapes: dict[str, tuple[int, ...]]) -> None:
         raise RuntimeError(f"the engine holds a part or a multiple of {wrong[0]} (and {len(wrong) - 1} more)")
 
 
-def owned_runs(layout: Layout) -> list[list[list[Run]]]:
-    """`layout` without repetitions: of equal copies of a run, the lowest rank's stays."""
-    seen: set[tuple[str, tuple[int, ...], int, int]] = set()
-    owned: Layout = []
-    for rank in layout:
-        owned.append([[run for run in shard if run[:4] not in seen] for shard in rank])
-        seen.update(run[:4] for shard in rank for run in shard)
-    return owned
-
-
-def load_run(flat: Tensor, run: Run, whole: Tensor) -> None:
-    """Copies one run of the whole parameter `whole` (any float dtype, any device) into its place in `flat`."""
-    source = whole.reshape(-1)[run.start : run.start + run.numel]
-    flat.view(-1)[run.offset : run.offset + run.numel].copy_(source)
-
-
-@torch.no_grad()
-def gather_parameters(
-    values: Mapping[int, Tensor], owned: Layout, device: torch.device, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor] | None:
-    """Whole parameters, put together on rank 0 from all ranks' flat tensors; None elsewhere. Collective.
-
-    Args:
-        values: by number of shard, this rank's tensor (weights, or one kind of optimizer state) laid out as the
-            shard. Every rank names the same shards.
-        owned: from `owned_runs`.
-        device: one that the process group communicates from.
-        dtype: of all values.
-
-    Returns:
-        On rank 0, by logical name, a CPU tensor of the parameter's logical shape.
-    """
-    rank = dist.get_rank()
-    whole: dict[str, Tensor] = {}
-    for index in sorted(values):
-        for source in range(len(owned)):
-            runs = owned[source][index]
-            if runs and rank == source:
-                packed = torch.cat([values[index].view(-1)[run.offset : run.offset + run.numel] for run in runs])
-                if source != 0:
-                    dist.send(packed.to(device), dst=0)
-            elif runs and rank == 0:
-                packed = torch.empty(sum(run.numel for run in runs), dtype=dtype, device=device)
-                dist.recv(packed, src=source)
-            if runs and rank == 0:
-                _unpack(packed, runs, whole)
-    return whole if rank == 0 else None
-
-
-def _unpack(packed: Tensor, runs: Sequence[Run], whole: dict[str, Tensor]) -> None:
-    for run, piece in zip(runs, packed.split([run.numel for run in runs]), strict=True):
-        if run.name not in whole:
-            whole[run.name] = torch.empty(run.shape, dtype=packed.dtype)
-        whole[run.name].view(-1)[run.start : run.start + run.numel].copy_(piece)
+def owned_runs(layout: Layout) -> Layout:
+    """`layout` without repetitions: of ranks with equal copies of a run, the one with the least so far keeps it."""
+    holders: dict[tuple[Any, ...], list[int]] = {}
+    for rank, shards in enumerate(layout):
+        for run in (run for shard in shards for run in shard):
+            holders.setdefault(run[:4], []).append(rank)
+    loads, owner = [0] * len(layout), {}
+    for key, ranks in holders.items():
+        owner[key] = min(ranks, key=lambda rank: loads[rank])
+        loads[owner[key]] += key[3]
+    return [
+        [[run for run in shard if owner[run[:4]] == rank] for shard in shards] for rank, shards in enumerate(layout)
+    ]

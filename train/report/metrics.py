@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from train.config.report import WandbConfig
+from train.files import new_file
 from train.report.wandb_log import WandbLog
 
 __all__ = ["METRICS_FILE", "MetricsLog", "OffloadMetrics", "StepMetrics", "read_metrics"]
@@ -138,6 +139,5 @@ def _truncate(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    partial.replace(path)
+    with new_file(path) as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

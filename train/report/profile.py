@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from train.config.report import ProfileConfig
+from train.files import new_file
 
 if TYPE_CHECKING:
     import torch.profiler
@@ -65,9 +66,8 @@ class StepProfiler:
         self._finish_work()
         profile.add_metadata_json(STEPS_KEY, str(self._recorded))
         profile.stop()
-        partial = self._folder / f".partial.{TRACE_FILE}"
-        profile.export_chrome_trace(str(partial))  # gzipped, as its name says so
-        partial.replace(self._folder / TRACE_FILE)
+        with new_file(self._folder / TRACE_FILE) as partial:
+            profile.export_chrome_trace(str(partial))  # gzipped, as its name says so
 
     def _start(self) -> None:
         # Imported here: it takes a while, and few runs need it.

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from model.config import RopeScalingConfig
 from train.checkpoint.saved_tables import SavedTables
+from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import TensorSource, split, write_tensors
 from train.errors import UserError
-from train.files import publish
+from train.files import new_folder
 from train.tables import compressed_vocabulary
 from train.use.saved_run import DTYPES, RunTokens, SavedRun
 
@@ -64,38 +65,26 @@ def export(
         UserError: the folder is in use, the disk too small, or the checkpoint damaged.
         OSError: the disk cannot be written.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already and not empty; give a new folder, or delete it")
     target_dtype = DTYPES[dtype or run.job.train.dtype]
     sources, tables = _sources(run, target_dtype, shard_bytes)
     parts = list(split(sources, shard_bytes))
     names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
     size = sum(source.bytes for source in sources)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _require_room(folder, size)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with new_folder(folder) as partial:
+        _require_room(partial, size)
         for name, part in zip(names, parts, strict=True):
             write_tensors(partial / name, part)
         _write_json(partial / INDEX, _index(dict(zip(names, parts, strict=True)), size))
         _write_json(partial / CONFIG, _config(run, target_dtype, sources, tables))
         run.tokenizer.save(partial)
-        publish(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Export(str(folder), run.step, len(parts), len(sources), size)
 
 
 def _sources(run: SavedRun, dtype: torch.dtype, shard_bytes: int) -> tuple[list[TensorSource], list[dict[str, Any]]]:
     """All tensors, and what the config says of the tables."""
     buffers = run.model_buffers()
-    sources = [
-        TensorSource.of(name, tensor, tensor.dtype if name in buffers else dtype)
-        for name, tensor in sorted(run.weights().items())
-    ]
+    weights = run.weights()
+    sources = [_weight(weights, name, None if name in buffers else dtype) for name in sorted(weights)]
     tables, engram = run.tables(), run.job.model.engram
     if tables is None or engram is None:
         return sources, []
@@ -108,6 +97,13 @@ def _sources(run: SavedRun, dtype: torch.dtype, shard_bytes: int) -> tuple[list[
         shape = [tables.num_rows[module], tables.dim]
         entries.append({"layer": layer, "shape": shape, "tensors": [part.name for part in parts]})
     return sources, entries
+
+
+def _weight(weights: SavedWeights, name: str, dtype: torch.dtype | None) -> TensorSource:
+    """A weight, read as it is written; None keeps its dtype."""
+    info = weights.info(name)
+    dtype = dtype or info.dtype
+    return TensorSource(name, dtype, info.shape, lambda: (values.to(dtype) for values in weights.pieces(name)))
 
 
 def _table(tables: SavedTables, module: int, name: str, dtype: torch.dtype, shard_bytes: int) -> Iterator[TensorSource]:
@@ -139,8 +135,8 @@ def _config(
 ) -> dict[str, Any]:
     model, job = run.job.model, run.job
     engram = None
-    if run.state["addresses"] is not None:
-        engram = {"tables": tables, "compressed_ids": COMPRESSED_IDS, "addresses": run.state["addresses"]}
+    if (addresses := run.image.manifest.addresses) is not None:
+        engram = {"tables": tables, "compressed_ids": COMPRESSED_IDS, "addresses": addresses}
     return {
         "architectures": ["EngramForCausalLM"],
         "model_type": model.model_type,
@@ -186,9 +182,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _require_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(folder).free
     if free < size:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are to be written, but {free / 1e9:.1f} GB are free")
+        raise UserError(f"{folder.parent}: {size / 1e9:.1f} GB are to be written, but {free / 1e9:.1f} GB are free")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -1,17 +1,21 @@
 """A run read back for use: its config, tokenizer and one checkpoint, in one process and without DeepSpeed."""
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import torch
 
 from model.transformer import LanguageModel
 from offload.addresses.hashing import AddressBook
-from train.checkpoint.files import STATE_FILE, Damaged, load_weights, read_state
+from train.checkpoint.checked import Damaged
+from train.checkpoint.image import SavedImage
+from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
+from train.checkpoint.open import open_image
 from train.checkpoint.saved_tables import SavedTables
+from train.checkpoint.saved_weights import SavedWeights
 from train.config.file import load
 from train.config.job import JobConfig
 from train.data.open import open_data
@@ -21,7 +25,7 @@ from train.run_folder import CONFIG_FILE, find_run
 from train.tables import TokenSource, address_book
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_CHECKPOINT = re.compile(r"step-(\d{8,})")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,12 @@ class SavedRun:
     Attributes:
         folder: of the run.
         job: its resolved config.
-        checkpoint: folder of the checkpoint.
-        state: what the checkpoint says of itself.
+        image: the checkpoint.
     """
 
     folder: Path
     job: JobConfig
-    checkpoint: Path
-    state: dict[str, Any]
+    image: SavedImage
 
     @classmethod
     def open(cls, run: str | Path, step: int | None = None) -> Self:
@@ -53,16 +55,13 @@ class SavedRun:
         """
         folder = find_run(run)
         checkpoint = _choose(folder, step)
-        try:
-            state = read_state(checkpoint)
-        except Damaged as error:
-            raise UserError(f"{checkpoint}: {error}; take another with --step") from None
-        return cls(folder, load(folder / CONFIG_FILE, [], JobConfig), checkpoint, state)
+        image = _whole(checkpoint, lambda: open_image(checkpoint))
+        return cls(folder, load(folder / CONFIG_FILE, [], JobConfig), image)
 
     @property
     def step(self) -> int:
         """Steps that the checkpoint has."""
-        return int(self.state["step"])
+        return self.image.manifest.step
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -81,9 +80,9 @@ class SavedRun:
             UserError: for these tokens they are not where training put them.
         """
         book = address_book(self.job.model, source or RunTokens(self.tokenizer))
-        if (book.fingerprint() if book else None) != self.state["addresses"]:
+        if (book.fingerprint() if book else None) != self.image.manifest.addresses:
             raise UserError(
-                f"{self.checkpoint}: its tables were addressed with another tokenizer or Engram config; use text "
+                f"{self.image.path}: its tables were addressed with another tokenizer or Engram config; use text "
                 f"prepared with {self.folder / TOKENIZER}"
             )
         return book
@@ -92,26 +91,14 @@ class SavedRun:
         """The tables, read row by row from the checkpoint; None without Engram.
 
         Raises:
-            UserError: a file is damaged, or of other settings than the config's.
+            UserError: they are of other settings than the config's.
         """
-        addresses = addresses or self.addresses()
-        if addresses is None:
-            return None
-        try:
-            return SavedTables(self.checkpoint, self.state, self.job, addresses)
-        except (Damaged, ValueError) as error:
-            raise UserError(f"{self.checkpoint}: {error}; take another with --step") from None
+        book = addresses or self.addresses()
+        return _whole(self.image.path, lambda: SavedTables(self.image, self.job, book)) if book else None
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """fp32 weights and buffers of the backbone by name, memory-mapped.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        try:
-            return load_weights(self.checkpoint)
-        except Damaged as error:
-            raise UserError(f"{self.checkpoint}: {error}; take another with --step") from None
+    def weights(self) -> SavedWeights:
+        """fp32 weights and buffers of the backbone by name; each is read when it is asked for."""
+        return SavedWeights(self.image)
 
     def model_buffers(self) -> set[str]:
         """Names among `weights` of what no optimizer moves: it keeps its dtype."""
@@ -122,17 +109,19 @@ class SavedRun:
         """The backbone, in the dtype and on the device that it would be trained with here; in evaluation mode.
 
         Raises:
-            UserError: the weights are not those of the config's model.
+            UserError: the weights are damaged, or not those of the config's model.
         """
         with torch.random.fork_rng(devices=[]):
             model = LanguageModel(self.job.model)
-        try:
-            misfit = model.load_state_dict(self.weights(), strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{self.checkpoint}: {str(error).splitlines()[-1].strip()}") from None
-        tied = {"lm_head.weight"} if self.job.model.tie_embeddings else set()
-        if wrong := sorted(set(misfit.missing_keys) - tied) or misfit.unexpected_keys:
-            raise UserError(f"{self.checkpoint}: its weights are not those of {CONFIG_FILE} (see {wrong[0]})")
+        weights, targets = self.weights(), dict(model.state_dict())
+        if self.job.model.tie_embeddings:
+            del targets["lm_head.weight"]
+        shapes = {name: tuple(target.shape) for name, target in targets.items()}
+        saved = {name: weights.info(name).shape for name in weights}
+        if wrong := [name for name in sorted({*shapes, *saved}) if shapes.get(name) != saved.get(name)]:
+            raise UserError(f"{self.image.path}: its weights are not those of {CONFIG_FILE} (see {wrong[0]})")
+        for name, target in targets.items():
+            _whole(self.image.path, lambda name=name, target=target: weights.copy_to(name, target))  # type: ignore[misc]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device, DTYPES[self.job.train.dtype]).eval().requires_grad_(False)
 
@@ -154,13 +143,20 @@ class RunTokens:
 
 
 def _choose(folder: Path, step: int | None) -> Path:
-    found = {}
-    for path in folder.glob("checkpoints/step-*"):
-        if (name := _CHECKPOINT.fullmatch(path.name)) and (path / STATE_FILE).exists():
-            found[int(name[1])] = path
+    found = dict(checkpoints_in(folder / CHECKPOINTS))
     if not found:
         raise UserError(f"{folder}: no checkpoint yet; train it for longer, or lower checkpoint.every")
     wanted = max(found) if step is None else step
     if wanted not in found:
         raise UserError(f"{folder}: no checkpoint of step {step}; there are: {', '.join(map(str, sorted(found)))}")
     return found[wanted]
+
+
+def _whole(checkpoint: Path, read: Callable[[], T]) -> T:
+    """What `read` returns; what is damaged, or of other settings, becomes a UserError."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except (Damaged, ValueError) as error:
+        raise UserError(f"{checkpoint}: {error}; take another with --step") from None

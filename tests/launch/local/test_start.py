@@ -188,13 +188,13 @@ class TestSignals:
     READY = "(folder / f'{rank}.ready').touch(); time.sleep(60)"
 
     @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-    def test_a_signal_reaches_every_rank(self, signum: int, code: int, tmp_path: Path) -> None:
+    def test_a_signal_asks_every_rank_to_end(self, signum: int, code: int, tmp_path: Path) -> None:
         skip_if_ignored(signum)
         body = f"""
 def stop(number, frame):
-    (folder / f"{{rank}}.got").write_text(str(int(number)))
+    (folder / f"{{rank}}.asked").touch()
     sys.exit(0)
-signal.signal({int(signum)}, stop)
+signal.signal(signal.SIGTERM, stop)
 {self.READY}
 """
         ranks = self.launch(tmp_path, body)
@@ -203,7 +203,7 @@ signal.signal({int(signum)}, stop)
         out, err = self.process.communicate(timeout=20)
         assert (self.process.returncode, out) == (code, "")
         assert err == f"stopped by {signal.Signals(signum).name}\n"
-        assert [(tmp_path / f"{rank}.got").read_text() for rank in (0, 1)] == [str(int(signum))] * 2
+        assert all((tmp_path / f"{rank}.asked").exists() for rank in (0, 1))
         assert_gone(ranks)
 
     def test_a_rank_that_ignores_the_signal_is_killed_after_the_grace_time(self, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ signal.signal({int(signum)}, stop)
 
     def test_a_second_signal_does_not_wait(self, tmp_path: Path) -> None:
         skip_if_ignored(signal.SIGINT)
-        ranks = self.launch(tmp_path, f"signal.signal(signal.SIGINT, signal.SIG_IGN)\n{self.READY}", grace_s=60)
+        ranks = self.launch(tmp_path, f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{self.READY}", grace_s=60)
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):

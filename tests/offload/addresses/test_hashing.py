@@ -192,6 +192,7 @@ SAME_SIZE = CompressedVocabulary(torch.arange(100).roll(1), 100, 0)
     [
         (lambda: small_book(identity_vocabulary(99, pad_id=0)), "compressed_vocabulary"),
         (lambda: small_book(SAME_SIZE), "compression_sha256"),
+        (lambda: small_book(identity_vocabulary(100, pad_id=1)), "pad_id"),
         (lambda: small_book(seed=5), "seed"),
         (lambda: small_book(layers=[1, 2]), "layers"),
         (lambda: small_book(layers=[1]), "layers"),

@@ -51,12 +51,6 @@ def test_a_count_stays_at_its_most(loops: None) -> None:
     assert counts.counts_R.tolist() == [MOST if row in (0, 5) else int(row == 7) for row in range(NUM_ROWS)]
 
 
-def test_loaded_rows_were_updated_whatever_their_counts_say() -> None:
-    counts = opened()
-    counts.load(torch.tensor([3, 1, 2]), torch.tensor([0, 200, 255], dtype=torch.uint8))
-    assert counts.counts_R.tolist()[:5] == [0, 200, 255, 1, 0]
-
-
 def test_an_empty_shard_has_no_counts(loops: None) -> None:
     counts, none = UpdateCounts(0, torch.device("cpu")), np.empty(0, np.int64)
     counts.add(none)

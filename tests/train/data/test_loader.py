@@ -59,7 +59,7 @@ def test_every_token_of_an_epoch_once_but_for_the_dropped_tail(store):
         assert train.num_tokens - seen.sum() < 8 + 8 * 8
 
 
-def test_no_sequence_comes_twice_in_an_epoch(tmp_path):
+def test_no_sequence_comes_twice_in_an_epoch_nor_next_to_the_one_before_it(tmp_path):
     # Every token of the corpus has another id, so that a sequence is known by its first token.
     store = TokenStore.open(
         write_pair(tmp_path / "a", [range(i, i + 29) for i in range(0, 60_000, 29)], 65_000),
@@ -69,6 +69,8 @@ def test_no_sequence_comes_twice_in_an_epoch(tmp_path):
     train = loader(store, global_batch_size=64, micro_batch_size=64)
     first = torch.cat([train.batch(step)[0].tokens_BT[:, 0] for step in range(train.steps_per_epoch)])
     assert len(first.unique()) == len(first) == train.steps_per_epoch * 64
+    # Parts of a document, which follow one another in the packed stream, are spread over the epoch.
+    assert (first.diff() == train.sequence_length).float().mean() < 0.01
 
 
 def test_validation_covers_every_token_once_whatever_the_batch(store):

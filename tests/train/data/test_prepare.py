@@ -1,6 +1,8 @@
 import errno
 import gzip
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -160,6 +162,16 @@ def test_text_is_not_lost_by_normalising_tokenizers(tmp_path):
     assert manifest.text_bytes == 10 * 20 != manifest.token_bytes
     store = TokenStore.open(tmp_path / "out")
     assert store.bytes_of(np.asarray(store.tokens, dtype=np.int64)) == pytest.approx(manifest.text_bytes)
+
+
+def test_closing_the_stream_ends_the_processes_before_their_work_is_done():
+    before = {*multiprocessing.active_children()}
+    stream = encode.encode_stream(TOKENIZER, itertools.repeat("the quick brown fox\n" * 1000), 2)
+    next(stream)
+    workers = {*multiprocessing.active_children()} - before
+    assert workers
+    stream.close()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * len(workers)
 
 
 CHILD = """

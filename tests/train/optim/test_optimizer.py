@@ -12,7 +12,7 @@ from model.config import EngramConfig, HyperConnectionsConfig, ModelConfig, MoEC
 from model.transformer import LanguageModel
 from train.optim.muon import Orthogonalizer, matrix_shape, newton_schulz, pieces_of
 from train.optim.optimizer import OptimizerConfig, assign
-from train.optim.shards import Run, load_run
+from train.optim.shards import Run
 
 
 def model_shapes():
@@ -120,6 +120,11 @@ class Ranks(threading.local):
         assert [len(part) for part in received] == output_split_sizes
         output.copy_(torch.cat(received))
         self.barrier.wait(timeout=20)
+
+
+def load_run(flat, run, whole):
+    """Copies one run of the whole parameter into its place in `flat`."""
+    flat[run.offset : run.offset + run.numel] = whole.reshape(-1)[run.start : run.start + run.numel]
 
 
 SHAPES = {"a.weight": (6, 10), "experts.gate_up_proj": (3, 8, 5), "b.weight": (4, 3)}

@@ -1,14 +1,19 @@
 import pytest
-import torch
 
-from train.optim.shards import Run, check_complete, load_run, owned_runs
+from train.optim.shards import Run, check_complete, owned_runs
 
 A, B = ("a", (2, 3)), ("b", (4,))
 
 
-def test_of_equal_copies_the_lowest_rank_stands_for_them():
-    layout = [[[Run(*A, 0, 6, 0)], []], [[Run(*A, 0, 6, 9)], [Run(*B, 0, 4, 0)]]]
-    assert owned_runs(layout) == [[[Run(*A, 0, 6, 0)], []], [[], [Run(*B, 0, 4, 0)]]]
+C = ("c", (5,))
+
+
+def test_of_ranks_with_equal_copies_the_one_with_the_least_so_far_keeps_them():
+    copies = [Run(*A, 0, 6, 0), Run(*B, 0, 4, 6), Run(*C, 0, 5, 10)]
+    layout = [[copies, []], [copies, [Run("own", (9,), 0, 9, 0)]]]
+    of_rank_0, of_rank_1 = owned_runs(layout)
+    assert [[run.name for run in shard] for shard in of_rank_0] == [["a"], []]
+    assert [[run.name for run in shard] for shard in of_rank_1] == [["b", "c"], ["own"]]
 
 
 def test_parts_and_copies_that_cover_everything_pass():
@@ -28,9 +33,3 @@ def test_parts_and_copies_that_cover_everything_pass():
 def test_a_hole_an_overlap_or_a_stranger_is_found(runs, message):
     with pytest.raises(RuntimeError, match=message):
         check_complete([[runs]], dict((A, B)))
-
-
-def test_a_run_is_loaded_in_its_place_only():
-    flat = torch.zeros(2, 4)
-    load_run(flat, Run("a", (2, 3), 2, 3, 4), torch.arange(6.0, dtype=torch.float64).view(3, 2).T.contiguous())
-    assert flat.view(-1).tolist() == [0, 0, 0, 0, 4, 1, 3, 0]

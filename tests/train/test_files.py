@@ -1,7 +1,7 @@
 import pytest
 
-from train.data.folder import new_folder
 from train.errors import UserError
+from train.files import new_file, new_folder
 
 
 def names(path):
@@ -85,3 +85,34 @@ def test_a_folder_whose_process_lives_is_nobody_elses(tmp_path):
         (slow / "a").write_text("slow")
     assert (tmp_path / "out" / "a").read_text() == "slow"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_link_leads_to_the_folder_that_is_meant(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for content in ("one", "two"):
+        with new_folder(tmp_path / "link", overwrite=True) as partial:
+            (partial / content).write_text("x")
+            assert partial.parent == tmp_path / "disk"
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "disk" / "out") == ["two"]
+    with pytest.raises(UserError, match="something in it already"), new_folder(tmp_path / "link"):
+        pass
+
+
+def test_a_mount_point_is_refused_before_anything_is_done(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(UserError, match="is a mount point"), new_folder(tmp_path / "out"):
+        raise AssertionError("work was begun")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.json"
+    with new_file(target) as partial:
+        partial.write_text("one")
+        assert not target.exists()
+    with pytest.raises(KeyboardInterrupt), new_file(target) as partial:
+        _fail(partial.write_text("tw"), KeyboardInterrupt)
+    assert (target.read_text(), names(tmp_path)) == ("one", ["a.json"])

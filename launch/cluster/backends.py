@@ -1,0 +1,75 @@
+"""The engines by name, and what `engram launch` does with what was rendered for one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.cluster.failure import first_failure
+from launch.cluster.hosts import hostfile, hosts, local
+from launch.cluster.kubernetes import kubernetes
+from launch.cluster.layout import CONFIG, Launch, Rendered, quoted
+from launch.cluster.slurm import slurm
+from launch.local.failures import RankFailed
+from launch.local.start import run_processes
+from train.errors import UserError
+
+BACKENDS: dict[str, Callable[[Launch], Rendered]] = {
+    "local": local,
+    "hosts": hosts,
+    "hostfile": hostfile,
+    "slurm": slurm,
+    "kubernetes": kubernetes,
+}
+"""What renders a launch for each engine."""
+
+
+def shown(rendered: Rendered) -> str:
+    """Everything that would be written and run, for a reader."""
+    folder = rendered.launch.folder
+    parts = [f"==> {folder / name}\n{text}" for name, text in rendered.files.items()]
+    code = [f"==> {rendered.launch.code}/\nthe code of {Path(__file__).parents[2]}\n"] if rendered.launch.code else []
+    config = f"==> {folder / CONFIG}\nthe resolved config of {rendered.launch.job.run.name}\n"
+    return "\n".join([*code, config, *parts, f"==> then\n{command_lines(rendered) or rendered.told}\n"])
+
+
+def command_lines(rendered: Rendered) -> str:
+    """The commands as a shell would take them."""
+    variables = "".join(f"{name}={quoted(value)} " for name, value in rendered.environment.items())
+    return "\n".join(variables + " ".join(map(quoted, command)) for command in rendered.commands)
+
+
+def start(rendered: Rendered) -> None:
+    """Runs the commands of what was written, to their end.
+
+    Raises:
+        UserError: a rank's, or a command that is not there.
+        RankFailed: the job failed; the message is the first rank's that did.
+        SystemExit: ended by a signal.
+    """
+    launch, environment = rendered.launch, os.environ | rendered.environment
+    try:
+        if rendered.in_place:
+            sys.stdout.flush()
+            os.execvpe(rendered.commands[0][0], rendered.commands[0], environment)
+        run_processes(
+            [(command, environment) for command in rendered.commands],
+            log_folder=launch.logs,
+            grace_s=launch.job.checkpoint.grace_s,
+            kind="host",
+            stdin=subprocess.PIPE,
+            may_fail=rendered.may_fail,
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: no such command here; install it, or start the job from where it is"
+        ) from None
+    except (UserError, RankFailed) as error:
+        raise type(error)(first_failure(launch.reports) or f"{error}{_which(rendered)}") from None
+
+
+def _which(rendered: Rendered) -> str:
+    if len(rendered.commands) == 1:
+        return ""
+    return " (as counted from 0 in launch.hosts; 255 is ssh's own code: the host is lost, or lets nobody in)"

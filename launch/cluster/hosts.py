@@ -1,0 +1,91 @@
+"""Hosts known by name: a line of torchrun on each, or one of DeepSpeed's launcher for all of them."""
+
+from launch.cluster.layout import RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
+from train.errors import UserError
+
+NODE_SCRIPT = "node.sh"
+_HOSTFILE = "hostfile"
+_SSH = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15")  # a connection that is lost is noticed within a minute
+
+
+def local(launch: Launch) -> Rendered:
+    """Ranks on this machine."""
+    return Rendered(
+        launch, {RANK_SCRIPT: rank_script(launch)}, [["bash", str(launch.folder / RANK_SCRIPT)]], in_place=True
+    )
+
+
+def hosts(launch: Launch) -> Rendered:
+    """torchrun's agent on each of `launch.hosts`, started over ssh or by the user.
+
+    Raises:
+        UserError: no hosts, or no ranks a node.
+    """
+    settings, names = launch.job.launch, _names(launch)
+    files = {RANK_SCRIPT: rank_script(launch), NODE_SCRIPT: node_script(launch, names, "number=$1")}
+    node = launch.folder / NODE_SCRIPT
+    if settings.ssh:
+        commands = [
+            ["ssh", *_SSH, *settings.ssh_options, name, f"bash {quoted(node)} {number} --attached"]
+            for number, name in enumerate(names)
+        ]
+        return Rendered(launch, files, commands, may_fail=len(names) - (settings.min_nodes or len(names)))
+    lines = [f"  {name}:  bash {quoted(node)} {number}" for number, name in enumerate(names)]
+    return Rendered(
+        launch, files, told="\n".join(["Run one line on each host, within ten minutes of each other:", *lines])
+    )
+
+
+def node_script(launch: Launch, names: list[str], number: str) -> str:
+    """The shell script that is one node: torchrun's agent, and in it the ranks. `number` is the line that tells which.
+
+    The node's exit code is that of its first rank that failed, and with `--attached` it ends with its standard input.
+    """
+    settings = launch.job.launch
+    nodes = f"{settings.min_nodes}:{len(names)}" if settings.min_nodes else str(len(names))
+    agent = continued(
+        f'exec {quoted(launch.python)} -P -m launch.cluster.node "${{@:2}}" --',
+        f"{quoted(launch.python)} -m torch.distributed.run",
+        f"--nnodes={nodes} --nproc-per-node={launch.ranks} --max-restarts={settings.restarts}",
+        f"--rdzv-id={quoted(launch.job.run.name)}-{launch.folder.name} --rdzv-backend=c10d",
+        f'--rdzv-endpoint="${{hosts[0]}}:{launch.port}" --local-addr="${{hosts[$number]}}"',
+        '--rdzv-conf="is_host=$((number == 0)),read_timeout=600"',
+        f"--no-python bash {quoted(launch.folder / RANK_SCRIPT)}",
+    )
+    return script(
+        f"One node of the run {launch.job.run.name}: torchrun's agent and its ranks.",
+        "set -e",
+        f"hosts=({' '.join(map(quoted, names))})",
+        number,
+        f"cd {quoted(launch.workdir)}",
+        *exports({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{launch.job.checkpoint.grace_s:.0f}"}),
+        *exports({"PYTHONPATH": str(launch.code)} if launch.code else {}),
+        agent,
+    )
+
+
+def hostfile(launch: Launch) -> Rendered:
+    """DeepSpeed's launcher, which reaches `launch.hosts` by pdsh over ssh.
+
+    Raises:
+        UserError: no hosts, or no ranks a node.
+    """
+    names = _names(launch)
+    files = {
+        RANK_SCRIPT: rank_script(launch),
+        _HOSTFILE: "".join(f"{name} slots={launch.ranks}\n" for name in names),
+    }
+    command = [
+        *(launch.python, "-m", "deepspeed.launcher.runner", "--hostfile", str(launch.folder / _HOSTFILE)),
+        *("--force_multi", "--no_ssh_check", "--launcher", "pdsh", "--launcher_args=-N", "--quiet"),
+        *(f"--master_addr={names[0]}", f"--master_port={launch.port}"),
+        *("--no_python", "--no_local_rank", str(launch.folder / RANK_SCRIPT)),
+    ]
+    options = [*_SSH, *launch.job.launch.ssh_options]
+    return Rendered(launch, files, [command], environment={"PDSH_SSH_ARGS_APPEND": " ".join(options)})
+
+
+def _names(launch: Launch) -> list[str]:
+    if not launch.job.launch.hosts:
+        raise UserError("launch.hosts is empty: name the hosts, as in 'launch.hosts=[node1, node2]'")
+    return launch.job.launch.hosts

@@ -1,0 +1,76 @@
+"""A batch script for Slurm, whose srun starts every rank as a task."""
+
+from launch.cluster.layout import (
+    RANK_SCRIPT,
+    Launch,
+    Rendered,
+    continued,
+    exports,
+    quoted,
+    rank_script,
+    script,
+)
+from train.errors import UserError
+
+_BATCH = "job.sbatch"
+_SPARE_S = 30
+"""Seconds that a step in the middle of its work may need before it hears of the signal."""
+
+
+def slurm(launch: Launch) -> Rendered:
+    """The batch script, and the command that submits it.
+
+    Raises:
+        UserError: the job names no ranks a node, or no cores a rank.
+    """
+    launch = launch.requeued()
+    files = {RANK_SCRIPT: rank_script(launch), _BATCH: batch_script(launch)}
+    return Rendered(launch, files, [["sbatch", str(launch.folder / _BATCH)]], in_place=True, queue=True)
+
+
+def batch_script(launch: Launch) -> str:
+    """The batch script. It queues itself again when the run was interrupted and has saved."""
+    job, wanted = launch.job, launch.job.launch.slurm
+    if wanted.cpus_per_rank is None:
+        raise UserError(
+            "launch.slurm.cpus_per_rank is null: set it to the cores of each rank, as srun gives it but one"
+        )
+    limit, signal_s = job.launch.time_limit_min, job.checkpoint.grace_s + _SPARE_S
+    options = [
+        f"--job-name={job.run.name}",
+        f"--nodes={job.launch.nodes}",
+        f"--ntasks-per-node={launch.ranks}",
+        f"--cpus-per-task={wanted.cpus_per_rank}",
+        *([f"--gpus-per-node={launch.gpus}"] if launch.gpus else []),
+        *([f"--partition={wanted.partition}"] if wanted.partition else []),
+        *([f"--account={wanted.account}"] if wanted.account else []),
+        *([f"--time={limit}", f"--signal=TERM@{signal_s:.0f}"] if limit else []),
+        "--requeue" if wanted.requeue else "--no-requeue",
+        f"--output={launch.folder / 'job.log'}",
+        "--open-mode=append",
+        *wanted.options,
+    ]
+    srun = continued(
+        "srun --kill-on-bad-exit=1 --input=none",
+        f"--cpus-per-task={wanted.cpus_per_rank}" + (" --gpu-bind=none" if launch.gpus else ""),
+        f"bash {quoted(launch.folder / RANK_SCRIPT)}",
+    )
+    again = [
+        f'if [ "$code" -eq {job.checkpoint.interrupted_exit} ] && scontrol requeue "$SLURM_JOB_ID"; then',
+        "  exit 0",
+        "fi",
+    ]
+    failure = f"{quoted(launch.python)} -P -m launch.cluster.failure {quoted(launch.reports)}"
+    lines = [f"#SBATCH {option}" for option in options]
+    return script(
+        f"The run {job.run.name}: each task of srun finds its place in what Slurm sets.",
+        *lines,
+        *exports({"PYTHONPATH": str(launch.code)} if launch.code else {}),
+        "code=0",
+        f"{srun} || code=$?",
+        *(again if wanted.requeue else []),
+        'if [ "$code" -ne 0 ]; then',
+        f"  {failure}",
+        "fi",
+        'exit "$code"',
+    )

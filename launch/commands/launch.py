@@ -1,0 +1,49 @@
+"""`engram launch`."""
+
+import click
+
+_ENGINES = ("local", "hosts", "hostfile", "slurm", "kubernetes")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram launch configs/tiny.yaml --dry-run
+  engram launch configs/tiny.yaml --on hosts 'launch.hosts=[node1, node2]' run.nproc=8 launch.ssh=true
+  engram launch configs/tiny.yaml --on slurm launch.nodes=2 run.nproc=8 launch.slurm.cpus_per_rank=12 --submit
+"""
+)
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--on", "engine", type=click.Choice(_ENGINES), default="local", show_default=True, help="Where it runs.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written and run; write and run nothing.")
+@click.option(
+    "--submit", is_flag=True, help="slurm, kubernetes: submit it; else it is written, and how to submit told."
+)
+def command(config: str, overrides: tuple[str, ...], engine: str, dry_run: bool, submit: bool) -> None:
+    """Train the job that the YAML file CONFIG describes on the nodes that its section `launch` describes.
+
+    Code and config are copied into the run's folder, with the engine's own files beside them: torchrun's for `hosts`,
+    DeepSpeed's launcher's for `hostfile`, sbatch's, kubectl's. The same command again goes on from the newest
+    checkpoint. docs/launch.md tells of each engine.
+    """
+    from launch.cluster.backends import BACKENDS, command_lines, shown, start
+    from launch.cluster.layout import Launch
+    from launch.cluster.snapshot import write
+    from train.config.file import load
+    from train.config.job import JobConfig
+
+    rendered = BACKENDS[engine](Launch.next(load(config, overrides, JobConfig)))
+    if submit and not rendered.queue:
+        raise click.UsageError(f"--submit has no meaning on {engine}, which has no queue.")
+    if dry_run:
+        click.echo(shown(rendered), nl=False)
+        return
+    write(rendered.launch, rendered.files)
+    click.echo(f"the launch is in {rendered.launch.folder}", err=True)
+    if rendered.told:
+        click.echo(rendered.told)
+    elif rendered.queue and not submit:
+        click.echo(f"submit it by\n  {command_lines(rendered)}")
+    else:
+        start(rendered)

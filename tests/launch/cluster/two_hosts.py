@@ -1,0 +1,131 @@
+"""Two hosts on one machine: namespaces with an address, a host name, processes and a /tmp of their own, and a link.
+
+They see the machine's files, and `SHARED` is the same folder on both. Nothing of the machine's own changes, and all
+that runs on a host ends with it.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from launch.local.process import _dies_with
+
+SHARED = Path("/mnt")
+ADDRESSES = {"n1": "10.77.0.1", "n2": "10.77.0.2"}
+_NEEDED = ("unshare", "nsenter", "ip", "tc", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+
+
+def skip_without_namespaces(*more: str) -> None:
+    """Skips where this user cannot make hosts, or one of the programs that they need is not there."""
+    if missing := [name for name in (*_NEEDED, *more) if shutil.which(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)} (Debian: iproute2, openssh-server, openssh-client)")
+    if subprocess.run(["unshare", "-n", "-m", "-p", "-f", "-u", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to make namespaces")
+
+
+class Host:
+    """One host. `shared` is what both see as `SHARED`."""
+
+    def __init__(self, name: str, shared: Path) -> None:
+        self.name, self._shared = name, shared
+        setup = f"""
+set -e
+mount --make-rprivate /
+mount --bind {shared} {SHARED}
+mount --bind {SHARED}/hosts /etc/hosts
+mount --bind {SHARED}/nsswitch /etc/nsswitch.conf
+mount -t tmpfs none /tmp
+mount -t tmpfs none /run
+mkdir /run/sshd
+hostname {name}
+ip link set lo up
+touch {SHARED}/{name}.up
+exec sleep infinity
+"""
+        (shared / f"{name}.up").unlink(missing_ok=True)
+        command = ["unshare", "-n", "-u", "-m", "-p", "-f", "--kill-child", "--mount-proc", "sh", "-c", setup]
+        self._outer = subprocess.Popen(command, preexec_fn=_dies_with(os.getpid()))
+        wait_for(shared / f"{name}.up", self._outer)
+        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()
+        self.pid = int(children.split()[0])
+
+    def command(self, *words: str | Path) -> list[str]:
+        """A command line that runs on this host."""
+        return ["nsenter", "-t", str(self.pid), "-n", "-u", "-m", "-p", "--", *map(str, words)]
+
+    def run(self, *words: str | Path) -> None:
+        """Runs a command on this host, which must succeed."""
+        subprocess.run(self.command(*words), check=True)
+
+    def start_sshd(self) -> None:
+        """Starts its ssh server."""
+        self.run("/usr/sbin/sshd", "-f", SHARED / "sshd_config", "-E", SHARED / f"sshd-{self.name}.log")
+
+    def kill(self) -> None:
+        """Ends everything that runs on this host, at once."""
+        self._outer.kill()
+        self._outer.wait()
+
+
+@contextmanager
+def two_hosts(shared: Path) -> Iterator[tuple[Host, Host]]:
+    """Hosts n1 and n2, joined by a link (`e0` on both), that log in to each other by `ssh -F SHARED/ssh_config`."""
+    names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
+    (shared / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+    # No name server is in reach: PyTorch's store would wait for one whenever it looks up who calls.
+    (shared / "nsswitch").write_text("passwd: files\ngroup: files\nhosts: files\n")
+    for key in ("host_key", "key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", shared / key], check=True)
+    (shared / "sshd_config").write_text(f"""
+HostKey {SHARED}/host_key
+AuthorizedKeysFile {SHARED}/key.pub
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+PidFile none
+""")
+    (shared / "ssh_config").write_text(f"""
+Host *
+  IdentityFile {SHARED}/key
+  StrictHostKeyChecking no
+  UserKnownHostsFile /dev/null
+  LogLevel ERROR
+""")
+    with ExitStack() as stack:
+
+        def new(name: str) -> Host:
+            host = Host(name, shared)
+            stack.callback(host.kill)
+            return host
+
+        # Hosts that were joined by one pair of interfaces would lose their own with the other.
+        switch = new("switch")
+        switch.run("ip", "link", "add", "br0", "type", "bridge")
+        switch.run("ip", "link", "set", "br0", "up")
+        first, second = map(new, ADDRESSES)
+        for host in (first, second):
+            port = f"to-{host.name}"
+            link = ["ip", "link", "add", "e0", "type", "veth", "peer", "name", port, "netns", str(switch.pid)]
+            subprocess.run(["nsenter", "-t", str(host.pid), "-n", "--", *link], check=True)
+            switch.run("ip", "link", "set", port, "master", "br0", "up")
+            host.run("ip", "addr", "add", f"{ADDRESSES[host.name]}/24", "dev", "e0")
+            host.run("ip", "link", "set", "e0", "up")
+            host.start_sshd()
+        yield first, second
+
+
+def wait_for(
+    path: Path, process: subprocess.Popen[bytes] | subprocess.Popen[str] | None, within_s: float = 240
+) -> None:
+    """Waits until a file is there, as long as the process that is to make it runs, if one is given."""
+    deadline = time.monotonic() + within_s
+    while not path.exists():
+        assert process is None or process.poll() is None, f"ended before {path.name} was there"
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)

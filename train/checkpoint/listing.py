@@ -1,0 +1,84 @@
+"""Which checkpoints there are in a folder, and which of them may go. Nothing is read but names."""
+
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from train.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+_DESCRIPTIONS = ("manifest.json", "state.json")
+"""Files that are written last: of today's format, and of the first one."""
+_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"\.(step-\d{8,}|probe)\..*(partial|removed|replaced)")
+
+
+class Found(NamedTuple):
+    """A complete checkpoint: the steps that were done, and its folder."""
+
+    step: int
+    path: Path
+
+
+def checkpoints_in(folder: Path) -> list[Found]:
+    """The complete checkpoints in a folder, by step; none if there is no such folder."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    named = [(name, path) for path in entries if (name := _NAME.fullmatch(path.name)) and is_checkpoint(path)]
+    return sorted(Found(int(name[1]), path) for name, path in named)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a complete checkpoint."""
+    return any((path / name).is_file() for name in _DESCRIPTIONS)
+
+
+def find_checkpoint(source: str, key: str) -> Path:
+    """The checkpoint that `source` is, or the newest one of the run whose folder it is.
+
+    Args:
+        source: a folder.
+        key: where the user gave it, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_checkpoint(Path(source)):
+        return Path(source)
+    if found := checkpoints_in(Path(source) / CHECKPOINTS):
+        return found[-1].path
+    raise UserError(f"{key}: {source} is no checkpoint, and no run's folder with one in it")
+
+
+def superfluous(steps: dict[int, bool], *, keep: int, keep_every: int | None) -> list[int]:
+    """Of the steps of a run's checkpoints, those that need not stay.
+
+    The newest stays, whatever it is, and `keep` of those that are good: what is not good displaces nothing.
+
+    Args:
+        steps: by step, whether the checkpoint is known to be good.
+        keep: how many of the newest good ones stay.
+        keep_every: good ones of multiples of it stay as well; None for none.
+    """
+    good = sorted(step for step, is_good in steps.items() if is_good)
+    kept = {*good[-keep:], max(steps, default=0)}
+    if keep_every:
+        kept |= {step for step in good if step % keep_every == 0}
+    return sorted(steps.keys() - kept)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint; at no time is there half of one under its name."""
+    removed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    shutil.rmtree(removed)
+
+
+def remove_unfinished(folder: Path, but: Collection[str] = ()) -> None:
+    """Removes what saves and removals left behind that were cut off. Nobody else may be at work in the folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name) and path.name not in but:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""What a checkpoint says of itself: `manifest.json`, written last, without which its folder is none."""
+
+import datetime
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from train.checkpoint.checked import Damaged, checked_text, read_checked
+from train.checkpoint.parts import Written
+from train.checkpoint.tensor_files import DTYPES
+from train.errors import UserError
+from train.optim.pieces import TensorInfo
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See the attributes.
+
+    Attributes:
+        step: steps that were done.
+        steps_applied: those of them that were not skipped, with those of the checkpoint that the run began with.
+        nonce: of the save, also in every file's header.
+        world_size: ranks that wrote it.
+        skipped_in_a_row: steps without a finite gradient right before it.
+        model, addresses, data, tokenizer: see `train.checkpoint.identity.Identity`.
+        data_changes: deliberate changes of the data that the run has seen, oldest first: `step` and `change`.
+        tables: state of the rows' optimizer; None without Engram.
+        tensors: of the backbone, by name: dtype, as safetensors calls it, and shape.
+        ranks: what each rank wrote.
+        config: the run's resolved config.
+        versions: of the programs that wrote it.
+        saved_at: time, UTC, ISO 8601.
+        format: of the files.
+    """
+
+    step: int
+    steps_applied: int
+    nonce: str
+    world_size: int
+    skipped_in_a_row: int
+    model: dict[str, Any]
+    addresses: dict[str, Any] | None
+    data: dict[str, Any]
+    tokenizer: str | None
+    data_changes: list[dict[str, Any]]
+    tables: dict[str, Any] | None
+    tensors: dict[str, tuple[str, list[int]]]
+    ranks: list[Written]
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    format: int = FORMAT_VERSION
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing speaks against going on from here."""
+        return self.skipped_in_a_row == 0
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """The tensors of the backbone; see `train.optim.pieces.StatePiece` for their names."""
+        return {name: TensorInfo(DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in self.tensors.items()}
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[Self, str]:
+        """The manifest of a checkpoint, and its checksum.
+
+        Raises:
+            Damaged: it is missing, cannot be read, or any byte of it is another.
+            UserError: it is of a later format.
+        """
+        values, found = read_checked(folder / MANIFEST_FILE)
+        if values.get("format") != FORMAT_VERSION:
+            raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {FORMAT_VERSION}")
+        try:
+            ranks = [Written(**entry) for entry in values.pop("ranks")]
+            return cls(**values, ranks=ranks), found
+        except (KeyError, TypeError) as error:
+            raise Damaged(f"{MANIFEST_FILE} is none of this format ({error!r})") from None
+
+    def text(self) -> bytes:
+        """The manifest as a file."""
+        return checked_text(asdict(self))[0]

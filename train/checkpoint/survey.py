@@ -1,0 +1,121 @@
+"""What checkpoints a run has, whether they are whole, and which may go."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from train.checkpoint.checked import Damaged
+from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, remove, remove_unfinished, superfluous
+from train.checkpoint.open import is_good, open_image
+from train.errors import UserError
+from train.run_folder import LOCK_FILE
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint.
+
+    Attributes:
+        step: steps that were done.
+        path: its folder.
+        faults: what is wrong with it, once a file.
+        good: False if it was saved while steps were skipped. This and all that follows: only of one that can be opened.
+        bytes: of all files.
+        rows: of the tables that were ever updated.
+        ranks: that wrote it.
+        saved_at: when, UTC.
+        format: of its files.
+    """
+
+    step: int
+    path: str
+    faults: list[str] = field(default_factory=list)
+    good: bool | None = None
+    bytes: int | None = None
+    rows: int | None = None
+    ranks: int | None = None
+    saved_at: str | None = None
+    format: int | None = None
+
+    @classmethod
+    def of(cls, step: int, path: Path, *, read: bool) -> "Entry":
+        """Looks at a checkpoint: at manifest, indices and sizes, or with `read` at every byte."""
+        try:
+            image = open_image(path)
+            image.check_files()
+            faults = [*image.faults()] if read else []
+        except (Damaged, UserError) as error:
+            return cls(step, str(path), [str(error)])
+        manifest = image.manifest
+        return cls(
+            step,
+            str(path),
+            faults,
+            good=manifest.good,
+            bytes=image.bytes,
+            rows=sum(span.count for span in image.spans),
+            ranks=manifest.world_size,
+            saved_at=manifest.saved_at,
+            format=manifest.format,
+        )
+
+
+def survey(run: Path, *, read: bool, step: int | None = None) -> Iterator[Entry]:
+    """The checkpoints of the run in a folder, oldest first, each looked at as it is asked for.
+
+    Args:
+        run: its folder.
+        read: every byte.
+        step: that of one checkpoint; None for all.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = checkpoints_in(run / CHECKPOINTS)
+    chosen = [entry for entry in found if step in (None, entry.step)]
+    if not chosen:
+        there = ", ".join(str(entry.step) for entry in found) or "none"
+        raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are: {there}")
+    return (Entry.of(*entry, read=read) for entry in chosen)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Steps of the checkpoints that were removed, that stay, and of those that stay because they are damaged."""
+
+    removed: list[int]
+    kept: list[int]
+    damaged: list[int]
+
+
+def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pruned:
+    """Removes checkpoints that need not stay, once `keep` good ones were read and found whole.
+
+    Raises:
+        UserError: the run is at work, or no checkpoint is whole.
+    """
+    try:
+        lock = FileLock(run / LOCK_FILE).acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run}: a run is at work in it and lets go of checkpoints itself (checkpoint.keep)") from None
+    with lock:
+        good: dict[int, bool] = {}
+        damaged = []
+        found = checkpoints_in(run / CHECKPOINTS)
+        for step, path in reversed(found):
+            missing = sum(good.values()) < keep
+            if missing and Entry.of(step, path, read=True).faults:
+                damaged.append(step)
+            else:
+                good[step] = is_good(path)
+        if not good:
+            raise UserError(f"{run}: no checkpoint is whole; nothing is removed")
+        removed = superfluous(good, keep=keep, keep_every=keep_every)
+        if not dry_run:
+            remove_unfinished(run / CHECKPOINTS)
+            for step, path in found:
+                if step in removed:
+                    remove(path)
+    return Pruned(removed, sorted(good.keys() - set(removed)), sorted(damaged))
