@@ -244,7 +244,7 @@ def expected_counts(job: Job, steps: range) -> Counter[int]:
 @pytest.mark.parametrize("mode", ["window", "resident"])
 def test_rows_count_the_steps_that_updated_them_and_loaded_rows_count_on(mode: str) -> None:
     config = OffloadConfig(mode=mode, depth=2, window_rows=TINY)
-    tables, resumed, old = (open_tables(JOB, config) for _ in range(3))
+    tables, resumed, old, zeroed = (open_tables(JOB, config) for _ in range(4))
     for step in range(9):
         train_step(tables, JOB, step)
     counts = counted(tables)
@@ -252,13 +252,14 @@ def test_rows_count_the_steps_that_updated_them_and_loaded_rows_count_on(mode: s
     assert 1 < max(counts.values()) < 9
     for (ids, records), (_, known) in zip(tables.updated_rows(), tables.update_counts(), strict=True):
         resumed.load_rows(ids, records, known)
-        old.load_rows(ids, records, None if len(ids) % 2 else torch.zeros_like(known))
+        old.load_rows(ids, records)
+        zeroed.load_rows(ids, records, torch.zeros_like(known))
     assert counted(resumed) == counts
-    assert counted(old) == dict.fromkeys(counts, 1)
+    assert counted(old) == counted(zeroed) == dict.fromkeys(counts, 1)
     resumed.load_optimizer_state(tables.optimizer_state())
     train_step(resumed, JOB, 9)
     assert counted(resumed) == expected_counts(JOB, range(10))
-    for each in (tables, resumed, old):
+    for each in (tables, resumed, old, zeroed):
         each.close()
 
 
