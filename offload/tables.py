@@ -33,7 +33,7 @@ _DECIDING_BESIDE = ("cuda",)
 
 
 _SCANNED_ROWS = 1 << 18
-"""Rows whose versions are looked at together."""
+"""Rows whose counts are looked at together."""
 _ID_BYTES = 8
 
 
@@ -215,10 +215,19 @@ class EngramTables:
         shard = self._shard
         records_RW = shard.store.flush()
         shard.observer.saved(records_RW)
-        most = max(1, piece_bytes // (shard.layout.bytes + _ID_BYTES))
-        for module in range(len(shard.sharding.num_rows)):
-            for places in self._updated_places(records_RW, module, most):
-                yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
+        for places in self._updated_places(piece_bytes):
+            yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
+
+    def update_counts(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+        """How often the rows of `updated_rows` were updated, 255 for more: the same ids in the same pieces.
+
+        Returns:
+            Pieces: job-wide row ids (int64 [n]) and counts (uint8 [n], at least 1).
+        """
+        shard = self._shard
+        counts_R = shard.store.update_counts()
+        for places in self._updated_places(piece_bytes):
+            yield shard.sharding.global_ids(shard.rank, places), counts_R[places.to(counts_R.device)].cpu()
 
     def owned_rows(self) -> list[range]:
         """The job-wide ids of this rank's rows, module by module."""
@@ -227,16 +236,20 @@ class EngramTables:
         bases = [sum(sharding.num_rows[:module]) for module in range(len(sharding.num_rows))]
         return [range(base + rows.start, base + rows.stop) for base, rows in zip(bases, owned, strict=True)]
 
-    def load_rows(self, row_ids: Tensor, records: Tensor) -> int:
+    def load_rows(self, row_ids: Tensor, records: Tensor, counts: Tensor | None = None) -> int:
         """Takes those of the given rows that this rank owns, before the first step; returns how many these are.
 
         Args:
             row_ids: int64 [n], job-wide.
             records: fp32 [n, W].
+            counts: uint8 [n], how often each was updated; where that is not known, once for all that ever were.
         """
         shard = self._shard
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
-        shard.store.load(places, records[mine])
+        # Never 0 where there is a version: the row would be drawn anew.
+        counted = torch.ones(len(row_ids), dtype=torch.uint8) if counts is None else counts.clamp(min=1)
+        counted = torch.where(shard.layout.version(records) == 0, 0, counted)
+        shard.store.load(places, records[mine], counted[mine])
         shard.observer.loaded(places, records[mine])
         return len(places)
 
@@ -259,20 +272,14 @@ class EngramTables:
         """
         self._shard.updater.load_state(state)
 
-    def _updated_places(self, records_RW: Tensor, module: int, most: int) -> Iterator[Tensor]:
-        """Places in the shard of a module's rows that were ever updated (int64), up to `most` at a time."""
-        shard = self._shard
-        start = shard.sharding.shard_offset(module, shard.rank)
-        end = start + len(shard.sharding.owned(module, shard.rank))
-        waiting = torch.empty(0, dtype=torch.int64)
-        for first in range(start, end, _SCANNED_ROWS):
-            versions = shard.layout.version(records_RW[first : min(first + _SCANNED_ROWS, end)])
-            waiting = torch.cat([waiting, versions.nonzero().flatten().cpu() + first])
-            whole = len(waiting) - len(waiting) % most
-            yield from waiting[:whole].split(most) if whole else ()
-            waiting = waiting[whole:]
-        if len(waiting):
-            yield waiting
+    def _updated_places(self, piece_bytes: int) -> Iterator[Tensor]:
+        """Places in the shard of the rows that were ever updated (int64), in pieces of one module."""
+        sharding, rank = self._shard.sharding, self._shard.rank
+        counts_R = self._shard.store.update_counts()
+        most = max(1, piece_bytes // (self._shard.layout.bytes + _ID_BYTES))
+        for module in range(len(sharding.num_rows)):
+            start = sharding.shard_offset(module, rank)
+            yield from _nonzero(counts_R, range(start, start + len(sharding.owned(module, rank))), most)
 
     def close(self) -> None:
         """Ends the background work."""
@@ -307,3 +314,16 @@ class EngramTables:
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
             raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
         return plan
+
+
+def _nonzero(counts_R: Tensor, places: range, most: int) -> Iterator[Tensor]:
+    """Those of the places whose count is not 0 (int64), `most` at a time."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    for first in range(places.start, places.stop, _SCANNED_ROWS):
+        part = counts_R[first : min(first + _SCANNED_ROWS, places.stop)]
+        waiting = torch.cat([waiting, part.nonzero().flatten().cpu() + first])
+        whole = len(waiting) - len(waiting) % most
+        yield from waiting[:whole].split(most) if whole else ()
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting

@@ -1,7 +1,7 @@
-"""Whole row records between host memory and the window's slots: fetch, with initial values, and write back.
+"""Whole row records between host memory and the window's slots: fetch, write back, and records that nobody stored.
 
-A record is a row of 32-bit words (kept in fp32 tensors): first the row's weights, last its version as an int32.
-Version 0 says that the row was never updated: its weights are not stored, but drawn from (seed, row id).
+A record is a row of 32-bit words (kept in fp32 tensors): first the row's weights, last its version as an int32. The
+record of a row that was never updated is not stored, but drawn in its slot: weights from (seed, row id), and zeros.
 
 On a GPU a few programs copy straight over the bus, each on one of its processors (SMs): `host_RW` is then a device view
 of pinned memory. They run on the current stream and wait for nothing. On a CPU both sides are ordinary memory.
@@ -31,32 +31,21 @@ def fetch_records(
     window_CW: Tensor,
     slots_U: Tensor,
     *,
-    id_ranges_M2: Tensor,
-    dim: int,
-    row_dtype: torch.dtype,
-    seed: int,
-    std: float,
     padded: bool = False,
     programs: int = PROGRAMS,
 ) -> None:
-    """Copies records of rows into slots; rows of version 0 get their initial weights there, host memory stays as it is.
+    """Copies records of rows into slots.
 
     Args:
         host_RW: fp32, the shard. Words of a row side by side, rows at any distance; so too in the window.
         rows_U: int64 or int32, contiguous, unique, in any order; ascending ones are fastest.
         window_CW: fp32, on the device.
         slots_U: int64 or int32, contiguous, unique.
-        id_ranges_M2: int64, contiguous. For each range of the shard's rows its first row, ascending, and what makes
-            job-wide ids of its rows when it is added to them. The first range starts at row 0.
-        dim: columns of a row (D).
-        row_dtype: of the weights: torch.float32, or torch.bfloat16 with two in a word.
-        seed: of the table, for the initial values; see `kernels.records.row_init.initial_rows`.
-        std: of the initial values, which are rounded to the nearest value of the rows' dtype.
         padded: what lies between a record and the next is padding on both sides, and after the last one too. A GPU
             may then copy it along, so that whole lines travel: records must be as far apart here as there.
-        programs: that copy, at most so many at a time; what draws initial values is not counted. GPU only.
+        programs: that copy, at most so many at a time. GPU only.
 
-    Rows, slots and ranges are on the window's device.
+    Rows and slots are on the window's device.
 
     Raises:
         ValueError: sizes or layouts that do not fit together.
@@ -65,33 +54,9 @@ def fetch_records(
     if window_CW.is_cuda:
         from kernels.records.triton import fetch_records as on_gpu
 
-        on_gpu(
-            host_RW,
-            rows_U,
-            window_CW,
-            slots_U,
-            id_ranges_M2=id_ranges_M2,
-            dim=dim,
-            row_dtype=row_dtype,
-            seed=seed,
-            std=std,
-            padded=padded,
-            programs=programs,
-        )
+        on_gpu(host_RW, rows_U, window_CW, slots_U, padded=padded, programs=programs)
         return
-    ids_U = job_wide_ids(rows_U, id_ranges_M2)
-    if row_dtype == torch.float32 and compiled_loops.available():
-        from kernels.records.numba import fetch_fp32_records
-
-        fetch_fp32_records(host_RW, rows_U.long(), window_CW, slots_U.long(), ids_U, dim=dim, seed=seed, std=std)
-        return
-    for part in _chunks(host_RW, rows_U):
-        records_BW = host_RW.index_select(0, rows_U[part])
-        fresh = (records_BW.view(torch.int32)[:, -1] == 0).nonzero().flatten()
-        if fresh.numel():
-            drawn = initial_rows(ids_U[part][fresh], dim, seed=seed, std=std).to(row_dtype)
-            records_BW.view(row_dtype)[:, :dim].index_copy_(0, fresh, drawn)
-        window_CW.index_copy_(0, slots_U[part].long(), records_BW)
+    _copy(host_RW, rows_U, window_CW, slots_U)
 
 
 def write_records(
@@ -110,23 +75,70 @@ def write_records(
 
         on_gpu(window_CW, slots_U, host_RW, rows_U, padded=padded, programs=programs)
         return
-    if compiled_loops.available():
-        from kernels.records.numba import copy_records
+    _copy(window_CW, slots_U, host_RW, rows_U)
 
-        copy_records(window_CW, slots_U.long(), host_RW, rows_U.long())
+
+def draw_records(
+    window_CW: Tensor,
+    slots_U: Tensor,
+    rows_U: Tensor,
+    *,
+    id_ranges_M2: Tensor,
+    dim: int,
+    row_dtype: torch.dtype,
+    seed: int,
+    std: float,
+) -> None:
+    """Writes the records of rows that were never updated: initial weights, and zeros for all other words.
+
+    Args:
+        window_CW, slots_U, rows_U: as of `fetch_records`.
+        id_ranges_M2: int64, contiguous. For each range of the shard's rows its first row, ascending, and what makes
+            job-wide ids of its rows when it is added to them. The first range starts at row 0. On the window's device.
+        dim: columns of a row (D).
+        row_dtype: of the weights: torch.float32, or torch.bfloat16 with two in a word.
+        seed: of the table; see `kernels.records.row_init.initial_rows`.
+        std: of the initial values, which are rounded to the nearest value of the rows' dtype.
+
+    Raises:
+        ValueError: sizes or layouts that do not fit together.
+    """
+    _check(window_CW, rows_U, window_CW, slots_U, padded=False)
+    if window_CW.is_cuda:
+        from kernels.records.fresh_triton import draw_records as on_gpu
+
+        on_gpu(window_CW, slots_U, rows_U, id_ranges_M2=id_ranges_M2, dim=dim, row_dtype=row_dtype, seed=seed, std=std)
         return
-    for part in _chunks(host_RW, rows_U):
-        host_RW.index_copy_(0, rows_U[part].long(), window_CW.index_select(0, slots_U[part]))
+    ids_U = job_wide_ids(rows_U, id_ranges_M2)
+    if row_dtype == torch.float32 and compiled_loops.available():
+        from kernels.records.numba import draw_fp32_records
+
+        draw_fp32_records(window_CW, slots_U.long(), ids_U, dim=dim, seed=seed, std=std)
+        return
+    for part in _chunks(window_CW, rows_U):
+        records_BW = window_CW.new_zeros(len(rows_U[part]), window_CW.shape[1])
+        records_BW.view(row_dtype)[:, :dim] = initial_rows(ids_U[part], dim, seed=seed, std=std)
+        window_CW.index_copy_(0, slots_U[part].long(), records_BW)
 
 
 def job_wide_ids(rows_U: Tensor, id_ranges_M2: Tensor) -> Tensor:
-    """The job-wide ids of a shard's rows: int64 [U]. Arguments as of `fetch_records`."""
+    """The job-wide ids of a shard's rows: int64 [U]. Arguments as of `draw_records`."""
     ranges = torch.searchsorted(id_ranges_M2[:, 0].contiguous(), rows_U.long(), right=True) - 1
     return rows_U + id_ranges_M2[ranges, 1]
 
 
-def _chunks(host_RW: Tensor, rows_U: Tensor) -> Iterator[slice]:
-    rows = max(1, _CHUNK_BYTES // (4 * host_RW.shape[1]))
+def _copy(from_RW: Tensor, rows_U: Tensor, to_CW: Tensor, slots_U: Tensor) -> None:
+    if compiled_loops.available():
+        from kernels.records.numba import copy_records
+
+        copy_records(from_RW, rows_U.long(), to_CW, slots_U.long())
+        return
+    for part in _chunks(from_RW, rows_U):
+        to_CW.index_copy_(0, slots_U[part].long(), from_RW.index_select(0, rows_U[part]))
+
+
+def _chunks(records_RW: Tensor, rows_U: Tensor) -> Iterator[slice]:
+    rows = max(1, _CHUNK_BYTES // (4 * records_RW.shape[1]))
     for start in range(0, len(rows_U), rows):
         yield slice(start, start + rows)
 

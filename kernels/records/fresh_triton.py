@@ -1,9 +1,6 @@
-"""Initial weights in the window, for records that were never updated: the second half of a fetch.
+"""Records of rows that were never updated, drawn in the window: nothing of them crosses the bus.
 
-A kernel of its own, since what draws values takes more registers than what copies records, and all programs that copy
-would have to hold them for as long as the bus is busy.
-
-C slots, U rows that were fetched, W words of a record, M modules.
+C slots, U rows, W words of a record, M modules.
 """
 
 import torch
@@ -15,11 +12,11 @@ from kernels.records.draws import draw_key, draw_scale
 from kernels.records.row_init_triton import draw_initial
 from kernels.rows.stochastic_rounding_triton import round_to_nearest
 
-_ROWS = 8
+_ROWS = 4
 _COLUMNS = 128  # words at most
 
 
-def draw_fresh(
+def draw_records(
     window_CW: Tensor,
     slots_U: Tensor,
     rows_U: Tensor,
@@ -30,19 +27,15 @@ def draw_fresh(
     seed: int,
     std: float,
 ) -> None:
-    """Overwrites the weights of those records in the slots whose version is 0.
-
-    Args:
-        window_CW: fp32, on the device.
-        slots_U: int64 or int32, contiguous, not empty.
-        rows_U: of the shard, in the same order; the ids to draw by follow from them.
-        id_ranges_M2, dim, row_dtype, seed, std: see `kernels.records.fetch_records`.
-    """
+    """See `kernels.records.draw_records`."""
+    if not len(rows_U):
+        return
     bf16 = row_dtype == torch.bfloat16
     weight_words = triton.cdiv(dim, 2) if bf16 else dim
-    columns = min(_COLUMNS, triton.next_power_of_2(weight_words))
+    words = window_CW.shape[1]
+    columns = min(_COLUMNS, triton.next_power_of_2(words))
     with torch.cuda.device_of(window_CW):
-        _draw_fresh[(triton.cdiv(len(slots_U), _ROWS), triton.cdiv(weight_words, columns))](
+        _draw_fresh[(triton.cdiv(len(slots_U), _ROWS), triton.cdiv(words, columns))](
             window_CW.view(torch.int32),
             slots_U,
             rows_U,
@@ -54,7 +47,7 @@ def draw_fresh(
             DIM=dim,
             BF16=bf16,
             WEIGHT_WORDS=weight_words,
-            WORDS=window_CW.shape[1],
+            WORDS=words,
             WINDOW_STRIDE=window_CW.stride(0),
             ROWS=_ROWS,
             COLUMNS=columns,
@@ -83,12 +76,15 @@ def _draw_fresh(
     places = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = places < num_rows
     records = window + tl.load(slots + places, mask=live, other=0).to(tl.int64) * WINDOW_STRIDE
-    fresh = live & (tl.load(records + (WORDS - 1), mask=live, other=1) == 0)
-    if tl.max(fresh.to(tl.int32), axis=0) != 0:
-        row = tl.load(rows + places, mask=fresh, other=0).to(tl.int64)
-        words = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    first = tl.program_id(1) * COLUMNS
+    words = (first + tl.arange(0, COLUMNS))[None, :]
+    inside = live[:, None] & (words < WORDS)
+    if first < WEIGHT_WORDS:
+        row = tl.load(rows + places, mask=live, other=0).to(tl.int64)
         drawn = _initial_words(_job_wide_ids(row, id_ranges, MODULES)[:, None], words, key, scale, DIM, BF16)
-        tl.store(records[:, None] + words, drawn, mask=fresh[:, None] & (words < WEIGHT_WORDS))
+        tl.store(records[:, None] + words, tl.where(words < WEIGHT_WORDS, drawn, 0), mask=inside)
+    else:
+        tl.store(records[:, None] + words, 0, mask=inside)
 
 
 @triton.jit

@@ -21,26 +21,18 @@ def copy_records(from_RW: Tensor, rows_U: Tensor, to_CW: Tensor, slots_U: Tensor
     _copy(from_RW.numpy(), rows_U.numpy(), to_CW.numpy(), slots_U.numpy())
 
 
-def fetch_fp32_records(
-    host_RW: Tensor,
-    rows_U: Tensor,
-    window_CW: Tensor,
-    slots_U: Tensor,
-    row_ids_U: Tensor,
-    *,
-    dim: int,
-    seed: int,
-    std: float,
+def draw_fp32_records(
+    window_CW: Tensor, slots_U: Tensor, row_ids_U: Tensor, *, dim: int, seed: int, std: float
 ) -> None:
-    """Copies records of rows to slots, with initial weights for rows of version 0.
+    """Writes the records of rows that were never updated to slots (int64).
 
     Args:
         row_ids_U: int64; the rows' job-wide ids.
     """
-    records = host_RW.numpy(), host_RW.view(torch.int32).numpy(), rows_U.numpy(), window_CW.numpy(), slots_U.numpy()
     column_keys_D = counter_keys(torch.arange(1, dim + 1)).numpy().view(np.uint64)
     ids_U = row_ids_U.numpy().view(np.uint64)
-    _fetch(*records, ids_U, column_keys_D, np.uint64(draw_key(seed) % 2**64), np.float32(draw_scale(std)))
+    key, scale = np.uint64(draw_key(seed) % 2**64), np.float32(draw_scale(std))
+    _draw_all(window_CW.numpy(), slots_U.numpy(), ids_U, column_keys_D, key, scale)
 
 
 @compiled
@@ -51,13 +43,11 @@ def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fetch(source, versions, rows, target, slots, ids, column_keys, key, scale):  # type: ignore[no-untyped-def]
-    for place in range(len(rows)):
-        ask_ahead(source, rows, place, len(rows))
-        row, slot = rows[place], slots[place]
-        target[slot] = source[row]
-        if versions[row, versions.shape[1] - 1] == 0:
-            _draw(target[slot, : len(column_keys)], counter_key(ids[place], key), column_keys, scale)
+def _draw_all(target, slots, ids, column_keys, key, scale):  # type: ignore[no-untyped-def]
+    for place in range(len(slots)):
+        slot = slots[place]
+        _draw(target[slot, : len(column_keys)], counter_key(ids[place], key), column_keys, scale)
+        target[slot, len(column_keys) :] = np.float32(0.0)
 
 
 @compiled

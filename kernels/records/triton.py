@@ -8,7 +8,7 @@ Where each record starts a line, as padded ones do, `kernels.records.line_triton
 
 A program leaves most of its processor to others: what it holds in registers is bounded, and little besides.
 
-R rows of the shard, C slots, U rows to move, W words of a record, M modules.
+R rows of the shard, C slots, U rows to move, W words of a record.
 """
 
 import math
@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.records.fresh_triton import draw_fresh
 from kernels.records.line_triton import _fetch_lines, _write_lines
 
 _LINE = 32  # words
@@ -35,25 +34,12 @@ _MOST_WARPS = 16  # whose registers a processor has, with some left
 
 
 def fetch_records(
-    host_RW: Tensor,
-    rows_U: Tensor,
-    window_CW: Tensor,
-    slots_U: Tensor,
-    *,
-    id_ranges_M2: Tensor,
-    dim: int,
-    row_dtype: torch.dtype,
-    seed: int,
-    std: float,
-    padded: bool = False,
-    programs: int,
+    host_RW: Tensor, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor, *, padded: bool = False, programs: int
 ) -> None:
     """See `kernels.records.fetch_records`."""
     if not len(rows_U):
         return
     _launch((_fetch, _fetch_lines), host_RW, rows_U, window_CW, slots_U, padded, programs)
-    # Until this has run, records of version 0 have there what host memory has for them.
-    draw_fresh(window_CW, slots_U, rows_U, id_ranges_M2=id_ranges_M2, dim=dim, row_dtype=row_dtype, seed=seed, std=std)
 
 
 def write_records(

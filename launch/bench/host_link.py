@@ -3,8 +3,6 @@
 R rows in host memory, C slots on the device, W words of a record, U rows of a copy.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -63,12 +61,6 @@ class HostLink:
     def draw_slots(self, count: int) -> Tensor:
         """The first slots, in random order: int64 [U], on the device."""
         return torch.randperm(count, generator=torch.Generator().manual_seed(1)).to(self.device)
-
-    def fetch_options(self, words: int) -> dict[str, Any]:
-        """What `kernels.records.fetch_records` wants to know besides, for fp32 Adam records of this size."""
-        ranges_M2 = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        dim = max(1, (words - 1) // 3)
-        return {"id_ranges_M2": ranges_M2, "dim": dim, "row_dtype": torch.float32, "seed": 0, "std": 0.02}
 
     def copy_rate(self, clock: Clock, *, to_device: bool) -> float:
         """Bytes a second of one large copy, by the copy engine where the device is a GPU: the median."""

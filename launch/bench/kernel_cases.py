@@ -151,7 +151,6 @@ def record_cases(sizes: Sizes) -> Iterator[Case]:
         plain_RW = link.host_N[: host_RW.numel()].view(host_RW.shape)
         rows = f"{count:,} records of {4 * words} bytes, ascending"
         moved = count * 4 * words * (1 if sizes.on_gpu else 2)  # on a CPU read and written in the same memory
-        options = link.fetch_options(words)
         cpu_rows_U = rows_U.cpu()
 
         def plain_fetch() -> None:
@@ -164,7 +163,7 @@ def record_cases(sizes: Sizes) -> Iterator[Case]:
             "records fetch",
             rows,
             moved,
-            lambda: fetch_records(host_RW, rows_U, window_CW, slots_U, **options),
+            lambda: fetch_records(host_RW, rows_U, window_CW, slots_U),
             plain_fetch,
             limit="link to the device" if sizes.on_gpu else "memory",
         )

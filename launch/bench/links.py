@@ -106,7 +106,7 @@ def _record_ways(link: HostLink, nbytes: int, count: int, ordered: bool, program
     order = "ascending" if ordered else "random"
     what = "kernel" if link.device.type == "cuda" else "record by record"
     more: dict[str, Any] = {"programs": programs} if programs else {}
-    fetch = partial(fetch_records, host_RW, rows_U, window_CW, slots_U, **link.fetch_options(words), **more)
+    fetch = partial(fetch_records, host_RW, rows_U, window_CW, slots_U, **more)
     write = partial(write_records, window_CW, slots_U, host_RW, rows_U, **more)
     for name, direction, run in (("fetch", _IN, fetch), ("write back", _OUT, write)):
         yield _Way(f"{what}: {name}", direction, nbytes, order, programs, count, count * nbytes, run)
@@ -178,7 +178,7 @@ def _both_at_once(
         "kernels": (
             _BOTH_BYTES,
             count * _BOTH_BYTES,
-            partial(fetch_records, host_RW, there[0], window_CW, there[1], **link.fetch_options(words)),
+            partial(fetch_records, host_RW, there[0], window_CW, there[1]),
             partial(write_records, window_CW, back[1], host_RW, back[0]),
         ),
     }

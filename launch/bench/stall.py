@@ -79,7 +79,7 @@ def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress:
     """The link over which depth 0 stalls as wanted, and that run; `free` is one without a link."""
     if free.fetched_share < _FEW:
         raise ValueError(
-            f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows are already in the window, so that "
+            f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows need no fetch, so that "
             "hardly any travel; raise --rows, or lower --zipf or --window-rows"
         )
     # With f the time of the step that is no stall, waiting w is the wanted share s of the step if w = f s / (1 - s).
@@ -104,6 +104,7 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
     progress.expect(drawn.steps)
     step_s = []
     try:
+        path.train_once()
         for step in range(drawn.steps):
             started = time.perf_counter()
             path.step(step)

@@ -17,6 +17,7 @@ from offload.window.interface import Traffic
 
 _LEARNING_RATE = 1e-3
 _INIT_STD = 0.02
+_LOADED_ROWS = 1 << 18
 
 
 class TablePath:
@@ -58,6 +59,18 @@ class TablePath:
         )
         self.traffic: list[Traffic] = []
         self._drawn, self._gradient_ND, self._compute = drawn, gradient_ND.to(self._device), compute
+
+    def train_once(self) -> None:
+        """Before the first step: leaves every row of the steps as if it had been updated once.
+
+        Rows that come into the window then travel from the first step on, as they do late in a run.
+        """
+        state = self.tables.optimizer_state()
+        self.tables.load_optimizer_state(state | {"learning_rates": [_LEARNING_RATE]})
+        for ids in self._drawn.ids_PN.unique().split(_LOADED_ROWS):
+            records = torch.zeros(len(ids), self.tables.record_bytes // 4)
+            records.view(torch.int32)[:, -1] = 1
+            self.tables.load_rows(ids, records)
 
     def step(self, step: int) -> None:
         """One step: rows of the window, expanded to the lookups; their gradient; one update of each row."""

@@ -32,6 +32,7 @@ class HostTable:
             Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
             pages the first few steps would have to clear nearly the whole table.
         device: of the window.
+        beside: bytes of memory that something else keeps for these rows.
 
     Raises:
         ValueError: memory, disk or limits do not hold the shards of all ranks on this machine with every row touched.
@@ -51,14 +52,16 @@ class HostTable:
         file_folder: str | None = None,
         touch_pages: bool = False,
         device: torch.device | str = "cpu",
+        beside: int = 0,
     ) -> None:
         stride = words if stride is None else stride
         size = max(num_rows * stride * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
         if file_folder is not None:
             require_room(size, address_limits(), 1)
+            require_room(beside, memory_limits(), local_ranks())
             memory = map_file(size, file_folder)
         else:
-            require_room(size, memory_limits(), local_ranks())
+            require_room(size + beside, memory_limits(), local_ranks())
             memory = map_anonymous(size)
         words_N = torch.frombuffer(memory, dtype=torch.float32)
         self._words_N: Tensor | None = words_N

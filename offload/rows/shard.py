@@ -37,7 +37,7 @@ class Shard:
         return torch.stack([firsts, bases + starts - firsts], dim=1)
 
     def initial(self, device: torch.device) -> dict[str, Any]:
-        """What `kernels.records.fetch_records` wants to know of rows that were never updated."""
+        """What `kernels.records.draw_records` wants to know of the rows, beside which they are."""
         return {
             "id_ranges_M2": self.id_ranges().to(device),
             "dim": self.layout.dim,

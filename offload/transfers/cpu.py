@@ -4,7 +4,7 @@ import time
 
 from torch import Tensor
 
-from kernels.records import fetch_records, write_records
+from kernels.records import draw_records, fetch_records, write_records
 from offload.config import LinkConfig
 from offload.device.workers import background_worker
 from offload.rows.shard import Shard
@@ -39,9 +39,9 @@ class CpuTransfers:
         self._fetcher = background_worker("engram-fetch", window_CW.device)
         self._writer = background_worker("engram-writeback", window_CW.device)
 
-    def fetch(self, rows: Tensor, slots: Tensor) -> WorkerCopy:
+    def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> WorkerCopy:
         """See `Transfers.fetch`."""
-        return WorkerCopy(self._fetcher.submit(self._fetch, rows, slots))
+        return WorkerCopy(self._fetcher.submit(self._fetch, rows, slots, stored))
 
     def write_back(self, slots: Tensor, rows: Tensor) -> WorkerCopy:
         """See `Transfers.write_back`."""
@@ -54,10 +54,11 @@ class CpuTransfers:
         # The table's memory goes with its last holder.
         del self._host_RW, self._window_CW
 
-    def _fetch(self, rows: Tensor, slots: Tensor) -> None:
+    def _fetch(self, rows: Tensor, slots: Tensor, stored: int) -> None:
         started = time.perf_counter()
-        fetch_records(self._host_RW, rows, self._window_CW, slots, **self._initial)
-        self._occupy_link(started, len(rows))
+        fetch_records(self._host_RW, rows[:stored], self._window_CW, slots[:stored])
+        draw_records(self._window_CW, slots[stored:], rows[stored:], **self._initial)
+        self._occupy_link(started, stored)
 
     def _write_back(self, slots: Tensor, rows: Tensor) -> None:
         started = time.perf_counter()

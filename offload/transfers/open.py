@@ -40,13 +40,14 @@ class Transfers(Protocol):
     stream_ordered: bool
     """Whether `Copy.order_fetches` of a write-back never makes the host wait."""
 
-    def fetch(self, rows: Tensor, slots: Tensor) -> Copy:
-        """Copies records of `rows` into `slots`, the initial weights of rows that were never updated included.
+    def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> Copy:
+        """Brings records of `rows` into `slots`: of the first `stored` from host memory, drawn of the others.
 
         It begins when what the caller's stream was given so far is done.
 
         Args:
             rows: places in the shard, int64, on the host.
+            stored: how many of the rows were ever updated; they come first.
             slots: int64, on the host. Nobody may be copying them or these rows to host memory, unless that copy has
                 landed or was told to come first (`Copy.order_fetches`).
         """
@@ -90,7 +91,7 @@ def open_transfers(
         return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
     if engine == "zero_copy":
         return _zero_copy(config, host, window_CW, shard, streams, driver_of)
-    staged = StagedTransfers(host.records_RW, window_CW, shard.fill, streams, _staging_threads())
+    staged = StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
     if engine == "staged" or config.host_file is not None:
         return staged
     try:
@@ -98,7 +99,7 @@ def open_transfers(
     except PinError as error:
         _log.warning("offload.engine: staged, since %s", error)
         return staged
-    fastest = _faster(zero_copy, staged, shard.layout.version(host.records_RW), window_CW)
+    fastest = _faster(zero_copy, staged, len(host.records_RW), window_CW)
     if fastest is staged:
         host.unpin()
     return fastest
@@ -132,18 +133,12 @@ def _staging_threads() -> int:
     return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
 
 
-def _faster(one: Transfers, other: Transfers, version_R: Tensor, window_CW: Tensor) -> Transfers:
-    """Times fetches into slots that are still free; ends the slower engine. Versions are as before afterwards."""
-    count = min(len(version_R), len(window_CW), _SAMPLE_ROWS)
+def _faster(one: Transfers, other: Transfers, num_rows: int, window_CW: Tensor) -> Transfers:
+    """Times fetches from host memory into slots that are still free; ends the slower engine."""
+    count = min(num_rows, len(window_CW), _SAMPLE_ROWS)
     slots = torch.arange(count)
-    rows = slots * (len(version_R) // max(1, count))
-    stored = version_R[rows]
-    # The CPU draws the values of rows that were never updated far slower than it copies, but each row only once.
-    version_R[rows] = 1
-    try:
-        seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
-    finally:
-        version_R[rows] = stored
+    rows = slots * (num_rows // max(1, count))
+    seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
     fastest, slowest = sorted(seconds, key=lambda engine: seconds[engine])
     nbytes = count * window_CW.shape[1] * window_CW.element_size()
     rates = ", ".join(f"{engine.name} {nbytes / 1e9 / s:.1f} GB/s" for engine, s in seconds.items())
@@ -154,10 +149,10 @@ def _faster(one: Transfers, other: Transfers, version_R: Tensor, window_CW: Tens
 
 def _fetch_s(engine: Transfers, rows: Tensor, slots: Tensor) -> float:
     """The shortest of a few fetches, after one that may have to compile."""
-    engine.fetch(rows, slots).wait()
+    engine.fetch(rows, slots, len(rows)).wait()
     times = []
     for _ in range(_SAMPLES):
         started = time.perf_counter()
-        engine.fetch(rows, slots).wait()
+        engine.fetch(rows, slots, len(rows)).wait()
         times.append(time.perf_counter() - started)
     return min(times)

@@ -6,15 +6,17 @@ Shape suffixes: R rows of the shard, C slots, B rows of a chunk, W words of a re
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
+from kernels.records import draw_records
 from offload.device.sender import Sender
 from offload.device.streams import Event, Streams
 from offload.device.workers import background_worker
+from offload.rows.shard import Shard
 from offload.transfers.copies import HandedCopy, WorkerCopy
 
 _CHUNK_BYTES = 4 << 20
@@ -29,7 +31,7 @@ class StagedTransfers:
     Args:
         host_RW: the shard's records, in any host memory.
         window_CW: the window's records, on the device.
-        complete: called on the worker with (records_BW, rows) of a fetch, to fill in what host memory does not hold.
+        shard: the rows.
         streams: of the device.
         threads: cores of each worker.
     """
@@ -41,12 +43,12 @@ class StagedTransfers:
         self,
         host_RW: Tensor,
         window_CW: Tensor,
-        complete: Callable[[Tensor, Tensor], None],
+        shard: Shard,
         streams: Streams,
         threads: int = 1,
     ) -> None:
         self._host_RW, self._window_CW = host_RW, window_CW
-        self._complete, self._streams = complete, streams
+        self._initial, self._streams = shard.initial(window_CW.device), streams
         chunk_bytes = min(_CHUNK_BYTES, window_CW.nbytes)
         self._chunk_rows = max(1, chunk_bytes // (window_CW.shape[1] * window_CW.element_size()))
         self._in, self._out = streams.new(), streams.new()
@@ -57,10 +59,10 @@ class StagedTransfers:
         self._fetcher = background_worker("engram-fetch", window_CW.device, threads)
         self._writer = background_worker("engram-writeback", window_CW.device, threads)
 
-    def fetch(self, rows: Tensor, slots: Tensor) -> HandedCopy:
+    def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> HandedCopy:
         """See `Transfers.fetch`."""
         free = self._streams.current().record_event()
-        return HandedCopy(self._fetcher.submit(self._fetch, rows, slots, free), self._streams)
+        return HandedCopy(self._fetcher.submit(self._fetch, rows, slots, stored, free), self._streams)
 
     def write_back(self, slots: Tensor, rows: Tensor) -> WorkerCopy:
         """See `Transfers.write_back`."""
@@ -75,18 +77,20 @@ class StagedTransfers:
         for stream in (self._in, self._out):
             stream.record_event().synchronize()
 
-    def _fetch(self, rows: Tensor, slots: Tensor, free: Event) -> Event:
+    def _fetch(self, rows: Tensor, slots: Tensor, stored: int, free: Event) -> Event:
         self._in.wait_event(free)
-        for part, places in self._chunks(rows, slots):
+        for part, places in self._chunks(rows[:stored], slots[:stored]):
             chunk = _next(self._incoming)
             records_BW = torch.index_select(self._host_RW, 0, part, out=chunk.records_BW[: len(part)])
-            self._complete(records_BW, part)
             with self._streams.use(self._in):
                 (slots_B,) = self._in_slots.send(places).take()
                 there_BW = chunk.there_BW[: len(part)]
                 there_BW.copy_(records_BW, non_blocking=True)
                 self._window_CW.index_copy_(0, slots_B, there_BW)
             chunk.busy = self._in.record_event()
+        with self._streams.use(self._in):
+            rows_U, slots_U = self._in_slots.send(rows[stored:], slots[stored:]).take()
+            draw_records(self._window_CW, slots_U, rows_U, **self._initial)
         return self._in.record_event()
 
     def _write_back(self, slots: Tensor, rows: Tensor, updated: Event) -> None:

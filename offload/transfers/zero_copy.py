@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kernels.records import PROGRAMS, fetch_records, write_records
+from kernels.records import PROGRAMS, draw_records, fetch_records, write_records
 from offload.device.sender import Sender
 from offload.device.streams import Streams
 from offload.rows.shard import Shard
@@ -43,13 +43,14 @@ class ZeroCopyTransfers:
         # By the streams that read them: numbers that are sent are in order before their use.
         self._incoming, self._outgoing = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
 
-    def fetch(self, rows: Tensor, slots: Tensor) -> StreamCopy:
+    def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> StreamCopy:
         """See `Transfers.fetch`."""
         # Whoever still reads what was in these slots was given to the caller's stream before.
         self._in.wait_event(self._streams.current().record_event())
         with self._streams.use(self._in):
             rows_U, slots_U = self._incoming.send(rows, slots).take()
-            fetch_records(self._host_RW, rows_U, self._window_CW, slots_U, **self._initial, **self._how)
+            fetch_records(self._host_RW, rows_U[:stored], self._window_CW, slots_U[:stored], **self._how)
+            draw_records(self._window_CW, slots_U[stored:], rows_U[stored:], **self._initial)
         return StreamCopy(self._in.record_event(), self._streams, self._in)
 
     def write_back(self, slots: Tensor, rows: Tensor) -> StreamCopy:

@@ -19,6 +19,7 @@ class Traffic:
     Attributes:
         requested: rows that steps needed of this rank.
         fetched: those of them that had to be fetched from host memory.
+        drawn: those of them that were drawn in the window, since they had never been updated.
         written_back: rows whose copy to host memory has begun.
         waited_s: time that the training loop waited for plans and rows.
         planned_s: time that the planner's thread worked.
@@ -26,9 +27,15 @@ class Traffic:
 
     requested: int = 0
     fetched: int = 0
+    drawn: int = 0
     written_back: int = 0
     waited_s: float = 0.0
     planned_s: float = 0.0
+
+    @property
+    def hits(self) -> int:
+        """Rows that steps needed of this rank and found in the window."""
+        return self.requested - self.fetched - self.drawn
 
     def since(self, earlier: "Traffic") -> "Traffic":
         """What has happened since then."""
@@ -65,7 +72,9 @@ class RowStore(Protocol):
         """
 
     def release(self, step: int, *, updated: bool) -> None:
-        """Lets go of the held step's rows; `updated` tells whether their records were changed where they stand."""
+        """Lets go of the held step's rows; `updated` tells whether their records were changed where they stand, which
+        counts as an update of each.
+        """
 
     def read(self, rows: Tensor) -> Tensor:
         """A copy of the rows' records [U, W] as of now, without bringing them anywhere."""
@@ -76,8 +85,14 @@ class RowStore(Protocol):
     def flush(self) -> Tensor:
         """The whole shard's records [R, W], every update included; valid until the next `prepare` or `release`."""
 
-    def load(self, rows: Tensor, records_UW: Tensor) -> None:
-        """Overwrites records before the first step."""
+    def update_counts(self) -> Tensor:
+        """How often each row of the shard was updated, 255 for more: uint8 [R], valid as `flush`'s result is.
+
+        0 is a row that was never updated, whose record nobody stored.
+        """
+
+    def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
+        """Overwrites records and counts of updates (uint8, 0 for those of version 0 alone) before the first step."""
 
     def close(self) -> None:
         """Ends background work."""

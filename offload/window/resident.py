@@ -8,6 +8,7 @@ from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
 from offload.window.interface import Traffic
+from offload.window.update_counts import MOST
 
 _FILLED_ROWS = 1 << 20
 
@@ -30,8 +31,10 @@ class ResidentStore:
         for start, part_CW in enumerate(self.records.split(_FILLED_ROWS)):
             places = torch.arange(len(part_CW)) + start * _FILLED_ROWS
             init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
+        self._counts_R = torch.zeros(num_rows, dtype=torch.uint8, device=device)
         self._sender = Sender(device)
         self._places: dict[int, Sent] = {}
+        self._held_O = torch.empty(0, dtype=torch.int64)
         self.traffic = Traffic()
 
     def prepare(self, step: int, rows: Tensor) -> None:
@@ -40,12 +43,15 @@ class ResidentStore:
 
     def hold(self, step: int) -> Tensor:
         """See `RowStore.hold`."""
-        (places_O,) = self._places.pop(step).take()
-        self.traffic.requested += len(places_O)
-        return places_O
+        (self._held_O,) = self._places.pop(step).take()
+        self.traffic.requested += len(self._held_O)
+        return self._held_O
 
     def release(self, step: int, *, updated: bool) -> None:
         """See `RowStore.release`."""
+        if updated:
+            counts_O = self._counts_R.index_select(0, self._held_O)
+            self._counts_R.index_copy_(0, self._held_O, counts_O.clamp_(max=MOST - 1).add_(1))
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""
@@ -59,9 +65,15 @@ class ResidentStore:
         """See `RowStore.flush`."""
         return self.records
 
-    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+    def update_counts(self) -> Tensor:
+        """See `RowStore.update_counts`."""
+        return self._counts_R
+
+    def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
         """See `RowStore.load`."""
-        self.records[rows.to(self.records.device)] = records_UW.to(self.records.device)
+        device = self.records.device
+        self.records[rows.to(device)] = records_UW.to(device)
+        self._counts_R[rows.to(device)] = counts_U.to(device)
 
     def close(self) -> None:
         """See `RowStore.close`."""

@@ -24,6 +24,7 @@ from offload.transfers.open import open_transfers, pins
 from offload.window.directory import NEVER, Rows, Slots
 from offload.window.directory_numba import open_directory
 from offload.window.interface import Traffic
+from offload.window.update_counts import UpdateCounts
 from offload.window.writebacks import WriteBacks
 
 P = ParamSpec("P")
@@ -34,17 +35,21 @@ class _Admission:
     """A step whose rows have slots, which they keep until it is released.
 
     Attributes:
+        rows: all of its rows.
+        used: their slots, in the same order.
         fetched: the slots that are filled for it.
-        fetch: the copies into them.
-        used: the slots of all its rows, in the rows' order.
+        stored: how many of them from host memory; the others' records are drawn.
+        fetch: what fills them.
         places: the same, sent to the device.
         after: the last copy of any of its rows to host memory, behind which they may change; None if it has landed.
         landed: whether the slots count as filled.
     """
 
-    fetched: Slots
-    fetch: Copy
+    rows: Rows
     used: Slots
+    fetched: Slots
+    stored: int
+    fetch: Copy
     places: Sent
     after: Copy | None = None
     landed: bool = False
@@ -91,9 +96,11 @@ class WindowStore:
             file_folder=config.host_file,
             touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
             device=device,
+            beside=num_rows,  # a byte a row for the counts
         )
         self.records = zeros_on(device, num_slots, layout.stride(device))[:, : layout.words]
         self._directory = open_directory(num_rows, num_slots)
+        self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
         try:
             self._transfers = open_transfers(config, self._host, self.records, self._shard)
@@ -138,7 +145,8 @@ class WindowStore:
         self._ask(self._land, admitted)
         # Counted for the step that uses the rows, not for the earlier one during which they travelled.
         self.traffic.requested += len(admitted.used)
-        self.traffic.fetched += len(admitted.fetched)
+        self.traffic.fetched += admitted.stored
+        self.traffic.drawn += len(admitted.fetched) - admitted.stored
         (places_O,) = admitted.places.take()
         return places_O
 
@@ -179,10 +187,16 @@ class WindowStore:
         self._directory.cleaned(dirty)
         return self._host.records_RW
 
-    def load(self, rows: Tensor, records_UW: Tensor) -> None:
+    def update_counts(self) -> Tensor:
+        """See `RowStore.update_counts`."""
+        self._await_all()
+        return self._counts.counts_R
+
+    def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
         """See `RowStore.load`."""
         self._await_all()
         self._host.records_RW[rows] = records_UW
+        self._counts.counts_R[rows] = counts_U
 
     def close(self) -> None:
         """See `RowStore.close`."""
@@ -242,9 +256,11 @@ class WindowStore:
         return admission
 
     def _fetch(self, rows: Rows, fetched: Rows, slots: Slots) -> _Admission:
-        fetch = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots))
+        # A row without a slot has all its updates counted: it had the slot until they were released.
+        fetched, slots, stored = self._counts.updated_first(fetched, slots)
+        fetch = self._transfers.fetch(torch.from_numpy(fetched), torch.from_numpy(slots), stored)
         used = self._directory.slots(rows)
-        admitted = _Admission(slots, fetch, used, self._sender.send(torch.from_numpy(used)))
+        admitted = _Admission(rows, used, slots, stored, fetch, self._sender.send(torch.from_numpy(used)))
         if self._beside:
             self._settle(admitted)
         return admitted
@@ -262,8 +278,10 @@ class WindowStore:
 
     def _release(self, step: int, updated: bool) -> None:
         last = self._admitted[max(self._admitted)]
-        used = self._admitted.pop(step).used
-        self._directory.finish(step, used if updated else used[:0])
+        released = self._admitted.pop(step)
+        self._directory.finish(step, released.used if updated else released.used[:0])
+        if updated:
+            self._counts.add(released.rows)
         if self._waiting:
             self._admit_waiting()
         elif not self._beside:

@@ -33,7 +33,7 @@ class RecordShape:
 
     @property
     def initial(self) -> dict[str, Any]:
-        """Arguments of a fetch."""
+        """What drawn records depend on."""
         return {"dim": self.dim, "row_dtype": self.row_dtype, "seed": SEED, "std": STD}
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.records.fresh_triton import draw_records
 from kernels.records.triton import fetch_records, write_records
 from tests.kernels.own_process import resources_of_launches
 from tests.kernels.record_tables import RecordShape, table_at_a_line
@@ -25,12 +26,13 @@ SHAPES = [
 
 
 def moved_records():
-    """A fetch and a write of records of every shape."""
+    """A fetch, a draw and a write of records of every shape."""
     numbers, ranges = torch.arange(300), torch.tensor([[0, 1], [7, 2]])
     for shape in SHAPES:
         # Where records lie decides on what is compiled.
         host, how = table_at_a_line(shape, 300), {"padded": shape.padded, "programs": 8}
-        fetch_records(host, numbers, host, numbers, id_ranges_M2=ranges, **shape.initial, **how)
+        fetch_records(host, numbers, host, numbers, **how)
+        draw_records(host, numbers, numbers, id_ranges_M2=ranges, **shape.initial)
         write_records(host, numbers, host, numbers, **how)
 
 

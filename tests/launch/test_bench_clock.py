@@ -57,7 +57,7 @@ def test_records_of_a_link_are_ones_that_were_updated(words: int) -> None:
         host_RW, window_CW = link.host_records(words), link.device_records(words)
         assert len(host_RW) == (1 << 18) // words
         window_CW.zero_()
-        fetch_records(host_RW, rows, window_CW, slots, **link.fetch_options(words))
+        fetch_records(host_RW, rows, window_CW, slots)
         assert (window_CW.view(torch.int32)[:100] == 1).all()
         window_CW.fill_(7.0)
         write_records(window_CW, slots, host_RW, rows)

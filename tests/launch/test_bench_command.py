@@ -74,7 +74,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--zipf", "1"], "Invalid value for '--zipf'"),
         (["--part", "speed"], "Invalid value for '--part'"),
         (["--window-rows", "1", *TINY], "offload.window_rows: step 1 alone needs"),
-        (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows are already in the window"),
+        (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows need no fetch"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:

@@ -25,6 +25,7 @@ from offload.transfers.open import CpuTransfers
 from offload.window.directory import NEVER, SlotState
 from offload.window.directory_numba import open_directory
 from offload.window.store import WindowStore
+from offload.window.update_counts import UpdateCounts
 
 Directory = type(open_directory(1, 1))
 """The one that windows have here."""
@@ -103,6 +104,11 @@ def dirt_forgotten() -> Broken:
 def initial_values_not_drawn() -> Broken:
     """A fetch brings what host memory holds, also for rows that were never updated."""
     return _wrapped(Shard, "initial", lambda call, self, device: call(self, device) | {"std": 0.0})
+
+
+def updates_not_counted() -> Broken:
+    """Rows are drawn anew when they come back, as if they had never been updated."""
+    return mock.patch.object(UpdateCounts, "add")
 
 
 def stale_look_up() -> Broken:

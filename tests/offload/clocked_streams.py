@@ -76,7 +76,7 @@ class ClockedStreams:
     Attributes:
         host_waits: how often the host waited.
         accesses: pairs of accesses that were checked.
-        fetched, written: rows of each copy.
+        fetched, drawn, written: rows of each copy.
     """
 
     def __init__(self, lag: float, seed: int = 0, ignored: Iterable[tuple[str, str]] = ()) -> None:
@@ -88,6 +88,7 @@ class ClockedStreams:
         self._reads: dict[tuple[str, int], Clock] = {}
         self.host_waits = self.accesses = 0
         self.fetched: list[int] = []
+        self.drawn: list[int] = []
         self.written: list[int] = []
 
     def new(self) -> ClockedStream:
@@ -145,8 +146,9 @@ def join(clock: Clock, other: Clock) -> None:
 @contextmanager
 def watched(streams: ClockedStreams) -> Iterator[None]:
     """All tables opened inside, with engine=zero_copy, have their work put on these streams and their order checked."""
-    fetch, write, read, flush = (
+    fetch, draw, write, read, flush = (
         transfers_zero_copy.fetch_records,
+        transfers_zero_copy.draw_records,
         transfers_zero_copy.write_records,
         WindowStore.read,
         WindowStore.flush,
@@ -156,6 +158,11 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
         streams.work(reads=[("row", rows)], writes=[("slot", slots)])
         streams.fetched.append(len(rows))
         fetch(host, rows, window, slots, **options)
+
+    def draw_records(window: Tensor, slots: Tensor, rows: Tensor, **options: Any) -> None:
+        streams.work(writes=[("slot", slots)])
+        streams.drawn.append(len(slots))
+        draw(window, slots, rows, **options)
 
     def write_records(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor, **options: Any) -> None:
         streams.work(reads=[("slot", slots)], writes=[("row", rows)])
@@ -178,6 +185,7 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
     with (
         mock.patch.object(transfers, "streams_of", return_value=streams),
         mock.patch.object(transfers_zero_copy, "fetch_records", fetch_records),
+        mock.patch.object(transfers_zero_copy, "draw_records", draw_records),
         mock.patch.object(transfers_zero_copy, "write_records", write_records),
         mock.patch.object(WindowStore, "read", read_rows),
         mock.patch.object(WindowStore, "flush", flush_rows),

@@ -68,12 +68,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rank saw: losses, the digest of its updated rows, and how many rows travelled."""
+    """What a rank saw: losses, the digest of its updated rows, and how many rows travelled or were drawn."""
 
     losses: list[float]
     norms: list[float]
     rows: dict[int, list[float]]
     fetched: int
+    drawn: int
     written_back: int
 
     @property
@@ -133,7 +134,7 @@ def run_job(job: Job, config: OffloadConfig, stop: int | None = None) -> Outcome
     finally:
         tables.close()
     losses, norms = zip(*results, strict=True)
-    return Outcome(list(losses), list(norms), rows, traffic.fetched, traffic.written_back)
+    return Outcome(list(losses), list(norms), rows, traffic.fetched, traffic.drawn, traffic.written_back)
 
 
 def run_jobs(jobs: list[tuple[Job, OffloadConfig]]) -> list[Outcome]:

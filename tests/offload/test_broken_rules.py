@@ -17,6 +17,7 @@ RULES = {
     broken_rules.fetch_from_a_row_in_write_back: "returning",
     broken_rules.dirt_forgotten: "periodic",
     broken_rules.initial_values_not_drawn: "periodic",
+    broken_rules.updates_not_counted: "periodic",
     broken_rules.resurrection_dropped: "returning",
     broken_rules.write_back_not_waited_for: "returning",
     broken_rules.needed_rows_evicted: "churn",

@@ -1,6 +1,7 @@
 """The life of a step: any depth and any window give the bits of tables that live wholly on the device."""
 
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from kernels.gather import gather
 from kernels.records.row_init import initial_rows
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+from offload.tables import EngramTables
 from tests.distributed import run_ranks
 from tests.offload.tables_job import DIM, Addresses, Job, open_tables, run_job, run_jobs, train_step
 
@@ -221,6 +223,72 @@ def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
     assert rows == straight.rows
 
 
+def counted(tables: EngramTables, piece_bytes: int = 1000) -> dict[int, int]:
+    """The counts of updates by row id; the rows are those that would be saved, piece by piece."""
+    chunks = list(tables.update_counts(piece_bytes))
+    saved = list(tables.updated_rows(piece_bytes))
+    assert [ids.tolist() for ids, _ in chunks] == [ids.tolist() for ids, _ in saved]
+    assert all(counts.dtype == torch.uint8 for _, counts in chunks)
+    return {row: count for ids, counts in chunks for row, count in zip(ids.tolist(), counts.tolist(), strict=True)}
+
+
+def expected_counts(job: Job, steps: range) -> Counter[int]:
+    bases, found = (0, Addresses().num_rows(0)), Counter[int]()
+    for step in set(steps) - set(job.skipped):
+        rows = [Addresses().all_rows(*batch) for batch in job.batches(step, 0, 1)]
+        found.update(
+            {int(row) + bases[module] for micro in rows for module in (0, 1) for row in micro[module].unique()}
+        )
+    return found
+
+
+@pytest.mark.parametrize("mode", ["window", "resident"])
+def test_rows_count_the_steps_that_updated_them_and_loaded_rows_count_on(mode: str) -> None:
+    config = OffloadConfig(mode=mode, depth=2, window_rows=TINY)
+    tables, resumed, old, zeroed = (open_tables(JOB, config) for _ in range(4))
+    for step in range(9):
+        train_step(tables, JOB, step)
+    counts = counted(tables)
+    assert counts == expected_counts(JOB, range(9))
+    assert 1 < max(counts.values()) < 9
+    for (ids, records), (_, known) in zip(tables.updated_rows(), tables.update_counts(), strict=True):
+        resumed.load_rows(ids, records, known)
+        old.load_rows(ids, records)
+        zeroed.load_rows(ids, records, torch.zeros_like(known))
+    assert counted(resumed) == counts
+    assert counted(old) == counted(zeroed) == dict.fromkeys(counts, 1)
+    resumed.load_optimizer_state(tables.optimizer_state())
+    train_step(resumed, JOB, 9)
+    assert counted(resumed) == expected_counts(JOB, range(10))
+    for each in (tables, resumed, old, zeroed):
+        each.close()
+
+
+def test_a_row_counts_one_update_a_step_whichever_ranks_ask_for_it() -> None:
+    job = dataclasses.replace(JOB, micro_batch=1)
+    by_rank = run_ranks(counts_of, 2, job, OffloadConfig(depth=2, window_rows=TINY))
+    assert by_rank[0] | by_rank[1] == expected_counts(job, range(job.steps))
+    assert not by_rank[0].keys() & by_rank[1].keys()
+
+
+def counts_of(job: Job, config: OffloadConfig) -> dict[int, int]:
+    tables = open_tables(job, config)
+    try:
+        for step in range(job.steps):
+            train_step(tables, job, step)
+        return counted(tables)
+    finally:
+        tables.close()
+
+
+@pytest.mark.parametrize("engine", ["cpu", "zero_copy", "staged"])
+def test_rows_that_were_never_updated_do_not_travel(engine: str) -> None:
+    """In a window that holds everything no row has to come back."""
+    outcome = run_job(Job(skipped=(0,)), OffloadConfig(engine=engine, depth=1, window_rows=AMPLE))
+    assert outcome.fetched == outcome.written_back == 0
+    assert outcome.drawn >= len(outcome.rows) > 0
+
+
 @pytest.mark.parametrize("change", [{"mode": "resident"}, {"window_rows": TINY}, {"verify": True}], ids=str)
 @pytest.mark.parametrize("row_dtype", ["fp32", "bf16"])
 def test_rows_that_were_loaded_and_forgotten_leave_no_trace(change: dict, row_dtype: str) -> None:
@@ -233,7 +301,9 @@ def test_rows_that_were_loaded_and_forgotten_leave_no_trace(change: dict, row_dt
     tables.load_optimizer_state(trained.optimizer_state())
     loaded = [tables.load_rows(ids, records) for ids, records in trained.updated_rows()]
     assert sum(loaded) > 60
+    assert len(counted(tables)) == sum(loaded)
     tables.forget_rows()
+    assert counted(tables) == {}
     tables.load_optimizer_state(fresh)
     assert [*tables.updated_rows()] == []
     assert [train_step(tables, Job(steps=4), step)[0] for step in range(4)] == straight.losses

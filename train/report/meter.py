@@ -76,17 +76,18 @@ class Meter:
         if not self._tables:
             return None
         traffic = self._tables.take_traffic()
-        sums = torch.tensor([traffic.requested, traffic.fetched, traffic.written_back], device=self._device)
+        counts = traffic.requested, traffic.hits, traffic.fetched, traffic.written_back
+        sums = torch.tensor(counts, device=self._device)
         slowest = torch.tensor([traffic.waited_s, traffic.planned_s], dtype=torch.float64, device=self._device)
         dist.all_reduce(sums)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        requested, fetched, written = sums.tolist()
+        requested, hits, fetched, written = sums.tolist()
         waited_s, planned_s = slowest.tolist()
         self.rows_moved += fetched + written
         return OffloadMetrics(
             stall_ms=1e3 * waited_s / self._steps,
             plan_ms=1e3 * planned_s / self._steps,
             fetch_rows=round(fetched / self._steps),
-            hit_rate=1 - fetched / requested if requested else 1.0,
+            hit_rate=hits / requested if requested else 1.0,
             writeback_rows=round(written / self._steps),
         )

@@ -27,7 +27,7 @@ class OffloadMetrics:
     plan_ms: float
     """Time that the planner's thread worked for the step, in milliseconds; the busiest rank's."""
     fetch_rows: int
-    """Rows fetched from host memory."""
+    """Rows fetched from host memory; those that were never updated are drawn instead, and cross no bus."""
     hit_rate: float
     """Share of the step's unique rows that were already in the window, 0 to 1."""
     writeback_rows: int

@@ -1,19 +1,9 @@
 import pytest
 import torch
 
-from kernels.records import fetch_records, job_wide_ids, write_records
+from kernels.records import draw_records, fetch_records, job_wide_ids, write_records
 from kernels.records.row_init import initial_rows
 from tests.kernels.record_tables import SEED, STD, RecordShape, random_records
-
-
-def expected_record(shape, record, row_id):
-    """What a slot must hold after a fetch: int32 words, a row at a time."""
-    record = record.clone()
-    if record.view(torch.int32)[-1] == 0:
-        drawn = initial_rows(torch.tensor([row_id]), shape.dim, seed=SEED, std=STD)[0].to(shape.row_dtype)
-        record[: shape.weight_words].view(shape.row_dtype)[: shape.dim] = drawn
-    return record.view(torch.int32)
-
 
 SHAPES = [RecordShape(5, 10), RecordShape(5, 1, torch.bfloat16), RecordShape(4, 1, torch.bfloat16, apart=3)]
 
@@ -22,17 +12,29 @@ SHAPES = [RecordShape(5, 10), RecordShape(5, 1, torch.bfloat16), RecordShape(4, 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_fetch_row_by_row(shape, dtype):
     host, window = random_records(shape, 20, seed=0), random_records(shape, 9, seed=1)
-    before, table = window.clone(), host.clone()
+    expected, table = window.view(torch.int32).clone(), host.clone()
     rows, slots = torch.tensor([19, 0, 3, 11, 10], dtype=dtype), torch.tensor([0, 8, 2, 5, 4], dtype=dtype)
-    ranges = torch.tensor([[0, 1000], [4, -4], [11, 2**40]])
-    fetch_records(host, rows, window, slots, id_ranges_M2=ranges, **shape.initial)
-    ids = [19 + 2**40, 1000, 1003, 11 + 2**40, 6]
-    expected = before.view(torch.int32).clone()
-    for row, slot, row_id in zip(rows.tolist(), slots.tolist(), ids, strict=True):
-        expected[slot] = expected_record(shape, table[row], row_id)
+    fetch_records(host, rows, window, slots)
+    for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+        expected[slot] = table[row].view(torch.int32)
     assert torch.equal(window.view(torch.int32), expected)
     assert torch.equal(host.view(torch.int32), table.view(torch.int32))
-    assert 0 < (table.view(torch.int32)[rows.long(), -1] == 0).sum() < len(rows)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_draw_row_by_row(shape, dtype):
+    window = random_records(shape, 9, seed=1)
+    expected = window.clone()
+    rows, slots = torch.tensor([19, 0, 3, 11, 10], dtype=dtype), torch.tensor([0, 8, 2, 5, 4], dtype=dtype)
+    ranges = torch.tensor([[0, 1000], [4, -4], [11, 2**40]])
+    draw_records(window, slots, rows, id_ranges_M2=ranges, **shape.initial)
+    ids = [19 + 2**40, 1000, 1003, 11 + 2**40, 6]
+    for slot, row_id in zip(slots.tolist(), ids, strict=True):
+        drawn = initial_rows(torch.tensor([row_id]), shape.dim, seed=SEED, std=STD)[0].to(shape.row_dtype)
+        expected[slot] = 0
+        expected[slot, : shape.weight_words].view(shape.row_dtype)[: shape.dim] = drawn
+    assert torch.equal(window.view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,7 +56,8 @@ def test_ids_of_ranges_and_of_empty_ones():
 
 def test_nothing_to_move():
     host, window, none = torch.ones(3, 8), torch.zeros(2, 8), torch.empty(0, dtype=torch.int64)
-    fetch_records(host, none, window, none, id_ranges_M2=torch.zeros(1, 2).long(), **RecordShape(5, 2).initial)
+    fetch_records(host, none, window, none)
+    draw_records(window, none, none, id_ranges_M2=torch.zeros(1, 2).long(), **RecordShape(5, 2).initial)
     write_records(window, none, host, none)
     assert host.eq(1).all()
     assert window.eq(0).all()

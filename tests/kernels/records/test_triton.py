@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import records
+from kernels.records import fresh_triton
 from kernels.records import triton as records_triton
 from tests.kernels.record_tables import RecordShape, random_records, sparse_words
 
@@ -66,11 +67,9 @@ def synchronize(device):
 def test_fetch_is_that_of_the_reference(kernel_device, shape, count, programs):
     host, window, same_host, same_window = tables(shape, kernel_device)
     rows, slots = some(count, 300, 2), some(count, 200, 3)
-    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
-    records_triton.fetch_records(
-        host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, programs=programs
-    )
-    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    here = [t.to(kernel_device) for t in (rows, slots)]
+    records_triton.fetch_records(host, here[0], window, here[1], programs=programs)
+    records.fetch_records(same_host, rows, same_window, slots)
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
     assert torch.equal(everything(host), everything(same_host))
 
@@ -87,6 +86,20 @@ def test_write_is_that_of_the_reference(kernel_device, shape, count, programs):
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
 
 
+@pytest.mark.parametrize("shape", SHAPES + PADDED, ids=str)
+@pytest.mark.parametrize("count", [150, 1])
+def test_drawn_records_are_those_of_the_reference(kernel_device, shape, count):
+    _, window, _, expected = tables(shape, kernel_device)
+    around = everything(window).clone()
+    rows, slots = some(count, 300, 2), some(count, 200, 3)
+    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
+    fresh_triton.draw_records(window, here[1], here[0], id_ranges_M2=here[2], **shape.initial)
+    records.draw_records(expected, slots, rows, id_ranges_M2=RANGES, **shape.initial)
+    assert torch.equal(window.cpu().view(torch.int32), expected.view(torch.int32))
+    window.copy_(random_records(shape, 200, seed=1))
+    assert torch.equal(everything(window), around), "what lies between records was written"
+
+
 @pytest.mark.parametrize("shape", PADDED, ids=str)
 @pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16), (17, 2)])
 def test_padded_records_travel_with_their_padding_and_nothing_else_does(kernel_device, shape, count, programs):
@@ -94,14 +107,14 @@ def test_padded_records_travel_with_their_padding_and_nothing_else_does(kernel_d
     expected_host, expected = whole(same_host).clone(), whole(random_records(shape, 200, seed=1))
     window = expected.clone().to(kernel_device)[:, : shape.words]
     rows, slots, others = some(count, 300, 2), some(count, 200, 3), some(count, 300, 4)
-    here = [t.to(kernel_device) for t in (rows, slots, RANGES, others)]
+    here = [t.to(kernel_device) for t in (rows, slots, others)]
     how = {"padded": True, "programs": programs}
-    records_triton.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, **how)
-    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    records_triton.fetch_records(host, here[0], window, here[1], **how)
+    records.fetch_records(same_host, rows, same_window, slots)
     expected[slots] = expected_host[rows]
     expected[:, : shape.words] = same_window
     assert torch.equal(whole(window).cpu().view(torch.int32), expected.view(torch.int32))
-    records_triton.write_records(window, here[1], host, here[3], **how)
+    records_triton.write_records(window, here[1], host, here[2], **how)
     synchronize(kernel_device)
     expected_host[others] = expected[slots]
     assert torch.equal(whole(host).view(torch.int32), expected_host.view(torch.int32))
@@ -114,11 +127,11 @@ def test_records_that_start_lines_leave_what_is_no_padding_alone(kernel_device, 
     memory = whole(random_records(there, 200, seed=1))
     window, same_window = memory.to(kernel_device)[:, : shape.words], memory.clone()[:, : shape.words]
     rows, slots = some(150, 300, 2), some(150, 200, 3)
-    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
-    records_triton.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, programs=3)
+    here = [t.to(kernel_device) for t in (rows, slots)]
+    records_triton.fetch_records(host, here[0], window, here[1], programs=3)
     records_triton.write_records(window, here[1], host, here[0].flip(0), programs=3)
     synchronize(kernel_device)
-    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    records.fetch_records(same_host, rows, same_window, slots)
     records.write_records(same_window, slots, same_host, rows.flip(0))
     assert torch.equal(everything(window), everything(same_window))
     assert torch.equal(everything(host), everything(same_host))
@@ -129,9 +142,9 @@ def test_numbers_of_32_bits(kernel_device, row_type, slot_type):
     shape = RecordShape(80, 47)
     host, window, _, expected = tables(shape, kernel_device)
     rows, slots = some(50, 300, 2, row_type), some(50, 200, 3, slot_type)
-    here = [t.to(kernel_device) for t in (rows, slots, RANGES)]
-    records_triton.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial, programs=2)
-    records.fetch_records(host.clone(), rows, expected, slots, id_ranges_M2=RANGES, **shape.initial)
+    here = [t.to(kernel_device) for t in (rows, slots)]
+    records_triton.fetch_records(host, here[0], window, here[1], programs=2)
+    records.fetch_records(host.clone(), rows, expected, slots)
     assert torch.equal(window.cpu().view(torch.int32), expected.view(torch.int32))
     before = host.clone()
     records_triton.write_records(window, here[1], host, here[0], programs=2)
@@ -144,8 +157,9 @@ def test_nothing_to_move(kernel_device):
     shape = RecordShape(5, 2)
     host, window, same_host, same_window = tables(shape, kernel_device)
     none = torch.empty(0, dtype=torch.int64, device=kernel_device)
+    records_triton.fetch_records(host, none, window, none, programs=2)
     ranges = RANGES.to(kernel_device)
-    records_triton.fetch_records(host, none, window, none, id_ranges_M2=ranges, **shape.initial, programs=2)
+    fresh_triton.draw_records(window, none, none, id_ranges_M2=ranges, **shape.initial)
     records_triton.write_records(window, none, host, none, programs=2)
     assert torch.equal(everything(host), everything(same_host))
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
@@ -166,8 +180,7 @@ def test_tables_of_more_than_2_31_words(kernel_device, shape):
     records_triton.write_records(window, slots, host, rows, programs=1)
     assert torch.equal(host[rows].view(torch.int32), window[slots].view(torch.int32))
     back = torch.zeros_like(window)
-    ranges = RANGES.to(kernel_device)
-    records_triton.fetch_records(host, rows, back, slots, id_ranges_M2=ranges, **shape.initial, programs=1)
+    records_triton.fetch_records(host, rows, back, slots, programs=1)
     assert torch.equal(back.view(torch.int32), window.view(torch.int32))
 
 
@@ -179,12 +192,14 @@ def test_the_public_functions_wait_for_nothing():
     here = [t.to(device) for t in (rows, slots, RANGES)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        records.fetch_records(host, here[0], window, here[1], id_ranges_M2=here[2], **shape.initial)
+        records.fetch_records(host, here[0][:100], window, here[1][:100])
+        records.draw_records(window, here[1][100:], here[0][100:], id_ranges_M2=here[2], **shape.initial)
         records.write_records(window, here[1], host, here[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     synchronize(device)
-    records.fetch_records(same_host, rows, same_window, slots, id_ranges_M2=RANGES, **shape.initial)
+    records.fetch_records(same_host, rows[:100], same_window, slots[:100])
+    records.draw_records(same_window, slots[100:], rows[100:], id_ranges_M2=RANGES, **shape.initial)
     records.write_records(same_window, slots, same_host, rows)
     assert torch.equal(everything(host), everything(same_host))
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
@@ -194,6 +209,7 @@ def test_compiles_once_for_a_table_with_wide_accesses_in_flight():
     script = """
 import torch
 
+from kernels.records.fresh_triton import draw_records
 from kernels.records.triton import fetch_records, write_records
 from tests.kernels.ahead_of_time import compiling
 from tests.kernels.record_tables import RecordShape, table_at_a_line
@@ -203,7 +219,8 @@ host = table_at_a_line(shape, 300)
 with compiling() as kernels:
     for seed, here in [(1, numbers), (2**40, numbers[1:]), (-1, numbers[:16]), (0, numbers[:1])]:
         initial = {"id_ranges_M2": ranges, "dim": 80, "row_dtype": torch.float32, "seed": seed, "std": 0.1}
-        fetch_records(host, here, host, here, **initial, padded=True, programs=16)
+        fetch_records(host, here, host, here, padded=True, programs=16)
+        draw_records(host, here, here, **initial)
         write_records(host, here, host, here, padded=True, programs=16)
 print(len(kernels), len(set(map(id, kernels))))
 for kernel, store in [(kernels[0], "st.global.v4"), (kernels[2], "st.global.cs.v4")]:

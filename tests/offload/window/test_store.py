@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,7 +140,26 @@ def test_the_room_of_a_step_is_made_by_its_release_in_the_loop_and_by_the_next_s
         store.prepare(1, rows(0, 1, 2, 3))
         store.hold(1)
         assert store.traffic.written_back == (0 if beside else 2)
-        assert store.traffic.fetched == 4 or not beside
+        assert store.traffic.drawn == 4 or not beside
+
+
+def test_a_row_is_a_hit_or_drawn_until_its_first_update_and_fetched_after_it() -> None:
+    def used(step: int, *places: int, updated: bool = True) -> tuple[int, int, int]:
+        before = replace(store.traffic)
+        store.prepare(step, rows(*places))
+        store.hold(step)
+        store.release(step, updated=updated)
+        settled(store)
+        new = store.traffic.since(before)
+        return new.hits, new.drawn, new.fetched
+
+    with window(4, beside=True) as store:
+        assert used(0, 0, 1, updated=False) == (0, 2, 0)
+        assert used(1, 0, 1, 2, 3, updated=False) == (2, 2, 0)
+        assert used(2, 4, 5, 6, 7) == (0, 4, 0)  # all others have left, as they were
+        assert used(3, 0, 1, 4, 5) == (2, 2, 0)
+        assert used(4, 6, 7, 8, 9) == (0, 2, 2)
+        assert store.update_counts()[:11].tolist() == [1, 1, 0, 0, 2, 2, 2, 2, 1, 1, 0]
 
 
 def test_what_goes_wrong_beside_the_loop_is_raised_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

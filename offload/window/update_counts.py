@@ -1,0 +1,58 @@
+"""How often each row of a shard was updated, one byte a row in host memory: it tells which rows host memory stores.
+
+One pass over a step's rows each; where loops are compiled, without the interpreter's lock.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import compiled_loops
+from offload.host.memory import advise, map_anonymous
+from offload.host.numa import home_nodes, place
+from offload.window.directory import Rows, Slots
+
+MOST = 255
+"""Where a count stays: so often, or more."""
+
+
+class UpdateCounts:
+    """The counts of a shard's rows, at first all zero. Rows are given uniquely.
+
+    Args:
+        num_rows: rows of the shard.
+        device: near which the memory is, as the table's.
+
+    Raises:
+        ValueError: the system refuses the memory.
+    """
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        memory = map_anonymous(max(1, num_rows))  # a mapping of no bytes is refused
+        counts = torch.frombuffer(memory, dtype=torch.uint8)
+        place(counts, home_nodes(device))
+        advise(memory, "MADV_HUGEPAGE")  # of whose pages a row's byte finds a million others
+        self.counts_R: Tensor = counts[:num_rows]
+        """uint8 [R]."""
+        self._counts: NDArray[np.uint8] = self.counts_R.numpy()
+
+    def add(self, rows: Rows) -> None:
+        """One more update of each of the rows."""
+        if compiled_loops.available():
+            from offload.window.update_counts_numba import add
+
+            add(self._counts, rows, MOST)
+            return
+        self._counts[rows] = np.minimum(self._counts[rows], MOST - 1) + 1
+
+    def updated_first(self, rows: Rows, slots: Slots) -> tuple[Rows, Slots, int]:
+        """The rows with their slots, those that were ever updated first; each part in its order. How many they are."""
+        if compiled_loops.available():
+            from offload.window.update_counts_numba import updated_first
+
+            sorted_rows, sorted_slots = np.empty_like(rows), np.empty_like(slots)
+            return sorted_rows, sorted_slots, int(updated_first(self._counts, rows, slots, sorted_rows, sorted_slots))
+        fresh = self._counts[rows] == 0
+        order = np.argsort(fresh, kind="stable")
+        return rows[order], slots[order], len(rows) - int(np.count_nonzero(fresh))
