@@ -6,7 +6,6 @@ step, and whatever the thread holds the lock for the loop waits for.
 
 import numpy as np
 
-from kernels import compiled_loops
 from kernels.numba_intrinsics import compiled
 from offload.window.directory import NEVER, Directory, Rows, Slots, SlotState
 
@@ -65,11 +64,6 @@ class CompiledDirectory(Directory):
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self._slot_of, self._row_of, self.state, self._writes, self._free
-
-
-def open_directory(num_rows: int, num_slots: int) -> Directory:
-    """The faster of the two directories that there is here. Arguments of `Directory`."""
-    return (CompiledDirectory if compiled_loops.available() else Directory)(num_rows, num_slots)
 
 
 @compiled

@@ -22,8 +22,8 @@ from offload.rows.shard import Shard
 from offload.transfers.copies import Copy
 from offload.transfers.open import open_transfers, pins
 from offload.window.directory import NEVER, Rows, Slots
-from offload.window.directory_numba import open_directory
 from offload.window.interface import Traffic
+from offload.window.open import open_directory
 from offload.window.update_counts import UpdateCounts
 from offload.window.writebacks import WriteBacks
 

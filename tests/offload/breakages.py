@@ -14,7 +14,7 @@ from kernels.gather import RowIndex
 from offload import step as step_module
 from offload.plan.plan import ModulePlan, Plan
 from offload.tables import EngramTables
-from offload.window.directory_numba import open_directory
+from offload.window.open import open_directory
 from offload.window.store import WindowStore
 
 Directory = type(open_directory(1, 1))

@@ -23,7 +23,7 @@ from offload.tables import EngramTables
 from offload.transfers.copies import WorkerCopy
 from offload.transfers.open import CpuTransfers
 from offload.window.directory import NEVER, SlotState
-from offload.window.directory_numba import open_directory
+from offload.window.open import open_directory
 from offload.window.store import WindowStore
 from offload.window.update_counts import UpdateCounts
 

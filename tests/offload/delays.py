@@ -14,7 +14,7 @@ from torch import Tensor
 from offload import step, tables
 from offload.transfers.open import CpuTransfers
 from offload.window.directory import SlotState
-from offload.window.directory_numba import open_directory
+from offload.window.open import open_directory
 
 Directory = type(open_directory(1, 1))
 """The one that windows have here."""
