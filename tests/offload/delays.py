@@ -78,11 +78,12 @@ class _Pauses:
 
 
 def _torn(copy: Callable[..., None], pause: Callable[[], None]) -> Callable[..., None]:
-    def torn(self: CpuTransfers, sources: Tensor, targets: Tensor) -> None:
+    def torn(self: CpuTransfers, sources: Tensor, targets: Tensor, *stored: int) -> None:
         half = len(sources) // 2
-        for part in (slice(half), slice(half, None)):
+        for part in (range(half), range(half, len(sources))):
             pause()
-            copy(self, sources[part], targets[part])
+            counts = (min(max(count - part.start, 0), len(part)) for count in stored)
+            copy(self, sources[part.start : part.stop], targets[part.start : part.stop], *counts)
 
     return torn
 
@@ -96,9 +97,9 @@ def _late(call: Callable[..., Any], pause: Callable[[], None]) -> Callable[..., 
 
 
 def _noting(call: Callable[..., Any], note: Callable[[Tensor, Tensor], None]) -> Callable[..., Any]:
-    def noting(self: CpuTransfers, sources: Tensor, targets: Tensor) -> Any:
+    def noting(self: CpuTransfers, sources: Tensor, targets: Tensor, *stored: int) -> Any:
         note(sources, targets)
-        return call(self, sources, targets)
+        return call(self, sources, targets, *stored)
 
     return noting
 

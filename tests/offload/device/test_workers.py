@@ -11,6 +11,9 @@ from offload.device.streams import HostStreams
 from offload.device.workers import InlineWorker, background_worker
 from offload.plan import planner
 from offload.plan.planner import Planner
+from offload.plan.sharding import Sharding
+from offload.rows.records import RecordLayout, RowInit
+from offload.rows.shard import Shard
 from offload.transfers import staged as transfers_staged
 from offload.transfers.staged import StagedTransfers
 from offload.window import store as window_store
@@ -57,10 +60,11 @@ def test_every_thread_is_given_the_device_of_its_records(gpus: dict[str, int], m
     for module in (window_store, planner, transfers_staged):
         monkeypatch.setattr(module, "background_worker", on_gpu)
     rows = torch.arange(3)
-    engine = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), lambda records, rows: None, HostStreams())
+    shard = Shard(Sharding((9,), 1), 0, RecordLayout(4, 0), RowInit(3, 0.02))
+    engine = StagedTransfers(torch.zeros(9, 5), torch.zeros(4, 5), shard, HostStreams())
     window = open_window(OffloadConfig(engine="zero_copy"), beside=True)
     plans = Planner(lambda batches: batches, lambda step: [], torch.device("cpu"))  # type: ignore[arg-type,return-value]
-    engine.fetch(rows, rows).wait()
+    engine.fetch(rows, rows, 3).wait()
     engine.write_back(rows, rows).wait()
     window.prepare(1, rows)
     plans.plan_now([])
