@@ -20,6 +20,8 @@ from offload.plan.planner import Planner
 from offload.plan.sharding import Sharding
 from offload.plan.uploads import PlanUploads
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
+from offload.rows.shard import Shard
+from offload.rows.snapshot import Snapshot
 from offload.rows.updater import RowUpdater
 from offload.step import RankShard, Rows, Step
 from offload.verify.verifier import Verifier
@@ -29,11 +31,6 @@ from offload.window.store import WindowStore
 
 _DECIDING_BESIDE = ("cuda",)
 """Devices beside whose loop a thread decides on coming steps: a CPU's cores have enough to do."""
-
-
-_SCANNED_ROWS = 1 << 18
-"""Rows whose versions are looked at together."""
-_ID_BYTES = 8
 
 
 class WindowTooSmall(ValueError):
@@ -200,22 +197,34 @@ class EngramTables:
         taken, self._told = now.since(self._told), now
         return taken
 
-    def updated_rows(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def updates(self) -> int:
+        """Updates applied so far, with those of the checkpoint that the run began with."""
+        return self._shard.updater.applied
+
+    def updated_rows(self, piece_bytes: int = 4 << 20, *, since: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
 
         Args:
             piece_bytes: most bytes of ids and records together.
+            since: rows without an update after this one are left out.
 
         Returns:
-            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending.
+            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending. To be taken
+            before the next step.
         """
-        shard = self._shard
-        records_RW = shard.store.flush()
-        shard.observer.saved(records_RW)
-        most = max(1, piece_bytes // (shard.layout.bytes + _ID_BYTES))
-        for module in range(len(shard.sharding.num_rows)):
-            for places in self._updated_places(records_RW, module, most):
-                yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
+        return self._snapshot(since=since).pieces(piece_bytes)
+
+    def freeze(self, *, since: int = 0, undo_bytes: int) -> Snapshot:
+        """The same rows as they are now, to be read by another thread while steps go on.
+
+        Waits until dirty slots are written to host memory. Steps after that copy the records that they are about to
+        overwrite there, unless they were read already, and wait when these copies come to `undo_bytes`. There is one
+        such snapshot at a time: it is to be closed before the next.
+        """
+        snapshot = self._snapshot(since=since, last=self.updates, undo_bytes=undo_bytes)
+        self._shard.store.before_change = snapshot.preserve
+        return snapshot
 
     def owned_rows(self) -> list[range]:
         """The job-wide ids of this rank's rows, module by module."""
@@ -256,20 +265,11 @@ class EngramTables:
         """
         self._shard.updater.load_state(state)
 
-    def _updated_places(self, records_RW: Tensor, module: int, most: int) -> Iterator[Tensor]:
-        """Places in the shard of a module's rows that were ever updated (int64), up to `most` at a time."""
+    def _snapshot(self, **options: Any) -> Snapshot:
         shard = self._shard
-        start = shard.sharding.shard_offset(module, shard.rank)
-        end = start + len(shard.sharding.owned(module, shard.rank))
-        waiting = torch.empty(0, dtype=torch.int64)
-        for first in range(start, end, _SCANNED_ROWS):
-            versions = shard.layout.version(records_RW[first : min(first + _SCANNED_ROWS, end)])
-            waiting = torch.cat([waiting, versions.nonzero().flatten().cpu() + first])
-            whole = len(waiting) - len(waiting) % most
-            yield from waiting[:whole].split(most) if whole else ()
-            waiting = waiting[whole:]
-        if len(waiting):
-            yield waiting
+        records_RW = shard.store.flush()
+        shard.observer.saved(records_RW)
+        return Snapshot(records_RW, Shard(shard.sharding, shard.rank, shard.layout, self._init), **options)
 
     def close(self) -> None:
         """Ends the background work."""
