@@ -81,7 +81,7 @@ class RowStore(Protocol):
         """Which of the rows have host memory as their authority: bool [U]."""
 
     def flush(self) -> Tensor:
-        """The whole shard's records [R, W], every update included. They change when steps go on: see `before_change`."""
+        """The whole shard's records [R, W], every update included; steps change them later: see `before_change`."""
 
     def load(self, rows: Tensor, records_UW: Tensor) -> None:
         """Overwrites records before the first step."""
