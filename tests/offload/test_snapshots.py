@@ -11,7 +11,10 @@ from torch import Tensor
 
 from offload import tables as tables_module
 from offload.config import OffloadConfig
+from offload.plan.sharding import Sharding
 from offload.rows import snapshot
+from offload.rows.records import RecordLayout, RowInit
+from offload.rows.shard import Shard
 from offload.tables import EngramTables
 from tests.offload.delays import random_delays
 from tests.offload.tables_job import Job, open_tables, train_step
@@ -139,3 +142,22 @@ def test_nobody_waits_for_rows_of_a_snapshot_that_was_closed() -> None:
     again = bits(tables.freeze(undo_bytes=0).pieces(300))
     tables.close()
     assert again == saved_at_once(config, JOB.steps)
+
+
+def test_what_was_preserved_first_counts() -> None:
+    """A row may leave the window again while its first copy to host memory is under way: it is torn then."""
+    layout = RecordLayout(2, 0)
+    records = torch.arange(12.0).view(4, 3).clone()
+    layout.version(records)[:] = 1
+    before = records.clone()
+    frozen = snapshot.Snapshot(records, Shard(Sharding((4,), 1), 0, layout, RowInit(0, 0.1)), last=1, undo_bytes=1000)
+    frozen.preserve(torch.tensor([2, 1]))
+    records[1:3, 0] = 77.0
+    frozen.preserve(torch.tensor([1, 3]))
+    records[1:] = 88.0
+    layout.version(records)[1:] = 2
+    frozen.preserve(torch.tensor([1, 2, 3]))
+    assert frozen._held_bytes == 4 * layout.bytes, "what is of a later step needs no copy"
+    ((ids, found),) = frozen.pieces(1000)
+    assert ids.tolist() == [0, 1, 2, 3]
+    assert torch.equal(found.view(torch.int32), before.view(torch.int32))
