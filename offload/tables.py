@@ -242,8 +242,9 @@ class EngramTables:
         """
         shard = self._shard
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
-        shard.store.load(places, records[mine])
-        shard.observer.loaded(places, records[mine])
+        records = records if len(places) == len(row_ids) else records[mine]
+        shard.store.load(places, records)
+        shard.observer.loaded(places, records)
         return len(places)
 
     def forget_rows(self) -> None:

@@ -88,7 +88,7 @@ class Snapshot:
             self._progress.wait_for(lambda: self._next > last or self._held_bytes + nbytes <= self._undo_bytes)
             if self._next > last:
                 return
-            records_NW = self._records_RW[rows.to(self._records_RW.device)].cpu()
+            records_NW = self._copy(rows)
             self._log[last // _PART_ROWS].append(_Entry(rows, records_NW))
             self._held_bytes += nbytes
 
@@ -114,7 +114,7 @@ class Snapshot:
         return there.nonzero().flatten() + start
 
     def _read(self, rows: Tensor) -> Tensor:
-        records_NW = self._records_RW[rows.to(self._records_RW.device)].cpu()
+        records_NW = self._copy(rows)
         first, last = int(rows[0]), int(rows[-1])
         with self._progress:
             # What changed while it was copied is in the log: it was preserved before.
@@ -124,6 +124,9 @@ class Snapshot:
                     _put_back(entry, rows, records_NW)
             self._advance(last + 1)
         return records_NW
+
+    def _copy(self, rows: Tensor) -> Tensor:
+        return self._records_RW.index_select(0, rows.to(self._records_RW.device)).cpu()
 
     def _advance(self, following: int) -> None:
         with self._progress:
