@@ -21,6 +21,8 @@ from offload.plan.planner import Planner
 from offload.plan.sharding import Sharding
 from offload.plan.uploads import PlanUploads
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
+from offload.rows.shard import Shard
+from offload.rows.snapshot import Snapshot
 from offload.rows.updater import RowUpdater
 from offload.step import RankShard, Rows, Step
 from offload.verify.verifier import Verifier
@@ -203,20 +205,23 @@ class EngramTables:
         taken, self._told = now.since(self._told), now
         return taken
 
-    def updated_rows(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def updates(self) -> int:
+        """Updates applied so far, with those of the checkpoint that the run began with."""
+        return self._shard.updater.applied
+
+    def updated_rows(self, piece_bytes: int = 4 << 20, *, since: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
 
         Args:
             piece_bytes: most bytes of ids and records together.
+            since: rows without an update after this one are left out.
 
         Returns:
-            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending.
+            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending. To be taken
+            before the next step.
         """
-        shard = self._shard
-        records_RW = shard.store.flush()
-        shard.observer.saved(records_RW)
-        for places in self._updated_places(piece_bytes):
-            yield shard.sharding.global_ids(shard.rank, places), records_RW[places.to(records_RW.device)].cpu()
+        return self._snapshot(since=since).pieces(piece_bytes)
 
     def update_counts(self, piece_bytes: int = 4 << 20) -> Iterator[tuple[Tensor, Tensor]]:
         """How often the rows of `updated_rows` were updated, 255 for more: the same ids in the same pieces.
@@ -228,6 +233,17 @@ class EngramTables:
         counts_R = shard.store.update_counts()
         for places in self._updated_places(piece_bytes):
             yield shard.sharding.global_ids(shard.rank, places), counts_R[places.to(counts_R.device)].cpu()
+
+    def freeze(self, *, since: int = 0, undo_bytes: int) -> Snapshot:
+        """The same rows as they are now, to be read by another thread while steps go on.
+
+        Waits until dirty slots are written to host memory. Steps after that copy the records that they are about to
+        overwrite there, unless they were read already, and wait when these copies come to `undo_bytes`. There is one
+        such snapshot at a time: it is to be closed before the next.
+        """
+        snapshot = self._snapshot(since=since, last=self.updates, undo_bytes=undo_bytes)
+        self._shard.store.before_change = snapshot.preserve
+        return snapshot
 
     def owned_rows(self) -> list[range]:
         """The job-wide ids of this rank's rows, module by module."""
@@ -249,8 +265,10 @@ class EngramTables:
         # Never 0 where there is a version: the row would be drawn anew.
         counted = torch.ones(len(row_ids), dtype=torch.uint8) if counts is None else counts.clamp(min=1)
         counted = torch.where(shard.layout.version(records) == 0, 0, counted)
-        shard.store.load(places, records[mine], counted[mine])
-        shard.observer.loaded(places, records[mine])
+        if len(places) < len(row_ids):
+            records, counted = records[mine], counted[mine]
+        shard.store.load(places, records, counted)
+        shard.observer.loaded(places, records)
         return len(places)
 
     def forget_rows(self) -> None:
@@ -271,6 +289,12 @@ class EngramTables:
             ValueError: the state is of another optimizer.
         """
         self._shard.updater.load_state(state)
+
+    def _snapshot(self, **options: Any) -> Snapshot:
+        shard = self._shard
+        records_RW = shard.store.flush()
+        shard.observer.saved(records_RW)
+        return Snapshot(records_RW, Shard(shard.sharding, shard.rank, shard.layout, self._init), **options)
 
     def _updated_places(self, piece_bytes: int) -> Iterator[Tensor]:
         """Places in the shard of the rows that were ever updated (int64), in pieces of one module."""

@@ -242,7 +242,8 @@ class Run:
             return
         checkpoint = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
         # The newest one is complete before the oldest goes.
-        needed = checkpoint * max(1, self.job.checkpoint.keep + 1 - there)
+        most = self.job.checkpoint.keep + 1 + bool(self.job.checkpoint.incremental)
+        needed = checkpoint * max(1, most - there)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(

@@ -28,6 +28,9 @@ from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
 
+_WORTH_TELLING_S = 1.0
+"""That a save waited for the one before."""
+
 
 class Trainer:
     """Takes a job from step `start` to its end.
@@ -69,7 +72,12 @@ class Trainer:
             Failed: the last checkpoint cannot be written; without an earlier one training goes on.
         """
         with _what_is_built_uncollected():
-            evaluation = self._fit(start)
+            try:
+                evaluation = self._fit(start)
+            except UserError:
+                # Raised on all ranks alike: a save under way can come to its end.
+                self._tell_saves(wait=True)
+                raise
         self._profiler.close()
         return evaluation or self.evaluate()
 
@@ -90,6 +98,7 @@ class Trainer:
                 self._reporter.step(done, result, measured, evaluation)
                 self._meter.restart()
             self._reporter.advance(done)
+            self._tell_saves()
             every = job.checkpoint.every
             if every and (done % every == 0 or done == total):
                 with self._meter.pause():
@@ -112,12 +121,32 @@ class Trainer:
         return Evaluation.of(sums)
 
     def _save(self, done: int) -> None:
+        if self._job.checkpoint.asynchronous and done < self._job.train.steps:
+            self._checkpoints.save_beside(done, self._engine, self._tables, self._skipped_in_a_row)
+            return
+        self._tell_saves(wait=True)
         try:
             self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables, self._skipped_in_a_row))
         except Failed as error:
             if done == self._job.train.steps:
                 raise
-            self._reporter.message(f"step {done} was not saved: {error}; training goes on")
+            self._tell_unsaved(done, error)
+
+    def _tell_saves(self, *, wait: bool = False) -> None:
+        """Tells of the saves beside the loop that have ended, or with `wait` of all."""
+        for ended in self._checkpoints.take_ended(wait=wait):
+            if ended.path:
+                self._reporter.saved(ended.path)
+            else:
+                self._tell_unsaved(ended.step, ended.error)
+            if ended.waited_s > _WORTH_TELLING_S:
+                self._reporter.message(
+                    f"the save after that of step {ended.step} waited {ended.waited_s:.0f} s for it: the disk does not "
+                    "keep up, raise checkpoint.every"
+                )
+
+    def _tell_unsaved(self, step: int, error: object) -> None:
+        self._reporter.message(f"step {step} was not saved: {error}; training goes on")
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:

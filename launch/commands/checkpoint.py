@@ -152,7 +152,9 @@ def _line(entry: "Entry") -> str:
         return f"step {entry.step}: damaged"
     state = "damaged" if entry.faults else "whole" if entry.good else "whole, saved while steps were skipped"
     age = f", {entry.saved_at}" if entry.saved_at else ""
-    return f"step {entry.step}: {state}, {entry.bytes / 1e6:,.1f} MB, {entry.rows:,} rows, {entry.ranks} rank(s){age}"
+    since = f" since step {entry.base}" if entry.base else ""
+    rows = f"{entry.rows:,} rows{since}"
+    return f"step {entry.step}: {state}, {entry.bytes / 1e6:,.1f} MB, {rows}, {entry.ranks} rank(s){age}"
 
 
 def _told(part: "Difference") -> str:

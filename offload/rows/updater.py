@@ -131,6 +131,11 @@ class RowUpdater:
         placed = PlacedRecords(self._layout, records_CW, slots_U)
         self._in_slots.update(placed, gradient_UD, row_ids_U, gradient_scale)
 
+    @property
+    def applied(self) -> int:
+        """Updates so far: the version of the rows that had the last one."""
+        return len(self._rates)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the records; JSON-able."""
         return {"settings": self._settings(), "learning_rates": self._rates.to_list()}

@@ -4,7 +4,7 @@ Both give the same bits. Rows are named by their places in the shard.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -49,6 +49,10 @@ class Traffic:
         self.waited_s += time.perf_counter() - started
 
 
+def nobody(rows: Tensor) -> None:
+    """For `RowStore.before_change`: nobody wants to know."""
+
+
 class RowStore(Protocol):
     """The records of a shard. Rows are places in the shard (int64, ascending, unique)."""
 
@@ -57,6 +61,9 @@ class RowStore(Protocol):
 
     traffic: Traffic
     """What has happened since the store was opened. The time that the loop waits for plans is counted here, too."""
+
+    before_change: Callable[[Tensor], object]
+    """Called with rows before their records change in the memory that `flush` returned; it may wait."""
 
     def prepare(self, step: int, rows: Tensor) -> None:
         """Asks that a step's rows be brought within reach: at once, or as soon as there is room.
@@ -83,7 +90,7 @@ class RowStore(Protocol):
         """Which of the rows have host memory as their authority: bool [U]."""
 
     def flush(self) -> Tensor:
-        """The whole shard's records [R, W], every update included; valid until the next `prepare` or `release`."""
+        """The whole shard's records [R, W], every update included; steps change them later: see `before_change`."""
 
     def update_counts(self) -> Tensor:
         """How often each row of the shard was updated, 255 for more: uint8 [R], valid as `flush`'s result is.

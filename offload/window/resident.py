@@ -1,5 +1,7 @@
 """The whole shard on the device: the reference that the window equals bit by bit."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from offload.device.sender import Sender, Sent
 from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
-from offload.window.interface import Traffic
+from offload.window.interface import Traffic, nobody
 from offload.window.update_counts import MOST
 
 _FILLED_ROWS = 1 << 20
@@ -33,17 +35,20 @@ class ResidentStore:
             init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
         self._counts_R = torch.zeros(num_rows, dtype=torch.uint8, device=device)
         self._sender = Sender(device)
-        self._places: dict[int, Sent] = {}
+        self._places: dict[int, tuple[Tensor, Sent]] = {}
         self._held_O = torch.empty(0, dtype=torch.int64)
         self.traffic = Traffic()
+        self.before_change: Callable[[Tensor], object] = nobody
 
     def prepare(self, step: int, rows: Tensor) -> None:
         """See `RowStore.prepare`."""
-        self._places[step] = self._sender.send(rows)
+        self._places[step] = rows, self._sender.send(rows)
 
     def hold(self, step: int) -> Tensor:
         """See `RowStore.hold`."""
-        (self._held_O,) = self._places.pop(step).take()
+        rows, sent = self._places.pop(step)
+        self.before_change(rows)
+        (self._held_O,) = sent.take()
         self.traffic.requested += len(self._held_O)
         return self._held_O
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ParamSpec
 
@@ -22,7 +22,7 @@ from offload.rows.shard import Shard
 from offload.transfers.copies import Copy
 from offload.transfers.open import open_transfers, pins
 from offload.window.directory import NEVER, Rows, Slots
-from offload.window.interface import Traffic
+from offload.window.interface import Traffic, nobody
 from offload.window.open import open_directory
 from offload.window.update_counts import UpdateCounts
 from offload.window.writebacks import WriteBacks
@@ -109,6 +109,7 @@ class WindowStore:
             raise
         self._sender = Sender(device)
         self.traffic = Traffic()
+        self.before_change: Callable[[Tensor], object] = nobody
         # Of the loop.
         self._prepared: dict[int, Future[None]] = {}
         self._asked: deque[Future[None]] = deque()
@@ -297,12 +298,17 @@ class WindowStore:
         slots = self._directory.evict(shortage)
         if len(slots):
             rows = torch.from_numpy(self._directory.rows(slots))
+            with self._waiting_of_the_loop():
+                self.before_change(rows)
             self._writebacks.begin(slots, self._transfers.write_back(torch.from_numpy(slots), rows))
             self.traffic.written_back += len(slots)
 
     def _order_writeback(self) -> None:
         """The oldest write-back's slots and rows are coming fetches' as if it had landed."""
-        # What a thread beside the loop waits for is not the loop's.
-        with nullcontext() if self._beside else self.traffic.waiting():
+        with self._waiting_of_the_loop():
             slots = self._writebacks.order()
         self._directory.written(slots)
+
+    def _waiting_of_the_loop(self) -> AbstractContextManager[None]:
+        # What a thread beside the loop waits for is not the loop's.
+        return nullcontext() if self._beside else self.traffic.waiting()

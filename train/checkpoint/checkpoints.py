@@ -3,7 +3,6 @@
 What a checkpoint is, and what holds of it, is in docs/checkpoints.md.
 """
 
-import contextlib
 import importlib.metadata
 import shutil
 from collections import deque
@@ -17,13 +16,14 @@ import torch
 
 from offload.tables import EngramTables
 from train.checkpoint.checked import Damaged
+from train.checkpoint.host_copies import HostCopies
 from train.checkpoint.identity import Identity
 from train.checkpoint.image import Rows, SavedImage
-from train.checkpoint.listing import checkpoints_in, remove, superfluous
-from train.checkpoint.manifest import Manifest
-from train.checkpoint.open import is_good, open_image
+from train.checkpoint.listing import checkpoints_in
+from train.checkpoint.manifest import FORMAT_VERSION, INCREMENT_VERSION, Manifest
+from train.checkpoint.open import open_image
 from train.checkpoint.parts import PIECE_BYTES, RowRange, Save, Written
-from train.checkpoint.save import Saving
+from train.checkpoint.saves import Content, Ended, Saves
 from train.checkpoint.tensor_files import CODES
 from train.checkpoint.together import SHARE, Failed, on_rank_0, together
 from train.config.job import JobConfig
@@ -69,6 +69,8 @@ class Checkpoints:
         self.folder, self._config, self._identity = folder, job.checkpoint, identity
         self._job, self._allow_data_change = job.model_dump(mode="json"), job.data.allow_change
         self._passed_over: dict[Path, str] = {}
+        self._saves = Saves(folder, self._config, self._passed_over.keys())
+        self._backbone = HostCopies()
         self._data_changes: list[dict[str, Any]] = []
         self._mixed = False  # whether a load was begun before
 
@@ -78,7 +80,7 @@ class Checkpoints:
         Raises:
             Failed: on all ranks, if one cannot write into the folder or does not see what another one wrote.
         """
-        saving = Saving.begin(self.folder / "probe", step=0)
+        saving = self._saves.begin(self.folder / "probe", step=0)
         written = saving.write([StatePiece("probe", 0, torch.zeros(1))], ())
         saving.publish(written, lambda: b"{}\n")
         on_rank_0(lambda: shutil.rmtree(saving.target))
@@ -86,16 +88,32 @@ class Checkpoints:
     def save(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> Path:
         """Saves the state after `step` steps, the last `skipped_in_a_row` of which changed nothing. Collective.
 
+        Waits for the save under way beside the loop, if there is one.
+
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
                 and what was saved before is still there.
         """
-        saving = Saving.begin(self.folder / f"step-{step:08d}", step)
-        rows = tables.updated_rows(PIECE_BYTES) if tables else ()
-        written = saving.write(engine.state_pieces(PIECE_BYTES), rows)
-        saving.publish(written, lambda: self._describe(saving.save, written, engine, tables, skipped_in_a_row).text())
-        on_rank_0(lambda: self._let_go(step))
-        return saving.target
+        return self._saves.save(self._content(step, engine, tables, skipped_in_a_row, beside=False))
+
+    def save_beside(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> None:
+        """The same, while steps go on: waits only for the save before, and until the state is frozen. Collective.
+
+        What comes of it, `take_ended` tells.
+        """
+        content = self._content(step, engine, tables, skipped_in_a_row, beside=True)
+        self._saves.save_beside(content, engine.device)
+
+    def take_ended(self, *, wait: bool = False) -> list[Ended]:
+        """What has come of saves beside the loop since the last call; each rank may hear of them at another step.
+
+        Args:
+            wait: for the one under way, too.
+
+        Raises:
+            Exception: whatever has gone wrong with one that is no matter of the disk.
+        """
+        return self._saves.take_ended(wait=wait)
 
     def resume(self, engine: Engine, tables: EngramTables | None) -> Resumed:
         """Loads the newest checkpoint that is whole, if there is any. Collective.
@@ -195,38 +213,43 @@ class Checkpoints:
         _refuse(image.path, lambda: self._identity.same_run(image.manifest, but_for_data=change is not None))
         return change
 
-    def _describe(
-        self,
-        save: Save,
-        written: Sequence[Written],
-        engine: Engine,
-        tables: EngramTables | None,
-        skipped_in_a_row: int,
-    ) -> Manifest:
+    def _content(
+        self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int, *, beside: bool
+    ) -> Content:
+        """What a save writes: with `beside`, a state that stays as it is now."""
+        base, since = self._saves.next_base(has_rows=tables is not None)
         tensors = {name: (CODES[info.dtype], list(info.shape)) for name, info in engine.state_tensors().items()}
-        return Manifest(
-            step=save.step,
-            steps_applied=engine.steps,
-            nonce=save.nonce,
-            world_size=save.world_size,
-            skipped_in_a_row=skipped_in_a_row,
-            **vars(self._identity),
-            data_changes=self._data_changes,
-            tables=tables.optimizer_state() if tables else None,
-            tensors=tensors,
-            ranks=list(written),
-            config=self._job,
-            versions={name: importlib.metadata.version(name) for name in _PROGRAMS},
-        )
+        of_step: dict[str, Any] = {
+            "step": step,
+            "steps_applied": engine.steps,
+            "skipped_in_a_row": skipped_in_a_row,
+            "tables": tables.optimizer_state() if tables else None,
+            "base": base,
+            "format": INCREMENT_VERSION if base else FORMAT_VERSION,
+        }
 
-    def _let_go(self, step: int) -> None:
-        """Removes what need not stay once `step` is saved. Later ones, which the run did not go on from, wait."""
-        found = {step_: path for step_, path in checkpoints_in(self.folder) if step_ <= step}
-        good = {step_: path not in self._passed_over and is_good(path) for step_, path in found.items()}
-        for old in superfluous(good, keep=self._config.keep, keep_every=self._config.keep_every):
-            # The next save will tell of a disk that is full.
-            with contextlib.suppress(OSError):
-                remove(found[old])
+        def describe(save: Save, written: Sequence[Written]) -> Manifest:
+            return Manifest(
+                nonce=save.nonce,
+                world_size=save.world_size,
+                **of_step,
+                **vars(self._identity),
+                data_changes=self._data_changes,
+                tensors=tensors,
+                ranks=list(written),
+                config=self._job,
+                versions={name: importlib.metadata.version(name) for name in _PROGRAMS},
+            )
+
+        updates, pieces = tables.updates if tables else 0, engine.state_pieces(PIECE_BYTES)
+        if not beside:
+            rows = tables.updated_rows(PIECE_BYTES, since=since) if tables else ()
+            return Content(step, updates, base, pieces, rows, describe)
+        if tables is None:
+            return Content(step, updates, base, self._backbone.copied(pieces), (), describe)
+        frozen = tables.freeze(since=since, undo_bytes=self._config.undo_bytes)
+        rows = frozen.pieces(PIECE_BYTES)
+        return Content(step, updates, base, self._backbone.copied(pieces), rows, describe, frozen.close)
 
 
 def _refuse(path: Path, check: Callable[[], None]) -> None:

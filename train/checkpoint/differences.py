@@ -12,6 +12,7 @@ from torch import Tensor
 from offload.config import TableOptimizerConfig
 from offload.rows.records import RecordLayout
 from train.checkpoint.image import SavedImage, find_rows
+from train.checkpoint.increment import rows_once
 from train.errors import UserError
 from train.optim.pieces import StatePiece
 
@@ -101,16 +102,15 @@ def _rows(first: SavedImage, second: SavedImage) -> Difference:
     assert layout is not None
     if None not in layouts and layouts[0] != layouts[1]:
         raise UserError(f"{first.path} and {second.path} have rows of other widths, dtypes or optimizers")
-    for span in first.spans:
-        ids_U, records_UW = first.rows(span)
+    for ids_U, records_UW in rows_once(first):
         others_UW = torch.zeros_like(records_UW)
         there_U = find_rows(second, ids_U, others_UW)
         ones_UW, others_UW = records_UW[there_U], others_UW[there_U]
         found.compared += len(ones_UW)
         found.differ += int((bits(ones_UW) != bits(others_UW)).any(1).sum())
         found.see(layout.weights(ones_UW), layout.weights(others_UW))
-    found.only_first = sum(span.count for span in first.spans) - found.compared
-    found.only_second = sum(span.count for span in second.spans) - found.compared
+        found.only_first += len(ids_U) - len(ones_UW)
+    found.only_second = sum(len(rows.ids_N) for rows in rows_once(second)) - found.compared
     return found
 
 

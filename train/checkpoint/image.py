@@ -173,7 +173,7 @@ class Image:
             end = span.last
         if self.spans and manifest.addresses is not None and end >= (rows := _num_rows(manifest.addresses)):
             raise Damaged(f"its parts do not fit each other: row {end} of {rows} is there")
-        if sum(span.count for span in self.spans) != sum(rank.rows for rank in manifest.ranks):
+        if sum(span.count for span in self.spans) != manifest.num_rows:
             raise Damaged("its parts do not fit each other: some rows are missing")
 
     @cached_property

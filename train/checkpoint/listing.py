@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,11 @@ _DESCRIPTIONS = ("manifest.json", "state.json")
 """Files that are written last: of today's format, and of the first one."""
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.(step-\d{8,}|probe)\..*(partial|removed|replaced)")
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a checkpoint after `step` steps."""
+    return f"step-{step:08d}"
 
 
 class Found(NamedTuple):
@@ -52,20 +57,25 @@ def find_checkpoint(source: str, key: str) -> Path:
     raise UserError(f"{key}: {source} is no checkpoint, and no run's folder with one in it")
 
 
-def superfluous(steps: dict[int, bool], *, keep: int, keep_every: int | None) -> list[int]:
+def superfluous(
+    steps: dict[int, bool], *, keep: int, keep_every: int | None, bases: Mapping[int, int] | None = None
+) -> list[int]:
     """Of the steps of a run's checkpoints, those that need not stay.
 
-    The newest stays, whatever it is, and `keep` of those that are good: what is not good displaces nothing.
+    The newest stays, whatever it is, and `keep` of those that are good: what is not good displaces nothing. So does
+    what one of these adds to.
 
     Args:
         steps: by step, whether the checkpoint is known to be good.
         keep: how many of the newest good ones stay.
         keep_every: good ones of multiples of it stay as well; None for none.
+        bases: of those that add to a full save, that one's step.
     """
     good = sorted(step for step, is_good in steps.items() if is_good)
     kept = {*good[-keep:], max(steps, default=0)}
     if keep_every:
         kept |= {step for step in good if step % keep_every == 0}
+    kept |= {base for step, base in (bases or {}).items() if step in kept}
     return sorted(steps.keys() - kept)
 
 

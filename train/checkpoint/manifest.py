@@ -12,7 +12,16 @@ from train.errors import UserError
 from train.optim.pieces import TensorInfo
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION, INCREMENT_VERSION = 2, 3
+"""Of a full save, and of one that adds to another."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The full save that an increment adds to: its step, and the checksum of its manifest."""
+
+    step: int
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Manifest:
         config: the run's resolved config.
         versions: of the programs that wrote it.
         saved_at: time, UTC, ISO 8601.
-        format: of the files.
+        base: the full save that has all rows but those updated since, which are here; None for a full save.
     """
 
     step: int
@@ -52,12 +61,18 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    base: Base | None = None
     format: int = FORMAT_VERSION
 
     @property
     def good(self) -> bool:
         """Whether nothing speaks against going on from here."""
         return self.skipped_in_a_row == 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the tables that were written."""
+        return sum(rank.rows for rank in self.ranks)
 
     def infos(self) -> dict[str, TensorInfo]:
         """The tensors of the backbone; see `train.optim.pieces.StatePiece` for their names."""
@@ -72,14 +87,18 @@ class Manifest:
             UserError: it is of a later format.
         """
         values, found = read_checked(folder / MANIFEST_FILE)
-        if values.get("format") != FORMAT_VERSION:
-            raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {FORMAT_VERSION}")
+        if values.get("format") not in (FORMAT_VERSION, INCREMENT_VERSION):
+            raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {INCREMENT_VERSION}")
         try:
             ranks = [Written(**entry) for entry in values.pop("ranks")]
-            return cls(**values, ranks=ranks), found
+            base = Base(**values.pop("base")) if values["format"] == INCREMENT_VERSION else None
+            return cls(**values, ranks=ranks, base=base), found
         except (KeyError, TypeError) as error:
             raise Damaged(f"{MANIFEST_FILE} is none of this format ({error!r})") from None
 
     def text(self) -> bytes:
         """The manifest as a file."""
-        return checked_text(asdict(self))[0]
+        values = asdict(self)
+        if self.base is None:
+            del values["base"]
+        return checked_text(values)[0]

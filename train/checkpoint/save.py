@@ -37,24 +37,26 @@ class Saving:
         target: the folder that it will be.
         partial: the folder that it is until then.
         save: of this rank.
+        group: of all ranks, that they agree over.
     """
 
     target: Path
     partial: Path
     save: Save
+    group: dist.ProcessGroup | None
 
     @classmethod
-    def begin(cls, target: Path, step: int) -> Self:
+    def begin(cls, target: Path, step: int, group: dist.ProcessGroup | None = None) -> Self:
         """Makes the folder, and removes what earlier saves left that were cut off. Collective.
 
         Raises:
             Failed: on all ranks, if rank 0 cannot make it or another rank does not see it.
         """
-        nonce = on_rank_0(lambda: _make_folder(target))
+        nonce = on_rank_0(lambda: _make_folder(target), group)
         partial = target.with_name(_partial_name(target, nonce))
-        saving = cls(target, partial, Save(step, nonce, dist.get_rank(), dist.get_world_size()))
+        saving = cls(target, partial, Save(step, nonce, dist.get_rank(), dist.get_world_size()), group)
         with saving._or_nothing():
-            together(lambda: saving._require(partial))
+            together(lambda: saving._require(partial), group)
         return saving
 
     def write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> list[Written]:
@@ -68,7 +70,7 @@ class Saving:
             Failed: on all ranks, if the disk of one is full or cannot be written. What was written is removed.
         """
         with self._or_nothing():
-            return together(lambda: self._write(pieces, rows))
+            return together(lambda: self._write(pieces, rows), self.group)
 
     def publish(self, written: Sequence[Written], manifest: Callable[[], bytes]) -> None:
         """Makes a checkpoint of what all ranks have written, under the manifest that rank 0 has. Collective.
@@ -77,8 +79,8 @@ class Saving:
             Failed: on all ranks, if a part is not there, the disk cannot be written, or a rank does not see the result.
         """
         with self._or_nothing():
-            on_rank_0(lambda: self._publish(written, manifest()))
-            together(lambda: self._require(self.target / MANIFEST_FILE))
+            on_rank_0(lambda: self._publish(written, manifest()), self.group)
+            together(lambda: self._require(self.target / MANIFEST_FILE), self.group)
 
     def _write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> Written:
         with PartWriter(self.partial, self.save) as writer:

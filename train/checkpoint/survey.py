@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, remove, remove_unfinished, superfluous
-from train.checkpoint.open import is_good, open_image
+from train.checkpoint.open import Standing, open_image, standing
 from train.errors import UserError
 from train.run_folder import LOCK_FILE
 
@@ -24,6 +24,7 @@ class Entry:
         good: False if it was saved while steps were skipped. This and all that follows: only of one that can be opened.
         bytes: of all files.
         rows: of the tables that were ever updated.
+        base: step of the full save that it adds to; bytes and rows are then those that it adds.
         ranks: that wrote it.
         saved_at: when, UTC.
         format: of its files.
@@ -35,6 +36,7 @@ class Entry:
     good: bool | None = None
     bytes: int | None = None
     rows: int | None = None
+    base: int | None = None
     ranks: int | None = None
     saved_at: str | None = None
     format: int | None = None
@@ -55,7 +57,8 @@ class Entry:
             faults,
             good=manifest.good,
             bytes=image.bytes,
-            rows=sum(span.count for span in image.spans),
+            rows=manifest.num_rows if manifest.ranks else sum(span.count for span in image.spans),
+            base=manifest.base.step if manifest.base else None,
             ranks=manifest.world_size,
             saved_at=manifest.saved_at,
             format=manifest.format,
@@ -101,18 +104,20 @@ def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pru
     except Timeout:
         raise UserError(f"{run}: a run is at work in it and lets go of checkpoints itself (checkpoint.keep)") from None
     with lock:
-        good: dict[int, bool] = {}
+        standings: dict[int, Standing] = {}
         damaged = []
         found = checkpoints_in(run / CHECKPOINTS)
         for step, path in reversed(found):
-            missing = sum(good.values()) < keep
+            missing = sum(each.good for each in standings.values()) < keep
             if missing and Entry.of(step, path, read=True).faults:
                 damaged.append(step)
             else:
-                good[step] = is_good(path)
-        if not good:
+                standings[step] = standing(path)
+        if not standings:
             raise UserError(f"{run}: no checkpoint is whole; nothing is removed")
-        removed = superfluous(good, keep=keep, keep_every=keep_every)
+        good = {step: each.good for step, each in standings.items()}
+        bases = {step: each.base for step, each in standings.items() if each.base is not None}
+        removed = superfluous(good, keep=keep, keep_every=keep_every, bases=bases)
         if not dry_run:
             remove_unfinished(run / CHECKPOINTS)
             for step, path in found:

@@ -92,6 +92,16 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     there is a newer one."""
     keep_every: int | None = Field(None, ge=1)
     """Checkpoints whose step is a multiple of this are kept for good; null for none."""
+    asynchronous: bool = True
+    """Training goes on while a checkpoint is written, and waits only until the state is frozen. Takes host memory on
+    each rank: its part of the backbone with its optimizer state, and `undo_bytes`. A run's last checkpoint is waited
+    for."""
+    undo_bytes: int = Field(1 << 30, ge=0)
+    """Most bytes of table rows on each rank that are kept as they were while a checkpoint is written; when there are
+    more, steps wait for the disk."""
+    incremental: int | None = Field(None, ge=2)
+    """One of so many checkpoints has all table rows that were ever updated, the others only those updated since that
+    one, which stays as long as any of them; null: each has all."""
     init_from: str | None = None
     """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run begins with, at
     step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null for none."""

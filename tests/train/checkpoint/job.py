@@ -39,7 +39,15 @@ class Parts:
     checkpoints: Checkpoints
 
     @classmethod
-    def open(cls, folder: Path, stage: int, *, config: dict[str, Any] | None = None, **data: Any) -> "Parts":
+    def open(
+        cls,
+        folder: Path,
+        stage: int,
+        *,
+        config: dict[str, Any] | None = None,
+        offload: OffloadConfig | None = None,
+        **data: Any,
+    ) -> "Parts":
         from train.engine import Engine
 
         sections = {"run": {"name": "x"}, "checkpoint": config or {}, "data": {"path": "x", "allow_change": bool(data)}}
@@ -49,7 +57,7 @@ class Parts:
             optimizer=OptimizerConfig(adam_parameters=["*embed*", "*gate.*"]),
             deepspeed_config=DeepSpeedConfig.model_validate({"zero_optimization": section}),
         )
-        tables = open_tables(Job(), OffloadConfig(window_rows=60, depth=1))
+        tables = open_tables(Job(), offload or OffloadConfig(window_rows=60, depth=1))
         return cls(engine, tables, Checkpoints(folder, JobConfig.model_validate(JOB | sections), identity(**data)))
 
     def fill(self, seed: int) -> None:

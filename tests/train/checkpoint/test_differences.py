@@ -13,6 +13,7 @@ from filelock import FileLock
 from launch.cli import main
 from tests.train.checkpoint.small import write
 from train.checkpoint.differences import Difference, differences
+from train.checkpoint.manifest import Base
 from train.checkpoint.open import open_image
 from train.checkpoint.survey import prune
 from train.errors import UserError
@@ -77,6 +78,27 @@ def test_ls_and_verify(run: Path) -> None:
     assert (told[0]["rows"], told[0]["ranks"], told[0]["good"]) == (6, 2, True)
     answer("verify", str(run), "--step", "2")
     assert "no checkpoint of step 3; there are: 2, 4, 5" in answer("verify", str(run), "--step", "3", code=2)
+
+
+def test_increments(run: Path) -> None:
+    """Steps 6 and 7 add to step 4, the last good one that is full."""
+    folder = run / "checkpoints"
+    base = Base(4, open_image(folder / "step-00000004").checksum)
+    for step in (6, 7):
+        write(folder, step=step, nonce=str(step), base=base, format=3)
+    assert "step 6: whole, 0.0 MB, 6 rows since step 4, 2 rank(s)" in answer("ls", str(run))
+    assert answer("verify", str(run), "--step", "7").startswith("step 7: whole")
+    images = [open_image(folder / f"step-0000000{step}") for step in (6, 4)]
+    found = {part.part: part for part in differences(*images)}
+    assert found["rows"] == Difference("rows", compared=6, differ=2, largest=0.0)
+    assert json.loads(answer("prune", str(run), "--keep", "1", "--json")) == {
+        "removed": [2, 5, 6], "kept": [4, 7], "damaged": [],
+    }  # fmt: skip
+    damage(run, 4)
+    told = answer("verify", str(run), "--step", "7", code=1)
+    assert "  step-00000004: rank-00001-000000.safetensors is not what" in told
+    with pytest.raises(UserError, match="no checkpoint is whole; nothing is removed"):
+        prune(run, keep=1, keep_every=None, dry_run=False)
 
 
 def test_diff(run: Path) -> None:

@@ -153,8 +153,8 @@ def test_rows_out_of_order_twice_out_of_range_or_never_updated_are_told(tmp_path
 
 
 def test_a_later_format_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, format=3)
-    with pytest.raises(UserError, match="has format 3, this version reads 1 to 2"):
+    path = write(tmp_path, format=4)
+    with pytest.raises(UserError, match="has format 4, this version reads 1 to 3"):
         open_image(path)
 
 

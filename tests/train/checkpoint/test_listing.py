@@ -44,6 +44,12 @@ def test_what_need_not_stay(steps: dict[int, bool], keep: int, keep_every: int |
     assert superfluous(steps, keep=keep, keep_every=keep_every) == expected
 
 
+def test_what_one_that_stays_adds_to_stays() -> None:
+    good, bases = {2: True, 3: True, 4: True, 6: False, 7: True, 8: True}, {3: 2, 4: 2, 7: 6, 8: 6}
+    assert superfluous(good, keep=1, keep_every=None, bases=bases) == [2, 3, 4, 7]
+    assert superfluous(good, keep=1, keep_every=4, bases=bases) == [3, 7]
+
+
 @given(st.dictionaries(st.integers(1, 50), st.booleans(), min_size=1), st.integers(1, 3), st.integers(1, 9))
 def test_the_newest_and_the_newest_good_ones_always_stay(steps: dict[int, bool], keep: int, keep_every: int) -> None:
     gone = superfluous(steps, keep=keep, keep_every=keep_every)

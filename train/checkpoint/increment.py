@@ -1,0 +1,97 @@
+"""A save of the rows that were updated since a full one, read as one image with it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from train.checkpoint.checked import Damaged
+from train.checkpoint.image import Image, Rows, SavedImage, find_rows
+from train.checkpoint.parts import RowRange
+from train.optim.pieces import StatePiece, TensorInfo
+
+
+class Increment:
+    """A checkpoint, as `train.checkpoint.image.SavedImage` says: a backbone of its own, and its rows over the base's.
+
+    Args:
+        own: what was saved.
+        base: the full save that it adds to.
+
+    Raises:
+        Damaged: the base is another one.
+    """
+
+    def __init__(self, own: Image, base: SavedImage) -> None:
+        if own.manifest.base is None or base.checksum != own.manifest.base.checksum:
+            raise Damaged(f"{base.path.name} is not the full save that it adds to")
+        self.own, self.base = own, base
+        self.path, self.manifest, self.checksum = own.path, own.manifest, own.checksum
+        # In this order: a row of both is the later one's.
+        self.spans: list[RowRange] = [*base.spans, *own.spans]
+        self._images: dict[RowRange, SavedImage] = dict.fromkeys(base.spans, base) | dict.fromkeys(own.spans, own)
+
+    @property
+    def steps(self) -> int:
+        """See `SavedImage.steps`."""
+        return self.own.steps
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """See `SavedImage.tensors`."""
+        return self.own.tensors
+
+    @property
+    def bytes(self) -> int:
+        """See `SavedImage.bytes`; the base's are left out."""
+        return self.own.bytes
+
+    def check_files(self) -> None:
+        """See `SavedImage.check_files`; the base's, too."""
+        self.own.check_files()
+        with self._naming(self.base):
+            self.base.check_files()
+
+    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
+        """See `SavedImage.pieces`."""
+        return self.own.pieces(wanted)
+
+    def rows(self, span: RowRange) -> Rows:
+        """See `SavedImage.rows`."""
+        image = self._images[span]
+        with self._naming(image):
+            return image.rows(span)
+
+    def mapped_rows(self, span: RowRange) -> Rows:
+        """See `SavedImage.mapped_rows`."""
+        image = self._images[span]
+        with self._naming(image):
+            return image.mapped_rows(span)
+
+    def faults(self) -> Iterator[str]:
+        """See `SavedImage.faults`; the base's, too."""
+        yield from self.own.faults()
+        yield from (f"{self.base.path.name}: {fault}" for fault in self.base.faults())
+
+    @contextmanager
+    def _naming(self, image: SavedImage) -> Iterator[None]:
+        """Files of both have the same names."""
+        try:
+            yield
+        except Damaged as error:
+            raise Damaged(f"{image.path.name}: {error}" if image is self.base else str(error)) from None
+
+
+def rows_once(image: SavedImage) -> Iterator[Rows]:
+    """All rows of a checkpoint as it stands, each once.
+
+    Raises:
+        Damaged: they are not what was saved.
+    """
+    of_base = len(image.base.spans) if isinstance(image, Increment) else 0
+    for number, span in enumerate(image.spans):
+        rows = image.rows(span)
+        if isinstance(image, Increment) and number < of_base:
+            kept_N = ~find_rows(image.own, rows.ids_N, torch.empty_like(rows.records_NW))
+            rows = Rows(rows.ids_N[kept_N], rows.records_NW[kept_N])
+        yield rows
