@@ -47,6 +47,7 @@ class Host(_Numbers):
 class Rows(_Numbers):
     read_seconds: float = Field(ge=0)
     update_seconds: float = Field(ge=0)
+    draw_seconds: float = Field(ge=0)
 
 
 class Backbone(_Numbers):

@@ -18,8 +18,6 @@ class Variant:
     Attributes:
         decided_in_loop: the loop decides on the window's slots.
         programs: of each copy.
-        fresh_stay: rows that were never updated are not fetched.
-        replayed_once: the update of rows does not replay their missed steps again.
         values_aside: rows are read, and their values exchanged, on a side stream until the first Engram layer.
         gradients_early: gradients go to their owners when the backward of the first Engram layer is done.
         rows_before_backbone: rows are updated before the backbone, whose optimizer write-backs and fetches go under.
@@ -27,8 +25,6 @@ class Variant:
 
     decided_in_loop: bool = False
     programs: int = PROGRAMS
-    fresh_stay: bool = False
-    replayed_once: bool = False
     values_aside: bool = False
     gradients_early: bool = False
     rows_before_backbone: bool = False
@@ -36,7 +32,7 @@ class Variant:
     @property
     def resident(self) -> "Variant":
         """What of it there is to change where all rows are resident."""
-        return replace(self, decided_in_loop=False, programs=PROGRAMS, fresh_stay=False)
+        return replace(self, decided_in_loop=False, programs=PROGRAMS)
 
 
 TODAY = Variant()

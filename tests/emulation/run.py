@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 from unittest import mock
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -157,12 +156,18 @@ class _Emulation:
         def fetched(host: Tensor, rows: Tensor, window: Tensor, slots: Tensor, **how: Any) -> None:
             with self.simulation.uncharged():
                 fetch(host, rows, window, slots, **how)
-                moved = len(rows)
-                if self.variant.fresh_stay:
-                    moved = int((window[slots].view(torch.int32)[:, -1] != 0).sum())
-            self._note(self._copy(FETCH, moved), ("row", rows), ("slot", slots))
+            self._note(self._copy(FETCH, len(rows)), ("row", rows), ("slot", slots))
 
         return fetched
+
+    def _draw(self, draw: Callable[..., None]) -> Callable[..., None]:
+        def drawn(window: Tensor, slots: Tensor, rows: Tensor, **how: Any) -> None:
+            with self.simulation.uncharged():
+                draw(window, slots, rows, **how)
+            span = self._launch("rows", len(rows) * self.hardware.rows.draw_seconds)
+            self._note(span, ("row", rows[:0]), ("slot", slots))
+
+        return drawn
 
     def _write(self, write: Callable[..., None]) -> Callable[..., None]:
         def written(window: Tensor, slots: Tensor, host: Tensor, rows: Tensor, **how: Any) -> None:
@@ -220,11 +225,9 @@ class _Emulation:
         return reducing
 
     def _update(self, update: Callable[..., None]) -> Callable[..., None]:
-        rows = self.hardware.rows
-        row_seconds = rows.update_seconds
-        if self.variant.replayed_once:
-            moved = self.workload.record_bytes / self.hardware.device.memory_bytes_per_second
-            row_seconds -= max(0.0, rows.read_seconds - moved)
+        # Measured when the update replayed missed steps again, as the read had; of the read all but bytes is replay.
+        rows, moved = self.hardware.rows, self.workload.record_bytes / self.hardware.device.memory_bytes_per_second
+        row_seconds = rows.update_seconds - max(0.0, rows.read_seconds - moved)
 
         def updating(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor, *args: Any, **how: Any) -> None:
             with self.simulation.uncharged():
@@ -255,6 +258,7 @@ class _Emulation:
             put(offload.tables, "_DECIDING_BESIDE", beside)
             put(offload.tables, "make_plan", self.workload.planned(self.simulation, offload.tables.make_plan))
             put(zero_copy, "fetch_records", self._fetch(zero_copy.fetch_records))
+            put(zero_copy, "draw_records", self._draw(zero_copy.draw_records))
             put(zero_copy, "write_records", self._write(zero_copy.write_records))
             put(RowUpdater, "read", self._read(RowUpdater.read))
             put(RowUpdater, "update_at", self._update(RowUpdater.update_at))
