@@ -12,8 +12,9 @@ from typing import Self
 from launch.local.environment import meeting_port, rank_environment
 from launch.local.failures import USER_ERROR_EXIT, RankFailed
 from launch.local.process import RankProcess
-from launch.local.signals import Stopped, collected
+from launch.local.signals import Received, Stopped, collected
 from train.errors import UserError
+from train.watch.ending import SAME_S
 
 _POLL_S = 0.05
 _SETTLE_S = 3.0
@@ -29,18 +30,20 @@ def run_ranks(
     port: int | None = None,
     gpus: int = 0,
     grace_s: float = 10.0,
-) -> None:
+) -> int:
     """Runs `command` as `nproc` ranks that meet on `port` (None: a free one) and waits for all of them.
 
     Rank 0's output is this process's own; the others append to `log_folder/rank<n>.log`. When one rank fails, the
-    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). So are all of them when this process is asked to end
-    by SIGINT, SIGTERM or SIGHUP; a second signal kills them at once. Always SIGTERM: Python's own handler of SIGINT
-    would raise an exception in the middle of a rank's imports.
+    others are killed. When a signal asks this process to end, they are asked as well, by SIGTERM, and killed after
+    `grace_s` seconds or by a later Ctrl-C; what comes within `SAME_S` is the same Ctrl-C.
+
+    Returns:
+        0 if all ranks did their work, or the exit code of ranks that were interrupted and have saved theirs.
 
     Raises:
         UserError: the port is in use, the log folder cannot be made, or a rank reported a user's mistake.
         RankFailed: a rank crashed.
-        Stopped: a signal asked this process to end.
+        Stopped: a signal asked this process to end, and the ranks have not saved their work.
     """
     meeting = meeting_port(port)
     try:
@@ -54,13 +57,13 @@ def run_ranks(
     ):
         for rank in range(nproc):
             ranks.start(command, rank_environment(rank, nproc, meeting, gpus))
-        ranks.wait()
+        return ranks.wait()
 
 
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
-    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int]) -> None:
+    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[Received]) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
         self._ranks: list[RankProcess] = []
 
@@ -80,34 +83,51 @@ class _LocalRanks:
             RankProcess(len(self._ranks), command, environment, self._log_folder / f"{name}.log", self._reports / name)
         )
 
-    def wait(self) -> None:
-        """Returns when all ranks succeeded; otherwise ends the rest and raises."""
-        self._until(lambda: bool(self._received or any(rank.poll() for rank in self._ranks)))
-        if not self._received and any(rank.poll() for rank in self._ranks):
-            self._until(self._culprit_is_clear, _SETTLE_S)
-            culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
-            self._stop()
-            self._raise(culprit)
+    def wait(self) -> int:
+        """See `run_ranks`."""
+        self._until(lambda: bool(self._received or self._failed() or self._interrupted()))
         if self._received:
-            self._stop()
-            raise Stopped(self._received[0])
+            self._ask_to_end()
+        if self._received or self._interrupted():
+            self._until(lambda: bool(self._insisted() or self._culprits()), self._grace_s)
+        if interrupted := self._interrupted():
+            return interrupted[0].poll() or 0
+        if self._received:
+            if not self._culprits() and any(rank.poll() != 0 for rank in self._ranks):
+                raise Stopped(self._received[0].signum)
+        elif self._failed():
+            self._until(lambda: bool(self._received or self._culprits()), _SETTLE_S)
+        if failed := self._failed():
+            self._raise(min(failed, key=_blame))
+        return 0
+
+    def _failed(self) -> list[RankProcess]:
+        """Ranks that reported a failure, or ended with another exit code than 0."""
+        return [rank for rank in self._ranks if (rank.report or rank.poll()) and rank not in self._interrupted()]
+
+    def _culprits(self) -> list[RankProcess]:
+        """Those whose failure is not another's; a rank that was asked to end may do so with any exit code."""
+        return [rank for rank in self._failed() if _blame(rank)[0] < 2 and (rank.report or not self._received)]
+
+    def _interrupted(self) -> list[RankProcess]:
+        return [rank for rank in self._ranks if (report := rank.report) and report.kind == "interrupted"]
+
+    def _insisted(self) -> bool:
+        """Whether somebody pressed Ctrl-C again, after the first signal and all that belong to it."""
+        first = self._received[0].at if self._received else 0.0
+        return any(signum == signal.SIGINT and at - first >= SAME_S for signum, at in self._received)
+
+    def _ask_to_end(self) -> None:
+        # Always SIGTERM: what a rank does at SIGINT depends on how far its start is.
+        for rank in self._ranks:
+            rank.poll()
+            rank.send(signal.SIGTERM)
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""
         deadline = time.monotonic() + timeout_s
         while not happened() and any(rank.poll() is None for rank in self._ranks) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-
-    def _culprit_is_clear(self) -> bool:
-        return bool(self._received) or any(_blame(rank)[0] < 2 for rank in self._ranks if rank.report or rank.poll())
-
-    def _stop(self) -> None:
-        """Asks all ranks to end and waits for them through the grace time, or until another signal comes."""
-        known = len(self._received)
-        for rank in self._ranks:
-            rank.poll()
-            rank.send(signal.SIGTERM)
-        self._until(lambda: len(self._received) > known, self._grace_s)
 
     def _raise(self, culprit: RankProcess) -> None:
         if (report := culprit.report) is not None and report.kind == "user":

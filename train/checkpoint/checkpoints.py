@@ -42,11 +42,13 @@ class Resumed:
         step: steps that are done; 0 for a fresh start.
         path: the checkpoint; None for a fresh start.
         notes: what was passed over or has changed, in lines for the user.
+        recent: loss and gradient norm of the last updates, if the run looks for spikes.
     """
 
     step: int = 0
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    recent: list[tuple[float, float]] = field(default_factory=list)
 
 
 class _Choice(NamedTuple):
@@ -83,8 +85,17 @@ class Checkpoints:
         saving.publish(written, lambda: b"{}\n")
         on_rank_0(lambda: shutil.rmtree(saving.target))
 
-    def save(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> Path:
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        tables: EngramTables | None,
+        skipped_in_a_row: int = 0,
+        recent: Sequence[tuple[float, float]] = (),
+    ) -> Path:
         """Saves the state after `step` steps, the last `skipped_in_a_row` of which changed nothing. Collective.
+
+        `recent` comes back in `Resumed`.
 
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
@@ -93,7 +104,9 @@ class Checkpoints:
         saving = Saving.begin(self.folder / f"step-{step:08d}", step)
         rows = tables.updated_rows(PIECE_BYTES) if tables else ()
         written = saving.write(engine.state_pieces(PIECE_BYTES), rows)
-        saving.publish(written, lambda: self._describe(saving.save, written, engine, tables, skipped_in_a_row).text())
+        saving.publish(
+            written, lambda: self._describe(saving.save, written, engine, tables, skipped_in_a_row, recent).text()
+        )
         on_rank_0(lambda: self._let_go(step))
         return saving.target
 
@@ -118,7 +131,8 @@ class Checkpoints:
             if changed:
                 notes.append(f"data.allow_change: from here on with another {changed}")
                 self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
-            return Resumed(image.manifest.step, choice.path, notes)
+            recent = [(loss, norm) for loss, norm in image.manifest.recent]
+            return Resumed(image.manifest.step, choice.path, notes, recent)
         return Resumed()
 
     def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
@@ -151,7 +165,7 @@ class Checkpoints:
             chosen = images[-1] if images[-1].manifest.good else images[0]
             for image in images[: images.index(chosen)]:
                 skipped = image.manifest.skipped_in_a_row
-                self._passed_over[image.path] = f"it was saved after {skipped} step(s) without a finite gradient"
+                self._passed_over[image.path] = f"it was saved after {skipped} skipped step(s)"
             return _Choice(chosen.path, chosen.checksum)
         if self._passed_over:
             path, why = next(iter(self._passed_over.items()))
@@ -202,6 +216,7 @@ class Checkpoints:
         engine: Engine,
         tables: EngramTables | None,
         skipped_in_a_row: int,
+        recent: Sequence[tuple[float, float]],
     ) -> Manifest:
         tensors = {name: (CODES[info.dtype], list(info.shape)) for name, info in engine.state_tensors().items()}
         return Manifest(
@@ -215,6 +230,7 @@ class Checkpoints:
             tables=tables.optimizer_state() if tables else None,
             tensors=tensors,
             ranks=list(written),
+            recent=list(recent),
             config=self._job,
             versions={name: importlib.metadata.version(name) for name in _PROGRAMS},
         )
