@@ -98,6 +98,8 @@ class Trainer:
             self._watch.ask()
             with self._profiler.step(done):
                 result = self._train_step_or_save(step)
+            if step == start:
+                self._watch.begun()
             self._meter.count(result.loss)
             self._check_refusal(step, result)
             due = done % job.eval.every == 0 or done == total
@@ -107,7 +109,6 @@ class Trainer:
                 self._reporter.step(done, result, measured, evaluation)
                 self._meter.restart()
             self._reporter.advance(done)
-            self._watch.begun()
             every = job.checkpoint.every
             saved = self._try_to_save(done) if every and (done % every == 0 or done == total) else None
             signum = self._watch.answer()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from launch.local.environment import may_use_gpus
 from tests.command_line import backbone, losses, table_rows, train, write_job
 from tests.launch.ranks import assert_gone
 from tests.signals import skip_if_ignored
+from tests.warm_command import WarmCommand, started_warm
 
 SLOW = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.1}}
 """Every step lasts some tenths of a second."""
@@ -27,19 +29,22 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], object], process: subprocess.Popen[str] | WarmCommand) -> None:
     deadline = time.monotonic() + LIMIT_S
     while not happened():
-        assert process.poll() is None, process.communicate()
+        if isinstance(process, WarmCommand):
+            assert process.process.exitcode is None, process.result(0)
+        else:
+            assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 @contextmanager
 def started(
     job: Path, *overrides: str, by: tuple[str, ...] | list[str] = ("-m", "launch")
 ) -> Iterator[subprocess.Popen[str]]:
-    """The run, in a process group of its own as a shell starts it."""
+    """The run in fresh processes, in a group of its own as a shell starts it."""
     command = [sys.executable, *by, "train", str(job), *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     with subprocess.Popen(
@@ -49,6 +54,18 @@ def started(
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def started_quickly(job: Path, *overrides: str) -> Iterator[WarmCommand]:
+    """The run in warm processes."""
+    arguments = ["train", str(job), "--nproc", "2", *overrides]
+    with started_warm(arguments, cwd=None, environment={"OMP_NUM_THREADS": "1"}) as command:
+        yield command
+
+
+def rank_pids(run: Path) -> list[int]:
+    return [json.loads(path.read_text())["pid"] for path in sorted((run / "heartbeats").iterdir())]
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -86,7 +103,7 @@ class TestASignalInTraining:
         with started(job, "checkpoint.interrupted_exit=75") as process:
             wait_until(lambda: steps_done(run) >= 2, process)
             assert state(run)["state"] == "running"
-            ranks = [json.loads(path.read_text())["pid"] for path in sorted((run / "heartbeats").iterdir())]
+            ranks = rank_pids(run)
             os.killpg(process.pid, signal.SIGINT)
             os.kill(ranks[1], signal.SIGUSR1)
             time.sleep(0.1)
@@ -114,3 +131,73 @@ class TestASignalInTraining:
         assert "interrupted by SIGTERM after step" in out
         assert state(run)["state"] == "interrupted"
         assert_goes_on_like(run.with_name("straight"), run, job)
+
+
+def stop_within_a_save(run: Path, command: WarmCommand) -> int:
+    """Stops rank 1 while a checkpoint is being saved; returns after how many steps that is."""
+    checkpoints = run / "checkpoints"
+    while True:
+        wait_until(lambda: [*checkpoints.glob(".step-*.partial")], command)
+        pid = rank_pids(run)[1]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.2)  # what rank 0 can do without the other it has done then
+        if under_way := [*checkpoints.glob(".step-*.partial")]:
+            return int(under_way[0].name.split("-")[1].split(".")[0])
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.skipif(may_use_gpus(), reason="written for CPUs")
+class TestARun:
+    def test_that_is_saving_ends_with_that_save(self, job: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        every = "checkpoint.every=1"
+        with started_quickly(job, every) as command:
+            wait_until(lambda: steps_done(run) >= 1, command)
+            step = stop_within_a_save(run, command)
+            command.process.terminate()
+            time.sleep(0.2)
+            os.kill(rank_pids(run)[1], signal.SIGCONT)
+            result = command.result(LIMIT_S)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"interrupted by SIGTERM after step {step}: " in result.stdout
+        assert steps_done(run) == step
+        assert_goes_on_like(run.with_name("straight"), run, job)
+
+    def test_that_saves_nothing_says_so(self, job: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        with started_quickly(job, "checkpoint.every=null", "checkpoint.interrupted_exit=75") as command:
+            wait_until(lambda: steps_done(run) >= 1, command)
+            command.process.terminate()
+            result = command.result(LIMIT_S)
+        assert result.returncode == 143
+        assert state(run)["why"].endswith("checkpoint.every is null, nothing was saved")
+
+    def test_whose_rank_is_killed_starts_again_by_itself(self, job: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        with started_quickly(job, "train.restarts=1", "checkpoint.every=2", "checkpoint.resume=never") as command:
+            wait_until(lambda: steps_done(run) >= 3, command)
+            os.kill(rank_pids(run)[1], signal.SIGKILL)
+            result = command.result(LIMIT_S)
+        assert result.returncode == 0
+        first, second = result.stderr.strip().splitlines()[0], result.stderr.strip().splitlines()[-1]
+        assert first.startswith("rank 1 was killed by SIGKILL")
+        assert second == "starting all ranks again (1 of 1: train.restarts)"
+        assert_goes_on_like(run.with_name("straight"), run, job)
+
+    def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        with started_quickly(job, "train.hang_s=2") as command:
+            wait_until(lambda: steps_done(run) >= 2, command)
+            pid = rank_pids(run)[1]
+            os.kill(pid, signal.SIGSTOP)
+            result = command.result(LIMIT_S)
+        assert result.returncode == 1
+        assert_gone([pid])
+        told = re.search(r"train.hang_s: rank 1 gave no sign .* seen in step (\d+), stage (\w+), .*", result.stderr)
+        assert told is not None, result.stderr
+        assert int(told[1]) >= 2
+        assert told[2] in {"plan", "fetch", "exchange", "compute"}
+        assert state(run)["state"] == "failed"
+        assert told[0] in state(run)["why"]
+        (stacks,) = (run / "stacks").iterdir()
+        assert "trainer.py" in stacks.read_text()

@@ -28,20 +28,16 @@ class StopSignals:
     def __init__(self, grace_s: float, leave: Callable[[str, int], None]) -> None:
         self._grace_s, self._leave = grace_s, leave
         self._received = 0
-        self._listening = False
         # In host memory: the answer is there before the device has done the step.
         self._group = dist.new_group(backend="gloo")
         self._asked = torch.zeros(1, dtype=torch.int32)
         self._answer: dist.Work | None = None
 
     def listen(self) -> None:
-        """From now on signals are only noted, except those that are ignored; before, they end the process.
+        """From now on signals are only noted, except those that are ignored; before, they end the process. Collective.
 
-        To be called from the main thread, once there is something to save.
+        To be called once, from the main thread, when there is something to save.
         """
-        if self._listening:
-            return
-        self._listening = True
         heard, written = os.pipe()
         os.set_blocking(written, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
@@ -50,6 +46,7 @@ class StopSignals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _noted)
                 signal.siginterrupt(number, False)
+        dist.barrier(self._group)  # no rank saves while another one would still die of what it hears
 
     def ask(self) -> None:
         """Begins to ask all ranks whether they have received a signal; nobody waits. Collective."""

@@ -19,7 +19,7 @@ class Watch:
         return items
 
     def begun(self) -> None:
-        """A step is done: from now on there is something to save."""
+        """The first step is done: from now on there is something to save."""
 
     def ask(self) -> None:
         """Begins to ask all ranks whether the run shall end."""
