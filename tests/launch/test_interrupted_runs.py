@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -186,7 +187,7 @@ class TestARun:
 
     def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        with started_quickly(job, "train.hang_s=2") as command:
+        with started_quickly(job, "train.hang_s=5") as command:
             wait_until(lambda: steps_done(run) >= 2, command)
             pid = rank_pids(run)[1]
             os.kill(pid, signal.SIGSTOP)
@@ -201,3 +202,69 @@ class TestARun:
         assert told[0] in state(run)["why"]
         (stacks,) = (run / "stacks").iterdir()
         assert "trainer.py" in stacks.read_text()
+
+
+End = Callable[[int, list[int], Random], None]
+
+
+def kill_a_rank(launcher: int, ranks: list[int], choice: Random) -> None:
+    os.kill(choice.choice(ranks), signal.SIGKILL)
+
+
+def kill_all(launcher: int, ranks: list[int], choice: Random) -> None:
+    for pid in [launcher, *ranks]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_the_launcher(launcher: int, ranks: list[int], choice: Random) -> None:
+    os.kill(launcher, signal.SIGKILL)
+
+
+def send_a_signal(launcher: int, ranks: list[int], choice: Random) -> None:
+    os.kill(choice.choice([launcher, *ranks]), choice.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]))
+
+
+KILLS = (kill_a_rank, kill_all, kill_the_launcher)
+
+
+@pytest.mark.skipif(may_use_gpus(), reason="written for CPUs")
+@pytest.mark.parametrize(
+    ("ends", "times"),
+    [
+        pytest.param(KILLS, 3, id="kills"),
+        pytest.param(KILLS, 21, id="many-kills", marks=pytest.mark.long),
+        pytest.param((send_a_signal,), 20, id="signals", marks=pytest.mark.long),
+    ],
+)
+def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_same_bits(
+    ends: tuple[End, ...], times: int, corpus: Path, tmp_path: Path
+) -> None:
+    """A save at every step, so that moments within saves are many."""
+    sections = {"checkpoint": {"every": 1}, "eval": {"every": 3}, "offload": {"window_rows": 1500}}
+    job, choice = write_job(tmp_path, corpus, train={"steps": 15 * times}, **sections), Random(0)
+    run = tmp_path / "runs" / "small"
+    for number in range(times):
+        end_somewhere(job, run, ends[number % len(ends)], choice, in_its_start=number % 4 == 3)
+    assert_goes_on_like(run.with_name("straight"), run, job)
+
+
+def end_somewhere(job: Path, run: Path, end: End, choice: Random, *, in_its_start: bool) -> None:
+    before = steps_done(run)
+    with started_quickly(job) as command:
+        launcher = command.process.pid
+        assert launcher is not None
+        wait_until(lambda: len(children(launcher)) == 2, command)
+        ranks = children(launcher)
+        if not in_its_start:
+            wait_until(lambda: steps_done(run) > before, command)
+        time.sleep(choice.uniform(0, 1))
+        assert command.process.exitcode is None, "make the run longer"
+        with suppress(ProcessLookupError):
+            end(launcher, ranks, choice)
+        command.process.join(LIMIT_S)
+        assert_gone([launcher, *ranks], within_s=10)
+
+
+def children(pid: int) -> list[int]:
+    lists = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for found in lists for child in found]
