@@ -48,7 +48,7 @@ INNER = {
         "run_folder": {"errors"},
         "run_state": {"errors", "files", "run_folder"},
         "spikes": set(),
-        "watch": {"errors", "files"},
+        "watch": {"errors"},
         "optim": set(),
         "data": _BASE,
         "config": {"errors", "files", "data", "optim"},

@@ -27,7 +27,7 @@ from train.config.job import JobConfig
 from train.data.loader import Loader
 from train.data.open import open_data
 from train.engine import Engine
-from train.errors import Interrupted, UserError
+from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.profile import StepProfiler
@@ -81,11 +81,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     run.record_config()
     saved = str(resumed.path) if resumed.path else None
     with StateRecord(run.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=run.rank == 0) as state:
-        try:
-            summary = _train(run, resumed, state, leave)
-        except Interrupted:
-            run.close()
-            raise
+        summary = _train(run, resumed, state, leave)
         run.close()
     return summary
 
@@ -100,13 +96,17 @@ def _train(run: "Run", resumed: Resumed, state: StateRecord, leave: Callable[[Ba
             os.write(2, f"{told}\n".encode())  # not print: another thread may be within it
         os._exit(code)
 
+    def leave_hung(error: BaseException) -> None:
+        state.end("failed", str(error))
+        leave(error)
+
     watch = RunWatch(
         run.folder,
         run.rank,
         run.world_size,
         hang_s=job.train.hang_s,
         signals=StopSignals(job.checkpoint.grace_s, leave_at_once),
-        leave=leave,
+        leave=leave_hung,
     )
     with Reporter(job, run.folder, start=start, active=run.rank == 0, state=state) as reporter:
         for note in resumed.notes:
@@ -183,7 +183,8 @@ class Run:
     def close(self) -> None:
         """Leaves the job's ranks. Collective.
 
-        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure.
+        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure. Nor
+        for a run that was interrupted: ranks differ in how far they have planned ahead.
         """
         if self.tables:
             self.tables.close()

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -100,10 +101,12 @@ class StateRecord:
             self.end("failed", str(error) if known else f"{type(error).__name__}: {error}")
 
     def end(self, state: State, why: str | None = None) -> None:
-        """Writes how the run ended; of several ends the first counts. From any thread."""
+        """Writes how the run ended, if the disk takes it; of several ends the first counts. From any thread."""
         if self._active:
             self._active = False
-            replace(self._state, state=state, step=self.step, saved=self.saved, why=why).write(self._folder)
+            ended = replace(self._state, state=state, step=self.step, saved=self.saved, why=why)
+            with suppress(OSError):  # the end itself is told in any case
+                ended.write(self._folder)
 
 
 def record_end(folder: Path, state: State, why: str) -> None:

@@ -127,6 +127,9 @@ class Trainer:
         if config.every is None:
             raise Interrupted(f"{told}: checkpoint.every is null, nothing was saved", 128 + signum)
         path = saved or self._save(done)
+        # Nobody leaves while another rank is still within the save.
+        self._watch.ask()
+        self._watch.answer()
         told += f": all is saved in {path}, and the same command goes on from there"
         self._reporter.message(told)
         raise Interrupted(told, config.interrupted_exit)

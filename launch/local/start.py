@@ -85,7 +85,7 @@ class _LocalRanks:
 
     def wait(self) -> int:
         """See `run_ranks`."""
-        self._until(lambda: bool(self._received or self._failed() or self._interrupted()))
+        self._until(lambda: bool(self._received or any(rank.poll() for rank in self._ranks) or self._interrupted()))
         if self._received:
             self._ask_to_end()
         if self._received or self._interrupted():
@@ -110,7 +110,8 @@ class _LocalRanks:
         return [rank for rank in self._failed() if _blame(rank)[0] < 2 and (rank.report or not self._received)]
 
     def _interrupted(self) -> list[RankProcess]:
-        return [rank for rank in self._ranks if (report := rank.report) and report.kind == "interrupted"]
+        ended = [rank for rank in self._ranks if rank.poll() is not None]
+        return [rank for rank in ended if (report := rank.report) and report.kind == "interrupted"]
 
     def _insisted(self) -> bool:
         """Whether somebody pressed Ctrl-C again, after the first signal and all that belong to it."""

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from train.files import new_file
-
 HEARTBEATS = "heartbeats"
 """Folder, in that of the run, with a file for each rank."""
 SLOWEST_BEAT_S = 5.0
 """Longest time between two beats."""
+_FILE_BYTES = 512
+_READS, _AGAIN_S = 3, 0.01
 
 Stage = Literal["plan", "fetch", "exchange", "compute", "evaluate", "save"]
 T = TypeVar("T")
@@ -47,10 +47,12 @@ class Beat:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """A rank's last beat; None if it has left none that can be read."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
+        for _ in range(_READS):
+            try:
+                return cls(**json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                time.sleep(_AGAIN_S)  # it may be in the middle of the next one
+        return None
 
 
 class Heartbeat:
@@ -100,8 +102,13 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Says now where this rank is."""
-        with new_file(self.path) as partial:
-            partial.write_text(json.dumps(asdict(self.now())) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(self.now())).ljust(_FILE_BYTES - 1) + "\n"
+        # In place: on a network's disk another host sees a renamed file only after its cache of names has aged.
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(file, text.encode(), 0)
+        finally:
+            os.close(file)
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._every_s):
