@@ -103,7 +103,9 @@ class _LocalRanks:
 
     def _failed(self) -> list[RankProcess]:
         """Ranks that reported a failure, or ended with another exit code than 0."""
-        return [rank for rank in self._ranks if (rank.report or rank.poll()) and rank not in self._interrupted()]
+        return [
+            rank for rank in self._ranks if (report.kind != "interrupted" if (report := rank.report) else rank.poll())
+        ]
 
     def _culprits(self) -> list[RankProcess]:
         """Those whose failure is not another's; a rank that was asked to end may do so with any exit code."""

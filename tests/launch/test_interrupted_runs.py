@@ -20,6 +20,7 @@ from tests.command_line import backbone, losses, table_rows, train, write_job
 from tests.launch.ranks import assert_gone
 from tests.signals import skip_if_ignored
 from tests.warm_command import WarmCommand, started_warm
+from train.watch.heartbeat import Beat, beat_path
 
 SLOW = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.1}}
 """Every step lasts some tenths of a second."""
@@ -188,7 +189,7 @@ class TestARun:
     def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         with started_quickly(job, "train.hang_s=5") as command:
-            wait_until(lambda: steps_done(run) >= 2, command)
+            wait_until(lambda: (beat := Beat.read(beat_path(run, 1))) and beat.step >= 2, command)
             pid = rank_pids(run)[1]
             os.kill(pid, signal.SIGSTOP)
             result = command.result(LIMIT_S)
