@@ -10,7 +10,7 @@ import pytest
 from tests.command_line import backbone, engram, losses, table_rows, train, write_job
 
 DIVERGING = ["train.gradient_clipping=null", "optimizer.learning_rate=1e30", "schedule.warmup_steps=0"]
-NERVOUS = ["train.on_spike=skip", "train.spike_window=4", "train.spike_sigma=1.5", "train.max_skipped_steps=30"]
+NERVOUS = ["train.on_spike=skip", "train.spike_window=14", "train.spike_sigma=1", "train.max_skipped_steps=30"]
 
 
 def skipped(run: Path) -> list[dict[str, Any]]:
