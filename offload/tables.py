@@ -5,7 +5,7 @@ step = tables.begin(n)  ->  forward, backward over step.batches and step.rows  -
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -117,6 +117,7 @@ class EngramTables:
         self._last = self._prepared = -1  # the last step that began, and the last that the store knows of
         self._step: Step | None = None
         self._told = Traffic()
+        self._enter: Callable[[Literal["plan", "fetch", "exchange"]], None] = lambda stage: None
 
     def _open_store(self, *shard: Any) -> RowStore:
         if self._config.mode == "resident":
@@ -139,6 +140,10 @@ class EngramTables:
         rows = self._shard.sharding.shard_rows(self._shard.rank)
         slots = min(self._config.window_rows, rows) if self._config.mode == "window" else rows
         return slots * self._shard.layout.stride_bytes(self._device)
+
+    def tell_stages(self, enter: Callable[[Literal["plan", "fetch", "exchange"]], None]) -> None:
+        """From now on `enter` hears what `begin` is about to wait for: a plan, rows on their way, other ranks."""
+        self._enter = enter
 
     def look_ahead(self, depth: int) -> None:
         """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.
@@ -176,13 +181,16 @@ class EngramTables:
         # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
         for ahead in range(number, min(number + self._config.depth + 2, self._num_steps)):
             self._planner.request(ahead)
+        self._enter("plan")
         plan = self._require_room(number)
         self._last = number
         self._shard.observer.planned(number, plan)
         if self._prepared < number:
             self._prepare(number, plan)
+        self._enter("fetch")
         places_O = self._shard.store.hold(number)
         self._look_ahead()
+        self._enter("exchange")
         there = self._uploads.take(number, plan)
         self._step = Step(number, plan, there, places_O, self._shard, self._finish)
         return self._step

@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, NoReturn
@@ -17,16 +20,42 @@ def run_warm(
     arguments: list[str], *, cwd: Path | None, timeout_s: float, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Runs `engram` with these arguments to its end."""
+    with started_warm(arguments, cwd=cwd, environment=environment) as command:
+        return command.result(timeout_s)
+
+
+@dataclass(frozen=True)
+class WarmCommand:
+    """A command that was started, its process, and the files that it writes to."""
+
+    arguments: list[str]
+    process: ForkServerProcess
+    output: Path
+    errors: Path
+
+    def result(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Waits for its end."""
+        self.process.join(timeout_s)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(
+                self.arguments, timeout_s, self.output.read_bytes(), self.errors.read_bytes()
+            )
+        told = self.output.read_text(), self.errors.read_text()
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *told)
+
+
+@contextmanager
+def started_warm(arguments: list[str], *, cwd: Path | None, environment: dict[str, str]) -> Iterator[WarmCommand]:
+    """Starts `engram` with these arguments; it is killed at the end of the block, if it is still at work."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
         process = warm_process(_command, arguments, cwd or Path.cwd(), output, errors, **environment)
         process.start()
-        process.join(timeout_s)
-        if process.exitcode is None:
+        try:
+            yield WarmCommand(arguments, process, output, errors)
+        finally:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(arguments, timeout_s, output.read_bytes(), errors.read_bytes())
-        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
 
 def _command(arguments: list[str], cwd: Path, output: Path, errors: Path) -> None:

@@ -36,35 +36,80 @@ from train.report.start import tell_start
 from train.report.summary import Summary
 from train.run_folder import CONFIG_FILE
 from train.run_lock import lock_run
+from train.run_state import StateRecord
 from train.tables import address_book, open_tables, table_bytes
 from train.trainer import Trainer
 from train.use.sampling import continue_texts
+from train.watch.hang import set_up_flight_recorder
+from train.watch.stop import StopSignals
+from train.watch.watch import RunWatch
 
 _BACKBONE_BYTES = 12
 """Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
 
 
-def train(job: JobConfig) -> Summary | None:
+def _leave(error: BaseException) -> None:
+    print(f"Error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Summary | None:
     """Trains `job` from its newest checkpoint, or from nothing, to its last step. Collective.
 
-    The ranks are those that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+    The ranks are those that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). From the
+    first step on, signals that ask this process to end are obeyed between two steps.
+
+    Args:
+        job: its config.
+        leave: tells of an error and ends this process, from any thread: what a rank that is stuck ends by.
 
     Returns:
         The summary on rank 0; None on the others.
 
     Raises:
         UserError: anything in the config, the data or the run's folder that the user has to change.
+        Interrupted: on all ranks, by a signal that one of them received.
         OSError: a file cannot be written.
     """
     tell_start("waiting for all ranks")
+    if torch.cuda.is_available():
+        set_up_flight_recorder(Path(job.run.dir) / job.run.name)
     join_ranks(job.launch.timeout_s)
     run = Run(job, tell_start)
     if run.origin or checkpoints_in(run.checkpoints.folder):
         tell_start("loading the checkpoint")
     resumed = run.resume()
-    start = resumed.step
     run.record_config()
-    with Reporter(job, run.folder, start=start, active=run.rank == 0) as reporter:
+    saved = str(resumed.path) if resumed.path else None
+    with StateRecord(run.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=run.rank == 0) as state:
+        summary = _train(run, resumed, state, leave)
+        run.close()
+    return summary
+
+
+def _train(run: "Run", resumed: Resumed, state: StateRecord, leave: Callable[[BaseException], None]) -> Summary | None:
+    """All steps of a run that was resumed, and what comes after them."""
+    job, start = run.job, resumed.step
+
+    def leave_at_once(told: str, code: int) -> None:
+        state.end("interrupted", told)
+        if run.rank == 0:
+            os.write(2, f"{told}\n".encode())  # not print: another thread may be within it
+        os._exit(code)
+
+    def leave_hung(error: BaseException) -> None:
+        state.end("failed", str(error))
+        leave(error)
+
+    watch = RunWatch(
+        run.folder,
+        run.rank,
+        run.world_size,
+        hang_s=job.train.hang_s,
+        signals=StopSignals(job.checkpoint.grace_s, leave_at_once),
+        leave=leave_hung,
+    )
+    with Reporter(job, run.folder, start=start, active=run.rank == 0, state=state) as reporter:
         for note in resumed.notes:
             reporter.message(note)
         trainer = Trainer(
@@ -76,17 +121,19 @@ def train(job: JobConfig) -> Summary | None:
             checkpoints=run.checkpoints,
             reporter=reporter,
             profiler=StepProfiler(job.train.profile if run.rank == 0 else None, run.folder, run.engine.device),
+            watch=watch,
+            recent=resumed.recent,
         )
         if start == job.train.steps:
             reporter.message(f"{run.folder} has all its {start} steps: nothing is left to train")
         else:
             tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit(start)
+    watch.close()
     samples = run.sample()
     summary = run.summarise(found, samples, trainer.rows_moved, start) if run.rank == 0 else None
     if summary:
         summary.save(run.folder)
-    run.close()
     return summary
 
 
@@ -137,7 +184,8 @@ class Run:
     def close(self) -> None:
         """Leaves the job's ranks. Collective.
 
-        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure.
+        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure. Nor
+        for a run that was interrupted: ranks differ in how far they have planned ahead.
         """
         if self.tables:
             self.tables.close()
@@ -206,6 +254,7 @@ class Run:
         return Loader(
             self.store,
             split=split,
+            skip=[range(first - 1, last) for first, last in self.job.data.skip_steps] if split == "train" else (),
             sequence_length=self.job.data.sequence_length,
             global_batch_size=job.global_batch_size,
             micro_batch_size=job.micro_batch_size,

@@ -2,10 +2,11 @@
 
 import gc
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from train.checkpoint.together import Failed
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
-from train.errors import UserError
+from train.errors import Interrupted, UserError
 from train.evaluation import Evaluation, TrainedRows, batches, evaluate, evaluating, forward, memory_of
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
@@ -27,6 +28,8 @@ from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
+from train.spikes import Spikes, Update
+from train.watch.watch import Watch
 
 _WORTH_TELLING_S = 1.0
 """That a save waited for the one before."""
@@ -43,6 +46,8 @@ class Trainer:
         checkpoints: where states are saved.
         reporter: told of everything that a user may want to see.
         profiler: of some steps; None for none.
+        watch: of the run; None for none.
+        recent: see `train.spikes.Spikes`, of the checkpoint that the run goes on from.
     """
 
     def __init__(
@@ -56,19 +61,31 @@ class Trainer:
         checkpoints: Checkpoints,
         reporter: Reporter,
         profiler: StepProfiler | None = None,
+        watch: Watch | None = None,
+        recent: Sequence[Update] = (),
     ) -> None:
         self._job, self._engine, self._tables = job, engine, tables
         self._profiler = profiler or StepProfiler(None, Path(), engine.device)
         self._train_loader, self._validation_loader = train_loader, validation_loader
         self._checkpoints, self._reporter = checkpoints, reporter
+        self._watch = watch or Watch()
+        self._spikes = None
+        if job.train.on_spike != "ignore":
+            self._spikes = Spikes(job.train.spike_sigma, job.train.spike_window, recent)
+        if tables:
+            tables.tell_stages(self._watch.enter)
         self._skipped_in_a_row = 0
+        self._kept = 0  # steps done in the state that is on the disk, or from which the run went on
+        self._newest: Path | None = None  # that state, if this run has saved it
         self._meter = Meter(job.train.global_batch_size * job.data.sequence_length, tables, engine.device)
 
     def fit(self, start: int) -> Evaluation:
         """Trains steps `start` to the last, and returns the evaluation at the end. Collective.
 
         Raises:
-            UserError: too many steps in a row without a finite gradient, or a window that a step does not fit into.
+            UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
+                into the window.
+            Interrupted: on all ranks, by a signal; the run is saved.
             Failed: the last checkpoint cannot be written; without an earlier one training goes on.
         """
         with _what_is_built_uncollected():
@@ -84,13 +101,16 @@ class Trainer:
     def _fit(self, start: int) -> Evaluation | None:
         """The steps; returns the last one's evaluation, or None if nothing was left to train."""
         job, total = self._job, self._job.train.steps
-        evaluation = None
+        evaluation, self._kept = None, start
         for step in range(start, total):
-            with self._profiler.step(step + 1):
-                result = self._train_step_or_save(step)
             done = step + 1
+            self._watch.ask()
+            with self._profiler.step(done):
+                result = self._train_step_or_save(step)
+            if step == start:
+                self._watch.begun()
             self._meter.count(result.loss)
-            self._check_skips(step, result)
+            self._check_refusal(step, result)
             due = done % job.eval.every == 0 or done == total
             if due or done % job.train.log_every == 0:
                 measured = self._meter.measure()
@@ -100,10 +120,29 @@ class Trainer:
             self._reporter.advance(done)
             self._tell_saves()
             every = job.checkpoint.every
-            if every and (done % every == 0 or done == total):
-                with self._meter.pause():
-                    self._save(done)
+            saved = self._save_in_time(done) if every and (done % every == 0 or done == total) else None
+            signum = self._watch.answer()
+            if not signum and (due or saved):
+                # These take long: a signal that came meanwhile need not wait for another step.
+                self._watch.ask()
+                signum = self._watch.answer()
+            if signum and done < total:
+                self._interrupt(done, signum)
         return evaluation
+
+    def _interrupt(self, done: int, signum: int) -> NoReturn:
+        """Ends the run after `done` steps, once they are saved."""
+        config, name = self._job.checkpoint, signal.Signals(signum).name
+        told = f"interrupted by {name} after step {done}"
+        if config.every is None:
+            raise Interrupted(f"{told}: checkpoint.every is null, nothing was saved", 128 + signum)
+        path = self._save(done)
+        # Nobody leaves while another rank is still within the save.
+        self._watch.ask()
+        self._watch.answer()
+        told += f": all is saved in {path}, and the same command goes on from there"
+        self._reporter.message(told)
+        raise Interrupted(told, config.interrupted_exit)
 
     @property
     def rows_moved(self) -> int:
@@ -114,28 +153,50 @@ class Trainer:
         """Evaluates the model as it is. Collective."""
         engine, loader = self._engine, self._validation_loader
         rows = TrainedRows(self._tables) if self._tables else None
+        text = self._watch.each("evaluate", batches(loader, self._job.eval.sequences))
         with evaluating(engine.module):
-            sums = evaluate(engine, rows, batches(loader, self._job.eval.sequences), loader.bytes_of, engine.device)
+            sums = evaluate(engine, rows, text, loader.bytes_of, engine.device)
         sums = sums.to(engine.device)
         dist.all_reduce(sums)
         return Evaluation.of(sums)
 
-    def _save(self, done: int) -> None:
-        if self._job.checkpoint.asynchronous and done < self._job.train.steps:
-            self._checkpoints.save_beside(done, self._engine, self._tables, self._skipped_in_a_row)
-            return
+    def _save(self, done: int) -> Path:
+        """Saves the state after `done` steps, and waits for it. Raises Failed on all ranks if it cannot be written."""
         self._tell_saves(wait=True)
+        if self._newest and self._kept == done:
+            return self._newest
+        self._watch.enter("save")
+        with self._meter.pause():
+            self._newest = self._checkpoints.save(done, *self._state())
+        self._reporter.saved(self._newest)
+        self._kept = done
+        return self._newest
+
+    def _save_in_time(self, done: int) -> Path | None:
+        """Saves, beside the loop if it may; returns the checkpoint if it is there when this returns."""
+        last = done == self._job.train.steps
+        if self._job.checkpoint.asynchronous and not last:
+            self._watch.enter("save")
+            with self._meter.pause():
+                self._checkpoints.save_beside(done, *self._state())
+            return None
         try:
-            self._reporter.saved(self._checkpoints.save(done, self._engine, self._tables, self._skipped_in_a_row))
+            return self._save(done)
         except Failed as error:
-            if done == self._job.train.steps:
+            if last:
                 raise
             self._tell_unsaved(done, error)
+            return None
+
+    def _state(self) -> tuple[Engine, EngramTables | None, int, Sequence[Update]]:
+        """What `Checkpoints` saves."""
+        return self._engine, self._tables, self._skipped_in_a_row, self._spikes.recent if self._spikes else ()
 
     def _tell_saves(self, *, wait: bool = False) -> None:
         """Tells of the saves beside the loop that have ended, or with `wait` of all."""
         for ended in self._checkpoints.take_ended(wait=wait):
             if ended.path:
+                self._kept, self._newest = ended.step, ended.path
                 self._reporter.saved(ended.path)
             else:
                 self._tell_unsaved(ended.step, ended.error)
@@ -152,11 +213,17 @@ class Trainer:
         try:
             return self.train_step(step)
         except WindowTooSmall as error:
-            if self._job.checkpoint.every is None:
-                raise UserError(str(error)) from None
             # Raised on every rank before the step began, and no part of a run's identity: nothing needs to be lost.
-            path = self._checkpoints.save(step, self._engine, self._tables, self._skipped_in_a_row)
-            raise UserError(f"{error}; {step} steps are saved in {path}, the same command goes on from there") from None
+            raise UserError(f"{error}{self._save_before(step)}") from None
+
+    def _save_before(self, step: int) -> str:
+        """Saves what was done before `step` (from 0), if the run saves at all; says so, to be added to a line."""
+        if self._job.checkpoint.every is None:
+            return ""
+        self._tell_saves(wait=True)
+        if step == self._kept:
+            return ""
+        return f"; {step} steps are saved in {self._save(step)}, the same command goes on from there"
 
     def train_step(self, number: int) -> StepResult:
         """One optimizer step, without anything around it: no record, no evaluation, no checkpoint. Collective.
@@ -164,7 +231,9 @@ class Trainer:
         Raises:
             WindowTooSmall: on every rank, before the step has begun.
         """
+        self._watch.enter("plan", number + 1)
         step = self._tables.begin(number) if self._tables else None
+        self._watch.enter("compute")
         batches = cast(Sequence[Batch], step.batches) if step else self._train_loader.batch(number)
         num_labels = self._count_labels(batches)
         loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
@@ -177,12 +246,17 @@ class Trainer:
         return self._update(number, step, loss)
 
     def _update(self, number: int, step: Step | None, loss: Tensor) -> StepResult:
-        # Given to the device first: the step's only wait, for the backbone's norm, is then one for both.
+        # Given to the device first: the step's only wait, for the backbone's norm, is then one for all.
+        self._watch.enter("exchange")
         of_rows = step.reduce() if step else 0.0
+        of_all = self._everyones(loss) if self._spikes else 0.0
         norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
+        self._watch.enter("compute")
+        norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
-        result = StepResult(loss, math.sqrt(norm_squared), self._job.optimizer.learning_rate * factor)
-        if not result.applied:
+        refused = self._why_refused(float(of_all), norm)
+        result = StepResult(loss, norm, self._job.optimizer.learning_rate * factor, refused)
+        if refused:
             self._skip(step)
             return result
         scale = clip_scale(norm_squared, self._job.train.gradient_clipping)
@@ -193,11 +267,27 @@ class Trainer:
             update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
         return result
 
+    def _why_refused(self, loss: float, norm: float) -> str | None:
+        """Why a step is not applied, from numbers that are the same on all ranks; None if it is."""
+        if not math.isfinite(norm):
+            return "its gradient is not finite"
+        if self._spikes is None:
+            return None
+        if why := self._spikes.why(loss, norm):
+            return why
+        self._spikes.add(loss, norm)
+        return None
+
     def _skip(self, step: Step | None) -> None:
         self._engine.skip_step()
         if step:
             step.skip()
         reset_counts(self._engine.module)
+
+    def _everyones(self, loss: Tensor) -> Tensor:
+        total = loss.clone()
+        dist.all_reduce(total)
+        return total
 
     def _count_labels(self, batches: Sequence[Batch]) -> Tensor:
         """The labels of all ranks' batches, on the device: reading the number would wait for the step before."""
@@ -206,14 +296,27 @@ class Trainer:
         dist.all_reduce(count)
         return count.clamp(min=1)
 
-    def _check_skips(self, step: int, result: StepResult) -> None:
-        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row:
-            self._reporter.message(f"step {step + 1} was skipped on all ranks: its gradient is not finite")
-        if self._skipped_in_a_row > self._job.train.max_skipped_steps:
+    def _check_refusal(self, step: int, result: StepResult) -> None:
+        """Tells of a step that was not applied, and ends the run where the config wants it. Collective."""
+        if result.refused is None:
+            self._skipped_in_a_row = 0
+            return
+        config, loader = self._job.train, self._train_loader
+        number = step + 1
+        self._reporter.refused(number, result, float(self._everyones(result.loss)), loader.where(step))
+        policy = config.on_spike if math.isfinite(result.grad_norm) else config.on_non_finite
+        batch = loader.batch_number(step) + 1
+        if policy == "stop":
+            key = "on_spike" if math.isfinite(result.grad_norm) else "on_non_finite"
             raise UserError(
-                f"train.max_skipped_steps: {self._skipped_in_a_row} steps in a row had no finite gradient, the last "
-                f"one step {step + 1}; lower optimizer.learning_rate or raise schedule.warmup_steps"
+                f"train.{key} is stop, and step {number} was not applied: {result.refused}{self._save_before(step)}; "
+                f"data.skip_steps=[[{batch},{batch}]] data.allow_change=true passes over its batch"
+            )
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row > config.max_skipped_steps:
+            raise UserError(
+                f"train.max_skipped_steps: {self._skipped_in_a_row} steps in a row were skipped, the last one step "
+                f"{number}: {result.refused}; lower optimizer.learning_rate or raise schedule.warmup_steps"
             )
 
 

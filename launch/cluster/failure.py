@@ -8,9 +8,8 @@ from launch.local.failures import RankReport
 
 def first_failure(reports: Path) -> str | None:
     """What the rank that failed first told, and which it was; None if no rank left a report."""
-    found = [
-        (path.name, report) for path in reports.glob("rank*") if not path.suffix and (report := RankReport.read(path))
-    ]
+    told = [(path.name, RankReport.read(path)) for path in reports.glob("rank*") if not path.suffix]
+    found = [(name, report) for name, report in told if report and report.kind != "interrupted"]
     if not found:
         return None
     name, report = min(found, key=lambda each: (each[1].kind == "peer", each[1].time))

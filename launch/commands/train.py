@@ -27,10 +27,15 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     from launch.cluster.place import Place
     from launch.cluster.started import become_rank
     from launch.local.environment import may_use_gpus, meeting_port, rank_count, visible_gpus
+    from launch.local.failures import RankFailed
     from launch.local.rank import rank_command
+    from launch.local.restart import with_restarts
+    from launch.local.signals import Stopped
     from launch.local.start import run_ranks
     from train.config.file import load
     from train.config.job import JobConfig
+    from train.errors import UserError
+    from train.run_state import record_end
 
     place = Place.of(os.environ)
     if place and nproc is not None:
@@ -45,11 +50,24 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
     folder = Path(run.dir, run.name)
     click.echo(f"starting {ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)
-    run_ranks(
-        rank_command(config, overrides, as_json=as_json),
-        ranks,
-        log_folder=folder / "logs",
-        port=port,
-        gpus=gpus,
-        grace_s=job.checkpoint.grace_s,
-    )
+
+    def start(again: bool) -> int:
+        wanted = [*overrides, "checkpoint.resume=auto"] if again else overrides
+        try:
+            return run_ranks(
+                rank_command(config, wanted, as_json=as_json),
+                ranks,
+                log_folder=folder / "logs",
+                port=run.port if again else port,
+                gpus=gpus,
+                grace_s=job.checkpoint.grace_s,
+            )
+        except Stopped as stopped:
+            record_end(folder, "interrupted", str(stopped))
+            raise
+        except (UserError, RankFailed) as failure:
+            record_end(folder, "failed", str(failure))
+            raise
+
+    if code := with_restarts(start, job.train.restarts, lambda text: click.echo(text, err=True)):
+        raise SystemExit(code)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from train.errors import UserError
+from train.errors import Interrupted, UserError
 from train.files import new_file
 
 REPORT_FILE = "ENGRAM_RANK_REPORT"
@@ -29,7 +29,7 @@ USER_ERROR_EXIT = 2
 """Exit code for a mistake of the user's; every other failure is 1."""
 
 _PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
-_TOLD_WHOLE = {"VerifyError"}  # named, not imported: the launcher must start without loading torch
+_TOLD_WHOLE = {"VerifyError", "Hung"}  # named, not imported: the launcher must start without loading torch
 _PEER_LATER_S = 3600
 _PEER_MESSAGE = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection refused|timed out waiting \d+ ?ms", re.IGNORECASE
@@ -52,9 +52,13 @@ def user_message(error: BaseException) -> str | None:
 
 @dataclass(frozen=True)
 class RankReport:
-    """Why a rank failed. `peer`: it only lost the connection to another one, whose failure is the real one."""
+    """Why a rank ended before the run did.
 
-    kind: Literal["user", "crash", "peer"]
+    `peer`: it only lost the connection to another one, whose failure is the real one. `interrupted`: a signal ended the
+    run, and this is no failure.
+    """
+
+    kind: Literal["user", "crash", "peer", "interrupted"]
     text: str
     time: float
 
@@ -64,6 +68,8 @@ class RankReport:
         message = user_message(error)
         if message is not None:
             return cls("user", message, time.time())
+        if isinstance(error, Interrupted):
+            return cls("interrupted", str(error), time.time())
         if type(error).__name__ in _TOLD_WHOLE:
             return cls("crash", str(error), time.time())
         return cls("peer" if _lost_peer(error) else "crash", traceback.format_exc().rstrip(), time.time())
@@ -114,13 +120,27 @@ def reported(body: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
-        report = RankReport.of(error)
-        path = os.environ.get(REPORT_FILE)
-        if path:
-            report.write(path)
-        elif path := os.environ.get(TORCHRUN_REPORT_FILE):
-            report.write_for_torchrun(path)
-        if not path or os.environ.get("RANK", "0") != "0":
-            print(f"Error: {report.text}" if report.kind == "user" else report.text, file=sys.stderr, flush=True)
-        return USER_ERROR_EXIT if report.kind == "user" else 1
+        return _report(error)
     return 0
+
+
+def leave(error: BaseException) -> None:
+    """Ends a rank's process by a failure, from any thread, whatever its other threads are doing."""
+    code = _report(error)
+    leave_exit_code(code)
+    os._exit(code)
+
+
+def _report(error: BaseException) -> int:
+    """Reports how a rank ended, to the launcher or else to stderr; returns its exit code."""
+    report = RankReport.of(error)
+    path = os.environ.get(REPORT_FILE)
+    if path:
+        report.write(path)
+    if isinstance(error, Interrupted):
+        return error.code  # the run has told it
+    if not path and (path := os.environ.get(TORCHRUN_REPORT_FILE)):
+        report.write_for_torchrun(path)
+    if not path or os.environ.get("RANK", "0") != "0":
+        print(f"Error: {report.text}" if report.kind == "user" else report.text, file=sys.stderr, flush=True)
+    return USER_ERROR_EXIT if report.kind == "user" else 1

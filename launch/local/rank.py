@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from launch.local.failures import leave_exit_code, reported
+from launch.local.failures import leave, leave_exit_code, reported
 from launch.local.signals import leave_to_system
+from train.errors import Interrupted
 
 
 def rank_command(config: str, overrides: Sequence[str], *, as_json: bool) -> list[str]:
@@ -24,6 +25,7 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
 
     Raises:
         UserError: whatever is wrong with the config, the data or the machine.
+        Interrupted: by a signal; rank 0 has told it, in JSON if it was asked for that.
     """
     with _answer_only(as_json) as answer:
         from train.report.start import tell_start
@@ -33,7 +35,12 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
         from train.config.job import JobConfig
         from train.run import train
 
-        summary = train(load(config, overrides, JobConfig))
+        try:
+            summary = train(load(config, overrides, JobConfig), leave)
+        except Interrupted as interrupted:
+            if as_json and os.environ["RANK"] == "0":
+                print(json.dumps({"interrupted": str(interrupted)}), file=answer, flush=True)
+            raise
         if summary is not None:
             text = json.dumps(dataclasses.asdict(summary)) if as_json else str(summary)
             print(text, file=answer, flush=True)
@@ -58,7 +65,8 @@ def _answer_only(as_json: bool) -> Iterator[TextIO]:
 def end_rank(body: Callable[[], None]) -> NoReturn:
     """Runs a rank's `body`, reports a failure, and ends this process.
 
-    Signals have their default action, so that a start can be broken off at any moment, however long C code takes.
+    Signals have their default action, so that a start can be broken off at any moment, however long C code takes. Once
+    there is something to save, the run listens to them itself (`train.watch.stop`).
     """
     leave_to_system()
     code = reported(body)

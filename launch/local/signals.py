@@ -5,12 +5,14 @@ The exit code is 128 and the signal's number, as a shell's would be: 130 for Ctr
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from train.watch.ending import ENDING
+
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap"
 
 
@@ -45,11 +47,18 @@ def leave_to_system() -> None:
     _handle(signal.SIG_DFL)
 
 
+class Received(NamedTuple):
+    """A signal, and when it came, in seconds of the monotonic clock."""
+
+    signum: int
+    at: float
+
+
 @contextmanager
-def collected() -> Iterator[list[int]]:
+def collected() -> Iterator[list[Received]]:
     """Lists signals as they come, in place of what else they would do."""
-    received: list[int] = []
-    before = _handle(lambda signum, frame: received.append(signum))
+    received: list[Received] = []
+    before = _handle(lambda signum, frame: received.append(Received(signum, time.monotonic())))
     try:
         yield received
     finally:
@@ -62,7 +71,7 @@ _Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 def _handle(handler: _Handler) -> dict[int, _Handler | int | None]:
     """Sets the handler of all these signals that are not ignored; returns those before."""
-    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 

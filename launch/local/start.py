@@ -13,8 +13,9 @@ from typing import Self
 from launch.local.environment import meeting_port, rank_environment
 from launch.local.failures import USER_ERROR_EXIT, RankFailed
 from launch.local.process import RankProcess
-from launch.local.signals import Stopped, collected
+from launch.local.signals import Received, Stopped, collected
 from train.errors import UserError
+from train.watch.ending import SAME_S
 
 _POLL_S = 0.05
 _SETTLE_S = 3.0
@@ -30,22 +31,24 @@ def run_ranks(
     port: int | None = None,
     gpus: int = 0,
     grace_s: float = 10.0,
-) -> None:
+) -> int:
     """Runs `command` as `nproc` ranks that meet on `port` (None: a free one) and waits for all of them.
 
     Rank 0's output is this process's own; the others append to `log_folder/rank<n>.log`. When one rank fails, the
-    others are ended (SIGTERM, after `grace_s` seconds SIGKILL). So are all of them when this process is asked to end
-    by SIGINT, SIGTERM or SIGHUP; a second signal kills them at once. Always SIGTERM: Python's own handler of SIGINT
-    would raise an exception in the middle of a rank's imports.
+    others are killed. When a signal asks this process to end, they are asked as well, by SIGTERM, and killed after
+    `grace_s` seconds or by a later Ctrl-C; what comes within `SAME_S` is the same Ctrl-C.
+
+    Returns:
+        0 if all ranks did their work, or the exit code of ranks that were interrupted and have saved theirs.
 
     Raises:
         UserError: the port is in use, the log folder cannot be made, or a rank reported a user's mistake.
         RankFailed: a rank crashed.
-        Stopped: a signal asked this process to end.
+        Stopped: a signal asked this process to end, and the ranks have not saved their work.
     """
     meeting = meeting_port(port)
     starts = [(command, rank_environment(rank, nproc, meeting, gpus)) for rank in range(nproc)]
-    run_processes(starts, log_folder=log_folder, grace_s=grace_s)
+    return run_processes(starts, log_folder=log_folder, grace_s=grace_s)
 
 
 def run_processes(
@@ -56,10 +59,13 @@ def run_processes(
     kind: str = "rank",
     stdin: int = subprocess.DEVNULL,
     may_fail: int = 0,
-) -> None:
+) -> int:
     """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
 
     Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does.
+
+    Returns:
+        See `run_ranks`.
 
     Raises:
         UserError: the log folder cannot be made, or a process reported a user's mistake.
@@ -77,13 +83,13 @@ def run_processes(
     ):
         for command, environment in starts:
             ranks.start(command, environment, stdin)
-        ranks.wait(may_fail)
+        return ranks.wait(may_fail)
 
 
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
-    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[int], kind: str) -> None:
+    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[Received], kind: str) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
         self._kind = kind
         self._ranks: list[RankProcess] = []
@@ -103,38 +109,54 @@ class _LocalRanks:
         log, report = self._log_folder / f"{self._kind}{number}.log", self._reports / str(number)
         self._ranks.append(RankProcess(number, command, environment, log, report, self._kind, stdin))
 
-    def wait(self, may_fail: int) -> None:
-        """Returns when all ranks but `may_fail` succeeded; otherwise ends the rest and raises."""
-
-        def too_many_failed() -> bool:
-            return sum(bool(rank.poll()) for rank in self._ranks) > may_fail
-
-        self._until(lambda: bool(self._received) or too_many_failed())
-        if not self._received and too_many_failed():
-            self._until(self._culprit_is_clear, _SETTLE_S)
-            culprit = min((rank for rank in self._ranks if rank.report or rank.poll()), key=_blame)
-            self._stop()
-            self._raise(culprit)
+    def wait(self, may_fail: int) -> int:
+        """See `run_processes`."""
+        self._until(lambda: bool(self._received or len(self._failed()) > may_fail or self._interrupted()))
         if self._received:
-            self._stop()
-            raise Stopped(self._received[0])
+            self._ask_to_end()
+        if self._received or self._interrupted():
+            self._until(lambda: bool(self._insisted() or self._culprits()), self._grace_s)
+        if interrupted := self._interrupted():
+            return interrupted[0].poll() or 0
+        if self._received:
+            if not self._culprits() and any(rank.poll() != 0 for rank in self._ranks):
+                raise Stopped(self._received[0].signum)
+        elif len(self._failed()) > may_fail:
+            self._until(lambda: bool(self._received or self._culprits()), _SETTLE_S)
+        if len(failed := self._failed()) > may_fail:
+            self._raise(min(failed, key=_blame))
+        return 0
+
+    def _failed(self) -> list[RankProcess]:
+        """Ranks that reported a failure, or ended with another exit code than 0."""
+        return [
+            rank for rank in self._ranks if (report.kind != "interrupted" if (report := rank.report) else rank.poll())
+        ]
+
+    def _culprits(self) -> list[RankProcess]:
+        """Those whose failure is not another's; a rank that was asked to end may do so with any exit code."""
+        return [rank for rank in self._failed() if _blame(rank)[0] < 2 and (rank.report or not self._received)]
+
+    def _interrupted(self) -> list[RankProcess]:
+        ended = [rank for rank in self._ranks if rank.poll() is not None]
+        return [rank for rank in ended if (report := rank.report) and report.kind == "interrupted"]
+
+    def _insisted(self) -> bool:
+        """Whether somebody pressed Ctrl-C again, after the first signal and all that belong to it."""
+        first = self._received[0].at if self._received else 0.0
+        return any(signum == signal.SIGINT and at - first >= SAME_S for signum, at in self._received)
+
+    def _ask_to_end(self) -> None:
+        # Always SIGTERM: what a rank does at SIGINT depends on how far its start is.
+        for rank in self._ranks:
+            rank.poll()
+            rank.send(signal.SIGTERM)
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""
         deadline = time.monotonic() + timeout_s
         while not happened() and any(rank.poll() is None for rank in self._ranks) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-
-    def _culprit_is_clear(self) -> bool:
-        return bool(self._received) or any(_blame(rank)[0] < 2 for rank in self._ranks if rank.report or rank.poll())
-
-    def _stop(self) -> None:
-        """Asks all ranks to end and waits for them through the grace time, or until another signal comes."""
-        known = len(self._received)
-        for rank in self._ranks:
-            rank.poll()
-            rank.send(signal.SIGTERM)
-        self._until(lambda: len(self._received) > known, self._grace_s)
 
     def _raise(self, culprit: RankProcess) -> None:
         if (report := culprit.report) is not None and report.kind == "user":

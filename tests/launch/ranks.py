@@ -35,7 +35,8 @@ def launcher(command: list[str], folder: Path, nproc: int, grace_s: float) -> li
         "from launch.local.signals import told_in_one_line; from launch.local.start import run_ranks\n"
         "with told_in_one_line():\n"
         "    ranks, logs, grace_s = int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])\n"
-        "    run_ranks(json.loads(sys.argv[1]), ranks, log_folder=logs, grace_s=grace_s)"
+        "    code = run_ranks(json.loads(sys.argv[1]), ranks, log_folder=logs, grace_s=grace_s)\n"
+        "sys.exit(code)"
     )
     return [sys.executable, "-c", code, json.dumps(command), str(nproc), str(folder / "logs"), str(grace_s)]
 

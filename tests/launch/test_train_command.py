@@ -173,7 +173,7 @@ WRONG = {
     "diverging": (
         ["train.gradient_clipping=null", "optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "train.steps=40",
          "train.max_skipped_steps=2"],
-        "3 steps in a row had no finite gradient",
+        "3 steps in a row were skipped, the last one step 4: its gradient is not finite",
     ),
 }  # fmt: skip
 

@@ -42,11 +42,13 @@ class Resumed:
         step: steps that are done; 0 for a fresh start.
         path: the checkpoint; None for a fresh start.
         notes: what was passed over or has changed, in lines for the user.
+        recent: loss and gradient norm of the last updates, if the run looks for spikes.
     """
 
     step: int = 0
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    recent: list[tuple[float, float]] = field(default_factory=list)
 
 
 class _Choice(NamedTuple):
@@ -85,23 +87,37 @@ class Checkpoints:
         saving.publish(written, lambda: b"{}\n")
         on_rank_0(lambda: shutil.rmtree(saving.target))
 
-    def save(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> Path:
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        tables: EngramTables | None,
+        skipped_in_a_row: int = 0,
+        recent: Sequence[tuple[float, float]] = (),
+    ) -> Path:
         """Saves the state after `step` steps, the last `skipped_in_a_row` of which changed nothing. Collective.
 
-        Waits for the save under way beside the loop, if there is one.
+        Waits for the save under way beside the loop, if there is one. `recent` comes back in `Resumed`.
 
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
                 and what was saved before is still there.
         """
-        return self._saves.save(self._content(step, engine, tables, skipped_in_a_row, beside=False))
+        return self._saves.save(self._content(step, engine, tables, skipped_in_a_row, recent, beside=False))
 
-    def save_beside(self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int = 0) -> None:
+    def save_beside(
+        self,
+        step: int,
+        engine: Engine,
+        tables: EngramTables | None,
+        skipped_in_a_row: int = 0,
+        recent: Sequence[tuple[float, float]] = (),
+    ) -> None:
         """The same, while steps go on: waits only for the save before, and until the state is frozen. Collective.
 
         What comes of it, `take_ended` tells.
         """
-        content = self._content(step, engine, tables, skipped_in_a_row, beside=True)
+        content = self._content(step, engine, tables, skipped_in_a_row, recent, beside=True)
         self._saves.save_beside(content, engine.device)
 
     def take_ended(self, *, wait: bool = False) -> list[Ended]:
@@ -136,7 +152,8 @@ class Checkpoints:
             if changed:
                 notes.append(f"data.allow_change: from here on with another {changed}")
                 self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
-            return Resumed(image.manifest.step, choice.path, notes)
+            recent = [(loss, norm) for loss, norm in image.manifest.recent]
+            return Resumed(image.manifest.step, choice.path, notes, recent)
         return Resumed()
 
     def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
@@ -169,7 +186,7 @@ class Checkpoints:
             chosen = images[-1] if images[-1].manifest.good else images[0]
             for image in images[: images.index(chosen)]:
                 skipped = image.manifest.skipped_in_a_row
-                self._passed_over[image.path] = f"it was saved after {skipped} step(s) without a finite gradient"
+                self._passed_over[image.path] = f"it was saved after {skipped} skipped step(s)"
             return _Choice(chosen.path, chosen.checksum)
         if self._passed_over:
             path, why = next(iter(self._passed_over.items()))
@@ -214,7 +231,14 @@ class Checkpoints:
         return change
 
     def _content(
-        self, step: int, engine: Engine, tables: EngramTables | None, skipped_in_a_row: int, *, beside: bool
+        self,
+        step: int,
+        engine: Engine,
+        tables: EngramTables | None,
+        skipped_in_a_row: int,
+        recent: Sequence[tuple[float, float]],
+        *,
+        beside: bool,
     ) -> Content:
         """What a save writes: with `beside`, a state that stays as it is now."""
         base, since = self._saves.next_base(has_rows=tables is not None)
@@ -223,6 +247,7 @@ class Checkpoints:
             "step": step,
             "steps_applied": engine.steps,
             "skipped_in_a_row": skipped_in_a_row,
+            "recent": list(recent),
             "tables": tables.optimizer_state() if tables else None,
             "base": base,
             "format": INCREMENT_VERSION if base else FORMAT_VERSION,

@@ -33,12 +33,13 @@ class Manifest:
         steps_applied: those of them that were not skipped, with those of the checkpoint that the run began with.
         nonce: of the save, also in every file's header.
         world_size: ranks that wrote it.
-        skipped_in_a_row: steps without a finite gradient right before it.
+        skipped_in_a_row: skipped steps right before it.
         model, addresses, data, tokenizer: see `train.checkpoint.identity.Identity`.
         data_changes: deliberate changes of the data that the run has seen, oldest first: `step` and `change`.
         tables: state of the rows' optimizer; None without Engram.
         tensors: of the backbone, by name: dtype, as safetensors calls it, and shape.
         ranks: what each rank wrote.
+        recent: loss and gradient norm of the last updates, where steps are held against them.
         config: the run's resolved config.
         versions: of the programs that wrote it.
         saved_at: time, UTC, ISO 8601.
@@ -58,6 +59,7 @@ class Manifest:
     tables: dict[str, Any] | None
     tensors: dict[str, tuple[str, list[int]]]
     ranks: list[Written]
+    recent: list[tuple[float, float]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

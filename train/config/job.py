@@ -49,9 +49,25 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     compile: bool = False
     """Compile each block with torch.compile: some minutes at the start, then faster steps. ZeRO stage 3 then gathers a
     block's parameters together. On a CPU it takes a C++ compiler."""
+    on_non_finite: Literal["skip", "stop"] = "skip"
+    """What becomes of a step whose gradient is not finite (NaN or infinity), backbone and tables together: `skip`
+    leaves it without an update on every rank, `stop` ends the run, saved as it was before that step."""
+    on_spike: Literal["ignore", "skip", "stop"] = "ignore"
+    """The same for a step whose loss or gradient norm is more than `spike_sigma` standard deviations above the mean of
+    the `spike_window` updates before it."""
+    spike_sigma: float = Field(6.0, gt=0)
+    """Standard deviations above the mean from which a loss or a gradient norm is a spike."""
+    spike_window: int = Field(128, ge=2)
+    """Updates that a step's loss and gradient norm are held against; until there are half as many, nothing is a
+    spike."""
     max_skipped_steps: int = Field(10, ge=0)
-    """A step whose gradient is not finite is skipped on every rank; training stops after more than this many in a
-    row."""
+    """Training stops after more than this many skipped steps in a row."""
+    restarts: int = Field(0, ge=0)
+    """Times that `engram train` starts its ranks again, from the last checkpoint that is whole, after one of them
+    crashed or hung. Ranks of another launcher are started again by that launcher."""
+    hang_s: float | None = Field(1800.0, gt=0)
+    """Seconds without any progress after which a run is ended, and the rank named for which the others wait: more than
+    a save takes. Counted from the end of the first step, which may compile. null: never."""
     log_every: int = Field(1, ge=1)
     """Steps between lines of progress and of metrics.jsonl. On a GPU each line waits for the step to end, so that the
     next one cannot be prepared meanwhile: 10 or more where steps are short."""

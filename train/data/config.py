@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 VALIDATION_FRACTION = 0.05
 SMALLEST_BPE = 258
@@ -36,11 +36,26 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     """Let a run go on from its checkpoint with other data than it was saved with (other text of the same tokenizer,
     another length or batch). The change is kept in all later checkpoints."""
 
+    skip_steps: list[list[int]] = []
+    """Batches to pass over, as ranges `[first, last]` of the steps that would train on them if none were passed over;
+    log.txt and skipped.jsonl name those of skipped steps. A run that goes on from a checkpoint with other ranges needs
+    `allow_change`."""
+
     sequence_length: int = Field(256, ge=2)
     """Tokens in one packed sequence (T)."""
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
     """Share of the documents that is held out for validation. 0: none, which rules evaluation out."""
+
+    @field_validator("skip_steps")
+    @classmethod
+    def _are_ranges(cls, ranges: list[list[int]]) -> list[list[int]]:
+        last = 0
+        for part in ranges:
+            if len(part) != 2 or not last < part[0] <= part[1]:
+                raise ValueError(f"{part} is no range [first, last] of steps, from 1, after those before it")
+            last = part[1]
+        return ranges
 
     @model_validator(mode="before")
     @classmethod

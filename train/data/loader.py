@@ -5,6 +5,7 @@ Legend: B sequences of a micro-batch, T tokens of a sequence.
 
 import functools
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,8 +69,10 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         validation_fraction: float = VALIDATION_FRACTION,
+        skip: Sequence[range] = (),
     ) -> None:
-        """Args: the store; sizes in sequences; the seed of the order; which contiguous part of each batch is ours.
+        """Args: the store; sizes in sequences; the seed of the order; which contiguous part of each batch is ours;
+        which batches to pass over, ascending and apart: numbers from 0, as if none were.
 
         Raises:
             UserError: batch sizes that do not divide, a split without documents, or too little text for one batch.
@@ -89,6 +92,7 @@ class Loader:
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.validation_fraction = validation_fraction
+        self._skip = skip
         self._rows = slice(*(global_batch_size // world_size * part for part in (rank, rank + 1)))
         lengths = np.diff(store.document_offsets)
         self._held_out = validation_mask(lengths, validation_fraction)
@@ -132,15 +136,32 @@ class Loader:
         arrays = [torch.from_numpy(array).split(size) for array in packed]
         return [Batch(*parts) for parts in zip(*arrays, strict=True)]
 
-    def _pack(self, step: int) -> Packed:
-        epoch, index = divmod(step, self.steps_per_epoch)
+    def batch_number(self, step: int) -> int:
+        """The number of a step's batch in the order without `skip`, from 0."""
+        number = step
+        for skipped in self._skip:
+            if number >= skipped.start:
+                number += len(skipped)
+        return number
+
+    def where(self, step: int) -> dict[str, Any]:
+        """What a step's batch is, JSON-able: its number from 1, epoch from 0, all ranks' sequences in that epoch."""
+        epoch, _, numbers = self._sequences(step)
+        return {"batch": self.batch_number(step) + 1, "epoch": epoch, "sequences": numbers.tolist()}
+
+    def _sequences(self, step: int) -> tuple[int, Epoch, np.ndarray]:
+        """The epoch of a step's global batch, its order, and the numbers of the sequences in its stream."""
+        epoch, index = divmod(self.batch_number(step), self.steps_per_epoch)
         begin = index * self.global_batch_size
-        numbers = np.arange(begin, begin + self.global_batch_size)[self._rows]
+        numbers = np.arange(begin, begin + self.global_batch_size)
         # The lock keeps two threads from building the same epoch.
         with self._lock:
             order = self._epoch(epoch if self.split == "train" else 0)
-        if self.split == "train":
-            numbers = order.sequences[numbers]
+        return epoch, order, order.sequences[numbers] if self.split == "train" else numbers
+
+    def _pack(self, step: int) -> Packed:
+        _, order, numbers = self._sequences(step)
+        numbers = numbers[self._rows]
         packed = order.stream.pack(numbers, self.sequence_length, self.store.pad_id)
         self._check_ids(packed.tokens_BT)
         return packed
@@ -196,4 +217,6 @@ class Loader:
             "sequence_length": self.sequence_length,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
+            # Not there without any, as in what was saved before there were some.
+            **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
         }

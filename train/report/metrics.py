@@ -94,7 +94,7 @@ class MetricsLog:
         job: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = Path(folder) / METRICS_FILE
-        _truncate(self._path, resumed_step)
+        truncate(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._wandb = WandbLog(wandb or WandbConfig(), Path(folder), name=name, job=job or {})
 
@@ -134,8 +134,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     return records
 
 
-def _truncate(path: Path, last_step: int) -> None:
-    """Leaves only whole records up to `last_step`; the file is replaced as a whole."""
+def truncate(path: Path, last_step: int) -> None:
+    """Leaves only whole records up to `last_step` in a file of records; it is replaced as a whole."""
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]

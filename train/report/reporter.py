@@ -3,15 +3,17 @@
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from train.config.job import JobConfig
 from train.evaluation import Evaluation
 from train.report.meter import Measured
 from train.report.metrics import MetricsLog, StepMetrics
 from train.report.progress import RunProgress
+from train.report.skipped import SkippedSteps
 from train.report.step import StepResult
 from train.run_folder import LOG_FILE
+from train.run_state import StateRecord
 
 
 class Reporter:
@@ -22,9 +24,13 @@ class Reporter:
         folder: of the run.
         start: steps that were done before.
         active: whether this is rank 0.
+        state: of the run, kept up to date; None for none.
     """
 
-    def __init__(self, job: JobConfig, folder: Path, *, start: int, active: bool) -> None:
+    def __init__(
+        self, job: JobConfig, folder: Path, *, start: int, active: bool, state: StateRecord | None = None
+    ) -> None:
+        self._state = state
         self._tokens_per_step = job.train.global_batch_size * job.data.sequence_length
         self._stack = ExitStack()
         self._progress: RunProgress | None = None
@@ -34,6 +40,7 @@ class Reporter:
         self._metrics = self._stack.enter_context(
             MetricsLog(folder, resumed_step=start, wandb=job.wandb, name=job.run.name, job=job.model_dump())
         )
+        self._skipped = SkippedSteps(folder, resumed_step=start)
         self._progress = self._stack.enter_context(RunProgress(job.train.steps, start_step=start, log=log))
 
     def __enter__(self) -> Self:
@@ -44,6 +51,8 @@ class Reporter:
 
     def advance(self, step: int) -> None:
         """A step is done."""
+        if self._state:
+            self._state.step = step
         if self._progress:
             self._progress.advance(step)
 
@@ -61,14 +70,23 @@ class Reporter:
             tokens_per_s=measured.tokens_per_s,
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
-            extra={"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {},
+            extra=({"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {})
+            | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )
         self._metrics.log(metrics)
         self._progress.update(metrics)
 
     def saved(self, path: Path) -> None:
         """A checkpoint was written."""
+        if self._state:
+            self._state.saved = str(path)
         self.message(f"saved {path}")
+
+    def refused(self, step: int, result: StepResult, loss: float, batch: dict[str, Any]) -> None:
+        """A step was not applied; `loss` is that of all ranks, `batch` what it was to train on."""
+        if self._progress:
+            self._skipped.add(step, result.refused or "", loss, result.grad_norm, batch)
+            self.message(f"step {step} was skipped on all ranks: {result.refused}; batch {batch['batch']}")
 
     def message(self, text: str) -> None:
         """A line that stays on the screen and in the log."""

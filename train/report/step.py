@@ -1,6 +1,5 @@
 """What a training step did, as the loop tells those that report it."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,15 +11,12 @@ class StepResult:
 
     Attributes:
         loss: this rank's summed loss over the number of labels of all ranks: the ranks' sum is the step's loss.
-        grad_norm: of the raw gradient, backbone and tables together; not finite if the step was skipped.
+        grad_norm: of the raw gradient, backbone and tables together.
         lr: learning rate of the backbone.
+        refused: why weights and rows were not updated, in words; None if they were.
     """
 
     loss: Tensor
     grad_norm: float
     lr: float
-
-    @property
-    def applied(self) -> bool:
-        """Whether weights and rows were updated."""
-        return math.isfinite(self.grad_norm)
+    refused: str | None = None

@@ -14,6 +14,7 @@ from launch.local.start import run_ranks
 from tests.launch.ranks import assert_gone, launcher, pids, program
 from tests.signals import skip_if_ignored
 from train.errors import UserError
+from train.watch.ending import SAME_S
 
 HANG = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 
@@ -100,6 +101,17 @@ sys.exit(reported(body))
 """
     with pytest.raises(RankFailed, match="the real reason"):
         run_ranks(program(tmp_path, body), 2, log_folder=tmp_path / "logs")
+
+
+def test_ranks_that_a_signal_of_their_own_interrupts_are_no_failure(tmp_path: Path) -> None:
+    body = """
+from train.errors import Interrupted
+def body():
+    time.sleep(0.2 * rank)
+    raise Interrupted("saved", 75)
+sys.exit(reported(body))
+"""
+    assert run_ranks(program(tmp_path, body), 2, log_folder=tmp_path / "logs") == 75
 
 
 def test_a_mistake_of_the_user_is_one_line_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +205,7 @@ class TestSignals:
         body = f"""
 def stop(number, frame):
     (folder / f"{{rank}}.asked").touch()
-    sys.exit(0)
+    sys.exit(3)
 signal.signal(signal.SIGTERM, stop)
 {self.READY}
 """
@@ -213,16 +225,65 @@ signal.signal(signal.SIGTERM, stop)
         assert self.process.wait(timeout=10) == 143
         assert_gone(ranks)
 
-    def test_a_second_signal_does_not_wait(self, tmp_path: Path) -> None:
+    def test_a_later_ctrl_c_does_not_wait_and_nothing_else_hurries(self, tmp_path: Path) -> None:
         skip_if_ignored(signal.SIGINT)
         ranks = self.launch(tmp_path, f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{self.READY}", grace_s=60)
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        self.process.send_signal(signal.SIGINT)  # the same one, as a terminal and a wrapper both send it
+        time.sleep(SAME_S)
+        self.process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
-            self.process.wait(timeout=0.5)
+            self.process.wait(timeout=1)
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(timeout=10) == 130
         assert_gone(ranks)
+
+    @pytest.mark.parametrize("code", [0, 75])
+    def test_ranks_that_save_and_end_give_their_exit_code(self, code: int, tmp_path: Path) -> None:
+        body = f"""
+from train.errors import Interrupted
+asked = []
+signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+def body():
+    (folder / f"{{rank}}.ready").touch()
+    while not asked:
+        time.sleep(0.01)
+    time.sleep(0.2 * rank)
+    raise Interrupted("saved", {code})
+sys.exit(reported(body))
+"""
+        self.launch(tmp_path, body)
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.communicate(timeout=20) == ("", "")
+        assert self.process.returncode == code
+
+    def test_a_save_that_fails_is_told_although_a_signal_asked_for_it(self, tmp_path: Path) -> None:
+        body = """
+asked = []
+signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+def body():
+    (folder / f"{rank}.ready").touch()
+    while not asked:
+        time.sleep(0.01)
+    raise UserError("no space left")
+sys.exit(reported(body))
+"""
+        self.launch(tmp_path, body)
+        assert self.process is not None
+        self.process.terminate()
+        _, err = self.process.communicate(timeout=20)
+        assert self.process.returncode == 1
+        assert err.endswith("UserError: no space left\n")
+
+    def test_ranks_that_were_done_all_the_same_are_no_failure(self, tmp_path: Path) -> None:
+        body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n" + self.READY
+        self.launch(tmp_path, body)
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.wait(timeout=20) == 0
 
     def test_ranks_die_with_a_launcher_that_is_killed(self, tmp_path: Path) -> None:
         ranks = self.launch(tmp_path, self.READY)

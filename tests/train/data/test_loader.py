@@ -215,3 +215,27 @@ def test_identity_tells_what_changes_the_batches(store):
     assert base.identity() == loader(store, rank=1, world_size=2, micro_batch_size=4).identity()
     for change in ({"seed": 4}, {"sequence_length": 9}, {"global_batch_size": 4}, {"validation_fraction": 0.3}):
         assert loader(store, **change).identity() != base.identity()
+
+
+def test_batches_passed_over_leave_the_order_of_the_others(store):
+    plain, passing = loader(store), loader(store, skip=[range(1, 3), range(4, 5)])
+    wanted = [0, 3, 5, 6, 7]
+    assert [passing.batch_number(step) for step in range(5)] == wanted
+    for step, number in enumerate(wanted):
+        assert torch.equal(rows(passing.batch(step)), rows(plain.batch(number)))
+        assert passing.where(step) == plain.where(number)
+
+
+def test_batches_passed_over_are_other_data(store):
+    assert "skip_steps" not in loader(store).identity(), "checkpoints of before would be refused"
+    assert loader(store, skip=[range(1, 3)]).identity()["skip_steps"] == [[2, 3]]
+
+
+def test_where_a_batch_is_names_the_sequences_of_all_ranks(store):
+    train = loader(store, rank=1, world_size=2)
+    step = train.steps_per_epoch + 1
+    found = train.where(step)
+    assert (found["batch"], found["epoch"]) == (step + 1, 1)
+    order = train._epoch(1)
+    packed = order.stream.pack(np.array(found["sequences"]), 8, store.pad_id)
+    assert np.array_equal(packed.tokens_BT, global_batch(store, step, 2)[0].numpy())

@@ -1,0 +1,126 @@
+"""`run.json` in a run's folder: whether the run is at work, has finished, was interrupted, or failed and why."""
+
+import datetime
+import json
+import os
+import platform
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from filelock import FileLock, Timeout
+
+from train.errors import Interrupted, UserError
+from train.files import new_file
+from train.run_folder import LOCK_FILE
+
+STATE_FILE = "run.json"
+"""Name of the file in a run's folder."""
+
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """See the attributes.
+
+    Attributes:
+        state: `running` although nobody holds the lock of the folder: rank 0 was killed, and its launcher as well.
+        step: steps that were done when the state was written; when it is `running`, those at the start.
+        steps: of the whole run.
+        saved: newest checkpoint that the run has written or gone on from; None if there is none.
+        why: of what was interrupted or failed; one line or a traceback.
+        host, pid, parent: of rank 0's process, and the process that started it.
+        started, written: times, UTC, ISO 8601.
+    """
+
+    state: State
+    step: int
+    steps: int
+    saved: str | None = None
+    why: str | None = None
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    parent: int = field(default_factory=os.getppid)
+    started: str = field(default_factory=_now)
+    written: str = field(default_factory=_now)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The state of a run; None if it has none."""
+        try:
+            return cls(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write(self, folder: Path) -> Self:
+        """Puts it into the run's folder, whole or not at all; returns what was written."""
+        now = replace(self, written=_now())
+        with new_file(folder / STATE_FILE) as partial:
+            partial.write_text(json.dumps(asdict(now), indent=1) + "\n", encoding="utf-8")
+        return now
+
+
+class StateRecord:
+    """The state of a run at work, as a context manager: `running` inside, then how it ended.
+
+    Attributes:
+        step, saved: kept up to date by whoever knows; written at the end.
+
+    Args:
+        folder: of the run.
+        step: steps that are done.
+        steps: of the whole run.
+        saved: the checkpoint that it goes on from; None for none.
+        active: whether this is rank 0; the others write nothing.
+    """
+
+    def __init__(self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool) -> None:
+        self._folder, self._active, self.step, self.saved = folder, active, step, saved
+        self._state = RunState("running", step, steps, saved)
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._state.write(self._folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self.end("finished")
+        elif isinstance(error, Interrupted):
+            self.end("interrupted", str(error))
+        else:
+            known = isinstance(error, UserError)
+            self.end("failed", str(error) if known else f"{type(error).__name__}: {error}")
+
+    def end(self, state: State, why: str | None = None) -> None:
+        """Writes how the run ended, if the disk takes it; of several ends the first counts. From any thread."""
+        if self._active:
+            self._active = False
+            ended = replace(self._state, state=state, step=self.step, saved=self.saved, why=why)
+            with suppress(OSError):  # the end itself is told in any case
+                ended.write(self._folder)
+
+
+def record_end(folder: Path, state: State, why: str) -> None:
+    """For a launcher whose ranks are gone: corrects what rank 0 could not know, or not say any more.
+
+    A run that others have at work, and a state that its own rank 0 did not leave, stay as they are.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        found = RunState.read(folder)
+        if found is None or (found.host, found.parent) != (platform.node(), os.getpid()):
+            return
+        with lock.acquire(timeout=0):
+            if found.state in ("running", "failed"):
+                replace(found, state=state, why=why).write(folder)
+    except (Timeout, OSError):
+        return  # what ended the ranks is told all the same

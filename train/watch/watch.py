@@ -1,0 +1,81 @@
+"""What the training loop tells those that watch it, and asks them."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from train.watch.hang import HangWatch
+from train.watch.heartbeat import Stage, T
+from train.watch.stop import StopSignals
+
+
+class Watch:
+    """Nobody watches. What is called here is called by all ranks in the same order, so it may be collective."""
+
+    def enter(self, stage: Stage, step: int | None = None) -> None:
+        """A stage begins, of a step (from 1) or of the same one as before."""
+
+    def each(self, stage: Stage, items: Iterable[T]) -> Iterable[T]:
+        """The items of a stage that takes long: each is progress."""
+        return items
+
+    def begun(self) -> None:
+        """The first step is done: from now on there is something to save."""
+
+    def ask(self) -> None:
+        """Begins to ask all ranks whether the run shall end."""
+
+    def answer(self) -> int:
+        """The signal by which it shall, or 0; the same on all ranks."""
+        return 0
+
+
+class RunWatch(Watch):
+    """Watches a run: its signals, its heartbeat, and hangs.
+
+    Args:
+        folder: of the run.
+        rank, world_size: of this process.
+        hang_s: see `train.hang_s`.
+        signals: of this rank.
+        leave: ends this process when the run hangs, from a thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        *,
+        hang_s: float | None,
+        signals: StopSignals,
+        leave: Callable[[BaseException], None],
+    ) -> None:
+        self._signals = signals
+        self._hang = HangWatch(folder, rank, world_size, hang_s or float("inf"), leave)
+        self._heartbeat = self._hang.heartbeat
+        self._heartbeat.start()
+
+    def enter(self, stage: Stage, step: int | None = None) -> None:
+        """See `Watch`."""
+        self._heartbeat.enter(stage, step)
+
+    def each(self, stage: Stage, items: Iterable[T]) -> Iterable[T]:
+        """See `Watch`."""
+        return self._heartbeat.each(stage, items)
+
+    def begun(self) -> None:
+        """See `Watch`."""
+        self._signals.listen()
+        self._hang.begin()
+
+    def ask(self) -> None:
+        """See `Watch`."""
+        self._signals.ask()
+
+    def answer(self) -> int:
+        """See `Watch`."""
+        return self._signals.answer()
+
+    def close(self) -> None:
+        """Nobody beats or looks for hangs any more; signals are still only noted."""
+        self._heartbeat.stop()
