@@ -147,8 +147,8 @@ MUTATIONS = [
     Mutation(
         "loader: sequences come in the order of the epoch's documents",
         "train/data/loader.py",
-        "numbers = order.sequences[numbers]",
-        "pass",
+        'order.sequences[numbers] if self.split == "train" else numbers',
+        "numbers",
         "tests/train/data/test_loader.py",
     ),
     Mutation(

@@ -33,7 +33,7 @@ def test_every_kernel_is_timed_beside_the_limit_that_was_measured() -> None:
         "hash",
         "gather forward",
         "gather backward",
-        "update, Adam, exact",
+        "read and update, Adam, exact",
         "records fetch",
         "records write",
     } < kernels

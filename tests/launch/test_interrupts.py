@@ -156,7 +156,8 @@ def test_the_first_line_comes_before_anything_heavy(tmp_path: Path) -> None:
 def test_a_rank_of_another_launcher_leaves_signals_to_the_system(tmp_path: Path) -> None:
     """Which ends it even within the C code of a library that it loads; that launcher tells how it ended."""
     skip_if_ignored(signal.SIGINT)
-    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_PORT"), "1") | {"MASTER_ADDR": "127.0.0.1"}
+    ranks |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
     with started(TRAIN, tmp_path, **ranks) as process:
         deadline = time.monotonic() + 30
         while _listens(process.pid):

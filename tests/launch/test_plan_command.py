@@ -200,7 +200,7 @@ def test_huge_tables_take_no_longer() -> None:
     ("arguments", "message"),
     [
         ((TINY, "model.moe.num_expert=3"), "command line: model.moe.num_expert: unknown key; did you mean"),
-        ((TINY, "model.engram.layers=[9]"), "engram.layers names layer 9, but the layers are 0 to 3"),
+        ((TINY, "model.engram.layers=[9]"), "engram.layers names layer 9, but the layers are 0 to 2"),
         (("no-such.yaml",), "no-such.yaml: no such file"),
         ((TINY, "--ranks", "0"), "Invalid value for '--ranks'"),
     ],

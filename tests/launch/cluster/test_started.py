@@ -155,12 +155,16 @@ def test_two_processes_of_one_job_that_each_take_themselves_for_the_whole_are_to
 def test_torchrun_tells_the_first_failure_and_not_the_lost_connection_that_followed(tmp_path: Path) -> None:
     program = tmp_path / "rank.py"
     program.write_text("""
-import os, sys, time
+import os, pathlib, sys, time
 from launch.local.failures import reported
 from train.errors import UserError
 def body():
     if os.environ["RANK"] == "0":
+        while not list(pathlib.Path(__file__).parent.glob("failed")):
+            time.sleep(0.05)
+        time.sleep(0.5)
         raise ConnectionResetError("by peer")
+    pathlib.Path(__file__).with_name("failed").touch()
     raise UserError("the window is too small")
 sys.exit(reported(body))
 """)
