@@ -64,7 +64,7 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Threads of a rank (OMP_NUM_THREADS); null takes its share of the node's cores."""
     interface: str | None = None
     """Network interface between the nodes, for gloo and NCCL; null takes the one by which the first node is reached."""
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    environment: dict[str, str] = {}
     """Environment variables of the ranks."""
     setup: list[str] = []
     """Shell lines before each rank, such as `module load cuda`."""
@@ -91,4 +91,11 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
             raise ValueError("hosts names one of them twice")
         if self.min_nodes and self.hosts and self.min_nodes > len(self.hosts):
             raise ValueError(f"min_nodes {self.min_nodes} is more than the {len(self.hosts)} hosts")
+        return self
+
+    @model_validator(mode="after")
+    def _shells_take_the_names(self) -> "LaunchConfig":
+        for name in self.environment:
+            if not (name.isascii() and name.isidentifier()):
+                raise ValueError(f'environment: "{name}" is no name of a variable: letters, digits and _ alone')
         return self
