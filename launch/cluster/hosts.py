@@ -1,10 +1,14 @@
 """Hosts known by name: a line of torchrun on each, or one of DeepSpeed's launcher for all of them."""
 
+import re
+
 from launch.cluster.layout import RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
 from train.errors import UserError
 
 NODE_SCRIPT = "node.sh"
 _HOSTFILE = "hostfile"
+_SHELL = re.compile(r"[\s\"'`$&;|<>()*?\\]")
+"""Letters of a path that a shell takes for something else."""
 _SSH = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15")  # a connection that is lost is noticed within a minute
 
 
@@ -68,9 +72,12 @@ def hostfile(launch: Launch) -> Rendered:
     """DeepSpeed's launcher, which reaches `launch.hosts` by pdsh over ssh.
 
     Raises:
-        UserError: no hosts, or no ranks a node.
+        UserError: no hosts, no ranks a node, or a path that DeepSpeed's launcher does not quote.
     """
     names = _names(launch)
+    for path in (launch.workdir, launch.folder, launch.python):
+        if _SHELL.search(str(path)):
+            raise UserError(f"{path}: DeepSpeed's launcher does not quote paths; rename the folder, or use --on hosts")
     files = {
         RANK_SCRIPT: rank_script(launch),
         _HOSTFILE: "".join(f"{name} slots={launch.ranks}\n" for name in names),

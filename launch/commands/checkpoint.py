@@ -73,7 +73,7 @@ Examples:
 def diff(first: str, second: str, as_json: bool) -> None:
     """Tell how two checkpoints differ: for each part, how many values, and by how much at most.
 
-    FIRST and SECOND are folders of checkpoints, or of runs, whose newest is taken.
+    FIRST and SECOND are folders of checkpoints, or runs (folders, or names in runs/), whose newest is taken.
     """
     from train.checkpoint.listing import find_checkpoint
 
@@ -87,7 +87,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
     try:
         found = differences(*map(open_image, paths))
     except Damaged as error:
-        raise UserError(f"{error}; see engram checkpoint verify") from None
+        raise UserError(f"{paths[0]} or {paths[1]}: {error}; see engram checkpoint verify") from None
     if as_json:
         click.echo(json.dumps({"first": str(paths[0]), "second": str(paths[1]), "parts": [vars(d) for d in found]}))
         return

@@ -41,6 +41,9 @@ def command(config: str, overrides: tuple[str, ...], engine: str, dry_run: bool,
         return
     write(rendered.launch, rendered.files)
     click.echo(f"the launch is in {rendered.launch.folder}", err=True)
+    nodes = rendered.launch.job.launch.node_count
+    if engine == "local" and nodes > 1:
+        click.echo(f"on this machine alone: --on says on which engine the {nodes} nodes are", err=True)
     if rendered.told:
         click.echo(rendered.told)
     elif rendered.queue and not submit:

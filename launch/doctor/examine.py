@@ -1,6 +1,5 @@
 """All checks of a machine, for a job if there is one; and under a launcher those of all its hosts, told by rank 0."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from launch.doctor.memory import memory
 from launch.doctor.network import network
 from launch.doctor.ranks import between_ranks
 from launch.doctor.software import compilers, gpus, software
-from launch.local.environment import rank_count, visible_gpus
+from launch.local.environment import may_use_gpus, rank_count
 from launch.plan.figures import plan
 from train.config.job import JobConfig
 from train.ranks import join_ranks
@@ -67,14 +66,16 @@ def _needs(job: JobConfig | None, place: Place | None) -> tuple[int, int, int | 
     """Bytes that this host keeps of the tables, bytes of the checkpoints to come, GPUs that the job takes here."""
     if job is None:
         return 0, 0, None
-    here = place.local_world_size if place else rank_count(job.run.nproc, visible_gpus() and torch.cuda.device_count())
-    nodes = len(job.launch.hosts) or job.launch.nodes
+    gpus_here = torch.cuda.device_count() if may_use_gpus() else 0
+    here = place.local_world_size if place else rank_count(job.run.nproc, gpus_here)
+    nodes = job.launch.node_count
     figures = plan(job, place.world_size if place else nodes * here)
     chosen = next((memory for memory in figures.host_memory if memory.chosen), None)
     stored = sum(table.parameters for table in figures.tables)
     saved = (figures.total - stored) * _BACKBONE_BYTES
     saved += sum(table.rows for table in figures.tables) * chosen.record_bytes if chosen else 0
     images = 0 if job.checkpoint.every is None else job.checkpoint.keep + 1
-    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or (job.launch.gpus is None and job.run.nproc is None)
-    wanted = job.launch.gpus if job.launch.gpus is not None else (None if on_cpu else here)
+    # By itself a machine without GPUs trains on the CPU; nodes of a launcher were asked for one a rank.
+    takes_gpus = gpus_here or (place is not None and job.run.nproc is not None)
+    wanted = job.launch.gpus if job.launch.gpus is not None else (here if takes_gpus else None)
     return (chosen.bytes_per_rank * here if chosen else 0), saved * images, wanted

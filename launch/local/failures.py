@@ -44,9 +44,13 @@ def user_message(error: BaseException) -> str | None:
     """The one line to show for `error` if the user can fix it, else None."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{(error.strerror or 'no space left on device').lower()}; make room, then run it again"
+    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename}: {os.strerror(error.errno).lower()}; allow it, or choose another folder"
     return None
 
 

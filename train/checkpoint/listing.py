@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.errors import UserError
+from train.run_folder import RUNS
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
@@ -41,10 +42,10 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def find_checkpoint(source: str, key: str) -> Path:
-    """The checkpoint that `source` is, or the newest one of the run whose folder it is.
+    """The checkpoint that `source` is, or the newest one of the run that it is.
 
     Args:
-        source: a folder.
+        source: a folder, or the name of a run in `runs`.
         key: where the user gave it, for the message.
 
     Raises:
@@ -52,9 +53,10 @@ def find_checkpoint(source: str, key: str) -> Path:
     """
     if is_checkpoint(Path(source)):
         return Path(source)
-    if found := checkpoints_in(Path(source) / CHECKPOINTS):
-        return found[-1].path
-    raise UserError(f"{key}: {source} is no checkpoint, and no run's folder with one in it")
+    for run in (Path(source), Path(RUNS, source)):
+        if found := checkpoints_in(run / CHECKPOINTS):
+            return found[-1].path
+    raise UserError(f"{key}: {source} is no checkpoint, and no run with one in it")
 
 
 def superfluous(

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, remove, remove_unfinished, superfluous
+from train.checkpoint.listing import CHECKPOINTS, Found, checkpoints_in, remove, remove_unfinished, superfluous
 from train.checkpoint.open import Standing, open_image, standing
 from train.errors import UserError
 from train.run_folder import LOCK_FILE
@@ -81,7 +81,15 @@ def survey(run: Path, *, read: bool, step: int | None = None) -> Iterator[Entry]
     if not chosen:
         there = ", ".join(str(entry.step) for entry in found) or "none"
         raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are: {there}")
-    return (Entry.of(*entry, read=read) for entry in chosen)
+    return _looked_at(chosen, read)
+
+
+def _looked_at(chosen: list[Found], read: bool) -> Iterator[Entry]:
+    for step, path in chosen:
+        entry = Entry.of(step, path, read=read)
+        # A run at work lets go of old ones meanwhile: what is gone is not damaged.
+        if not entry.faults or path.exists():
+            yield entry
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,8 @@ def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pru
         damaged = []
         found = checkpoints_in(run / CHECKPOINTS)
         for step, path in reversed(found):
-            missing = sum(each.good for each in standings.values()) < keep
-            if missing and Entry.of(step, path, read=True).faults:
+            entry = Entry.of(step, path, read=sum(each.good for each in standings.values()) < keep)
+            if entry.faults:
                 damaged.append(step)
             else:
                 standings[step] = standing(path)

@@ -1,5 +1,7 @@
 """Where a job's ranks run: the one description from which `engram launch` makes what each engine wants."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, Field, model_validator
 
 
@@ -11,7 +13,7 @@ class SlurmConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     account: str | None = None
     """Account that is charged; null takes the user's default."""
     cpus_per_rank: int | None = Field(None, ge=1)
-    """Cores of each rank; null leaves it to the cluster."""
+    """Cores of each rank. Needed."""
     requeue: bool = True
     """Queue the job again when it was preempted, or ended with checkpoint.interrupted_exit after it had saved."""
     options: list[str] = []
@@ -46,7 +48,7 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
 
     nodes: int = Field(1, ge=1)
     """Nodes that slurm and kubernetes give to the job."""
-    hosts: list[str] = []
+    hosts: list[Annotated[str, Field(pattern=r"^[^\s-]\S*$")]] = []
     """Names or addresses of the nodes, for `hosts` and `hostfile`; the ranks meet on the first."""
     ssh: bool = False
     """Let `hosts` start its line on every host over ssh; false prints the lines."""
@@ -78,10 +80,22 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     kubernetes: KubernetesConfig = KubernetesConfig()
     """For `--on kubernetes`."""
 
+    @property
+    def node_count(self) -> int:
+        """Nodes of the job, by whichever key names them."""
+        return len(self.hosts) or self.nodes
+
     @model_validator(mode="after")
     def _hosts_are_enough(self) -> "LaunchConfig":
         if len(set(self.hosts)) < len(self.hosts):
             raise ValueError("hosts names one of them twice")
         if self.min_nodes and self.hosts and self.min_nodes > len(self.hosts):
             raise ValueError(f"min_nodes {self.min_nodes} is more than the {len(self.hosts)} hosts")
+        return self
+
+    @model_validator(mode="after")
+    def _shells_take_the_names(self) -> "LaunchConfig":
+        for name in self.environment:
+            if not (name.isascii() and name.isidentifier()):
+                raise ValueError(f'environment: "{name}" is no name of a variable: letters, digits and _ alone')
         return self

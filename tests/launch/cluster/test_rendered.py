@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -130,6 +131,18 @@ MISSING = {
     "ranks a node": ("hosts", ["launch.hosts=[a]"], "run.nproc is null: set it to the ranks of each node"),
     "cores a rank": ("slurm", ["run.nproc=1"], "launch.slurm.cpus_per_rank is null"),
     "an image": ("kubernetes", ["run.nproc=1"], "launch.kubernetes.image is null"),
+    "one host in the word of another": (
+        "hosts",
+        ["launch.hosts=[n1 n2]"],
+        r"launch.hosts.*, got \"n1 n2\"",
+    ),
+    "an option for a host": ("hosts", ["launch.hosts=[-oProxyCommand=x]"], "launch.hosts.*, got"),
+    "a variable's name": ("local", ["launch.environment={A B: c}"], 'launch: environment: "A B" is no name of a'),
+    "a folder that is quoted": (
+        "hostfile",
+        ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
+        "my runs.*: DeepSpeed's launcher does not quote paths",
+    ),
     "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names one of them twice"),
     "more than there are": (
         "hosts",
@@ -144,6 +157,14 @@ def test_what_an_engine_lacks_is_told_with_the_key(what: str, tmp_path: Path) ->
     engine, overrides, message = MISSING[what]
     with pytest.raises(UserError, match=message):
         rendered(engine, tmp_path, *overrides)
+
+
+def test_a_folder_of_any_name_is_one_word_of_the_batch_script(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of mine"
+    batch = rendered("slurm", tmp_path, *PLAIN, f"run.dir={folder}").files["job.sbatch"]
+    (output,) = [line for line in batch.splitlines() if line.startswith("#SBATCH --output=")]
+    (path,) = shlex.split(output.removeprefix("#SBATCH --output="))
+    assert path == f"{tmp_path}/50%% of mine/small/launches/0001/job.log"
 
 
 def listing(folder: Path) -> dict[str, Any]:
@@ -173,8 +194,10 @@ def test_a_launch_here_runs_the_copied_code_with_the_copied_config_and_a_second_
     settings = ["run.nproc=2", "launch.gpus=0", "launch.environment={NOTE: here}"]
     first = engram("launch", job, *settings)
     assert first.returncode == 0, first.stderr
-    second = engram("launch", job, *settings, "train.steps=4")
+    second = engram("launch", job, *settings, "train.steps=4", "launch.nodes=2")
     assert second.returncode == 0, second.stderr
+    assert "on this machine alone" not in first.stderr
+    assert "on this machine alone: --on says on which engine the 2 nodes are" in second.stderr
     run = tmp_path / "runs" / "small"
     train(job, "run.name=straight", "train.steps=4", "--nproc", "2")
     assert len(losses(run)) == 4

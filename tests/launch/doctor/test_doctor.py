@@ -14,12 +14,15 @@ import torch.distributed as dist
 
 from launch.doctor.check import Check, is_missing, lines
 from launch.doctor.disk import disk
+from launch.doctor.examine import checks_here
 from launch.doctor.memory import memory
 from launch.doctor.network import network
 from launch.doctor.ranks import between_ranks, rounds
 from launch.doctor.software import software
 from tests.command_line import engram, write_job
 from tests.distributed import free_port, run_ranks
+from train.config.file import load
+from train.config.job import JobConfig
 
 
 def findings(checks: list[Check]) -> dict[str, Check]:
@@ -39,6 +42,14 @@ def test_a_sound_machine_has_all_that_the_small_job_needs_and_json_says_the_same
     assert "checkpoints take" in by_name["disk space"]["found"]
     assert not (tmp_path / "runs").exists()
     assert list(tmp_path.iterdir()) == [job]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without GPUs")
+def test_a_job_that_trains_on_the_cpu_lacks_gpus_only_if_it_asks_for_them(tmp_path: Path) -> None:
+    job = load(write_job(tmp_path, tmp_path / "no-data"), ["run.nproc=2"], JobConfig)
+    asked = load(write_job(tmp_path, tmp_path / "no-data"), ["launch.gpus=2"], JobConfig)
+    assert findings(checks_here(job, None))["gpus"].status == "warning"
+    assert findings(checks_here(asked, None))["gpus"].status == "missing"
 
 
 def test_tables_beyond_the_memory_are_missing_and_the_exit_code_says_so(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ def raising(error: BaseException) -> RankReport | int | None:
     [
         (UserError("no such key"), 2, "user"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "user"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "user"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"), 2, "user"),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "crash"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "crash"),
         (ValueError("a bug"), 1, "crash"),
         (ConnectionResetError("by peer"), 1, "peer"),

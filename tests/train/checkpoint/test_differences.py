@@ -13,9 +13,10 @@ from filelock import FileLock
 from launch.cli import main
 from tests.train.checkpoint.small import write
 from train.checkpoint.differences import Difference, differences
+from train.checkpoint.listing import remove
 from train.checkpoint.manifest import Base
 from train.checkpoint.open import open_image
-from train.checkpoint.survey import prune
+from train.checkpoint.survey import prune, survey
 from train.errors import UserError
 
 
@@ -106,6 +107,30 @@ def test_diff(run: Path) -> None:
     assert "weight: 10 of 10 differ, by 2 at most" in answer("diff", steps[0], str(run / "checkpoints/step-00000004"))
     assert json.loads(answer("diff", steps[0], steps[0], "--json"))["parts"][0]["differ"] == 0
     assert "is no checkpoint" in answer("diff", steps[0], "nowhere", code=2)
+    damage(run, 4)
+    assert f"{steps[0]} or {steps[1]}: rank-00001-" in answer("diff", *steps, code=2)
+
+
+def test_diff_knows_a_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "runs" / "mine" / "checkpoints", step=2, nonce="2")
+    monkeypatch.chdir(tmp_path)
+    assert "weight: all 10 are equal" in answer("diff", "mine", "runs/mine")
+
+
+def test_a_checkpoint_that_goes_while_it_is_looked_at_is_not_damaged(run: Path) -> None:
+    entries = survey(run, read=True)
+    assert next(entries).step == 2
+    remove(run / "checkpoints" / "step-00000004")
+    assert [(entry.step, entry.faults) for entry in entries] == [(5, [])]
+
+
+def test_prune_leaves_alone_what_is_damaged_beyond_those_that_it_reads(run: Path) -> None:
+    (run / "checkpoints" / "step-00000002" / "manifest.json").write_text("{")
+    first = run / "checkpoints" / "step-00000001"
+    first.mkdir()
+    (first / "state.json").write_text("{}")
+    found = prune(run, keep=1, keep_every=1, dry_run=False)
+    assert (found.removed, found.kept, found.damaged) == ([], [4, 5], [1, 2])
 
 
 def test_prune_keeps_what_is_whole(run: Path) -> None:
