@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from train.machine import usable_cores
 _LOOPBACK = "lo"
 _CUDA_DRIVER = "libcuda.so.1"
 _ROCM_DEVICE = Path("/dev/kfd")
+# Ranks listen seconds after their port is chosen: by then a connection may have one that the system gives to connections
+# (Linux: from 32,768 on).
+_UNASSIGNED = range(15_000, 32_000)
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 """glibc's settings to keep freed memory. By default it gives large blocks back to the system at once, and a CPU rank
 spends a tenth of its step on page faults in tensors that it had a moment ago."""
@@ -50,9 +54,11 @@ def meeting_port(wanted: int | None) -> int:
     Raises:
         UserError: the wanted port is in use or not allowed.
     """
+    if wanted is None:
+        return next(filter(_is_free, random.SystemRandom().sample(_UNASSIGNED, len(_UNASSIGNED))))
     try:
-        with socket.create_server(("", wanted or 0)) as server:
-            return server.getsockname()[1]
+        with socket.create_server(("", wanted)):
+            return wanted
     except OSError as error:
         reason = {errno.EADDRINUSE: "already in use on this machine", errno.EACCES: "reserved for the administrator"}
         told = reason.get(error.errno or 0, str(error))
@@ -101,3 +107,11 @@ def rank_count(wanted: int | None, gpus: int) -> int:
             f"{count} ranks on {gpus} GPU(s): every rank needs one; lower --nproc, or set DS_ACCELERATOR=cpu"
         )
     return count
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True

@@ -152,8 +152,8 @@ def stop_within_a_save(run: Path, command: WarmCommand) -> int:
 class TestARun:
     def test_that_is_saving_ends_with_that_save(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        every = "checkpoint.every=1"
-        with started_quickly(job, every) as command:
+        every = ("checkpoint.every=1", "checkpoint.asynchronous=false")
+        with started_quickly(job, *every) as command:
             wait_until(lambda: steps_done(run) >= 1, command)
             step = stop_within_a_save(run, command)
             command.process.terminate()

@@ -187,6 +187,7 @@ def test_a_dry_run_prints_what_would_run_and_touches_nothing(tmp_path: Path) -> 
     assert "queue" in engram("launch", job, "--on", "hosts", "--submit", *FULL).stderr
 
 
+@pytest.mark.long
 def test_a_launch_here_runs_the_copied_code_with_the_copied_config_and_a_second_one_goes_on(
     corpus: Path, tmp_path: Path
 ) -> None:

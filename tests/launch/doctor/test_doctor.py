@@ -45,7 +45,10 @@ def test_a_sound_machine_has_all_that_the_small_job_needs_and_json_says_the_same
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without GPUs")
-def test_a_job_that_trains_on_the_cpu_lacks_gpus_only_if_it_asks_for_them(tmp_path: Path) -> None:
+def test_a_job_that_trains_on_the_cpu_lacks_gpus_only_if_it_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     job = load(write_job(tmp_path, tmp_path / "no-data"), ["run.nproc=2"], JobConfig)
     asked = load(write_job(tmp_path, tmp_path / "no-data"), ["launch.gpus=2"], JobConfig)
     assert findings(checks_here(job, None))["gpus"].status == "warning"

@@ -1,8 +1,11 @@
 """What a rank finds in its environment."""
 
+import socket
+
 import pytest
 
-from launch.local.environment import rank_environment
+from launch.local import environment
+from launch.local.environment import meeting_port, rank_environment
 
 
 def test_cpu_ranks_keep_freed_memory_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +21,12 @@ def test_a_rank_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "9")
     environment = rank_environment(1, 2, 1234, gpus=0)
     assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_PORT"]) == ("1", "2", "1234")
+
+
+def test_a_port_is_one_that_no_connection_is_given_and_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert all(15_000 <= meeting_port(None) < 32_000 for _ in range(20))
+        with socket.create_server(("", meeting_port(None))) as free:
+            monkeypatch.setattr(environment, "_UNASSIGNED", [port, free.getsockname()[1], (left := meeting_port(None))])
+            assert meeting_port(None) == left
