@@ -15,7 +15,7 @@ from train.machine import usable_cores
 _LOOPBACK = "lo"
 _CUDA_DRIVER = "libcuda.so.1"
 _ROCM_DEVICE = Path("/dev/kfd")
-# Ranks listen seconds after their port is chosen: by then a connection may have one that the system gives to connections
+# Ranks listen seconds after their port is chosen: by then a connection may have one that the system gives to these
 # (Linux: from 32,768 on).
 _UNASSIGNED = range(15_000, 32_000)
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
