@@ -113,7 +113,7 @@ def test_where_a_phase_begins(trained: Path, tmp_path: Path) -> None:
     steps, key = sorted((trained / "checkpoints").glob("step-*")), "checkpoint.init_from"
     assert find_checkpoint(str(trained), key) == steps[-1]
     assert find_checkpoint(str(steps[0]), key) == steps[0]
-    with pytest.raises(UserError, match="is no checkpoint, and no run's folder with one in it"):
+    with pytest.raises(UserError, match="is no checkpoint, and no run with one in it"):
         find_checkpoint(str(tmp_path), key)
     (tmp_path / "state.json").write_text('{"format": 1}')
     with pytest.raises(Damaged, match=r"state\.json is not that of a checkpoint"):

@@ -146,6 +146,9 @@ class Notes:
     def save(self, *_: Any) -> Path:
         return Path()
 
+    def take_ended(self, **_: Any) -> list[Any]:
+        return []
+
     def advance(self, *_: Any) -> None: ...
 
     def saved(self, *_: Any) -> None: ...
