@@ -38,6 +38,7 @@ def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> Non
             assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
 
 
+@pytest.mark.long
 def test_stalls_are_measured_on_one_and_two_ranks_and_named_as_emulation() -> None:
     result = fresh_engram("bench", "offload", "--part", "stall", *TINY, "--lookups", "256", "--rows", "20000", "--json")
     assert result.returncode == 0, result.stderr

@@ -50,7 +50,7 @@ def test_nothing_is_judged_before_a_turn_was_timed() -> None:
     assert {row["turns"] for row in section.rows} == {0}
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_real_job_has_the_same_bits_while_the_look_ahead_changes(nproc: int, corpus: Path, tmp_path: Path) -> None:
     job, partial = write_job(tmp_path, corpus, run={"nproc": nproc}), tmp_path / "partial.json"
     engines = ["--engine", "cpu", "--engine", "staged"] if nproc == 1 else ["--engine", "cpu"]

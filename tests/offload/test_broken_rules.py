@@ -56,7 +56,7 @@ def test_a_broken_rule_is_noticed(rule: broken_rules.Rule) -> None:
 @pytest.mark.parametrize(
     ("rule", "world_size"),
     # With two ranks the order of arrival changes nothing: a + b is b + a.
-    [("summed_in_order_of_arrival", 4), ("last_rank_wins", 2), ("last_rank_wins", 4)],
+    [("summed_in_order_of_arrival", 4), ("last_rank_wins", 4)],
 )
 def test_a_broken_rule_between_ranks_is_noticed(runs: Runs, rule: str, world_size: int) -> None:
     (ranks,) = runs[world_size][rule]

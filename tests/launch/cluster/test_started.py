@@ -60,6 +60,7 @@ def test_under_every_launcher_the_run_has_the_bits_of_our_own(launcher: str, cor
     assert result.stdout.count("validation loss ") == 1
 
 
+@pytest.mark.long
 def test_the_pods_of_a_job_leave_logs_and_one_failure_and_every_rank_has_its_share_of_threads(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def test_what_one_rank_received_all_ranks_hear_in_the_same_step() -> None:
     assert run_ranks(answers_of_two_ranks, 2) == [heard, heard]
 
 
-def ending(later: int) -> tuple[str, int, float]:
+def ending(later: int, grace_s: float) -> tuple[str, int, float]:
     """How, and how many seconds after SIGTERM, a rank ends to which `later` is sent at once and after a while."""
     train.watch.stop.SAME_S = 0.4
     ended: list[tuple[str, int, float]] = []
@@ -45,7 +45,7 @@ def ending(later: int) -> tuple[str, int, float]:
         done.set()
         threading.Event().wait()  # as if the process had ended
 
-    StopSignals(GRACE_S, leave).listen()
+    StopSignals(grace_s, leave).listen()
     sent = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
@@ -57,13 +57,13 @@ def ending(later: int) -> tuple[str, int, float]:
 
 
 def test_a_later_ctrl_c_ends_it_at_once() -> None:
-    ((told, code, after_s),) = run_ranks(ending, 1, signal.SIGINT)
+    ((told, code, after_s),) = run_ranks(ending, 1, signal.SIGINT, 60.0)
     assert (told, code) == ("stopped by SIGINT, before what SIGTERM asked for was saved", 130)
-    assert 0.55 < after_s < GRACE_S, "the first one counts as the same signal"
+    assert 0.55 < after_s < 60, "the first one counts as the same signal"
 
 
 def test_a_later_sigterm_leaves_it_its_time_which_is_limited() -> None:
-    ((told, code, after_s),) = run_ranks(ending, 1, signal.SIGTERM)
+    ((told, code, after_s),) = run_ranks(ending, 1, signal.SIGTERM, GRACE_S)
     assert told.startswith("stopped by SIGTERM: 1.5 s were too short")
     assert told.endswith("raise checkpoint.grace_s")
     assert code == 143
