@@ -7,10 +7,10 @@ train: venv
 	$(BIN)/engram train configs/tiny.yaml
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup  # a core a worker
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile  # a core a worker; what a file makes is made once
 
 test-long: venv
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m 'long or not long'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'long or not long'
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """What many tests need: Triton's interpreter where there is no GPU, a small prepared corpus of real text, a run on it.
 
-Tests that share what takes long to make are in one `xdist_group`, so that it is made by one worker alone.
+What takes long to make is made once by each worker, which tests a file whole (Makefile: --dist loadfile).
 """
 
 import os

@@ -10,8 +10,6 @@ from click.testing import CliRunner, Result
 from launch.cli import main
 from tests.command_line import losses
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)), prog_name="engram")

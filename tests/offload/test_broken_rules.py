@@ -10,8 +10,6 @@ from tests.offload.hazard_job import Case, Outcome, merged, run_case
 from tests.offload.hazard_reference import reference_rows
 from tests.offload.hazard_runs import JOBS, Runs, variants
 
-pytestmark = pytest.mark.xdist_group("hazards")
-
 ADAM = TableOptimizerConfig()
 RULES = {
     broken_rules.fetch_from_a_row_in_write_back: "returning",

@@ -44,8 +44,6 @@ from tests.offload.hazard_runs import (
     variants,
 )
 
-pytestmark = pytest.mark.xdist_group("hazards")
-
 EXACT_ADAM = TableOptimizerConfig()
 ROWS = {
     "adam-exact": OffloadConfig(),

@@ -16,8 +16,6 @@ from train.errors import UserError
 from train.optim.optimizer import OptimizerConfig
 from train.run import _require_compiler
 
-pytestmark = pytest.mark.xdist_group("blocks")
-
 # ZeRO stage, ranks that the experts are spread over; each also without anything, to compare with.
 CASES = {(3, 1): ["recomputed", "compiled"], (2, 2): ["recomputed and compiled"]}
 DOCUMENTS = [(20, 12), (5, 20, 7)]

@@ -22,8 +22,6 @@ from train.optim.clipping import clip_scale
 from train.optim.optimizer import OptimizerConfig
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 RANKS, STEPS, STOP = 2, 5, 2
 EXPERT_CASES = [(0, "adamw"), (1, "muon"), (2, "muon"), (3, "muon")]
 EXPERT_SIZES = [(None, None), (None, 2), (2, None)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,8 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.distributed import run_ranks
 from tests.train.reference import Toy, micro_batch
 from tests.train.test_engine import build
-
-pytestmark = pytest.mark.xdist_group("engine")
 
 CASES = list(product((0, 1, 2, 3), ("fp32", "bf16"), (1, 4)))
 WARM_STEPS, STEPS = 3, 2  # DeepSpeed's throughput timer sleeps through the first two

@@ -20,8 +20,6 @@ from train.errors import UserError
 from train.use.export import export
 from train.use.saved_run import SavedRun
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 
 def test_weights_rows_and_moments_are_taken_over_and_steps_begin_at_0(
     trained: Path, corpus: Path, tmp_path: Path

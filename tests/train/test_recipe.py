@@ -16,8 +16,6 @@ from tests.train.plain_trainer import GlobalBatch, PlainTrainer, Step, muon_name
 from train.config.job import JobConfig
 from train.data.loader import Batch
 
-pytestmark = pytest.mark.xdist_group("recipe")
-
 RANKS, SEQUENCES, LENGTH, VOCABULARY = 2, 8, 16, 24
 EARLY = 12
 STEPS = [20, pytest.param(50, marks=pytest.mark.long)]

@@ -19,8 +19,6 @@ from train.checkpoint.differences import differences
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 STEP, LAST = 3, 12
 STORES = {
     "resident": {"mode": "resident"},

@@ -15,8 +15,6 @@ from tests.train.checkpoint.job import Live, Parts, load_all, messages, save_ste
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 SAVED = {1: 1, 2: 3, 3: 2, 4: 0}
 """ZeRO stage by the number of ranks that save."""
 

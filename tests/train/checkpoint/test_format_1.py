@@ -15,8 +15,6 @@ from train.checkpoint.image import find_rows
 from train.checkpoint.open import open_image
 from train.use.saved_run import SavedRun
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 
 def as_format_1(run: Path, copy: Path) -> Path:
     """A copy of a run whose checkpoints are all of the first format."""

@@ -21,8 +21,6 @@ from train.errors import UserError
 from train.use.export import export
 from train.use.saved_run import SavedRun
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 TOKENS = [17, 200, 3, 17, 200, 3, 0, 299, 4, 5]
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from train.use.generation import Decoder, continuation, draw
 from train.use.saved_run import SavedRun
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 TEXT = 'def main(argv):\n    """Returns it."""\n'
 
 

@@ -17,8 +17,6 @@ from tests.train.use.test_generation import continued
 from train.data.tokenizer import Tokenizer
 from train.use.saved_run import SavedRun
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 QUESTIONS = [
     {"question": "import ", "choices": ["os", "zq~ zq~"], "answer": 0},
     {"question": "def f(self", "choices": ["}}}}}}", "):"], "answer": 1},

@@ -17,8 +17,6 @@ from train.errors import UserError
 from train.use.saved_run import SavedRun
 from train.use.scoring import score
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 BRANCHED = {
     "model": {"hyper_connections": {"expansion": 2}, "tie_embeddings": True},
     "train": {"steps": 3, "dtype": "bf16"},
