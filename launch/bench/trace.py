@@ -20,7 +20,7 @@ from train.report.profile import STEPS_KEY
 _ON_GPU = frozenset(("kernel", "gpu_memcpy", "gpu_memset"))
 _API = frozenset(("cuda_runtime", "cuda_driver"))
 # Names of what carries rows: kernels with one engine, copies with the other.
-_KERNELS = re.compile(r"_fetch(_lines)?\b|_draw_fresh\b"), re.compile(r"_write(_lines)?\b")
+_KERNELS = re.compile(r"_fetch(_lines)?\b"), re.compile(r"_write(_lines)?\b")
 _COPIES = re.compile("Memcpy HtoD"), re.compile("Memcpy DtoH")
 _WAIT = re.compile(r"^cu(da)?(Stream|Device|Event|Ctx)Synchronize|^cudaMemcpy$")
 _LAUNCH = re.compile(r"^cu(da)?Launch")

@@ -13,7 +13,6 @@ from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, Settings,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import Tensor
 
     from kernels.rows.adam_closed import GapSums
@@ -76,11 +75,15 @@ class Adam(RowOptimizer):
 
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.triton`."""
-        return _TritonAdam(self.settings, rates, rows)
+        from kernels.rows.adam_triton import read_rows, update_rows
+
+        return _AdamKernels(read_rows, update_rows, self.settings, rates, rows)
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """See `RowOptimizer.compiled`."""
-        return _CompiledAdam(self.settings, rates, rows)
+        from kernels.rows.adam_numba import read_rows, update_rows
+
+        return _AdamKernels(read_rows, update_rows, self.settings, rates, rows)
 
 
 def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,29 +99,22 @@ def _betas(settings: Settings) -> tuple[float, float]:
     return settings.beta1, settings.beta2
 
 
-def _dtypes(settings: Settings, rows: StoredRows) -> dict[str, bool]:
-    return {"bf16": rows.bf16, "bf16_state": settings.state_dtype == "bf16"}
-
-
-def _adam_rates(settings: Settings, rates: RateHistory, device: torch.device) -> AdamRates:
-    from kernels.rows.adam_rates import AdamRates
-
-    return AdamRates(rates, _betas(settings), settings.eps, device, closed=_closed(settings))
-
-
-class _TritonAdam:
-    def __init__(self, settings: Settings, rates: RateHistory, rows: StoredRows) -> None:
+class _AdamKernels:
+    def __init__(self, read: Any, update: Any, settings: Settings, rates: RateHistory, rows: StoredRows) -> None:
+        self._read, self._update = read, update
         self._settings, self._history, self._rows = settings, rates, rows
-        self._dtypes = _dtypes(settings, rows)
+        self._dtypes = {"bf16": rows.bf16, "bf16_state": settings.state_dtype == "bf16"}
 
     @cached_property
     def _rates(self) -> AdamRates:  # pinned memory, which kernels that are never used do without
-        return _adam_rates(self._settings, self._history, self._rows.device)
+        from kernels.rows.adam_rates import AdamRates
+
+        settings = self._settings
+        closed = _closed(settings)
+        return AdamRates(self._history, _betas(settings), settings.eps, self._rows.device, closed=closed)
 
     def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
-        from kernels.rows.adam_triton import read_rows
-
-        read_rows(records_CW, slots_U, self._rates, got, **self._dtypes)
+        self._read(records_CW, slots_U, self._rates, got, **self._dtypes)
 
     def update(
         self,
@@ -129,32 +125,5 @@ class _TritonAdam:
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
-        from kernels.rows.adam_triton import update_rows
-
         options: dict[str, Any] = {**self._dtypes, "seed": self._rows.seed, "gradient_scale": gradient_scale}
-        update_rows(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)
-
-
-class _CompiledAdam:
-    def __init__(self, settings: Settings, rates: RateHistory, rows: StoredRows) -> None:
-        self._rates = _adam_rates(settings, rates, rows.device)
-        self._dtypes, self._seed = _dtypes(settings, rows), rows.seed
-
-    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
-        from kernels.rows.adam_numba import read_rows
-
-        read_rows(records_CW, slots_U, self._rates, got, **self._dtypes)
-
-    def update(
-        self,
-        records_CW: Tensor,
-        slots_U: Tensor,
-        got: CaughtUp,
-        grad_UD: Tensor,
-        row_ids_U: Tensor | None,
-        gradient_scale: float,
-    ) -> None:
-        from kernels.rows.adam_numba import update_rows
-
-        options: dict[str, Any] = {**self._dtypes, "seed": self._seed, "gradient_scale": gradient_scale}
-        update_rows(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)
+        self._update(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)
