@@ -62,11 +62,11 @@ INNER = {
             *_BASE,
             *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report", "spikes", "watch"),
         },
-        "run": {
+        "parts": {
             *_BASE,
-            *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use", "trainer", "watch"),
-            "run_state",
+            *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
         },
+        "run": {*_BASE, "config", "checkpoint", "report", "run_state", "parts", "trainer", "watch"},
     },
     "launch": {
         "local": set(),

@@ -79,7 +79,7 @@ class Lane:
             UserError: the job cannot be trained, or has no tables.
         """
         # DeepSpeed takes seconds to import, and no other part needs it.
-        from train.run import Run
+        from train.parts import Parts
         from train.trainer import Trainer
 
         mode = ["offload.mode=resident"] if name == RESIDENT else ["offload.mode=window", f"offload.engine={name}"]
@@ -88,7 +88,7 @@ class Lane:
         job = load(options.job, overrides, JobConfig)
         if job.model.engram is None:
             raise UserError(f"{options.job}: a model without model.engram has no tables to measure")
-        run = Run(job)
+        run = Parts(job)
         run.resume()
         trainer = Trainer(
             job,

@@ -14,7 +14,7 @@ from train.config.deepspeed import DeepSpeedConfig
 from train.engine import Engine
 from train.errors import UserError
 from train.optim.optimizer import OptimizerConfig
-from train.run import _require_compiler
+from train.parts import _require_compiler
 
 # ZeRO stage, ranks that the experts are spread over; each also without anything, to compare with.
 CASES = {(3, 1): ["recomputed", "compiled"], (2, 2): ["recomputed and compiled"]}

@@ -1,0 +1,250 @@
+"""The parts of a training job, and what is made of them before the first step and after the last."""
+
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+
+from model.census import take_census
+from model.compilation import compile_blocks
+from model.config import ModelConfig
+from model.transformer import Block, LanguageModel
+from offload.addresses.hashing import AddressBook
+from offload.tables import EngramTables, WindowTooSmall
+from train.checkpoint.checkpoints import Checkpoints, Resumed
+from train.checkpoint.identity import Identity
+from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, find_checkpoint
+from train.checkpoint.together import on_rank_0
+from train.config.file import dump
+from train.config.job import JobConfig
+from train.data.loader import Loader
+from train.data.open import open_data
+from train.engine import Engine
+from train.errors import UserError
+from train.evaluation import Evaluation, batches
+from train.report.metrics import METRICS_FILE, read_metrics
+from train.report.summary import Summary
+from train.run_folder import CONFIG_FILE
+from train.run_lock import lock_run
+from train.tables import address_book, open_tables, table_bytes
+from train.use.sampling import continue_texts
+
+_BACKBONE_BYTES = 12
+"""Bytes that a checkpoint takes for each backbone parameter: fp32 weight and two moments."""
+
+
+class Parts:
+    """The parts of a job, built in the order in which they need each other, once its ranks have joined. Collective.
+
+    Args:
+        job: its config.
+        tell: hears of each part before it is built, where that may take long.
+
+    Raises:
+        UserError: anything in the config, the data or the run's folder that the user has to change.
+    """
+
+    def __init__(self, job: JobConfig, tell: Callable[[str], None] = lambda text: None) -> None:
+        self.job = job
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.folder = Path(job.run.dir) / job.run.name
+        tell("reading the data")
+        self.store = _on_one_rank_first(lambda: open_data(job.data))
+        if job.model.vocab_size < self.store.vocab_size:
+            raise UserError(
+                f"model.vocab_size is {job.model.vocab_size}, but the tokenizer of the data has "
+                f"{self.store.vocab_size} entries: set model.vocab_size={self.store.vocab_size}"
+            )
+        self.train_loader = self._loader("train", rank=self.rank, world_size=self.world_size)
+        self.validation_loader = self._loader("validation", rank=self.rank, world_size=self.world_size)
+        self.counts = take_census(job.model)
+        addresses = address_book(job.model, self.store)
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, job, self._identity(addresses))
+        self.saved_table_bytes = table_bytes(job, addresses)
+        self.origin = on_rank_0(self._open_folder)
+        if job.checkpoint.every is not None:
+            self.checkpoints.probe()
+        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
+        self.engine = self._engine()
+        self.table_bytes = table_bytes(job, addresses, self.engine.device)
+        if addresses:
+            tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
+        self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
+
+    def record_config(self) -> None:
+        """Writes config and tokenizer into the run's folder, once they are known to go with what is there."""
+        if self.rank == 0:
+            dump(self.job, self.folder / CONFIG_FILE)
+            self.store.tokenizer().save(self.folder)
+
+    def close(self) -> None:
+        """Leaves the job's ranks. Collective.
+
+        Not for a rank that failed: what it would wait for may need the others, which know nothing of the failure. Nor
+        for a run that was interrupted: ranks differ in how far they have planned ahead.
+        """
+        if self.tables:
+            self.tables.close()
+        self.engine.close()
+        dist.destroy_process_group()
+
+    def resume(self) -> Resumed:
+        """Loads the run's newest checkpoint that is whole, or else that of `init_from`, if any."""
+        resumed = self.checkpoints.resume(self.engine, self.tables)
+        start = resumed.step
+        if self.origin:
+            self.checkpoints.begin_with(self.origin, self.engine, self.tables)
+        if start > self.job.train.steps:
+            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} has {start} steps already")
+        if self.tables and start < self.job.train.steps:
+            try:
+                self.tables.check_window(start)
+            except WindowTooSmall as error:
+                raise UserError(str(error)) from None
+        return resumed
+
+    def sample(self) -> list[str]:
+        """Continues the config's prompts."""
+        return continue_texts(
+            self.engine,
+            self.tables,
+            self.store.tokenizer(),
+            self.job.eval.prompts if self.job.eval.sample_tokens else [],
+            num_tokens=self.job.eval.sample_tokens,
+            temperature=self.job.eval.temperature,
+            max_length=self.job.data.sequence_length,
+            seed=self.job.train.seed,
+        )
+
+    def summarise(self, found: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
+        """What the run came to."""
+        job, tables = self.job, self.tables
+        windowed = tables is not None and job.offload.mode == "window"
+        speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
+        return Summary(
+            run=str(self.folder),
+            steps=job.train.steps,
+            tokens=job.train.steps * job.train.global_batch_size * job.data.sequence_length,
+            val_loss=found.loss,
+            val_bits_per_byte=found.bits_per_byte,
+            unigram_entropy=self._unigram_entropy(),
+            parameters=self.counts.total + _table_parameters(tables),
+            active_parameters=self.counts.active + _active_table_parameters(job.model),
+            table_parameters=_table_parameters(tables),
+            table_bytes=self.table_bytes,
+            window_bytes=tables.window_bytes * self.world_size if tables and windowed else None,
+            rows_moved=rows_moved,
+            tokens_per_s=statistics.median(speeds) if speeds else None,
+            samples=samples,
+            init_from=job.checkpoint.init_from,
+        )
+
+    def _unigram_entropy(self) -> float:
+        # Of the very tokens that were evaluated, by all ranks.
+        everyones = self._loader("validation", rank=0, world_size=1)
+        labels = [batch.labels_BT for batch in batches(everyones, self.job.eval.sequences)]
+        return self.train_loader.unigram_entropy(torch.cat(labels))
+
+    def _loader(self, split: Literal["train", "validation"], *, rank: int, world_size: int) -> Loader:
+        job = self.job.train
+        return Loader(
+            self.store,
+            split=split,
+            skip=[range(first - 1, last) for first, last in self.job.data.skip_steps] if split == "train" else (),
+            sequence_length=self.job.data.sequence_length,
+            global_batch_size=job.global_batch_size,
+            micro_batch_size=job.micro_batch_size,
+            seed=job.seed,
+            rank=rank,
+            world_size=world_size,
+            validation_fraction=self.job.data.validation_fraction,
+        )
+
+    def _identity(self, addresses: AddressBook | None) -> Identity:
+        fingerprint = addresses.fingerprint() if addresses else None
+        model, tokenizer = self.job.model.model_dump(mode="json"), self.store.tokenizer().sha256
+        return Identity(model, fingerprint, self.train_loader.identity(), tokenizer)
+
+    def _open_folder(self) -> Path | None:
+        """On rank 0, whose view of the folder decides; returns the checkpoint that the run begins with, if any."""
+        there, resume = checkpoints_in(self.checkpoints.folder), self.job.checkpoint.resume
+        if resume == "never" and there:
+            raise UserError(
+                f"checkpoint.resume is never, but {there[-1].path} is there: choose another run.name, or delete "
+                f"{self.folder}"
+            )
+        if resume == "must" and not there:
+            raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
+        source = self.job.checkpoint.init_from
+        origin = find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_run(self.folder)
+        self._check_disk(len(there))
+        return origin
+
+    def _check_disk(self, there: int) -> None:
+        if self.job.checkpoint.every is None:
+            return
+        checkpoint = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
+        # The newest one is complete before the oldest goes.
+        most = self.job.checkpoint.keep + 1 + bool(self.job.checkpoint.incremental)
+        needed = checkpoint * max(1, most - there)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"{self.folder}: a checkpoint takes up to {checkpoint / 1e9:.1f} GB with every table row touched, "
+                f"those to come up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: set run.dir to a larger "
+                "disk, or lower checkpoint.keep or model.engram.rows_per_head"
+            )
+
+    def _engine(self) -> Engine:
+        job = self.job
+        torch.manual_seed(job.train.seed)
+        rank_batch = job.train.global_batch_size // self.world_size
+        try:
+            engine = Engine(
+                LanguageModel(job.model, recompute=job.train.recompute),
+                optimizer=job.optimizer,
+                deepspeed_config=job.deepspeed,
+                dtype=job.train.dtype,
+                accumulation_steps=rank_batch // job.train.micro_batch_size,
+                gathered_whole=Block if job.train.compile else None,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if job.train.compile:
+            _require_compiler(engine.device)
+            compile_blocks(cast(LanguageModel, engine.module))
+        return engine
+
+
+def _on_one_rank_first(action: Callable[[], Any]) -> Any:
+    """Runs `action` on local rank 0, then on the others: what it makes is made once a machine."""
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    result = action() if first else None
+    dist.barrier()
+    return result if first else action()
+
+
+def _require_compiler(device: torch.device) -> None:
+    # What torch.compile would look for, minutes later.
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise UserError(
+            f"train.compile takes a C++ compiler on a CPU, and there is no {name}: install it, name another by the "
+            "environment variable CXX, or set train.compile=false"
+        )
+
+
+def _table_parameters(tables: EngramTables | None) -> int:
+    return tables.num_parameters if tables else 0
+
+
+def _active_table_parameters(model: ModelConfig) -> int:
+    return len(model.engram.layers) * model.engram.memory_width if model.engram else 0
