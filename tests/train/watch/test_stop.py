@@ -37,6 +37,7 @@ def test_what_one_rank_received_all_ranks_hear_in_the_same_step() -> None:
 def ending(later: int, grace_s: float) -> tuple[str, int, float]:
     """How, and how many seconds after SIGTERM, a rank ends to which `later` is sent at once and after a while."""
     train.watch.stop.SAME_S = 0.4
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
     ended: list[tuple[str, int, float]] = []
     done = threading.Event()
 
