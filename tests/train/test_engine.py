@@ -23,7 +23,7 @@ from train.optim.optimizer import OptimizerConfig
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 RANKS, STEPS, STOP = 2, 5, 2
-EXPERT_CASES = [(0, "adamw"), (1, "muon"), (2, "muon"), (3, "muon")]
+EXPERT_CASES = [(0, "adamw"), pytest.param((1, "muon"), marks=pytest.mark.long), (2, "muon"), (3, "muon")]
 EXPERT_SIZES = [(None, None), (None, 2), (2, None)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMBINATIONS = [
@@ -31,6 +31,12 @@ COMBINATIONS = [
     for stage, dtype, name, offload in itertools.product((0, 1, 2, 3), DTYPES, ("adamw", "muon"), ("none", "cpu"))
     if offload == "none" or (stage > 0 and (dtype, name) == ("bf16", "muon"))
 ]
+# Every wrapper of DeepSpeed's, and every stage with both optimizers.
+CHEAP = {
+    (stage, dtype, name, "none")
+    for stage, dtype, name in itertools.product(range(4), DTYPES, ("adamw", "muon"))
+    if (stage % 2 == 0) == ((dtype, name) in {("fp32", "adamw"), ("bf16", "muon")})
+} | {(1, "bf16", "muon", "cpu"), (3, "bf16", "muon", "cpu")}
 WRAPPERS = {
     (0, "fp32"): "BackboneOptimizer",
     (0, "bf16"): "FP16_UnfusedOptimizer",
@@ -193,16 +199,24 @@ def exercise(combination):
     return result
 
 
-def exercise_all():
+def exercise_all(combinations, cases):
     """Everything in one start of processes; pickled, as tensors sent by themselves need their sender alive."""
-    combinations = {combination: exercise(combination) for combination in COMBINATIONS}
-    experts = {case: exercise_expert_parallel(*case) for case in EXPERT_CASES}
-    return pickle.dumps((combinations, experts, [misuse(stage) for stage in range(4)]))
+    runs = {combination: exercise(combination) for combination in combinations}
+    experts = {case: exercise_expert_parallel(*case) for case in cases}
+    return pickle.dumps((runs, experts, [misuse(stage) for stage in range(4)]))
 
 
 @pytest.fixture(scope="module")
-def all_runs():
-    return [pickle.loads(result) for result in run_ranks(exercise_all, RANKS)]
+def chosen(request):
+    """The combinations and the cases of spread experts that the tests of this run ask for."""
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    asked = [(name, value) for callspec in callspecs if callspec for name, value in callspec.params.items()]
+    return [[*dict.fromkeys(v for name, v in asked if name == of)] for of in ("combination", "case")]
+
+
+@pytest.fixture(scope="module")
+def all_runs(chosen):
+    return [pickle.loads(result) for result in run_ranks(exercise_all, RANKS, *chosen)]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +254,19 @@ def same_state(one, other):
     )
 
 
-each_combination = pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c)))
+def cases(combinations):
+    """Parameters of a test; what is not cheap is long."""
+    return [
+        combination if combination in CHEAP else pytest.param(combination, marks=pytest.mark.long)
+        for combination in combinations
+    ]
+
+
+def identifier(case):
+    return "-".join(map(str, case))
+
+
+each_combination = pytest.mark.parametrize("combination", cases(COMBINATIONS), ids=identifier)
 
 
 @each_combination
@@ -315,8 +341,9 @@ def test_muon_updates_the_parameters_that_the_config_means(runs, combination):
     assert run["wrapper"] == expected
 
 
-def test_buffers_are_saved(runs):
-    run = runs[0][COMBINATIONS[0]]
+@pytest.mark.parametrize("combination", COMBINATIONS[:1], ids=identifier)
+def test_buffers_are_saved(runs, combination):
+    run = runs[0][combination]
     assert run["state"].buffers["calls"].tolist() == [ACCUMULATION * (STEPS + 2) + 1] * 2
     assert run["resumed_state"].buffers["calls"].tolist() == [ACCUMULATION * STEPS] * 2
 
@@ -355,7 +382,7 @@ def exercise_expert_parallel(stage, name):
     return results
 
 
-@pytest.mark.parametrize("case", EXPERT_CASES, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", EXPERT_CASES, ids=identifier)
 def test_spreading_experts_changes_neither_training_nor_the_image(expert_runs, case):
     results = expert_runs[0][case]
     alone = results[None, None]
@@ -369,8 +396,9 @@ def test_spreading_experts_changes_neither_training_nor_the_image(expert_runs, c
                 torch.testing.assert_close(result["state"].parameters[name][slot], tensor, atol=2e-4, rtol=1e-3)
 
 
-def test_ranks_agree_on_the_norm_with_spread_experts(expert_runs):
-    for case, sizes in itertools.product(EXPERT_CASES, EXPERT_SIZES):
+@pytest.mark.parametrize("case", EXPERT_CASES, ids=identifier)
+def test_ranks_agree_on_the_norm_with_spread_experts(expert_runs, case):
+    for sizes in EXPERT_SIZES:
         assert expert_runs[0][case][sizes]["norms"] == expert_runs[1][case][sizes]["norms"]
 
 
@@ -414,7 +442,8 @@ def test_misuse_is_told_in_a_line(all_runs, stage):
         assert "weight of proj.weight has shape [3, 3], this model's has [7, 6]" in messages[stage]["other shape"]
 
 
-ALONE = [combination for combination in COMBINATIONS if combination[2] == "muon"]
+def with_muon(combinations):
+    return [combination for combination in combinations if combination[2] == "muon"]
 
 
 def continue_alone(folder):
@@ -422,7 +451,7 @@ def continue_alone(folder):
     dist.init_process_group("gloo")
     stopped = pickle.loads((folder / "stopped").read_bytes())
     states = {}
-    for combination in ALONE:
+    for combination in stopped:
         engine = build(Toy(seed=5), combination, RANKS * ACCUMULATION)
         load_state(engine, stopped[combination])
         for step in range(STOP, STEPS):
@@ -440,7 +469,7 @@ def continue_alone(folder):
 def alone(runs, tmp_path_factory):
     """One rank in a process of its own, with no compiler in reach."""
     folder = tmp_path_factory.mktemp("alone")
-    (folder / "stopped").write_bytes(pickle.dumps({c: runs[0][c]["stopped"] for c in ALONE}))
+    (folder / "stopped").write_bytes(pickle.dumps({c: runs[0][c]["stopped"] for c in with_muon(runs[0])}))
     environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")} | {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -470,7 +499,7 @@ def test_no_compiler_is_needed_or_used_and_nothing_is_printed(alone):
     assert not (folder / "built").exists()
 
 
-@pytest.mark.parametrize("combination", ALONE, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("combination", cases(with_muon(COMBINATIONS)), ids=identifier)
 def test_another_number_of_ranks_continues_the_run(runs, alone, combination):
     states = pickle.loads((alone[0] / "states").read_bytes())
     expected = runs[0][combination]["state"]
