@@ -63,9 +63,9 @@ def fresh_engram(
     )
 
 
-def train(*arguments: str | Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs `engram train`, which must succeed."""
-    result = (fresh_engram if fresh else engram)("train", *arguments)
+    result = engram("train", *arguments)
     assert result.returncode == 0, result.stderr + result.stdout
     return result
 

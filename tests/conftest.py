@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.command_line import fresh_engram, train, write_job
+from tests.command_line import engram, train, write_job
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "prepared"
     stdlib = Path(sysconfig.get_path("stdlib"))
     sources = [stdlib / f"{name}.py" for name in MODULES]
-    result = fresh_engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
+    result = engram("data", "prepare", *sources, "--out", folder, "--train-bpe", "300")
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -43,7 +43,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run that two ranks trained, with checkpoints of steps 3 and 6."""
     folder = tmp_path_factory.mktemp("trained")
     sections = {"train": {"steps": 6}, "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 3}}
-    train(write_job(folder, corpus, **sections), "--nproc", "2", fresh=True)
+    train(write_job(folder, corpus, **sections), "--nproc", "2")
     return folder / "runs" / "small"
 
 

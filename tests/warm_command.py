@@ -1,6 +1,7 @@
 """The `engram` command and its ranks in warm processes: the launcher is the real one, only `exec` is left out."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -87,21 +88,25 @@ class _Forked:
         start_new_session: bool,
         preexec_fn: Callable[[], None] | None,
     ) -> None:
-        assert command[:4] == [sys.executable, "-P", "-m", "launch.local.rank"]
+        assert command[:3] == [sys.executable, "-P", "-m"]
         assert (stdin, stderr) == (subprocess.DEVNULL, subprocess.STDOUT if stdout else None)
         assert start_new_session
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _become_rank(command[3:], env, stdout, preexec_fn)
+            _become_rank(*command[3:], environment=env, output=stdout, preexec=preexec_fn)
 
     def wait(self) -> None:
         os.waitpid(self.pid, 0)
 
 
 def _become_rank(
-    argv: list[str], environment: dict[str, str], output: IO[bytes] | None, preexec: Callable[[], None] | None
+    module: str,
+    *arguments: str,
+    environment: dict[str, str],
+    output: IO[bytes] | None,
+    preexec: Callable[[], None] | None,
 ) -> NoReturn:
     try:
         os.setsid()
@@ -115,9 +120,9 @@ def _become_rank(
             os.dup2(1, 2)
         os.environ.clear()
         os.environ.update(environment)
-        sys.argv = argv
-        from launch.local.rank import main
-
-        main()
+        sys.argv = [module, *arguments]
+        # runpy warns of a module that is imported already.
+        sys.modules.pop(module, None)
+        runpy.run_module(module, run_name="__main__")
     finally:
         os._exit(1)

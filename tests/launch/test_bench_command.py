@@ -14,13 +14,13 @@ from launch.cli import main
 from launch.commands import bench_jobs as jobs
 from launch.commands import bench_parts as parts
 from offload.config import OffloadConfig
-from tests.command_line import fresh_engram
+from tests.command_line import engram
 
 TINY = ("--lookups", "64", "--rows", "100", "--dim", "4", "--steps", "2", "--warmup", "1", "--compute-ms", "2")
 
 
 def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> None:
-    result = fresh_engram("bench", "offload", *TINY, "--optimizer", "rowwise-adagrad", "--seed", "5", "--json")
+    result = engram("bench", "offload", *TINY, "--optimizer", "rowwise-adagrad", "--seed", "5", "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer.keys() == {"machine", "options", "parts"}
@@ -40,7 +40,7 @@ def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> Non
 
 @pytest.mark.long
 def test_stalls_are_measured_on_one_and_two_ranks_and_named_as_emulation() -> None:
-    result = fresh_engram("bench", "offload", "--part", "stall", *TINY, "--lookups", "256", "--rows", "20000", "--json")
+    result = engram("bench", "offload", "--part", "stall", *TINY, "--lookups", "256", "--rows", "20000", "--json")
     assert result.returncode == 0, result.stderr
     stall = json.loads(result.stdout)["parts"]["stall"]
     assert [(row["ranks"], row["depth"]) for row in stall["rows"]] == [
@@ -79,7 +79,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:
-    result = fresh_engram("bench", "offload", *arguments)
+    result = engram("bench", "offload", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     told = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]

@@ -15,14 +15,14 @@ from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
 from launch.bench.report import Measure
-from tests.command_line import fresh_engram
+from tests.command_line import engram
 from train.progress import Progress
 
 CPU = Sizes(torch.device("cpu"), tokens=8, hidden=16, host_bytes=1 << 22)
 
 
 def test_every_kernel_is_timed_beside_the_limit_that_was_measured() -> None:
-    result = fresh_engram("bench", "kernels", "--device", "cpu", "--tokens", "4", "--seconds", "600", "--json")
+    result = engram("bench", "kernels", "--device", "cpu", "--tokens", "4", "--seconds", "600", "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["options"]["device"] == "cpu"
@@ -105,7 +105,7 @@ def test_links_on_a_cpu_are_named_as_copies_from_host_to_host() -> None:
 
 def test_links_of_chosen_records() -> None:
     chosen = ("--programs", "4,16", "--record-bytes", "964,512")
-    result = fresh_engram("bench", "links", "--device", "cpu", "--memory-mib", "4", *chosen, "--json")
+    result = engram("bench", "links", "--device", "cpu", "--memory-mib", "4", *chosen, "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert (answer["options"]["programs"], answer["options"]["record_bytes"]) == ([4, 16], [964, 512])
@@ -124,7 +124,7 @@ def test_programs_take_turns_where_there_is_a_gpu() -> None:
 
 @pytest.mark.parametrize("chosen", [("--record-bytes", "160,962"), ("--programs", "4,many"), ("--programs", "0")])
 def test_links_of_what_cannot_be_are_refused(chosen: tuple[str, str]) -> None:
-    result = fresh_engram("bench", "links", "--device", "cpu", *chosen)
+    result = engram("bench", "links", "--device", "cpu", *chosen)
     assert result.returncode == 2
     assert chosen[0] in result.stderr
 
@@ -143,7 +143,7 @@ def test_a_measure_can_be_a_least_value() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told_in_one_line() -> None:
-    result = fresh_engram("bench", "links", "--device", "cuda")
+    result = engram("bench", "links", "--device", "cuda")
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if line.startswith("Error: ")] == [
         "Error: there is no GPU that torch can use: measure with --device cpu"
@@ -153,7 +153,7 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_everything_runs() -> None:
     for part, size in (("kernels", ("--tokens", "256")), ("links", ("--memory-mib", "64"))):
-        result = fresh_engram("bench", part, "--device", "cuda", *size, "--json")
+        result = engram("bench", part, "--device", "cuda", *size, "--json")
         assert result.returncode == 0, result.stderr
         (section,) = json.loads(result.stdout)["parts"].values()
         assert [row["status"] for row in section["rows"]] == ["measured"] * len(section["rows"])

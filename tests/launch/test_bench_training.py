@@ -9,7 +9,7 @@ from launch.bench.lane import RESIDENT, Lane, Turn
 from launch.bench.options import BenchOptions
 from launch.bench.report import Section
 from launch.bench.training import Scale, summary
-from tests.command_line import fresh_engram, write_job
+from tests.command_line import engram, write_job
 
 SCALE = Scale(tokens=1000, flops=2e9, peak=4e10, dtype="fp32")
 SAME = [(1.0, 2.0), (1.5, 2.5), (1.25, 2.25)]
@@ -56,7 +56,7 @@ def test_a_real_job_has_the_same_bits_while_the_look_ahead_changes(nproc: int, c
     engines = ["--engine", "cpu", "--engine", "staged"] if nproc == 1 else ["--engine", "cpu"]
     short = ["--depths", "2,0", "--steps", "2", "--warmup", "1", "--traces", str(tmp_path / "traces")]
     asked = ["--job", str(job), *engines, *short, "--partial", str(partial), "--device", "cpu", "--json"]
-    done = fresh_engram("bench", "train", *asked)
+    done = engram("bench", "train", *asked)
     assert done.returncode == 0, done.stderr[-2000:]
     section = json.loads(done.stdout)["parts"]["train"]
     assert section == json.loads(partial.read_text())["parts"]["train"]
@@ -69,6 +69,6 @@ def test_a_real_job_has_the_same_bits_while_the_look_ahead_changes(nproc: int, c
 
 
 def test_a_job_that_cannot_be_measured_is_told_in_one_line(corpus: Path, tmp_path: Path) -> None:
-    done = fresh_engram("bench", "train", "--job", str(write_job(tmp_path, corpus)), "model.engram=null")
+    done = engram("bench", "train", "--job", str(write_job(tmp_path, corpus)), "model.engram=null")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("a model without model.engram has no tables to measure")

@@ -57,7 +57,7 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
     corpus: Path, tmp_path: Path
 ) -> None:
     sections = {"train": {"profile": {"first": 4, "steps": 9}}, "checkpoint": {"every": None}}
-    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1", fresh=True)
+    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1")
     summary = json.loads(result.stdout)
     trace = json.loads(gzip.decompress(Path(summary["run"], TRACE_FILE).read_bytes()))
     assert trace[STEPS_KEY] == 2, "of nine steps from the fourth, the run has two"
@@ -76,6 +76,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long  # a cheap case of kills: test_interrupted_runs.py
 def test_a_killed_run_continues_bitwise_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
     # At depth 0 the emulated latency makes every step last, so that the kill comes in the middle of the run.
     sections = {

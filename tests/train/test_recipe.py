@@ -18,7 +18,7 @@ from train.data.loader import Batch
 
 RANKS, SEQUENCES, LENGTH, VOCABULARY = 2, 8, 16, 24
 EARLY = 12
-STEPS = [20, pytest.param(50, marks=pytest.mark.long)]
+STEPS = [14, pytest.param(50, marks=pytest.mark.long)]
 """Of a run: warm-up, peak and both milestones come in each."""
 
 
