@@ -4,16 +4,18 @@ import gzip
 import json
 import os
 import re
-import shlex
+import resource
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
+from tests.warm_command import started_warm
 from train.report.profile import STEPS_KEY, TRACE_FILE
 
 
@@ -68,10 +70,10 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
     assert summary["rows_moved"] > 0
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for(path: Path, at_work: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert at_work(), "the run ended too soon"
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -88,7 +90,7 @@ def test_a_killed_run_continues_bitwise_with_the_same_command(corpus: Path, tmp_
     train(job, "run.name=straight", "offload.emulate_link=null")
     command = [*ENGRAM, "train", str(job), "run.name=killed"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-        wait_for(tmp_path / "runs/killed/checkpoints/step-00000003", process)
+        wait_for(tmp_path / "runs/killed/checkpoints/step-00000003", lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)
     train(job, "run.name=killed", "offload.depth=3", "offload.emulate_link=null")
     straight, killed = (tmp_path / "runs" / name for name in ("straight", "killed"))
@@ -248,15 +250,9 @@ def test_what_cannot_be_written_is_told_before_training(corpus: Path, tmp_path: 
 def test_a_save_that_the_disk_does_not_take_is_told_and_training_goes_on(corpus: Path, tmp_path: Path) -> None:
     """No file may become larger than 300 KiB: a checkpoint's does."""
     job = write_job(tmp_path, corpus, train={"steps": 4}, checkpoint={"every": 2})
-    command = f"ulimit -f 300; exec {shlex.join([*ENGRAM, 'train', str(job), '--nproc', '1'])}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    with started_warm(["train", str(job), "--nproc", "1"], cwd=None, environment={"OMP_NUM_THREADS": "1"}) as command:
+        resource.prlimit(command.process.pid, resource.RLIMIT_FSIZE, (300 << 10, 300 << 10))
+        done = command.result(TIMEOUT_S)
     run = tmp_path / "runs" / "small"
     assert re.search(r"step 2 was not saved: .*: file too large; training goes on", (run / "log.txt").read_text())
     assert len(losses(run)) == 4
@@ -269,11 +265,9 @@ def test_a_save_that_the_disk_does_not_take_is_told_and_training_goes_on(corpus:
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
     slow = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}}
     job = write_job(tmp_path, corpus, train={"steps": 40}, offload=slow)
-    command = [*ENGRAM, "train", str(job), "--nproc", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-        wait_for(tmp_path / "runs/small/metrics.jsonl", process)
+    with started_warm(["train", str(job), "--nproc", "1"], cwd=None, environment={"OMP_NUM_THREADS": "1"}) as command:
+        wait_for(tmp_path / "runs/small/metrics.jsonl", command.process.is_alive)
         assert "another run is at work in it" in refusal(job, "--nproc", "1")
-        process.terminate()
 
 
 def test_a_window_that_becomes_too_small_saves_the_run_first(corpus: Path, tmp_path: Path) -> None:
