@@ -15,6 +15,7 @@ from train.errors import UserError
 INTERRUPTED_EXIT = 75
 """Exit code by which a queue tells an interrupted run that saved from a failed one (EX_TEMPFAIL)."""
 _LAUNCHES = "launches"
+_COMPILED = "compiled"
 RANK_SCRIPT = "rank.sh"
 CONFIG = "config.yaml"
 
@@ -86,7 +87,12 @@ class Launch:
     @property
     def logs(self) -> Path:
         """Folder for the logs of ranks other than 0."""
-        return self.workdir / (self.job.launch.logs or self.written.parents[1] / "logs")
+        return self.workdir / (self.job.launch.logs or self.run_folder / "logs")
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder, as its nodes see it."""
+        return self.written.parents[1]
 
     @property
     def reports(self) -> Path:
@@ -125,7 +131,10 @@ def rank_script(launch: Launch) -> str:
     threads = settings.threads
     interface = settings.interface
     variables = {
-        **({"PYTHONPATH": str(launch.code)} if launch.code else {}),
+        # A pod's own disk ends with it.
+        **(
+            {"PYTHONPATH": str(launch.code)} if launch.code else {"NUMBA_CACHE_DIR": str(launch.run_folder / _COMPILED)}
+        ),
         LOGS: str(launch.logs),
         REPORTS: str(launch.reports),
         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),

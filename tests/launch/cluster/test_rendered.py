@@ -96,6 +96,8 @@ def test_the_manifests_are_valid_and_keep_a_run_that_saved(overrides: list[str],
     assert (ignored["action"], ignored["onExitCodes"]["values"]) == ("Ignore", [75])
     saved = yaml.safe_load(config["data"]["config.yaml"])
     assert saved["checkpoint"]["interrupted_exit"] == 75
+    compiled = Path(saved["run"]["dir"], saved["run"]["name"], "compiled")
+    assert f"export NUMBA_CACHE_DIR={Path('/workspace') / compiled}\n" in config["data"]["rank.sh"]
     assert pod["terminationGracePeriodSeconds"] > saved["checkpoint"]["grace_s"]
     shared_memory = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
     assert shared_memory["emptyDir"]["medium"] == "Memory"
