@@ -113,7 +113,7 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
         *("--partition=gpu", "--account=us", "--signal=TERM@70", "--requeue"),
     ):
         assert f"#SBATCH {option}\n" in batch
-    assert '"$code" -eq 75 ] && scontrol requeue' in batch
+    assert 'case "$code" in 75|143) scontrol requeue' in batch
     assert texts["slurm"].launch.job.checkpoint.interrupted_exit == 75
     assert texts["hosts"].launch.job.checkpoint.interrupted_exit == 0
     node = texts["hosts"].files["node.sh"]
