@@ -111,6 +111,7 @@ class Rendered:
         environment: variables for the commands.
         in_place: whether the command takes this process's place: it tells failures itself.
         queue: whether the command only puts the job into a queue.
+        attached: whether the commands end, in their own time, when their standard input does.
         may_fail: how many of the commands may fail.
         told: what is left to the user, where there is no command.
     """
@@ -121,6 +122,7 @@ class Rendered:
     environment: dict[str, str] = field(default_factory=dict)
     in_place: bool = False
     queue: bool = False
+    attached: bool = False
     may_fail: int = 0
     told: str = ""
 

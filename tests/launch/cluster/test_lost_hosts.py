@@ -1,12 +1,16 @@
 """A host or its link is lost in the middle of a run: what is told, and how the run goes on."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import losses
 from tests.launch.cluster.shared_job import SLOW, launch, on_one_host, write_shared_job
-from tests.launch.cluster.two_hosts import Host, wait_for
+from tests.launch.cluster.two_hosts import Host, child_of, wait_for
+from train.checkpoint.listing import checkpoints_in
 
 
 @pytest.mark.long
@@ -65,3 +69,27 @@ def test_when_a_host_is_lost_the_job_goes_on_with_those_that_are_left(
         for run in (shared / "runs" / "small", on_one_host(shared, corpus, "offload.emulate_link=null"))
     )
     assert len(two.read_text().splitlines()) == len(one.read_text().splitlines()) == 8
+
+
+@pytest.mark.long
+def test_who_ends_the_launcher_waits_for_the_ranks_elsewhere_which_save(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    write_shared_job(shared, **SLOW | {"checkpoint": {"every": 100}})
+    run = shared / "runs" / "small"
+    process = launch(hosts[0], "hosts")
+    wait_for(run / "metrics.jsonl", process)
+    while not losses(run):
+        time.sleep(0.05)
+    os.kill(child_of(process), signal.SIGTERM)
+    output, _ = process.communicate(timeout=240)
+    left = checkpoints_in(run / "checkpoints"), [name for host in hosts for name in host.processes("torch")]
+    assert process.returncode == 0, output
+    assert "s at most for the ranks to save and end" in output
+    assert output.splitlines()[-1].startswith("interrupted by SIGTERM after step "), output
+    assert left[0], "nothing was saved when it returned"
+    assert not left[1]
+    again = launch(hosts[0], "hosts", "offload.emulate_link=null")
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert losses(run) == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
