@@ -145,6 +145,12 @@ MISSING = {
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
         "my runs.*: DeepSpeed's launcher does not quote paths",
     ),
+    "a relative mount": (
+        "kubernetes",
+        ["launch.kubernetes.volumes={runs: claim}"],
+        'launch.kubernetes: volumes: "runs" is no folder in the container: one that begins with /',
+    ),
+    "a relative workdir": ("kubernetes", ["launch.kubernetes.workdir=here"], 'workdir: "here" is no folder'),
     "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names one of them twice"),
     "more than there are": (
         "hosts",
