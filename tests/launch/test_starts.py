@@ -49,6 +49,7 @@ def loaded(*arguments: str, cwd: Path) -> tuple[int, list[str]]:
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True)
     assert "Traceback" not in done.stderr
+    assert "importing" not in done.stdout, "ranks were started"
     code, heavy = json.loads(done.stdout.splitlines()[-1])
     return code, heavy
 
