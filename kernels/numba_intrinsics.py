@@ -1,33 +1,23 @@
 """How loops over records are compiled for a CPU, and what LLVM can do that Numba has no name for."""
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
-from numba import config, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+
+from kernels.compiled_cache import cache_of
 
 _AHEAD = 4  # rows
 _LINE = 64  # bytes of a cache line
 
-_KERNELS = Path(__file__).parent
 
-
-def _sources() -> str:
-    """Tells one state of the kernels' files from another."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(_KERNELS.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-# A compiled function holds the constants and functions of other files that it uses, but is compiled anew only when its
-# own file has changed. Where this folder cannot be written, Numba keeps its usual ones.
-config.CACHE_DIR = str(Path(config.CACHE_DIR or _KERNELS / "__pycache__" / "numba") / _sources())
-
-compiled: Any = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
-"""A decorator for loops that let go of the interpreter's lock."""
+def compiled(function: Any) -> Any:
+    """Compiles loops, which let go of the interpreter's lock, for each set of types that they are called with."""
+    dispatcher = njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    # As `cache=True` does, with another cache.
+    dispatcher._cache = cache_of(function)
+    return dispatcher
 
 
 def _make_fma(_: Any, a: Any, b: Any, c: Any) -> Any:

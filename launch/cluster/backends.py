@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.cluster.failure import first_failure
+from launch.cluster.failure import all_saved, first_failure
 from launch.cluster.hosts import hostfile, hosts, local
 from launch.cluster.kubernetes import kubernetes
 from launch.cluster.layout import CONFIG, Launch, Rendered, quoted
 from launch.cluster.slurm import slurm
 from launch.local.failures import RankFailed
+from launch.local.signals import Stopped
 from launch.local.start import run_processes
 from train.errors import UserError
 
@@ -23,6 +24,9 @@ BACKENDS: dict[str, Callable[[Launch], Rendered]] = {
     "kubernetes": kubernetes,
 }
 """What renders a launch for each engine."""
+
+_ELSEWHERE_S = 10.0
+"""Seconds in which the end of ranks that were killed after their grace is known here."""
 
 
 def shown(rendered: Rendered) -> str:
@@ -46,9 +50,11 @@ def start(rendered: Rendered) -> None:
     Raises:
         UserError: a rank's, or a command that is not there.
         RankFailed: the job failed; the message is the first rank's that did.
-        SystemExit: ended by a signal.
+        SystemExit: with `checkpoint.interrupted_exit`, after a signal at which the ranks saved their work.
+        Stopped: by a signal, and they have not.
     """
     launch, environment = rendered.launch, os.environ | rendered.environment
+    checkpoint = launch.job.checkpoint
     try:
         if rendered.in_place:
             sys.stdout.flush()
@@ -56,11 +62,15 @@ def start(rendered: Rendered) -> None:
         run_processes(
             [(command, environment) for command in rendered.commands],
             log_folder=launch.logs,
-            grace_s=launch.job.checkpoint.grace_s,
+            grace_s=checkpoint.grace_s + _ELSEWHERE_S,
             kind="host",
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE if rendered.attached else subprocess.DEVNULL,
             may_fail=rendered.may_fail,
         )
+    except Stopped:
+        if checkpoint.every and all_saved(launch.reports):
+            raise SystemExit(checkpoint.interrupted_exit) from None
+        raise
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such command here; install it, or start the job from where it is"

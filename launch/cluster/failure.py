@@ -8,8 +8,7 @@ from launch.local.failures import RankReport
 
 def first_failure(reports: Path) -> str | None:
     """What the rank that failed first told, and which it was; None if no rank left a report."""
-    told = [(path.name, RankReport.read(path)) for path in reports.glob("rank*") if not path.suffix]
-    found = [(name, report) for name, report in told if report and report.kind != "interrupted"]
+    found = [(name, report) for name, report in _reports(reports) if report.kind != "interrupted"]
     if not found:
         return None
     name, report = min(found, key=lambda each: (each[1].kind == "peer", each[1].time))
@@ -19,6 +18,16 @@ def first_failure(reports: Path) -> str | None:
     if report.kind == "peer":  # all of them: the one that was lost could not tell
         return f"{rank} lost another rank, whose host or link failed: {report.text.splitlines()[-1]}"
     return f"{rank} failed\n{report.text}"
+
+
+def all_saved(reports: Path) -> bool:
+    """Whether the ranks ended by a signal, and had saved their work first, if the run saves at all."""
+    return {report.kind for _, report in _reports(reports)} == {"interrupted"}
+
+
+def _reports(folder: Path) -> list[tuple[str, RankReport]]:
+    read = [(path.name, RankReport.read(path)) for path in folder.glob("rank*") if not path.suffix]
+    return [(name, report) for name, report in read if report]
 
 
 def main() -> None:

@@ -33,7 +33,9 @@ def hosts(launch: Launch) -> Rendered:
             ["ssh", *_SSH, *settings.ssh_options, name, f"bash {quoted(node)} {number} --attached"]
             for number, name in enumerate(names)
         ]
-        return Rendered(launch, files, commands, may_fail=len(names) - (settings.min_nodes or len(names)))
+        return Rendered(
+            launch, files, commands, attached=True, may_fail=len(names) - (settings.min_nodes or len(names))
+        )
     lines = [f"  {name}:  bash {quoted(node)} {number}" for number, name in enumerate(names)]
     return Rendered(
         launch, files, told="\n".join(["Run one line on each host, within ten minutes of each other:", *lines])
@@ -49,7 +51,7 @@ def node_script(launch: Launch, names: list[str], number: str) -> str:
     nodes = f"{settings.min_nodes}:{len(names)}" if settings.min_nodes else str(len(names))
     agent = continued(
         f'exec {quoted(launch.python)} -P -m launch.cluster.node "${{@:2}}" --',
-        f"{quoted(launch.python)} -m torch.distributed.run",
+        f"{quoted(launch.python)} -P -m launch.cluster.agent",
         f"--nnodes={nodes} --nproc-per-node={launch.ranks} --max-restarts={settings.restarts}",
         f"--rdzv-id={quoted(launch.job.run.name)}-{launch.folder.name} --rdzv-backend=c10d",
         f'--rdzv-endpoint="${{hosts[0]}}:{launch.port}" --local-addr="${{hosts[$number]}}"',

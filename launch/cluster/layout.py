@@ -15,6 +15,7 @@ from train.errors import UserError
 INTERRUPTED_EXIT = 75
 """Exit code by which a queue tells an interrupted run that saved from a failed one (EX_TEMPFAIL)."""
 _LAUNCHES = "launches"
+_COMPILED = "compiled"
 RANK_SCRIPT = "rank.sh"
 CONFIG = "config.yaml"
 
@@ -86,7 +87,12 @@ class Launch:
     @property
     def logs(self) -> Path:
         """Folder for the logs of ranks other than 0."""
-        return self.workdir / (self.job.launch.logs or self.written.parents[1] / "logs")
+        return self.workdir / (self.job.launch.logs or self.run_folder / "logs")
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder, as its nodes see it."""
+        return self.written.parents[1]
 
     @property
     def reports(self) -> Path:
@@ -105,6 +111,7 @@ class Rendered:
         environment: variables for the commands.
         in_place: whether the command takes this process's place: it tells failures itself.
         queue: whether the command only puts the job into a queue.
+        attached: whether the commands end, in their own time, when their standard input does.
         may_fail: how many of the commands may fail.
         told: what is left to the user, where there is no command.
     """
@@ -115,6 +122,7 @@ class Rendered:
     environment: dict[str, str] = field(default_factory=dict)
     in_place: bool = False
     queue: bool = False
+    attached: bool = False
     may_fail: int = 0
     told: str = ""
 
@@ -125,7 +133,10 @@ def rank_script(launch: Launch) -> str:
     threads = settings.threads
     interface = settings.interface
     variables = {
-        **({"PYTHONPATH": str(launch.code)} if launch.code else {}),
+        # A pod's own disk ends with it.
+        **(
+            {"PYTHONPATH": str(launch.code)} if launch.code else {"NUMBA_CACHE_DIR": str(launch.run_folder / _COMPILED)}
+        ),
         LOGS: str(launch.logs),
         REPORTS: str(launch.reports),
         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),

@@ -1,5 +1,7 @@
 """A batch script for Slurm, whose srun starts every rank as a task."""
 
+import signal
+
 from launch.cluster.layout import (
     RANK_SCRIPT,
     Launch,
@@ -16,6 +18,9 @@ _BATCH = "job.sbatch"
 _SPARE_S = 30
 """Seconds that a step in the middle of its work may need before it hears of the signal."""
 
+_ENDED_AT_START = 128 + signal.SIGTERM
+"""srun's exit code when the signal came before the first step, with nothing to save: Slurm takes that for a failure."""
+
 
 def slurm(launch: Launch) -> Rendered:
     """The batch script, and the command that submits it.
@@ -29,7 +34,7 @@ def slurm(launch: Launch) -> Rendered:
 
 
 def batch_script(launch: Launch) -> str:
-    """The batch script. It queues itself again when the run was interrupted and has saved."""
+    """The batch script. It queues itself again when the run was interrupted, and has saved what there was."""
     job, wanted = launch.job, launch.job.launch.slurm
     if wanted.cpus_per_rank is None:
         raise UserError(
@@ -55,11 +60,8 @@ def batch_script(launch: Launch) -> str:
         f"--cpus-per-task={wanted.cpus_per_rank}" + (" --gpu-bind=none" if launch.gpus else ""),
         f"bash {quoted(launch.folder / RANK_SCRIPT)}",
     )
-    again = [
-        f'if [ "$code" -eq {job.checkpoint.interrupted_exit} ] && scontrol requeue "$SLURM_JOB_ID"; then',
-        "  exit 0",
-        "fi",
-    ]
+    codes = f"{job.checkpoint.interrupted_exit}|{_ENDED_AT_START}"
+    again = [f'case "$code" in {codes}) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;; esac']
     failure = f"{quoted(launch.python)} -P -m launch.cluster.failure {quoted(launch.reports)}"
     lines = [f"#SBATCH {option}" for option in options]
     return script(

@@ -12,7 +12,17 @@ ENGINES = ("auto", "zero_copy", "staged", "cpu")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _ALL = ("train", "kernels", "links", "offload")
 
-_overrides: shared.Decorator = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+
+def _no_files(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses a job where only overrides are expected: other commands take it there."""
+    if job := next((word for word in words if "=" not in word), None):
+        raise click.UsageError(f"'{job}' is no override SECTION.KEY=VALUE. If it is the job: --job {job}", context)
+    return words
+
+
+_overrides: shared.Decorator = click.argument(
+    "overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...", callback=_no_files
+)
 _traces: shared.Decorator = click.option(
     "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each run there."
 )

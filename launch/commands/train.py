@@ -29,6 +29,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     from launch.local.environment import may_use_gpus, meeting_port, rank_count, visible_gpus
     from launch.local.failures import RankFailed
     from launch.local.rank import rank_command
+    from launch.local.refused import refuse
     from launch.local.restart import with_restarts
     from launch.local.signals import Stopped
     from launch.local.start import run_ranks
@@ -47,6 +48,7 @@ def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json:
     if may_use_gpus():
         click.echo("counting the GPUs", err=as_json)
     gpus = visible_gpus()
+    refuse(job, gpus)
     ranks, port = rank_count(nproc or run.nproc, gpus), meeting_port(run.port)
     folder = Path(run.dir, run.name)
     click.echo(f"starting {ranks} rank(s) on {'GPUs' if gpus else 'the CPU'}; everything goes to {folder}", err=as_json)

@@ -25,7 +25,7 @@ class RankProcess:
     """The process of a rank (or of what starts a host's ranks: `kind`), not reaped before `end`.
 
     Till then its process group's number cannot be given away. The first one writes to this process's own output,
-    another one appends to `log`. `stdin` is nothing, or a pipe that stays open as long as this process lives.
+    another one appends to `log`. `stdin` is nothing, or a pipe whose end asks the process to end.
     """
 
     def __init__(
@@ -71,6 +71,16 @@ class RankProcess:
         # macOS answers with the second error for a group of which only zombies are left.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signum)
+
+    def ask_to_end(self) -> None:
+        """Asks it to end: by the end of its standard input where that is a pipe, else by SIGTERM.
+
+        Never by the signal that this process received: what a rank does at SIGINT depends on how far its start is.
+        """
+        if self._process.stdin:
+            self._process.stdin.close()
+        else:
+            self.send(signal.SIGTERM)
 
     def end(self) -> None:
         """Kills what is left of the group and reaps the process."""

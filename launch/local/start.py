@@ -20,6 +20,7 @@ from train.watch.ending import SAME_S
 _POLL_S = 0.05
 _SETTLE_S = 3.0
 _FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+_WAITING = "waiting {:g} s at most for the ranks to save and end; Ctrl-C again does not"
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -62,7 +63,8 @@ def run_processes(
 ) -> int:
     """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
 
-    Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does.
+    Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does, or when they
+    are asked to end: no signal reaches what they have started elsewhere.
 
     Returns:
         See `run_ranks`.
@@ -147,10 +149,11 @@ class _LocalRanks:
         return any(signum == signal.SIGINT and at - first >= SAME_S for signum, at in self._received)
 
     def _ask_to_end(self) -> None:
-        # Always SIGTERM: what a rank does at SIGINT depends on how far its start is.
+        if self._kind == "host":
+            print(_WAITING.format(self._grace_s), file=sys.stderr, flush=True)
         for rank in self._ranks:
             rank.poll()
-            rank.send(signal.SIGTERM)
+            rank.ask_to_end()
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""

@@ -37,22 +37,48 @@ def total():
 """
 
 
-def test_what_is_compiled_follows_the_files_that_it_uses(tmp_path: Path) -> None:
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "__init__.py").touch()
-    shutil.copy(Path(compiled_loops.__file__).parent / "numba_intrinsics.py", tmp_path / "kernels")
-    (tmp_path / "kernels" / "total.py").write_text(TOTAL)
+def in_copy(folder: Path, statement: str, home: Path) -> "subprocess.Popen[str]":
+    """Starts a Python program where `kernels` is the folder's own, and the user's home another one."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from kernels.total import total; {statement}"],
+        cwd=folder,
+        env={"PATH": "", "HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
-    def total(value: int) -> str:
-        (tmp_path / "kernels" / "value.py").write_text(f"VALUE = {value}")
-        program = [
-            sys.executable,
-            "-c",
-            "from kernels.total import total; print(total(), sum(total.stats.cache_hits.values()))",
-        ]
-        ran = subprocess.run(program, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True, check=True)
-        return ran.stdout.strip()
 
-    assert total(3) == "3 0"
-    assert total(3) == "3 1", "nothing was kept"
-    assert total(40) == "40 0"
+def copy_of_total(folder: Path, value: int) -> Path:
+    """A folder with a loop that takes a value from another file."""
+    (folder / "kernels").mkdir(parents=True)
+    (folder / "kernels" / "__init__.py").touch()
+    for name in ("numba_intrinsics.py", "compiled_cache.py"):
+        shutil.copy(Path(compiled_loops.__file__).parent / name, folder / "kernels")
+    (folder / "kernels" / "total.py").write_text(TOTAL)
+    (folder / "kernels" / "value.py").write_text(f"VALUE = {value}")
+    return folder
+
+
+def test_what_is_compiled_follows_the_files_that_it_uses_and_serves_every_copy_of_them(tmp_path: Path) -> None:
+    told = "print(total(), sum(total.stats.cache_hits.values()))"
+
+    def total(copy: str, value: int) -> str:
+        return in_copy(copy_of_total(tmp_path / copy, value), told, tmp_path).communicate()[0].strip()
+
+    assert total("a", 3) == "3 0"
+    assert total("b", 3) == "3 1", "compiled again for another copy"
+    assert total("c", 40) == "40 0"
+
+
+def test_of_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
+    folder = copy_of_total(tmp_path / "a", 3)
+    told = "total(); print(sum(total.stats.cache_misses.values()))"
+    together = [in_copy(folder, told, tmp_path) for _ in range(3)]
+    assert sorted(process.communicate()[0].strip() for process in together) == ["0", "0", "1"]
+
+
+def test_where_no_folder_can_be_written_loops_are_compiled_all_the_same(tmp_path: Path) -> None:
+    folder = copy_of_total(tmp_path / "a", 3)
+    home = folder / "kernels" / "value.py"  # below a file there is no folder, whoever asks
+    (folder / "kernels" / "__pycache__").touch()
+    assert in_copy(folder, "print(total())", home).communicate()[0].strip() == "3"

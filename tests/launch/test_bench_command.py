@@ -88,6 +88,14 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
     assert "Traceback" not in result.stderr
 
 
+def test_a_job_among_the_overrides_is_told_where_it_belongs() -> None:
+    told = CliRunner().invoke(main, ["bench", "train", "nope.yaml", "train.steps=3"])
+    assert told.exit_code == 2
+    assert told.output.startswith(
+        "Error: 'nope.yaml' is no override SECTION.KEY=VALUE. If it is the job: --job nope.yaml"
+    )
+
+
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
     assert {*parts.PARTS, "kernels", "links", "train"} == {*PARTS}

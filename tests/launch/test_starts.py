@@ -1,6 +1,7 @@
 """A user's mistake is told before anything heavy is imported, by every command."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ except SystemExit as end:
 JOB = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 MISTAKES = {
     "bench train": ["bench", "train", "train.stepz=3"],
+    "bench train, a file": ["bench", "train", JOB],
     "bench links": ["bench", "links", "--nothing"],
     "checkpoint ls": ["checkpoint", "ls", "nowhere"],
     "checkpoint verify": ["checkpoint", "verify", "nowhere"],
@@ -35,6 +37,8 @@ MISTAKES = {
     "launch": ["launch", JOB, "--on", "slurm"],
     "plan": ["plan", JOB, "model.layers=3"],
     "train, a key": ["train", JOB, "train.stepz=3"],
+    "train, data": ["train", JOB, "data.path=nowhere"],
+    "train, a GPU's planner": ["train", JOB, "offload.planner=device"],
     "train, a file": ["train", "nowhere.yaml"],
 }
 
@@ -42,8 +46,10 @@ MISTAKES = {
 def loaded(*arguments: str, cwd: Path) -> tuple[int, list[str]]:
     """Exit code of a command, and what it imported of what is heavy."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True)
     assert "Traceback" not in done.stderr
+    assert "importing" not in done.stdout, "ranks were started"
     code, heavy = json.loads(done.stdout.splitlines()[-1])
     return code, heavy
 

@@ -42,6 +42,13 @@ class KubernetesConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     retries: int = Field(3, ge=0)
     """Failures of pods after which the Job fails; interruptions that saved do not count."""
 
+    @model_validator(mode="after")
+    def _folders_are_whole_paths(self) -> "KubernetesConfig":
+        for key, path in [("workdir", self.workdir), *(("volumes", path) for path in self.volumes)]:
+            if not path.startswith("/") or ":" in path:
+                raise ValueError(f'{key}: "{path}" is no folder in the container: one that begins with /, without ":"')
+        return self
+
 
 class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """Nodes, and what their ranks find there. Ranks a node are `run.nproc`, the port they meet on is `run.port`."""

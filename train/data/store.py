@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data.indexed import read_index
-from train.data.manifest import MANIFEST, Manifest, file_digest, fingerprint, sample_digest
+from train.data.located import located
+from train.data.manifest import Manifest, file_digest, fingerprint, sample_digest
 from train.data.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
 
@@ -73,21 +74,15 @@ class TokenStore:
         Raises:
             UserError: nothing there, files changed since they were prepared, another tokenizer, a damaged index.
         """
-        path = Path(path)
-        if path.is_dir():
-            return cls._open_prepared(path, tokenizer)
-        prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-        if not prefix.with_name(prefix.name + ".idx").is_file():
-            raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there; make one: engram data prepare")
+        found = located(path)
+        if found.is_dir():
+            return cls._open_prepared(found, tokenizer)
         if tokenizer is None:
             raise UserError(f"{path}: a Megatron pair without manifest; say which tokenizer made it (data.tokenizer)")
-        return cls._open_plain(prefix, tokenizer)
+        return cls._open_plain(found, tokenizer)
 
     @classmethod
     def _open_prepared(cls, folder: Path, tokenizer: Tokenizer | None) -> "TokenStore":
-        if not (folder / MANIFEST).is_file():
-            hint = f"prepare it first: engram data prepare {folder} --out DIR"
-            raise UserError(f"{folder}: not a prepared token store (no {MANIFEST}); if it holds text, {hint}")
         manifest = Manifest.read(folder)
         if tokenizer is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
             raise UserError(

@@ -17,7 +17,7 @@ COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
 OURS = [command for command in COMMANDS if command.startswith("engram ")]
 THEIRS = [command for command in COMMANDS if command.startswith(("torchrun ", "mpirun "))]
 SLURMS = [command for command in COMMANDS if command.startswith("srun ")]
-"""Run by `test_two_hosts.py`."""
+"""Run by `test_slurm.py`."""
 
 
 def test_every_command_of_the_page_is_run() -> None:

@@ -96,6 +96,8 @@ def test_the_manifests_are_valid_and_keep_a_run_that_saved(overrides: list[str],
     assert (ignored["action"], ignored["onExitCodes"]["values"]) == ("Ignore", [75])
     saved = yaml.safe_load(config["data"]["config.yaml"])
     assert saved["checkpoint"]["interrupted_exit"] == 75
+    compiled = Path(saved["run"]["dir"], saved["run"]["name"], "compiled")
+    assert f"export NUMBA_CACHE_DIR={Path('/workspace') / compiled}\n" in config["data"]["rank.sh"]
     assert pod["terminationGracePeriodSeconds"] > saved["checkpoint"]["grace_s"]
     shared_memory = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
     assert shared_memory["emptyDir"]["medium"] == "Memory"
@@ -111,7 +113,7 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
         *("--partition=gpu", "--account=us", "--signal=TERM@70", "--requeue"),
     ):
         assert f"#SBATCH {option}\n" in batch
-    assert '"$code" -eq 75 ] && scontrol requeue' in batch
+    assert 'case "$code" in 75|143) scontrol requeue' in batch
     assert texts["slurm"].launch.job.checkpoint.interrupted_exit == 75
     assert texts["hosts"].launch.job.checkpoint.interrupted_exit == 0
     node = texts["hosts"].files["node.sh"]
@@ -143,6 +145,12 @@ MISSING = {
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
         "my runs.*: DeepSpeed's launcher does not quote paths",
     ),
+    "a relative mount": (
+        "kubernetes",
+        ["launch.kubernetes.volumes={runs: claim}"],
+        'launch.kubernetes: volumes: "runs" is no folder in the container: one that begins with /',
+    ),
+    "a relative workdir": ("kubernetes", ["launch.kubernetes.workdir=here"], 'workdir: "here" is no folder'),
     "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names one of them twice"),
     "more than there are": (
         "hosts",

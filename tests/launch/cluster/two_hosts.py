@@ -55,8 +55,7 @@ exec sleep infinity
         command = ["unshare", "-n", "-u", "-m", "-p", "-f", "--kill-child", "--mount-proc", "sh", "-c", setup]
         self._outer = subprocess.Popen(command, preexec_fn=_dies_with(os.getpid()))
         wait_for(shared / f"{name}.up", self._outer)
-        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()
-        self.pid = int(children.split()[0])
+        self.pid = child_of(self._outer)
 
     def command(self, *words: str | Path) -> list[str]:
         """A command line that runs on this host."""
@@ -66,6 +65,11 @@ exec sleep infinity
         """Runs a command on this host, which must succeed."""
         subprocess.run(self.command(*words), check=True)
 
+    def processes(self, word: str) -> list[str]:
+        """Command lines on this host that have a word in them."""
+        shown = subprocess.run(self.command("ps", "-e", "-o", "args="), capture_output=True, text=True, check=True)
+        return [line for line in shown.stdout.splitlines() if word in line]
+
     def start_sshd(self) -> None:
         """Starts its ssh server."""
         self.run("/usr/sbin/sshd", "-f", SHARED / "sshd_config", "-E", SHARED / f"sshd-{self.name}.log")
@@ -74,6 +78,12 @@ exec sleep infinity
         """Ends everything that runs on this host, at once."""
         self._outer.kill()
         self._outer.wait()
+
+
+def child_of(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
+    """The process that `unshare`, or `nsenter` in a command of a host, has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return int(children.split()[0])
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""Where the machine code of compiled loops is kept: one folder of the user, for all checkouts, launches and ranks.
+
+Numba's own caches go by a file's path, so that each copy of the code would compile all of it again, and by a file's own
+content, though a compiled function holds constants and functions of others. These go by the content of all files that
+it can have taken something from. Of processes that miss the same function, one compiles it, and the others wait.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from numba import __version__, config
+from numba.core.caching import FunctionCache, NullCache, _CacheLocator
+
+_KERNELS = Path(__file__).parent
+_POLL_S = 0.05
+_STUCK_S = 300.0
+"""Longest wait for another process's compiler; all loops together take it some twenty seconds."""
+
+
+def cache_of(function: Callable[..., Any]) -> Any:
+    """Numba's cache for a function; one that keeps nothing where no folder can be written."""
+    return _SharedCache(function) if _root() else NullCache()
+
+
+class _Locator(_CacheLocator):
+    """Finds a function's files by what it is compiled from."""
+
+    def __init__(self, function: Any) -> None:
+        self._module, self._line = function.__module__, function.__code__.co_firstlineno
+        self._py_file = function.__code__.co_filename
+        self._stamp = _sources(self._module.partition(".")[0])
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> "_Locator":
+        return cls(py_func)
+
+    def get_cache_path(self) -> str:
+        return str(_folder(self._stamp) / self._module)
+
+    def get_source_stamp(self) -> str:
+        return self._stamp
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _SharedCache(FunctionCache):
+    """From the time that a function is missed until it is saved, this process holds the folder's lock."""
+
+    class _impl_class(FunctionCache._impl_class):
+        _locator_classes = (_Locator,)
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._lock, self._held = _lock(_folder(self._impl.locator.get_source_stamp())), 0
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept for these types; None if this process has to compile it."""
+        deadline = time.monotonic() + _STUCK_S
+        while (found := super().load_overload(sig, target_context)) is None and time.monotonic() < deadline:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:  # another process compiles this, or something before it
+                time.sleep(_POLL_S)
+                continue
+            except (OSError, NotImplementedError):  # a disk without locks
+                return None
+            if (found := super().load_overload(sig, target_context)) is None:
+                self._held += 1
+                return None
+            self._lock.release()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keeps what was compiled, under the lock: two that saved at once would give two functions one file."""
+        if not self._held:
+            return
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            pass  # a full disk: it is compiled again next time
+        finally:
+            self._held -= 1
+            self._lock.release()
+
+
+@cache
+def _root() -> Path | None:
+    """The first folder that can be written: that of NUMBA_CACHE_DIR, or the user's, or one beside the code."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram-pretrain" / "numba"
+    for root in [Path(config.CACHE_DIR)] if config.CACHE_DIR else [caches, _KERNELS / "__pycache__" / "numba"]:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+        except OSError:
+            continue
+        return root
+    return None
+
+
+def _folder(stamp: str) -> Path:
+    root = _root()
+    assert root is not None
+    return root / stamp
+
+
+@cache
+def _lock(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "lock", thread_local=False)
+
+
+@cache
+def _sources(package: str) -> str:
+    """Tells one state of a package's files, and of the kernels that it calls, from another."""
+    digest = hashlib.blake2b(__version__.encode(), digest_size=8)
+    for folder in sorted({_KERNELS, *map(Path, getattr(sys.modules[package], "__path__", ()))}):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()

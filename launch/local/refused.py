@@ -1,0 +1,17 @@
+"""What is told of a job before its ranks start: they would import PyTorch for seconds, and then tell the same."""
+
+from train.config.job import JobConfig
+from train.data.located import located
+from train.errors import UserError
+
+
+def refuse(job: JobConfig, gpus: int) -> None:
+    """Looks at what a start on this machine cannot do without.
+
+    Raises:
+        UserError: no data at `data.path`, or a planner on GPUs where there are none.
+    """
+    if job.data.path is not None:
+        located(job.data.path)
+    if job.offload.planner == "device" and job.model.engram and not gpus:
+        raise UserError("offload.planner=device needs a GPU, and ranks run on the CPU here: set it to auto")

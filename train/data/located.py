@@ -1,0 +1,24 @@
+"""Where a job's data lie, to be told before what takes seconds to import."""
+
+from pathlib import Path
+
+from train.data.manifest import MANIFEST
+from train.errors import UserError
+
+
+def located(path: str | Path) -> Path:
+    """The prepared folder that `path` is, or the prefix of the Megatron pair that it, or one of its files, names.
+
+    Raises:
+        UserError: neither is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            hint = f"prepare it first: engram data prepare {path} --out DIR"
+            raise UserError(f"{path}: not a prepared token store (no {MANIFEST}); if it holds text, {hint}")
+        return path
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    if not prefix.with_name(prefix.name + ".idx").is_file():
+        raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there; make one: engram data prepare")
+    return prefix
