@@ -19,10 +19,11 @@ from train.checkpoint.checked import Damaged
 from train.checkpoint.host_copies import HostCopies
 from train.checkpoint.identity import Identity
 from train.checkpoint.image import Rows, SavedImage
+from train.checkpoint.index import RowRange, Save, Written
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.manifest import FORMAT_VERSION, INCREMENT_VERSION, Manifest
 from train.checkpoint.open import open_image
-from train.checkpoint.parts import PIECE_BYTES, RowRange, Save, Written
+from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.saves import Content, Ended, Saves
 from train.checkpoint.tensor_files import CODES
 from train.checkpoint.together import SHARE, Failed, on_rank_0, together

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from train.checkpoint.checked import Damaged, checksum, reading
 from train.checkpoint.image import Rows, check_rows
+from train.checkpoint.index import RowRange
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.parts import PIECE_BYTES, RowRange
+from train.checkpoint.parts import PIECE_BYTES
 from train.errors import UserError
 from train.optim.pieces import StatePiece, TensorInfo
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged
+from train.checkpoint.index import Index, Range, RowRange, Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.part_reader import PartReader
-from train.checkpoint.parts import Index, Range, RowRange, Save
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 

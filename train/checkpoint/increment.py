@@ -7,7 +7,7 @@ import torch
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.image import Image, Rows, SavedImage, find_rows
-from train.checkpoint.parts import RowRange
+from train.checkpoint.index import RowRange
 from train.optim.pieces import StatePiece, TensorInfo
 
 

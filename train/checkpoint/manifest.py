@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from train.checkpoint.checked import Damaged, checked_text, read_checked
-from train.checkpoint.parts import Written
+from train.checkpoint.index import Written
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import TensorInfo

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged, checksum, reading
-from train.checkpoint.parts import Index, PartFile, Save
+from train.checkpoint.index import Index, PartFile, Save
 from train.checkpoint.tensor_files import DTYPES
 
 

@@ -19,10 +19,11 @@ from typing import Self
 import torch.distributed as dist
 from torch import Tensor
 
+from train.checkpoint.index import Index, Save, Written
 from train.checkpoint.listing import remove_unfinished
 from train.checkpoint.manifest import MANIFEST_FILE
 from train.checkpoint.part_reader import PartReader
-from train.checkpoint.parts import Index, PartWriter, Save, Written, write_synced
+from train.checkpoint.parts import PartWriter, write_synced
 from train.checkpoint.together import SHARE, Failed, on_rank_0, together
 from train.errors import UserError
 from train.files import put_in_place, sync

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from offload.device.workers import background_worker
+from train.checkpoint.index import Save, Written
 from train.checkpoint.listing import checkpoints_in, folder_name, remove, superfluous
 from train.checkpoint.manifest import Base, Manifest
 from train.checkpoint.open import standing
-from train.checkpoint.parts import Save, Written
 from train.checkpoint.save import Saving
 from train.checkpoint.together import Failed, on_rank_0
 from train.config.job import CheckpointConfig
