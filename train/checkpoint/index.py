@@ -7,11 +7,15 @@ checksum of each tensor and each file's header, which names the save, so that no
 Shape suffixes: N rows of a piece, W words of a record.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from train.checkpoint.checked import Damaged, checked_text, read_checked
+
+ELSEWHERE = "elsewhere"
+"""Folder, in a checkpoint's, of the indices of parts that another node has."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,13 @@ class Index:
     rows: list[RowRange] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> tuple[Self, str]:
-        """The index in a file, and the file's checksum.
+    def read(cls, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[Self, str]:
+        """The index in a file, and the file's checksum. `read` gives a file's bytes.
 
         Raises:
             Damaged: it cannot be read, or any byte of it is another.
         """
-        values, found = read_checked(path)
+        values, found = read_checked(path, read)
         try:
             files = [PartFile(*entry) for entry in values["files"]]
             names = [file.name for file in files]

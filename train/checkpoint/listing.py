@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"
 _DESCRIPTIONS = ("manifest.json", "state.json")
 """Files that are written last: of today's format, and of the first one."""
 _NAME = re.compile(r"step-(\d{8,})")
+_INDEX = re.compile(r"rank-(\d{5,})\.json")
 _UNFINISHED = re.compile(r"\.(step-\d{8,}|probe)\..*(partial|removed|replaced)")
 
 
@@ -39,6 +40,11 @@ def checkpoints_in(folder: Path) -> list[Found]:
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a complete checkpoint."""
     return any((path / name).is_file() for name in _DESCRIPTIONS)
+
+
+def held_ranks(path: Path) -> frozenset[int]:
+    """The ranks whose parts a checkpoint's folder has; of those that other nodes have, it has copies of indices."""
+    return frozenset(int(name[1]) for file in path.glob("rank-*.json") if (name := _INDEX.fullmatch(file.name)))
 
 
 def find_checkpoint(source: str, key: str) -> Path:

@@ -1,6 +1,7 @@
 """What a checkpoint says of itself: `manifest.json`, written last, without which its folder is none."""
 
 import datetime
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +44,7 @@ class Manifest:
         config: the run's resolved config.
         versions: of the programs that wrote it.
         saved_at: time, UTC, ISO 8601.
+        nodes: where each node keeps its ranks' parts: by rank, the name of its host; else empty.
         base: the full save that has all rows but those updated since, which are here; None for a full save.
     """
 
@@ -63,6 +65,7 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    nodes: list[str] = field(default_factory=list)
     base: Base | None = None
     format: int = FORMAT_VERSION
 
@@ -81,14 +84,14 @@ class Manifest:
         return {name: TensorInfo(DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in self.tensors.items()}
 
     @classmethod
-    def read(cls, folder: Path) -> tuple[Self, str]:
-        """The manifest of a checkpoint, and its checksum.
+    def read(cls, folder: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[Self, str]:
+        """The manifest of a checkpoint, and its checksum. `read` gives a file's bytes.
 
         Raises:
             Damaged: it is missing, cannot be read, or any byte of it is another.
             UserError: it is of a later format.
         """
-        values, found = read_checked(folder / MANIFEST_FILE)
+        values, found = read_checked(folder / MANIFEST_FILE, read)
         if values.get("format") not in (FORMAT_VERSION, INCREMENT_VERSION):
             raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {INCREMENT_VERSION}")
         try:
@@ -103,4 +106,6 @@ class Manifest:
         values = asdict(self)
         if self.base is None:
             del values["base"]
+        if not self.nodes:
+            del values["nodes"]
         return checked_text(values)[0]

@@ -21,6 +21,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     """Name of the run: its folder in `dir`, and its name in Weights & Biases."""
     dir: str = "runs"
     """Folder of all runs."""
+    local_checkpoints: bool = False
+    """Each node keeps its ranks' parts of a checkpoint on a disk of its own, where `dir` is: for nodes that share no
+    disk. A node that is gone takes its parts with it."""
     nproc: int | None = Field(None, ge=1)
     """Ranks that `engram train` starts on this machine, and `engram launch` on each node; null takes one a GPU, or 2
     without GPUs."""

@@ -46,11 +46,16 @@ class Parts:
         *,
         config: dict[str, Any] | None = None,
         offload: OffloadConfig | None = None,
+        local: bool = False,
         **data: Any,
     ) -> "Parts":
         from train.engine import Engine
 
-        sections = {"run": {"name": "x"}, "checkpoint": config or {}, "data": {"path": "x", "allow_change": bool(data)}}
+        sections = {
+            "run": {"name": "x", "local_checkpoints": local},
+            "checkpoint": config or {},
+            "data": {"path": "x", "allow_change": bool(data)},
+        }
         section = {"stage": stage, "stage3_param_persistence_threshold": 20, "sub_group_size": 100}
         engine = Engine(
             Toy(dist.get_rank()),

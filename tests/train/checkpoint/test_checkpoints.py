@@ -83,7 +83,7 @@ def resume(parts: Parts, _: int) -> Any:
 
 def resume_elsewhere(parts: Parts, rank: int) -> Any:
     """Rank 1 sees in the same place what another save has left."""
-    import train.checkpoint.checkpoints as module
+    import train.checkpoint.choice as module
 
     def other(path: Path) -> Any:
         return open_image(path.parents[1] / "other" / path.name)
