@@ -56,9 +56,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     resumed = parts.resume()
     parts.record_config()
     saved = str(resumed.path) if resumed.path else None
-    with StateRecord(
-        parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.rank == 0
-    ) as state:
+    with StateRecord(parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.leads) as state:
         summary = _train(parts, resumed, state, leave)
         parts.close()
     return summary
@@ -83,7 +81,7 @@ def _train(
     watch = RunWatch(
         parts.folder,
         parts.rank,
-        parts.world_size,
+        parts.checkpoints.nodes.beside(parts.rank),
         hang_s=job.train.hang_s,
         signals=StopSignals(job.checkpoint.grace_s, leave_at_once),
         leave=leave_hung,

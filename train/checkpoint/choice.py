@@ -128,7 +128,7 @@ class Candidate:
         found: dict[Home, list[int]] = {}
         for leader, seen in self.seen.items():
             for home in seen.here:
-                found.setdefault(home, []).extend(nodes.ranks(leader))
+                found.setdefault(home, []).extend(nodes.beside(leader))
         return found
 
 

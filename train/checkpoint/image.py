@@ -148,6 +148,11 @@ class Image:
         """See `SavedImage.images`."""
         return (self,)
 
+    @property
+    def elsewhere(self) -> list[int]:
+        """The ranks whose parts other nodes have."""
+        return [rank for rank in range(self.manifest.world_size) if rank not in self.here]
+
     def wrong_files(self) -> dict[int, str]:
         """By rank whose parts are here, what is wrong with the size of a file."""
         return self._files.wrong_sizes(self.here)

@@ -67,9 +67,9 @@ class Nodes:
         """Whether this rank is the one that acts for its node."""
         return self.leaders[dist.get_rank()] == dist.get_rank()
 
-    def ranks(self, leader: int) -> list[int]:
-        """The ranks of a node."""
-        return [rank for rank, found in enumerate(self.leaders) if found == leader]
+    def beside(self, rank: int) -> list[int]:
+        """The ranks of the node that a rank is on."""
+        return [other for other, leader in enumerate(self.leaders) if leader == self.leaders[rank]]
 
     def on_leaders(self, action: Callable[[], T]) -> dict[int, T]:
         """Runs `action` once on each node; returns what it returned, by leader. Collective.

@@ -54,6 +54,19 @@ def open_image(path: Path) -> SavedImage:
     return open_described(path, Path.read_bytes) if (path / MANIFEST_FILE).exists() else Format1Image(path)
 
 
+def open_all(path: Path) -> SavedImage:
+    """The same; raises UserError as well if a part of it is on another node."""
+    image = open_image(path)
+    for part in image.images:
+        if away := part.elsewhere:
+            hosts = ", ".join(sorted({part.manifest.nodes[rank] for rank in away if part.manifest.nodes}))
+            raise UserError(
+                f"{part.path}: has the parts of {len(part.here)} of its {part.manifest.world_size} ranks; "
+                f"the others are on {hosts}: copy rank-* from the folder of that name there into this one"
+            )
+    return image
+
+
 def open_described(path: Path, read: Callable[[Path], bytes]) -> SavedImage:
     """The same, of today's format, by manifests and indices whose bytes `read` gives; its parts may be elsewhere."""
     image = Image(path, read)

@@ -122,7 +122,7 @@ class Saving:
 
     def _complete(self, written: Sequence[Written], manifest: bytes) -> None:
         """Puts the manifest to this node's parts, once all of these are there."""
-        ranks = self.nodes.ranks(self.save.rank)
+        ranks = self.nodes.beside(self.save.rank)
         indices = [Index.read(self.partial / written[rank].index)[0] for rank in ranks]
         for fault in PartReader(self.partial, indices).wrong_sizes(ranks).values():
             raise Damaged(fault)

@@ -26,6 +26,7 @@ class Entry:
         rows: of the tables that were ever updated.
         base: step of the full save that it adds to; bytes and rows are then those that it adds.
         ranks: that wrote it.
+        elsewhere: those of them whose parts are on other nodes, and were not looked at.
         saved_at: when, UTC.
         format: of its files.
     """
@@ -38,6 +39,7 @@ class Entry:
     rows: int | None = None
     base: int | None = None
     ranks: int | None = None
+    elsewhere: list[int] = field(default_factory=list)
     saved_at: str | None = None
     format: int | None = None
 
@@ -60,6 +62,7 @@ class Entry:
             rows=manifest.num_rows if manifest.ranks else sum(span.count for span in image.spans),
             base=manifest.base.step if manifest.base else None,
             ranks=manifest.world_size,
+            elsewhere=sorted({rank for part in image.images for rank in part.elsewhere}),
             saved_at=manifest.saved_at,
             format=manifest.format,
         )

@@ -1,6 +1,6 @@
 """What the training loop tells those that watch it, and asks them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from train.watch.hang import HangWatch
@@ -34,7 +34,8 @@ class RunWatch(Watch):
 
     Args:
         folder: of the run.
-        rank, world_size: of this process.
+        rank: of this process.
+        ranks: that see the folder.
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
@@ -44,14 +45,14 @@ class RunWatch(Watch):
         self,
         folder: Path,
         rank: int,
-        world_size: int,
+        ranks: Sequence[int],
         *,
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, world_size, hang_s or float("inf"), leave)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 

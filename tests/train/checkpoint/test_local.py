@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch.distributed as dist
 
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Live, Parts
 from tests.train.checkpoint.test_checkpoints import merged
 from train.checkpoint.listing import checkpoints_in
+from train.checkpoint.open import open_all
 from train.checkpoint.part_reader import PartReader
+from train.checkpoint.survey import Entry
 from train.checkpoint.together import Failed
 from train.errors import UserError
 
@@ -54,6 +57,10 @@ def resume_and_save(folder: Path, steps: list[int], keep: int = 2) -> tuple[Any,
     return (resumed.step, resumed.notes), first, parts.live(), read_at_first
 
 
+def survey_of(node: Path) -> list[Entry]:
+    return [Entry.of(found.step, found.path, read=True) for found in checkpoints_in(node)]
+
+
 def steps_on(folder: Path) -> dict[str, list[int]]:
     return {node.name: [found.step for found in checkpoints_in(node)] for node in sorted(folder.iterdir())}
 
@@ -71,6 +78,19 @@ def test_parts_travel_to_other_ranks_on_other_nodes_and_each_byte_is_read_once(t
         assert sum(bytes_read) == values + ids, nodes
         before = merged([*last])
     assert steps_on(tmp_path) == {"a": [6, 7], "b": [6, 7], "c": [7]}
+    # The last save was by ranks 0 on c, 1 on a, 2 and 3 on b.
+    (_, entry) = survey_of(tmp_path / "a")
+    assert (entry.faults, entry.elsewhere, entry.ranks) == ([], [0, 2, 3], 4)
+    path = tmp_path / "a" / "step-00000007"
+    with pytest.raises(UserError, match="the parts of 1 of its 4 ranks; the others are on node-b, node-c: copy rank-"):
+        open_all(path)
+    for node in "bc":
+        for part in (tmp_path / node / "step-00000007").glob("rank-*"):
+            shutil.copy(part, path)
+    assert survey_of(tmp_path / "a")[1].elsewhere == []
+    assert not any(open_all(path).faults())
+    (path / "rank-00001-000000.safetensors").write_bytes(b"")
+    assert survey_of(tmp_path / "a")[1].faults[0].startswith("rank-00001-000000.safetensors has 0 bytes")
 
 
 def test_a_node_that_is_gone_takes_its_parts_with_it(tmp_path: Path) -> None:
