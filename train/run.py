@@ -99,13 +99,13 @@ def _train(
             reporter=reporter,
             profiler=StepProfiler(job.train.profile if parts.rank == 0 else None, parts.folder, parts.engine.device),
             watch=watch,
-            recent=resumed.recent,
+            resumed=resumed,
         )
         if start == job.train.steps:
             reporter.message(f"{parts.folder} has all its {start} steps: nothing is left to train")
         else:
             tell_start(f"training steps {start + 1} to {job.train.steps}")
-        found = trainer.fit(start)
+        found = trainer.fit()
     watch.close()
     samples = parts.sample()
     summary = parts.summarise(found, samples, trainer.rows_moved, start) if parts.rank == 0 else None

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -44,12 +44,31 @@ class Resumed:
         path: the checkpoint; None for a fresh start.
         notes: what was passed over or has changed, in lines for the user.
         recent: loss and gradient norm of the last updates, if the run looks for spikes.
+        unevaluated: whether the evaluation of that step is still to be made.
     """
 
     step: int = 0
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
     recent: list[tuple[float, float]] = field(default_factory=list)
+    unevaluated: bool = False
+
+
+class Now(NamedTuple):
+    """The state of a run, as it is.
+
+    Attributes:
+        engine: the backbone.
+        tables: None without Engram.
+        skipped_in_a_row: how many of the last steps changed nothing.
+        recent, unevaluated: come back in `Resumed`.
+    """
+
+    engine: Engine
+    tables: EngramTables | None
+    skipped_in_a_row: int = 0
+    recent: Sequence[tuple[float, float]] = ()
+    unevaluated: bool = False
 
 
 class Checkpoints:
@@ -84,38 +103,24 @@ class Checkpoints:
         saving.publish(written, lambda: b"{}\n")
         self.nodes.on_leaders(lambda: shutil.rmtree(saving.target))
 
-    def save(
-        self,
-        step: int,
-        engine: Engine,
-        tables: EngramTables | None,
-        skipped_in_a_row: int = 0,
-        recent: Sequence[tuple[float, float]] = (),
-    ) -> Path:
-        """Saves the state after `step` steps, the last `skipped_in_a_row` of which changed nothing. Collective.
+    def save(self, step: int, now: Now, *, ephemeral: bool = False) -> Path:
+        """Saves the state after `step` steps. Collective.
 
-        Waits for the save under way beside the loop, if there is one. `recent` comes back in `Resumed`.
+        Waits for the save under way beside the loop, if there is one. With `ephemeral`, it goes with the next good one.
 
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
                 and what was saved before is still there.
         """
-        return self._saves.save(self._content(step, engine, tables, skipped_in_a_row, recent, beside=False))
+        return self._saves.save(self._content(step, now, beside=False, ephemeral=ephemeral))
 
-    def save_beside(
-        self,
-        step: int,
-        engine: Engine,
-        tables: EngramTables | None,
-        skipped_in_a_row: int = 0,
-        recent: Sequence[tuple[float, float]] = (),
-    ) -> None:
+    def save_beside(self, step: int, now: Now, *, ephemeral: bool = False) -> None:
         """The same, while steps go on: waits only for the save before, and until the state is frozen. Collective.
 
         What comes of it, `take_ended` tells.
         """
-        content = self._content(step, engine, tables, skipped_in_a_row, recent, beside=True)
-        self._saves.save_beside(content, engine.device)
+        content = self._content(step, now, beside=True, ephemeral=ephemeral)
+        self._saves.save_beside(content, now.engine.device)
 
     def take_ended(self, *, wait: bool = False) -> list[Ended]:
         """What has come of saves beside the loop since the last call; each rank may hear of them at another step.
@@ -151,7 +156,7 @@ class Checkpoints:
                 notes.append(f"data.allow_change: from here on with another {changed}")
                 self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
             recent = [(loss, norm) for loss, norm in image.manifest.recent]
-            return Resumed(image.manifest.step, path, notes, recent)
+            return Resumed(image.manifest.step, path, notes, recent, image.manifest.unevaluated)
         return Resumed()
 
     def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
@@ -207,24 +212,18 @@ class Checkpoints:
         refuse(image.path, lambda: self._identity.same_run(image.manifest, but_for_data=change is not None))
         return change
 
-    def _content(
-        self,
-        step: int,
-        engine: Engine,
-        tables: EngramTables | None,
-        skipped_in_a_row: int,
-        recent: Sequence[tuple[float, float]],
-        *,
-        beside: bool,
-    ) -> Content:
+    def _content(self, step: int, now: Now, *, beside: bool, ephemeral: bool) -> Content:
         """What a save writes: with `beside`, a state that stays as it is now."""
+        engine, tables = now.engine, now.tables
         base, since = self._saves.next_base(has_rows=tables is not None)
         tensors = {name: (CODES[info.dtype], list(info.shape)) for name, info in engine.state_tensors().items()}
         of_step: dict[str, Any] = {
             "step": step,
             "steps_applied": engine.steps,
-            "skipped_in_a_row": skipped_in_a_row,
-            "recent": list(recent),
+            "skipped_in_a_row": now.skipped_in_a_row,
+            "ephemeral": ephemeral,
+            "recent": list(now.recent),
+            "unevaluated": now.unevaluated,
             "tables": tables.optimizer_state() if tables else None,
             "base": base,
             "format": INCREMENT_VERSION if base else FORMAT_VERSION,

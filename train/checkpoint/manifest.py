@@ -35,11 +35,13 @@ class Manifest:
         nonce: of the save, also in every file's header.
         world_size: ranks that wrote it.
         skipped_in_a_row: skipped steps right before it.
+        ephemeral: whether it goes as soon as there is a newer good one.
         model, addresses, data, tokenizer: see `train.checkpoint.identity.Identity`.
         data_changes: deliberate changes of the data that the run has seen, oldest first: `step` and `change`.
         tables: state of the rows' optimizer; None without Engram.
         tensors: of the backbone, by name: dtype, as safetensors calls it, and shape.
         ranks: what each rank wrote.
+        unevaluated: whether the evaluation after it was cut short by a signal, and is still to be made.
         recent: loss and gradient norm of the last updates, where steps are held against them.
         config: the run's resolved config.
         versions: of the programs that wrote it.
@@ -65,6 +67,8 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    ephemeral: bool = False
+    unevaluated: bool = False
     nodes: list[str] = field(default_factory=list)
     base: Base | None = None
     format: int = FORMAT_VERSION
@@ -106,6 +110,8 @@ class Manifest:
         values = asdict(self)
         if self.base is None:
             del values["base"]
-        if not self.nodes:
-            del values["nodes"]
+        # Absent as they were before there were such checkpoints.
+        for key in ("nodes", "ephemeral", "unevaluated"):
+            if not values[key]:
+                del values[key]
         return checked_text(values)[0]

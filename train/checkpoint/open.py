@@ -19,6 +19,7 @@ class Standing(NamedTuple):
     Attributes:
         good: whether nothing speaks against going on from it.
         base: its base's step, if any.
+        ephemeral: whether it goes as soon as there is a newer good one.
         checksum: of its manifest; empty for one without.
         ranks: that wrote it.
         here: those of them whose parts this node has.
@@ -26,6 +27,7 @@ class Standing(NamedTuple):
 
     good: bool
     base: int | None = None
+    ephemeral: bool = False
     checksum: str = ""
     ranks: int = 1
     here: frozenset[int] = frozenset([0])
@@ -40,7 +42,7 @@ def standing(path: Path) -> Standing:
     except (Damaged, UserError):
         return Standing(good=False)
     base = manifest.base.step if manifest.base else None
-    return Standing(manifest.good, base, found, manifest.world_size, held_ranks(path))
+    return Standing(manifest.good, base, manifest.ephemeral, found, manifest.world_size, held_ranks(path))
 
 
 def open_image(path: Path) -> SavedImage:

@@ -31,7 +31,8 @@ def let_go(folder: Path, step: int, config: CheckpointConfig, passed_over: Colle
         for there, found in whole.items()
     }
     bases = {there: found.base for there, found in whole.items() if found and found.base is not None}
-    old = superfluous(good, keep=config.keep, keep_every=config.keep_every, bases=bases)
+    ephemeral = {there for there, found in whole.items() if found and found.ephemeral}
+    old = superfluous(good, keep=config.keep, keep_every=config.keep_every, bases=bases, ephemeral=ephemeral)
 
     def remove_old() -> None:
         for path in (path for there, path in checkpoints_in(folder) if there in old):

@@ -128,7 +128,8 @@ def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pru
             raise UserError(f"{run}: no checkpoint is whole; nothing is removed")
         good = {step: each.good for step, each in standings.items()}
         bases = {step: each.base for step, each in standings.items() if each.base is not None}
-        removed = superfluous(good, keep=keep, keep_every=keep_every, bases=bases)
+        ephemeral = {step for step, each in standings.items() if each.ephemeral}
+        removed = superfluous(good, keep=keep, keep_every=keep_every, bases=bases, ephemeral=ephemeral)
         if not dry_run:
             remove_unfinished(run / CHECKPOINTS)
             for step, path in found:

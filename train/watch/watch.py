@@ -5,7 +5,7 @@ from pathlib import Path
 
 from train.watch.hang import HangWatch
 from train.watch.heartbeat import Stage, T
-from train.watch.stop import StopSignals
+from train.watch.stop import Answer, StopSignals
 
 
 class Watch:
@@ -21,12 +21,12 @@ class Watch:
     def begun(self) -> None:
         """The first step is done: from now on there is something to save."""
 
-    def ask(self) -> None:
-        """Begins to ask all ranks whether the run shall end."""
+    def ask(self, *, save: bool = False) -> None:
+        """Begins to ask all ranks whether the run shall end, or shall be saved as this one wants with `save`."""
 
-    def answer(self) -> int:
-        """The signal by which it shall, or 0; the same on all ranks."""
-        return 0
+    def answer(self) -> Answer:
+        """What any of them said; the same on all ranks."""
+        return Answer(0, save=False)
 
 
 class RunWatch(Watch):
@@ -69,11 +69,11 @@ class RunWatch(Watch):
         self._signals.listen()
         self._hang.begin()
 
-    def ask(self) -> None:
+    def ask(self, *, save: bool = False) -> None:
         """See `Watch`."""
-        self._signals.ask()
+        self._signals.ask(save=save)
 
-    def answer(self) -> int:
+    def answer(self) -> Answer:
         """See `Watch`."""
         return self._signals.answer()
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Live, Parts
 from tests.train.checkpoint.test_checkpoints import merged
+from train.checkpoint.checkpoints import Now
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_all
 from train.checkpoint.part_reader import PartReader
@@ -52,7 +53,7 @@ def resume_and_save(folder: Path, steps: list[int], keep: int = 2) -> tuple[Any,
     for step in steps:
         parts.train(range(done, step))
         parts.fill(step)
-        parts.checkpoints.save(step, parts.engine, parts.tables)
+        parts.checkpoints.save(step, Now(parts.engine, parts.tables))
         done = step
     return (resumed.step, resumed.notes), first, parts.live(), read_at_first
 
@@ -112,13 +113,13 @@ def rename_on_one_node_only(folder: Path) -> list[str]:
 
     parts = Parts.open(folder, 1, local=True)
     parts.train(range(3))
-    parts.checkpoints.save(3, parts.engine, parts.tables)
+    parts.checkpoints.save(3, Now(parts.engine, parts.tables))
     told = []
     put = module.put_in_place
     if dist.get_rank() == 1:
         module.put_in_place = cast(Any, _full)
     try:
-        parts.checkpoints.save(4, parts.engine, parts.tables)
+        parts.checkpoints.save(4, Now(parts.engine, parts.tables))
     except Failed as error:
         told.append(str(error))
     module.put_in_place = put
