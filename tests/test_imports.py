@@ -58,9 +58,10 @@ INNER = {
         "checkpoint": {*_BASE, "config", "optim", "engine"},
         "report": {*_BASE, "config", "evaluation", "run_state"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
+        "saving": {"config", "errors", "checkpoint", "report", "watch"},
         "trainer": {
             *_BASE,
-            *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report", "spikes", "watch"),
+            *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report", "saving", "spikes", "watch"),
         },
         "parts": {
             *_BASE,

@@ -67,7 +67,7 @@ class Parts:
         addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, job, self._identity(addresses))
         self.saved_table_bytes = table_bytes(job, addresses)
-        self.origin = on_rank_0(self._open_folder)
+        self.origin = self._open_folder()
         if job.checkpoint.every is not None:
             self.checkpoints.probe()
         tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
@@ -77,9 +77,14 @@ class Parts:
             tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
         self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is the one that looks after the run's folder: rank 0, or one of each node."""
+        return self.checkpoints.nodes.leads
+
     def record_config(self) -> None:
         """Writes config and tokenizer into the run's folder, once they are known to go with what is there."""
-        if self.rank == 0:
+        if self.leads:
             dump(self.job, self.folder / CONFIG_FILE)
             self.store.tokenizer().save(self.folder)
 
@@ -172,8 +177,13 @@ class Parts:
         return Identity(model, fingerprint, self.train_loader.identity(), tokenizer)
 
     def _open_folder(self) -> Path | None:
-        """On rank 0, whose view of the folder decides; returns the checkpoint that the run begins with, if any."""
-        there, resume = checkpoints_in(self.checkpoints.folder), self.job.checkpoint.resume
+        """Takes the folder, if its checkpoints are what the config expects; returns the one that the run begins with.
+
+        Collective: rank 0's view of the folder decides, or those of all nodes.
+        """
+        nodes, resume = self.checkpoints.nodes, self.job.checkpoint.resume
+        found = nodes.on_leaders(lambda: checkpoints_in(self.checkpoints.folder))
+        there = max(found.values(), key=len)
         if resume == "never" and there:
             raise UserError(
                 f"checkpoint.resume is never, but {there[-1].path} is there: choose another run.name, or delete "
@@ -182,16 +192,21 @@ class Parts:
         if resume == "must" and not there:
             raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
         source = self.job.checkpoint.init_from
-        origin = find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+        wanted = source if source and not there else None
+        origin = on_rank_0(lambda: find_checkpoint(wanted, "checkpoint.init_from") if wanted else None)
+        nodes.on_leaders(lambda: self._take_folder(len(found[self.rank])))
+        return origin
+
+    def _take_folder(self, there: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(self.folder)
-        self._check_disk(len(there))
-        return origin
+        self._check_disk(there)
 
     def _check_disk(self, there: int) -> None:
         if self.job.checkpoint.every is None:
             return
-        checkpoint = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
+        ranks_here = len(self.checkpoints.nodes.beside(self.rank))
+        checkpoint = (self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES) * ranks_here // self.world_size
         # The newest one is complete before the oldest goes.
         most = self.job.checkpoint.keep + 1 + bool(self.job.checkpoint.incremental)
         needed = checkpoint * max(1, most - there)

@@ -56,9 +56,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     resumed = parts.resume()
     parts.record_config()
     saved = str(resumed.path) if resumed.path else None
-    with StateRecord(
-        parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.rank == 0
-    ) as state:
+    with StateRecord(parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.leads) as state:
         summary = _train(parts, resumed, state, leave)
         parts.close()
     return summary
@@ -83,7 +81,7 @@ def _train(
     watch = RunWatch(
         parts.folder,
         parts.rank,
-        parts.world_size,
+        parts.checkpoints.nodes.beside(parts.rank),
         hang_s=job.train.hang_s,
         signals=StopSignals(job.checkpoint.grace_s, leave_at_once),
         leave=leave_hung,
@@ -101,13 +99,13 @@ def _train(
             reporter=reporter,
             profiler=StepProfiler(job.train.profile if parts.rank == 0 else None, parts.folder, parts.engine.device),
             watch=watch,
-            recent=resumed.recent,
+            resumed=resumed,
         )
         if start == job.train.steps:
             reporter.message(f"{parts.folder} has all its {start} steps: nothing is left to train")
         else:
             tell_start(f"training steps {start + 1} to {job.train.steps}")
-        found = trainer.fit(start)
+        found = trainer.fit()
     watch.close()
     samples = parts.sample()
     summary = parts.summarise(found, samples, trainer.rows_moved, start) if parts.rank == 0 else None

@@ -37,7 +37,7 @@ class RunState:
         steps: of the whole run.
         saved: newest checkpoint that the run has written or gone on from; None if there is none.
         why: of what was interrupted or failed; one line or a traceback.
-        host, pid, parent: of rank 0's process, and the process that started it.
+        host, pid, parent: of the process that writes it, rank 0 or one of its node, and of what started that.
         started, written: times, UTC, ISO 8601.
     """
 
@@ -79,7 +79,7 @@ class StateRecord:
         step: steps that are done.
         steps: of the whole run.
         saved: the checkpoint that it goes on from; None for none.
-        active: whether this is rank 0; the others write nothing.
+        active: whether this rank writes it, rank 0 or one of each node; the others write nothing.
     """
 
     def __init__(self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool) -> None:

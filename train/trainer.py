@@ -2,11 +2,10 @@
 
 import gc
 import math
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,12 +14,11 @@ from torch import Tensor
 from model.balance import reset_counts, update_balance
 from offload.step import Step
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint.checkpoints import Checkpoints
-from train.checkpoint.together import Failed
+from train.checkpoint.checkpoints import Checkpoints, Now, Resumed
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
-from train.errors import Interrupted, UserError
+from train.errors import UserError
 from train.evaluation import Evaluation, TrainedRows, batches, evaluate, evaluating, forward, memory_of
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
@@ -28,11 +26,9 @@ from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
-from train.spikes import Spikes, Update
+from train.saving import RunSaves
+from train.spikes import Spikes
 from train.watch.watch import Watch
-
-_WORTH_TELLING_S = 1.0
-"""That a save waited for the one before."""
 
 
 class Trainer:
@@ -47,7 +43,7 @@ class Trainer:
         reporter: told of everything that a user may want to see.
         profiler: of some steps; None for none.
         watch: of the run; None for none.
-        recent: see `train.spikes.Spikes`, of the checkpoint that the run goes on from.
+        resumed: what the run goes on from; None for a fresh start.
     """
 
     def __init__(
@@ -62,25 +58,26 @@ class Trainer:
         reporter: Reporter,
         profiler: StepProfiler | None = None,
         watch: Watch | None = None,
-        recent: Sequence[Update] = (),
+        resumed: Resumed | None = None,
     ) -> None:
+        resumed = resumed or Resumed()
         self._job, self._engine, self._tables = job, engine, tables
         self._profiler = profiler or StepProfiler(None, Path(), engine.device)
         self._train_loader, self._validation_loader = train_loader, validation_loader
-        self._checkpoints, self._reporter = checkpoints, reporter
+        self._reporter = reporter
         self._watch = watch or Watch()
         self._spikes = None
         if job.train.on_spike != "ignore":
-            self._spikes = Spikes(job.train.spike_sigma, job.train.spike_window, recent)
+            self._spikes = Spikes(job.train.spike_sigma, job.train.spike_window, resumed.recent)
         if tables:
             tables.tell_stages(self._watch.enter)
-        self._skipped_in_a_row = 0
-        self._kept = 0  # steps done in the state that is on the disk, or from which the run went on
-        self._newest: Path | None = None  # that state, if this run has saved it
+        self._start, self._skipped_in_a_row = resumed.step, 0
+        self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(job.train.global_batch_size * job.data.sequence_length, tables, engine.device)
+        self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
-    def fit(self, start: int) -> Evaluation:
-        """Trains steps `start` to the last, and returns the evaluation at the end. Collective.
+    def fit(self) -> Evaluation:
+        """Trains all steps that are left, and returns the evaluation at the end. Collective.
 
         Raises:
             UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
@@ -90,10 +87,10 @@ class Trainer:
         """
         with _what_is_built_uncollected():
             try:
-                evaluation = self._fit(start)
+                evaluation = self._fit(self._start)
             except UserError:
                 # Raised on all ranks alike: a save under way can come to its end.
-                self._tell_saves(wait=True)
+                self._saves.tell(wait=True)
                 raise
         self._profiler.close()
         return evaluation or self.evaluate()
@@ -101,48 +98,46 @@ class Trainer:
     def _fit(self, start: int) -> Evaluation | None:
         """The steps; returns the last one's evaluation, or None if nothing was left to train."""
         job, total = self._job, self._job.train.steps
-        evaluation, self._kept = None, start
+        evaluation = None
+        if self._unevaluated and start < total:
+            self._reporter.evaluated(start, self.evaluate())
+            self._unevaluated = False
         for step in range(start, total):
             done = step + 1
-            self._watch.ask()
+            self._watch.ask(save=self._saves.overdue)
             with self._profiler.step(done):
                 result = self._train_step_or_save(step)
             if step == start:
                 self._watch.begun()
             self._meter.count(result.loss)
             self._check_refusal(step, result)
+            signum, overdue = self._watch.answer()
             due = done % job.eval.every == 0 or done == total
             if due or done % job.train.log_every == 0:
-                measured = self._meter.measure()
-                evaluation = self.evaluate() if due else None
-                self._reporter.step(done, result, measured, evaluation)
-                self._meter.restart()
+                evaluation, signum = self._record(done, result, signum, evaluate=due)
             self._reporter.advance(done)
-            self._tell_saves()
-            every = job.checkpoint.every
-            saved = self._save_in_time(done) if every and (done % every == 0 or done == total) else None
-            signum = self._watch.answer()
+            self._saves.tell()
+            saved = None if signum and done < total else self._saves.in_time(done, overdue=overdue)
             if not signum and (due or saved):
                 # These take long: a signal that came meanwhile need not wait for another step.
                 self._watch.ask()
-                signum = self._watch.answer()
+                signum = self._watch.answer().signum
             if signum and done < total:
-                self._interrupt(done, signum)
+                self._saves.interrupt(done, signum)
         return evaluation
 
-    def _interrupt(self, done: int, signum: int) -> NoReturn:
-        """Ends the run after `done` steps, once they are saved."""
-        config, name = self._job.checkpoint, signal.Signals(signum).name
-        told = f"interrupted by {name} after step {done}"
-        if config.every is None:
-            raise Interrupted(f"{told}: checkpoint.every is null, nothing was saved", 128 + signum)
-        path = self._save(done)
-        # Nobody leaves while another rank is still within the save.
-        self._watch.ask()
-        self._watch.answer()
-        told += f": all is saved in {path}, and the same command goes on from there"
-        self._reporter.message(told)
-        raise Interrupted(told, config.interrupted_exit)
+    def _record(self, done: int, result: StepResult, signum: int, *, evaluate: bool) -> tuple[Evaluation | None, int]:
+        """Records a step, evaluated if that is due and no signal hurries; returns the evaluation and the signal."""
+        measured, evaluation = self._meter.measure(), None
+        if evaluate and done == self._job.train.steps:
+            evaluation = self.evaluate()
+        elif evaluate and not signum:
+            found = self._evaluate_or_end()
+            evaluation, signum = (found, 0) if isinstance(found, Evaluation) else (None, found)
+        self._unevaluated = evaluate and evaluation is None
+        self._reporter.step(done, result, measured, evaluation)
+        self._meter.restart()
+        return evaluation, signum
 
     @property
     def rows_moved(self) -> int:
@@ -151,79 +146,44 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluates the model as it is. Collective."""
+        return Evaluation.of(self._sums(batches(self._validation_loader, self._job.eval.sequences)))
+
+    def _evaluate_or_end(self) -> Evaluation | int:
+        """The same, unless a signal comes meanwhile, which is returned instead. Collective."""
+        signum = 0
+
+        def until_signal() -> Iterator[Batch]:
+            nonlocal signum
+            for batch in batches(self._validation_loader, self._job.eval.sequences):
+                self._watch.ask()
+                yield batch
+                signum = self._watch.answer().signum
+                if signum:
+                    return
+
+        sums = self._sums(until_signal())
+        return signum or Evaluation.of(sums)
+
+    def _sums(self, text: Iterable[Batch]) -> Tensor:
+        """Those of `evaluate`, over all ranks."""
         engine, loader = self._engine, self._validation_loader
         rows = TrainedRows(self._tables) if self._tables else None
-        text = self._watch.each("evaluate", batches(loader, self._job.eval.sequences))
         with evaluating(engine.module):
-            sums = evaluate(engine, rows, text, loader.bytes_of, engine.device)
+            sums = evaluate(engine, rows, self._watch.each("evaluate", text), loader.bytes_of, engine.device)
         sums = sums.to(engine.device)
         dist.all_reduce(sums)
-        return Evaluation.of(sums)
+        return sums
 
-    def _save(self, done: int) -> Path:
-        """Saves the state after `done` steps, and waits for it. Raises Failed on all ranks if it cannot be written."""
-        self._tell_saves(wait=True)
-        if self._newest and self._kept == done:
-            return self._newest
-        self._watch.enter("save")
-        with self._meter.pause():
-            self._newest = self._checkpoints.save(done, *self._state())
-        self._reporter.saved(self._newest)
-        self._kept = done
-        return self._newest
-
-    def _save_in_time(self, done: int) -> Path | None:
-        """Saves, beside the loop if it may; returns the checkpoint if it is there when this returns."""
-        last = done == self._job.train.steps
-        if self._job.checkpoint.asynchronous and not last:
-            self._watch.enter("save")
-            with self._meter.pause():
-                self._checkpoints.save_beside(done, *self._state())
-            return None
-        try:
-            return self._save(done)
-        except Failed as error:
-            if last:
-                raise
-            self._tell_unsaved(done, error)
-            return None
-
-    def _state(self) -> tuple[Engine, EngramTables | None, int, Sequence[Update]]:
-        """What `Checkpoints` saves."""
-        return self._engine, self._tables, self._skipped_in_a_row, self._spikes.recent if self._spikes else ()
-
-    def _tell_saves(self, *, wait: bool = False) -> None:
-        """Tells of the saves beside the loop that have ended, or with `wait` of all."""
-        for ended in self._checkpoints.take_ended(wait=wait):
-            if ended.path:
-                self._kept, self._newest = ended.step, ended.path
-                self._reporter.saved(ended.path)
-            else:
-                self._tell_unsaved(ended.step, ended.error)
-            if ended.waited_s > _WORTH_TELLING_S:
-                self._reporter.message(
-                    f"the save after that of step {ended.step} waited {ended.waited_s:.0f} s for it: the disk does not "
-                    "keep up, raise checkpoint.every"
-                )
-
-    def _tell_unsaved(self, step: int, error: object) -> None:
-        self._reporter.message(f"step {step} was not saved: {error}; training goes on")
+    def _state(self) -> Now:
+        recent = self._spikes.recent if self._spikes else ()
+        return Now(self._engine, self._tables, self._skipped_in_a_row, recent, self._unevaluated)
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:
             return self.train_step(step)
         except WindowTooSmall as error:
             # Raised on every rank before the step began, and no part of a run's identity: nothing needs to be lost.
-            raise UserError(f"{error}{self._save_before(step)}") from None
-
-    def _save_before(self, step: int) -> str:
-        """Saves what was done before `step` (from 0), if the run saves at all; says so, to be added to a line."""
-        if self._job.checkpoint.every is None:
-            return ""
-        self._tell_saves(wait=True)
-        if step == self._kept:
-            return ""
-        return f"; {step} steps are saved in {self._save(step)}, the same command goes on from there"
+            raise UserError(f"{error}{self._saves.before(step)}") from None
 
     def train_step(self, number: int) -> StepResult:
         """One optimizer step, without anything around it: no record, no evaluation, no checkpoint. Collective.
@@ -309,7 +269,7 @@ class Trainer:
         if policy == "stop":
             key = "on_spike" if math.isfinite(result.grad_norm) else "on_non_finite"
             raise UserError(
-                f"train.{key} is stop, and step {number} was not applied: {result.refused}{self._save_before(step)}; "
+                f"train.{key} is stop, and step {number} was not applied: {result.refused}{self._saves.before(step)}; "
                 f"data.skip_steps=[[{batch},{batch}]] data.allow_change=true passes over its batch"
             )
         self._skipped_in_a_row += 1

@@ -81,11 +81,11 @@ def diff(first: str, second: str, as_json: bool) -> None:
 
     from train.checkpoint.checked import Damaged
     from train.checkpoint.differences import differences
-    from train.checkpoint.open import open_image
+    from train.checkpoint.open import open_all
     from train.errors import UserError
 
     try:
-        found = differences(*map(open_image, paths))
+        found = differences(*map(open_all, paths))
     except Damaged as error:
         raise UserError(f"{paths[0]} or {paths[1]}: {error}; see engram checkpoint verify") from None
     if as_json:
@@ -151,6 +151,8 @@ def _line(entry: "Entry") -> str:
     if entry.bytes is None:
         return f"step {entry.step}: damaged"
     state = "damaged" if entry.faults else "whole" if entry.good else "whole, saved while steps were skipped"
+    if entry.elsewhere and not entry.faults:
+        state = f"{state} as far as it is here ({len(entry.elsewhere)} part(s) are on other nodes)"
     age = f", {entry.saved_at}" if entry.saved_at else ""
     since = f" since step {entry.base}" if entry.base else ""
     rows = f"{entry.rows:,} rows{since}"

@@ -181,7 +181,7 @@ def train(setting: Setting, steps: int) -> dict[str, Any]:
         checkpoints=reporter,
         reporter=reporter,
     )
-    trainer.fit(0)
+    trainer.fit()
     assert tables is not None
     tables.close()
     engine.close()

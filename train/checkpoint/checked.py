@@ -5,7 +5,7 @@ XXH3 (64 bits) stands for what disks, controllers and copies do to bytes by chan
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,18 @@ def checked_text(values: dict[str, Any]) -> tuple[bytes, str]:
     return b'{"xxh3_64": "%s",\n%s' % (found.encode(), rest), found
 
 
-def read_checked(path: Path) -> tuple[dict[str, Any], str]:
+def read_checked(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[dict[str, Any], str]:
     """Reads what `checked_text` made: the object, and its checksum.
+
+    Args:
+        path: of the file.
+        read: gives its bytes.
 
     Raises:
         Damaged: the file cannot be read, or any byte of it is another.
     """
     with reading(path):
-        data = path.read_bytes()
+        data = read(path)
     first = _FIRST_LINE.match(data)
     if first is None or checksum(memoryview(data)[first.end() :]) != first[1].decode():
         raise Damaged(f"{path.name} is not what was saved (its checksum differs)")

@@ -8,6 +8,7 @@ They have no checksums: what is found is what the safetensors library and a miss
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,9 +18,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from train.checkpoint.checked import Damaged, checksum, reading
-from train.checkpoint.image import Rows, check_rows
+from train.checkpoint.image import Home, Image, Rows, check_rows
+from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.parts import PIECE_BYTES, RowRange
+from train.checkpoint.parts import PIECE_BYTES
+from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import StatePiece, TensorInfo
 
@@ -32,13 +35,14 @@ class Format1Image:
     """A checkpoint of the first format, as `train.checkpoint.image.SavedImage` says."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.here = path, frozenset([0])
         state, self.checksum = _read_state(path)
         with self._open(BACKBONE_FILE) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+            self._shapes = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
         self._numbers: dict[tuple[str, int], str] = {}
         self.spans = sorted((c for name in state["table_files"] for c in self._chunks(name)), key=lambda c: c.first)
+        self.ranges = [*self._cut()]
         self._files = [BACKBONE_FILE, *state["table_files"]]
         self.manifest = Manifest(
             step=state["step"],
@@ -52,7 +56,7 @@ class Format1Image:
             tokenizer=None,
             data_changes=[],
             tables=state["tables"],
-            tensors=shapes,
+            tensors=self._shapes,
             ranks=[],
             saved_at="",
             format=1,
@@ -62,6 +66,11 @@ class Format1Image:
     def steps(self) -> int:
         """See `SavedImage.steps`."""
         return self.manifest.steps_applied
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """See `SavedImage.images`: none."""
+        return ()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -76,15 +85,19 @@ class Format1Image:
     def check_files(self) -> None:
         """See `SavedImage.check_files`: all files were opened before."""
 
+    def home(self, piece: Range | RowRange) -> Home:
+        """See `SavedImage.home`."""
+        return Home(self.path.name, 0)
+
+    def piece(self, place: Range) -> StatePiece:
+        """See `SavedImage.piece`: memory-mapped."""
+        with self._open(BACKBONE_FILE) as file:
+            values = file.get_tensor(place.tensor).view(-1)
+        return StatePiece(place.tensor, place.start, values[place.start : place.start + place.count])
+
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
         """See `SavedImage.pieces`."""
-        with self._open(BACKBONE_FILE) as file:
-            for name, info in sorted(self.tensors.items()):
-                values, step = file.get_tensor(name).view(-1), PIECE_BYTES // info.dtype.itemsize
-                for start in range(0, len(values), step):
-                    part = values[start : start + step]
-                    if wanted(name, start, len(part)):
-                        yield StatePiece(name, start, part)
+        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
 
     def rows(self, span: RowRange) -> Rows:
         """See `SavedImage.rows`."""
@@ -114,6 +127,12 @@ class Format1Image:
                 self._numbers[name, int(ids[0])] = number
                 yield RowRange(int(ids[0]), int(ids[-1]), len(ids), "", "", name)
 
+    def _cut(self) -> Iterator[Range]:
+        for name, (code, shape) in sorted(self._shapes.items()):
+            size, step = math.prod(shape), PIECE_BYTES // DTYPES[code].itemsize
+            for start in range(0, size, step):
+                yield Range(name, start, min(step, size - start), "", BACKBONE_FILE)
+
     @contextmanager
     def _open(self, name: str) -> Iterator[safe_open]:
         with reading(self.path / name):
@@ -122,6 +141,14 @@ class Format1Image:
                     yield file
             except SafetensorError as error:
                 raise Damaged(f"{name} cannot be read ({error})") from None
+
+
+def state_checksum(folder: Path) -> str:
+    """What stands for all of a checkpoint; empty if it cannot be read."""
+    try:
+        return checksum((folder / STATE_FILE).read_bytes())
+    except OSError:
+        return ""
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], str]:

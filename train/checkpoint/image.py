@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged
+from train.checkpoint.index import ELSEWHERE, Index, Range, RowRange, Save
+from train.checkpoint.listing import held_ranks
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.part_reader import PartReader
-from train.checkpoint.parts import Index, Range, RowRange, Save
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 
@@ -27,17 +28,28 @@ class Rows(NamedTuple):
     records_NW: Tensor
 
 
+class Home(NamedTuple):
+    """A part of a checkpoint, or of the full save that it adds to: the name of the folder, and the rank that wrote."""
+
+    folder: str
+    rank: int
+
+
 class SavedImage(Protocol):
     """A checkpoint, whatever format it has."""
 
     path: Path
     """Its folder."""
+    here: frozenset[int]
+    """The ranks whose parts are in that folder: all of them, but where each node keeps its own."""
     manifest: Manifest
     """What it says of itself."""
     checksum: str
     """Of its manifest, and so of all that is in it."""
     spans: list[RowRange]
     """All rows of the tables, by ids, in parts that are read together."""
+    ranges: list[Range]
+    """The backbone in pieces, by tensor and place."""
 
     @property
     def steps(self) -> int:
@@ -51,8 +63,22 @@ class SavedImage(Protocol):
     def bytes(self) -> int:
         """Bytes of all files."""
 
+    @property
+    def images(self) -> "tuple[Image, ...]":
+        """Those of today's format that it consists of."""
+
     def check_files(self) -> None:
-        """Raises Damaged if a file is missing or has another size; reads none."""
+        """Raises Damaged if a file that should be here is missing or has another size; reads none."""
+
+    def home(self, piece: Range | RowRange) -> "Home":
+        """Whose part has a piece."""
+
+    def piece(self, place: Range) -> StatePiece:
+        """Reads a piece of the backbone.
+
+        Raises:
+            Damaged: it is not what was saved.
+        """
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
         """The pieces of the backbone of which `wanted(tensor, start, count)` says so, by tensor and place.
@@ -72,7 +98,7 @@ class SavedImage(Protocol):
         """The same, memory-mapped: to pick some of them."""
 
     def faults(self) -> Iterator[str]:
-        """Reads every byte; what is wrong, once a file."""
+        """Reads every byte that is here; what is wrong, once a file."""
 
 
 class Image:
@@ -80,18 +106,20 @@ class Image:
 
     Args:
         path: its folder.
+        read: gives the bytes of manifest and indices.
 
     Raises:
         Damaged: they cannot be read, are not what was saved, or do not fit each other.
         UserError: the checkpoint has a later format.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest, self.checksum = Manifest.read(path)
+    def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+        self.path, self._read_text = path, read
+        self.manifest, self.checksum = Manifest.read(path, read)
+        self.here = held_ranks(path)
         self._indices = [self._read_index(rank) for rank in range(self.manifest.world_size)]
         self._files = PartReader(path, self._indices)
-        self._ranges = sorted((p for index in self._indices for p in index.ranges), key=lambda p: (p.tensor, p.start))
+        self.ranges = sorted((p for index in self._indices for p in index.ranges), key=lambda p: (p.tensor, p.start))
         self.spans: list[RowRange] = sorted((p for i in self._indices for p in i.rows), key=lambda p: p.first)
         self._check_whole()
 
@@ -112,13 +140,34 @@ class Image:
 
     def check_files(self) -> None:
         """See `SavedImage.check_files`."""
-        self._files.check_sizes()
+        for fault in self.wrong_files().values():
+            raise Damaged(fault)
+
+    @property
+    def images(self) -> "tuple[Image, ...]":
+        """See `SavedImage.images`."""
+        return (self,)
+
+    @property
+    def elsewhere(self) -> list[int]:
+        """The ranks whose parts other nodes have."""
+        return [rank for rank in range(self.manifest.world_size) if rank not in self.here]
+
+    def wrong_files(self) -> dict[int, str]:
+        """By rank whose parts are here, what is wrong with the size of a file."""
+        return self._files.wrong_sizes(self.here)
+
+    def home(self, piece: Range | RowRange) -> Home:
+        """See `SavedImage.home`."""
+        return Home(self.path.name, self._files.rank(piece.file))
+
+    def piece(self, place: Range) -> StatePiece:
+        """See `SavedImage.piece`."""
+        return StatePiece(place.tensor, place.start, self._files.read(place.file, place.name, place.sum))
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
         """See `SavedImage.pieces`."""
-        for piece in self._ranges:
-            if wanted(piece.tensor, piece.start, piece.count):
-                yield StatePiece(piece.tensor, piece.start, self._files.read(piece.file, piece.name, piece.sum))
+        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
 
     def rows(self, span: RowRange) -> Rows:
         """See `SavedImage.rows`."""
@@ -139,10 +188,10 @@ class Image:
     def faults(self) -> Iterator[str]:
         """See `SavedImage.faults`."""
         seen: set[str] = set()
-        pieces: list[Range | RowRange] = [*self._ranges, *self.spans]
+        pieces: list[Range | RowRange] = [*self.ranges, *self.spans]
         for piece in pieces:
             try:
-                if piece.file not in seen:
+                if piece.file not in seen and self.home(piece).rank in self.here:
                     self._read(piece)
             except Damaged as error:
                 seen.add(piece.file)
@@ -156,7 +205,8 @@ class Image:
 
     def _read_index(self, rank: int) -> Index:
         written, manifest = self.manifest.ranks[rank], self.manifest
-        index, found = Index.read(self.path / written.index)
+        folder = self.path if rank in self.here else self.path / ELSEWHERE
+        index, found = Index.read(folder / written.index, self._read_text)
         if found != written.index_sum or index.save != Save(manifest.step, manifest.nonce, rank, manifest.world_size):
             raise Damaged(f"{written.index} is of another save (step {index.save.step}, rank {index.save.rank})")
         return index
@@ -164,7 +214,7 @@ class Image:
     def _check_whole(self) -> None:
         manifest, end = self.manifest, -1
         try:
-            check_covered(self.tensors, ((p.tensor, p.start, p.count) for p in self._ranges))
+            check_covered(self.tensors, ((p.tensor, p.start, p.count) for p in self.ranges))
         except ValueError as error:
             raise Damaged(f"its parts do not fit each other: {error}") from None
         for span in self.spans:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.image import Image, Rows, SavedImage, find_rows
-from train.checkpoint.parts import RowRange
+from train.checkpoint.image import Home, Image, Rows, SavedImage, find_rows
+from train.checkpoint.index import Range, RowRange
 from train.optim.pieces import StatePiece, TensorInfo
 
 
@@ -22,14 +22,20 @@ class Increment:
         Damaged: the base is another one.
     """
 
-    def __init__(self, own: Image, base: SavedImage) -> None:
+    def __init__(self, own: Image, base: Image) -> None:
         if own.manifest.base is None or base.checksum != own.manifest.base.checksum:
             raise Damaged(f"{base.path.name} is not the full save that it adds to")
         self.own, self.base = own, base
         self.path, self.manifest, self.checksum = own.path, own.manifest, own.checksum
+        self.here, self.ranges = own.here, own.ranges
         # In this order: a row of both is the later one's.
         self.spans: list[RowRange] = [*base.spans, *own.spans]
-        self._images: dict[RowRange, SavedImage] = dict.fromkeys(base.spans, base) | dict.fromkeys(own.spans, own)
+        self._images: dict[RowRange, Image] = dict.fromkeys(base.spans, base) | dict.fromkeys(own.spans, own)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """See `SavedImage.images`."""
+        return self.own, self.base
 
     @property
     def steps(self) -> int:
@@ -51,6 +57,14 @@ class Increment:
         self.own.check_files()
         with self._naming(self.base):
             self.base.check_files()
+
+    def home(self, piece: Range | RowRange) -> Home:
+        """See `SavedImage.home`."""
+        return (self._images[piece] if isinstance(piece, RowRange) else self.own).home(piece)
+
+    def piece(self, place: Range) -> StatePiece:
+        """See `SavedImage.piece`."""
+        return self.own.piece(place)
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
         """See `SavedImage.pieces`."""
@@ -74,7 +88,7 @@ class Increment:
         yield from (f"{self.base.path.name}: {fault}" for fault in self.base.faults())
 
     @contextmanager
-    def _naming(self, image: SavedImage) -> Iterator[None]:
+    def _naming(self, image: Image) -> Iterator[None]:
         """Files of both have the same names."""
         try:
             yield

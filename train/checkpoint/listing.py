@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"
 _DESCRIPTIONS = ("manifest.json", "state.json")
 """Files that are written last: of today's format, and of the first one."""
 _NAME = re.compile(r"step-(\d{8,})")
+_INDEX = re.compile(r"rank-(\d{5,})\.json")
 _UNFINISHED = re.compile(r"\.(step-\d{8,}|probe)\..*(partial|removed|replaced)")
 
 
@@ -41,6 +42,11 @@ def is_checkpoint(path: Path) -> bool:
     return any((path / name).is_file() for name in _DESCRIPTIONS)
 
 
+def held_ranks(path: Path) -> frozenset[int]:
+    """The ranks whose parts a checkpoint's folder has; of those that other nodes have, it has copies of indices."""
+    return frozenset(int(name[1]) for file in path.glob("rank-*.json") if (name := _INDEX.fullmatch(file.name)))
+
+
 def find_checkpoint(source: str, key: str) -> Path:
     """The checkpoint that `source` is, or the newest one of the run that it is.
 
@@ -60,21 +66,29 @@ def find_checkpoint(source: str, key: str) -> Path:
 
 
 def superfluous(
-    steps: dict[int, bool], *, keep: int, keep_every: int | None, bases: Mapping[int, int] | None = None
+    steps: dict[int, bool],
+    *,
+    keep: int,
+    keep_every: int | None,
+    bases: Mapping[int, int] | None = None,
+    ephemeral: Collection[int] = (),
 ) -> list[int]:
     """Of the steps of a run's checkpoints, those that need not stay.
 
-    The newest stays, whatever it is, and `keep` of those that are good: what is not good displaces nothing. So does
-    what one of these adds to.
+    The newest stays, whatever it is, and so do the newest good one and `keep` of the good ones that are not ephemeral:
+    what is not good displaces nothing. So does what one of these adds to.
 
     Args:
         steps: by step, whether the checkpoint is known to be good.
         keep: how many of the newest good ones stay.
         keep_every: good ones of multiples of it stay as well; None for none.
+        ephemeral: those that stay only while none is newer.
         bases: of those that add to a full save, that one's step.
     """
     good = sorted(step for step, is_good in steps.items() if is_good)
-    kept = {*good[-keep:], max(steps, default=0)}
+    kept = {*good[-1:], max(steps, default=0)}
+    good = [step for step in good if step not in ephemeral]
+    kept |= {*good[-keep:]}
     if keep_every:
         kept |= {step for step in good if step % keep_every == 0}
     kept |= {base for step, base in (bases or {}).items() if step in kept}

@@ -1,12 +1,13 @@
 """What a checkpoint says of itself: `manifest.json`, written last, without which its folder is none."""
 
 import datetime
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from train.checkpoint.checked import Damaged, checked_text, read_checked
-from train.checkpoint.parts import Written
+from train.checkpoint.index import Written
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import TensorInfo
@@ -34,15 +35,18 @@ class Manifest:
         nonce: of the save, also in every file's header.
         world_size: ranks that wrote it.
         skipped_in_a_row: skipped steps right before it.
+        ephemeral: whether it goes as soon as there is a newer good one.
         model, addresses, data, tokenizer: see `train.checkpoint.identity.Identity`.
         data_changes: deliberate changes of the data that the run has seen, oldest first: `step` and `change`.
         tables: state of the rows' optimizer; None without Engram.
         tensors: of the backbone, by name: dtype, as safetensors calls it, and shape.
         ranks: what each rank wrote.
+        unevaluated: whether the evaluation after it was cut short by a signal, and is still to be made.
         recent: loss and gradient norm of the last updates, where steps are held against them.
         config: the run's resolved config.
         versions: of the programs that wrote it.
         saved_at: time, UTC, ISO 8601.
+        nodes: where each node keeps its ranks' parts: by rank, the name of its host; else empty.
         base: the full save that has all rows but those updated since, which are here; None for a full save.
     """
 
@@ -63,6 +67,9 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    ephemeral: bool = False
+    unevaluated: bool = False
+    nodes: list[str] = field(default_factory=list)
     base: Base | None = None
     format: int = FORMAT_VERSION
 
@@ -81,14 +88,14 @@ class Manifest:
         return {name: TensorInfo(DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in self.tensors.items()}
 
     @classmethod
-    def read(cls, folder: Path) -> tuple[Self, str]:
-        """The manifest of a checkpoint, and its checksum.
+    def read(cls, folder: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[Self, str]:
+        """The manifest of a checkpoint, and its checksum. `read` gives a file's bytes.
 
         Raises:
             Damaged: it is missing, cannot be read, or any byte of it is another.
             UserError: it is of a later format.
         """
-        values, found = read_checked(folder / MANIFEST_FILE)
+        values, found = read_checked(folder / MANIFEST_FILE, read)
         if values.get("format") not in (FORMAT_VERSION, INCREMENT_VERSION):
             raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {INCREMENT_VERSION}")
         try:
@@ -103,4 +110,8 @@ class Manifest:
         values = asdict(self)
         if self.base is None:
             del values["base"]
+        # Absent as they were before there were such checkpoints.
+        for key in ("nodes", "ephemeral", "unevaluated"):
+            if not values[key]:
+                del values[key]
         return checked_text(values)[0]

@@ -1,31 +1,48 @@
 """Opens a checkpoint of any format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.format_1 import Format1Image
+from train.checkpoint.format_1 import Format1Image, state_checksum
 from train.checkpoint.image import Image, SavedImage
 from train.checkpoint.increment import Increment
-from train.checkpoint.listing import folder_name
-from train.checkpoint.manifest import MANIFEST_FILE, Base, Manifest
+from train.checkpoint.listing import folder_name, held_ranks
+from train.checkpoint.manifest import MANIFEST_FILE, Manifest
 from train.errors import UserError
 
 
 class Standing(NamedTuple):
-    """Whether nothing that a checkpoint says of itself speaks against going on from it; its base's step, if any."""
+    """What a checkpoint says of itself, as a node sees it.
+
+    Attributes:
+        good: whether nothing speaks against going on from it.
+        base: its base's step, if any.
+        ephemeral: whether it goes as soon as there is a newer good one.
+        checksum: of its manifest; empty for one without.
+        ranks: that wrote it.
+        here: those of them whose parts this node has.
+    """
 
     good: bool
     base: int | None = None
+    ephemeral: bool = False
+    checksum: str = ""
+    ranks: int = 1
+    here: frozenset[int] = frozenset([0])
 
 
 def standing(path: Path) -> Standing:
     """What a checkpoint says of itself; one that cannot be read is not good."""
+    if not (path / MANIFEST_FILE).exists():
+        return Standing(good=True, checksum=state_checksum(path))
     try:
-        manifest = Manifest.read(path)[0] if (path / MANIFEST_FILE).exists() else None
+        manifest, found = Manifest.read(path)
     except (Damaged, UserError):
         return Standing(good=False)
-    return Standing(manifest.good, manifest.base.step if manifest.base else None) if manifest else Standing(good=True)
+    base = manifest.base.step if manifest.base else None
+    return Standing(manifest.good, base, manifest.ephemeral, found, manifest.world_size, held_ranks(path))
 
 
 def open_image(path: Path) -> SavedImage:
@@ -36,15 +53,33 @@ def open_image(path: Path) -> SavedImage:
             to a full one, also if that is not there.
         UserError: it has a later format.
     """
-    if not (path / MANIFEST_FILE).exists():
-        return Format1Image(path)
-    image = Image(path)
-    return Increment(image, _base(image, image.manifest.base)) if image.manifest.base else image
+    return open_described(path, Path.read_bytes) if (path / MANIFEST_FILE).exists() else Format1Image(path)
 
 
-def _base(image: Image, base: Base) -> Image:
-    path = image.path.with_name(folder_name(base.step))
+def open_all(path: Path) -> SavedImage:
+    """The same; raises UserError as well if a part of it is on another node."""
+    image = open_image(path)
+    for part in image.images:
+        if away := part.elsewhere:
+            hosts = ", ".join(sorted({part.manifest.nodes[rank] for rank in away if part.manifest.nodes}))
+            raise UserError(
+                f"{part.path}: has the parts of {len(part.here)} of its {part.manifest.world_size} ranks; "
+                f"the others are on {hosts}: copy rank-* from the folder of that name there into this one"
+            )
+    return image
+
+
+def open_described(path: Path, read: Callable[[Path], bytes]) -> SavedImage:
+    """The same, of today's format, by manifests and indices whose bytes `read` gives; its parts may be elsewhere."""
+    image = Image(path, read)
+    return Increment(image, open_base(image, read)) if image.manifest.base else image
+
+
+def open_base(image: Image, read: Callable[[Path], bytes] = Path.read_bytes) -> Image:
+    """The full save that one adds to; raises Damaged and UserError as `open_image`."""
+    assert image.manifest.base is not None
+    path = image.path.with_name(folder_name(image.manifest.base.step))
     try:
-        return Image(path)
+        return Image(path, read)
     except Damaged as error:
         raise Damaged(f"{path.name}, the full save that it adds to: {error}") from None

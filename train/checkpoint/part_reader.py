@@ -4,7 +4,7 @@ import functools
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged, checksum, reading
-from train.checkpoint.parts import Index, PartFile, Save
+from train.checkpoint.index import Index, PartFile, Save
 from train.checkpoint.tensor_files import DTYPES
 
 
@@ -40,12 +40,23 @@ class PartReader:
         self._places = functools.lru_cache(64)(self._read_places)
         self._map = functools.lru_cache(64)(self._open_map)
 
-    def check_sizes(self) -> None:
-        """Raises Damaged if a file is missing or has another size."""
-        for name, (file, _) in self._files.items():
-            with reading(self._folder / name):
-                size = (self._folder / name).stat().st_size
-            _check_size(file, size)
+    def rank(self, file: str) -> int:
+        """The rank that wrote a file."""
+        return self._files[file][1].rank
+
+    def wrong_sizes(self, ranks: Collection[int]) -> dict[int, str]:
+        """What is wrong with the first file of each of these ranks that is missing or has another size."""
+        found: dict[int, str] = {}
+        for name, (file, save) in self._files.items():
+            if save.rank not in ranks or save.rank in found:
+                continue
+            try:
+                with reading(self._folder / name):
+                    size = (self._folder / name).stat().st_size
+                _check_size(file, size)
+            except Damaged as error:
+                found[save.rank] = str(error)
+        return found
 
     def read(self, file: str, name: str, expected_sum: str) -> Tensor:
         """A tensor of a file, in memory of its own.

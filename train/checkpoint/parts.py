@@ -1,8 +1,4 @@
-"""What one rank writes of a checkpoint: safetensors files of bounded size, and an index of the pieces in them.
-
-A piece is a range of one tensor of the backbone, or some rows of the tables. Pieces of all ranks together are the
-image; none is there twice. The index has each piece's range, so that a reader opens only what it needs, and the
-checksum of each tensor and each file's header, which names the save, so that no file can be taken for another's.
+"""Writes what one rank gives of a checkpoint: safetensors files of bounded size, and their index.
 
 Shape suffixes: N rows of a piece, W words of a record.
 """
@@ -11,15 +7,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Semaphore
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
-from train.checkpoint.checked import Damaged, checked_text, checksum, read_checked
+from train.checkpoint.checked import checksum
+from train.checkpoint.index import Index, PartFile, Range, RowRange, Save, Written, index_name
 from train.checkpoint.tensor_files import TensorSource, header, tensor_bytes
 
 PIECE_BYTES = 4 << 20
@@ -27,127 +23,6 @@ PIECE_BYTES = 4 << 20
 FILE_BYTES = 16 << 20
 """Most bytes of a file's pieces: a writer holds two files' at a time."""
 _MOST_UNSYNCED = 2
-
-
-@dataclass(frozen=True)
-class Save:
-    """Which save a file belongs to.
-
-    Attributes:
-        step: steps that were done.
-        nonce: drawn for this save.
-        rank, world_size: who wrote it.
-    """
-
-    step: int
-    nonce: str
-    rank: int
-    world_size: int
-
-    def metadata(self) -> dict[str, str]:
-        """For the header of a file."""
-        return {key: str(value) for key, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Range:
-    """A piece of the backbone: elements [start, start + count) of a tensor, in row-major order.
-
-    Attributes:
-        tensor: `weight/` or another slot's name and the parameter's, or `buffer/` and the buffer's.
-        sum: checksum of its bytes.
-        file: that it is in.
-    """
-
-    tensor: str
-    start: int
-    count: int
-    sum: str
-    file: str
-
-    @property
-    def name(self) -> str:
-        """Of the piece, in its file."""
-        return f"{self.tensor}@{self.start}"
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """A piece of the tables: `count` rows, the ids of which ascend from `first` to `last`.
-
-    Attributes:
-        ids_sum, records_sum: checksums of the bytes of ids (int64 [N]) and records (fp32 [N, W]).
-        file: that they are in.
-    """
-
-    first: int
-    last: int
-    count: int
-    ids_sum: str
-    records_sum: str
-    file: str
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Of ids and records, in their file."""
-        return f"ids@{self.first}", f"records@{self.first}"
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """A file of pieces: its name, size in bytes, and the checksum of its header."""
-
-    name: str
-    bytes: int
-    header_sum: str
-
-
-@dataclass(frozen=True)
-class Index:
-    """All that a rank wrote."""
-
-    save: Save
-    files: list[PartFile] = field(default_factory=list)
-    ranges: list[Range] = field(default_factory=list)
-    rows: list[RowRange] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> tuple[Self, str]:
-        """The index in a file, and the file's checksum.
-
-        Raises:
-            Damaged: it cannot be read, or any byte of it is another.
-        """
-        values, found = read_checked(path)
-        try:
-            files = [PartFile(*entry) for entry in values["files"]]
-            names = [file.name for file in files]
-            ranges = [Range(*_piece(entry, names)) for entry in values["ranges"]]
-            rows = [RowRange(*_piece(entry, names)) for entry in values["rows"]]
-            return cls(Save(**values["save"]), files, ranges, rows), found
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise Damaged(f"{path.name} is no index of this format ({error!r})") from None
-
-    def text(self) -> tuple[bytes, str]:
-        """The index as a file, and that file's checksum."""
-        place = {file.name: number for number, file in enumerate(self.files)}
-        values: dict[str, Any] = {
-            "save": asdict(self.save),
-            "files": [[*vars(file).values()] for file in self.files],
-            "ranges": [_entry(piece, place) for piece in self.ranges],
-            "rows": [_entry(piece, place) for piece in self.rows],
-        }
-        return checked_text(values)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a rank has put on the disk: its index file, that file's checksum, rows of the tables, and all bytes."""
-
-    index: str
-    index_sum: str
-    rows: int
-    bytes: int
 
 
 class PartWriter:
@@ -237,11 +112,6 @@ class PartWriter:
             self._writing.pop(0).result()
 
 
-def index_name(rank: int) -> str:
-    """Name of a rank's index."""
-    return f"rank-{rank:05d}.json"
-
-
 def write_synced(path: Path, parts: list[bytes]) -> None:
     """Writes a file and waits until it is on the disk."""
     with path.open("wb") as file:
@@ -256,18 +126,6 @@ def _write_all(descriptor: int, parts: list[memoryview]) -> None:
         written = 0
         while written < len(part):
             written += os.write(descriptor, part[written:])
-
-
-def _entry(piece: Range | RowRange, place: dict[str, int]) -> list[Any]:
-    """A piece as a list, with the number of its file for the name."""
-    *values, file = vars(piece).values()
-    return [*values, place[file]]
-
-
-def _piece(entry: list[Any], names: list[str]) -> list[Any]:
-    """What `_entry` undoes."""
-    *values, place = entry
-    return [*values, names[place]]
 
 
 @contextmanager

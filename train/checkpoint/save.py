@@ -4,7 +4,9 @@
     write    each rank its own pieces, in bounded memory, and waits until they are on the disk; no communication
     publish  once all ranks are done: rank 0 looks that all parts are there, writes the manifest, renames the folder
 
-What ends before the rename leaves no checkpoint, and whatever there was before stays as it is.
+What ends before the rename leaves no checkpoint, and whatever there was before stays as it is. Where each node keeps
+its own parts, one rank of each does what rank 0 does, with one manifest and copies of all indices. What ends between
+the renames of two nodes has its name on some of them only, and is no checkpoint either.
 """
 
 import platform
@@ -19,10 +21,13 @@ from typing import Self
 import torch.distributed as dist
 from torch import Tensor
 
+from train.checkpoint.checked import Damaged
+from train.checkpoint.index import ELSEWHERE, Index, Save, Written
 from train.checkpoint.listing import remove_unfinished
 from train.checkpoint.manifest import MANIFEST_FILE
+from train.checkpoint.nodes import Nodes
 from train.checkpoint.part_reader import PartReader
-from train.checkpoint.parts import Index, PartWriter, Save, Written, write_synced
+from train.checkpoint.parts import PartWriter, write_synced
 from train.checkpoint.together import SHARE, Failed, on_rank_0, together
 from train.errors import UserError
 from train.files import put_in_place, sync
@@ -37,26 +42,27 @@ class Saving:
         target: the folder that it will be.
         partial: the folder that it is until then.
         save: of this rank.
-        group: of all ranks, that they agree over.
+        nodes: of the job; their ranks agree over its group.
     """
 
     target: Path
     partial: Path
     save: Save
-    group: dist.ProcessGroup | None
+    nodes: Nodes
 
     @classmethod
-    def begin(cls, target: Path, step: int, group: dist.ProcessGroup | None = None) -> Self:
+    def begin(cls, target: Path, step: int, nodes: Nodes) -> Self:
         """Makes the folder, and removes what earlier saves left that were cut off. Collective.
 
         Raises:
             Failed: on all ranks, if rank 0 cannot make it or another rank does not see it.
         """
-        nonce = on_rank_0(lambda: _make_folder(target), group)
+        nonce = on_rank_0(lambda: secrets.token_hex(8), nodes.group)
         partial = target.with_name(_partial_name(target, nonce))
-        saving = cls(target, partial, Save(step, nonce, dist.get_rank(), dist.get_world_size()), group)
+        saving = cls(target, partial, Save(step, nonce, dist.get_rank(), dist.get_world_size()), nodes)
         with saving._or_nothing():
-            together(lambda: saving._require(partial), group)
+            nodes.on_leaders(lambda: _make_folder(partial))
+            together(lambda: saving._require(partial), nodes.group)
         return saving
 
     def write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> list[Written]:
@@ -70,7 +76,7 @@ class Saving:
             Failed: on all ranks, if the disk of one is full or cannot be written. What was written is removed.
         """
         with self._or_nothing():
-            return together(lambda: self._write(pieces, rows), self.group)
+            return together(lambda: self._write(pieces, rows), self.nodes.group)
 
     def publish(self, written: Sequence[Written], manifest: Callable[[], bytes]) -> None:
         """Makes a checkpoint of what all ranks have written, under the manifest that rank 0 has. Collective.
@@ -79,8 +85,13 @@ class Saving:
             Failed: on all ranks, if a part is not there, the disk cannot be written, or a rank does not see the result.
         """
         with self._or_nothing():
-            on_rank_0(lambda: self._publish(written, manifest()), self.group)
-            together(lambda: self._require(self.target / MANIFEST_FILE), self.group)
+            text = self.nodes.from_rank(0, manifest() if self.save.rank == 0 else None)
+            if self.nodes.several:
+                self._copy_indices(written)
+            # Once one has its name, no other may still fail for want of room.
+            self.nodes.on_leaders(lambda: self._complete(written, text))
+            self.nodes.on_leaders(lambda: put_in_place(self.partial, self.target, overwrite=True))
+            together(lambda: self._require(self.target / MANIFEST_FILE), self.nodes.group)
 
     def _write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> Written:
         with PartWriter(self.partial, self.save) as writer:
@@ -90,11 +101,35 @@ class Saving:
                 writer.add_rows(ids, records)
             return writer.finish()
 
-    def _publish(self, written: Sequence[Written], manifest: bytes) -> None:
-        PartReader(self.partial, [Index.read(self.partial / of_rank.index)[0] for of_rank in written]).check_sizes()
+    def _copy_indices(self, written: Sequence[Written]) -> None:
+        """Each node gets the indices of the others' parts, one after another."""
+        faults: list[OSError] = []
+        for rank, of_rank in enumerate(written):
+            text = None
+            try:
+                if rank == self.save.rank:
+                    text = (self.partial / of_rank.index).read_bytes()
+            except OSError as error:
+                faults.append(error)
+            text = self.nodes.from_rank(rank, text)
+            if self.nodes.leads and self.nodes.leaders[rank] != self.save.rank and not faults:
+                try:
+                    (self.partial / ELSEWHERE).mkdir(exist_ok=True)
+                    write_synced(self.partial / ELSEWHERE / of_rank.index, [text or b""])
+                except OSError as error:
+                    faults.append(error)
+        together(lambda: _raise_first(faults), self.nodes.group)
+
+    def _complete(self, written: Sequence[Written], manifest: bytes) -> None:
+        """Puts the manifest to this node's parts, once all of these are there."""
+        ranks = self.nodes.beside(self.save.rank)
+        indices = [Index.read(self.partial / written[rank].index)[0] for rank in ranks]
+        for fault in PartReader(self.partial, indices).wrong_sizes(ranks).values():
+            raise Damaged(fault)
         write_synced(self.partial / MANIFEST_FILE, [manifest])
+        if self.nodes.several:
+            sync(self.partial / ELSEWHERE)
         sync(self.partial)
-        put_in_place(self.partial, self.target, overwrite=True)
 
     @contextmanager
     def _or_nothing(self) -> Iterator[None]:
@@ -108,16 +143,20 @@ class Saving:
     def _require(self, path: Path) -> None:
         if not path.exists():
             raise UserError(
-                f"rank {self.save.rank} on {platform.node()} does not see {path}, which rank 0 has made: {SHARE}"
+                f"rank {self.save.rank} on {platform.node()} does not see {path}, which rank "
+                f"{self.nodes.leaders[self.save.rank]} has made: {SHARE}"
             )
 
 
-def _make_folder(target: Path) -> str:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(target.parent)
-    nonce = secrets.token_hex(8)
-    target.with_name(_partial_name(target, nonce)).mkdir()
-    return nonce
+def _make_folder(partial: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(partial.parent)
+    partial.mkdir()
+
+
+def _raise_first(errors: Sequence[OSError]) -> None:
+    for error in errors:
+        raise error
 
 
 def _partial_name(target: Path, nonce: str) -> str:

@@ -9,7 +9,6 @@ A save waits for the one before: two at a time would take a second undo log and 
 dropping one would break the promise of `checkpoint.every`.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, Future
@@ -17,16 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from offload.device.workers import background_worker
-from train.checkpoint.listing import checkpoints_in, folder_name, remove, superfluous
+from train.checkpoint.choice import Key
+from train.checkpoint.index import Save, Written
+from train.checkpoint.listing import folder_name
 from train.checkpoint.manifest import Base, Manifest
-from train.checkpoint.open import standing
-from train.checkpoint.parts import Save, Written
+from train.checkpoint.nodes import Nodes
+from train.checkpoint.retention import let_go
 from train.checkpoint.save import Saving
-from train.checkpoint.together import Failed, on_rank_0
+from train.checkpoint.together import Failed
 from train.config.job import CheckpointConfig
 from train.optim.pieces import StatePiece
 
@@ -78,11 +78,11 @@ class Saves:
         folder: of the checkpoints.
         config: the `checkpoint` section.
         passed_over: checkpoints that are known to be damaged or not good; may grow.
+        nodes: of the job; nobody else talks over their group while a save is under way.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, passed_over: Collection[Path]) -> None:
-        self._folder, self._config, self._passed_over = folder, config, passed_over
-        self._group = dist.new_group(backend="gloo")
+    def __init__(self, folder: Path, config: CheckpointConfig, passed_over: Collection[Key], nodes: Nodes) -> None:
+        self._folder, self._config, self._passed_over, self._nodes = folder, config, passed_over, nodes
         self._thread: Executor | None = None
         self._under_way: Future[Ended] | None = None
         self._ended: list[Ended] = []
@@ -101,7 +101,7 @@ class Saves:
 
     def begin(self, target: Path, step: int) -> Saving:
         """See `Saving.begin`."""
-        return Saving.begin(target, step, self._group)
+        return Saving.begin(target, step, self._nodes)
 
     def save(self, content: Content) -> Path:
         """Saves; returns the checkpoint. Raises Failed on all ranks alike if it cannot be written."""
@@ -144,24 +144,8 @@ class Saves:
         saving = self.begin(self._folder / folder_name(content.step), content.step)
         written = saving.write(content.pieces, content.rows)
         saving.publish(written, lambda: content.describe(saving.save, written).text())
-        checksum = on_rank_0(lambda: self._let_go(content.step, saving.target), self._group)
+        checksum = let_go(self._folder, content.step, self._config, self._passed_over, self._nodes)
         self._increments += 1
         if content.base is None:
             self._full, self._increments = (Base(content.step, checksum), content.updates), 0
         return saving.target
-
-    def _let_go(self, step: int, saved: Path) -> str:
-        """Removes what need not stay once `step` is saved. Later ones, which the run did not go on from, wait.
-
-        Returns:
-            the checksum of what was saved.
-        """
-        found = {step_: path for step_, path in checkpoints_in(self._folder) if step_ <= step}
-        standings = {step_: standing(path) for step_, path in found.items()}
-        good = {step_: standings[step_].good and found[step_] not in self._passed_over for step_ in found}
-        bases = {step_: each.base for step_, each in standings.items() if each.base is not None}
-        for old in superfluous(good, keep=self._config.keep, keep_every=self._config.keep_every, bases=bases):
-            # The next save will tell of a disk that is full.
-            with contextlib.suppress(OSError):
-                remove(found[old])
-        return Manifest.read(saved)[1]

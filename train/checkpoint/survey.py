@@ -26,6 +26,7 @@ class Entry:
         rows: of the tables that were ever updated.
         base: step of the full save that it adds to; bytes and rows are then those that it adds.
         ranks: that wrote it.
+        elsewhere: those of them whose parts are on other nodes, and were not looked at.
         saved_at: when, UTC.
         format: of its files.
     """
@@ -38,6 +39,7 @@ class Entry:
     rows: int | None = None
     base: int | None = None
     ranks: int | None = None
+    elsewhere: list[int] = field(default_factory=list)
     saved_at: str | None = None
     format: int | None = None
 
@@ -60,6 +62,7 @@ class Entry:
             rows=manifest.num_rows if manifest.ranks else sum(span.count for span in image.spans),
             base=manifest.base.step if manifest.base else None,
             ranks=manifest.world_size,
+            elsewhere=sorted({rank for part in image.images for rank in part.elsewhere}),
             saved_at=manifest.saved_at,
             format=manifest.format,
         )
@@ -125,7 +128,8 @@ def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pru
             raise UserError(f"{run}: no checkpoint is whole; nothing is removed")
         good = {step: each.good for step, each in standings.items()}
         bases = {step: each.base for step, each in standings.items() if each.base is not None}
-        removed = superfluous(good, keep=keep, keep_every=keep_every, bases=bases)
+        ephemeral = {step for step, each in standings.items() if each.ephemeral}
+        removed = superfluous(good, keep=keep, keep_every=keep_every, bases=bases, ephemeral=ephemeral)
         if not dry_run:
             remove_unfinished(run / CHECKPOINTS)
             for step, path in found:

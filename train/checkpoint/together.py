@@ -10,7 +10,7 @@ import torch.distributed as dist
 from train.checkpoint.checked import Damaged
 from train.errors import UserError
 
-SHARE = "set run.dir to a folder on a disk that all nodes share"
+SHARE = "set run.dir to a folder on a disk that all nodes share, or run.local_checkpoints=true if there is none"
 """What to do about ranks that see different files."""
 
 T = TypeVar("T")

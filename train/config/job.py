@@ -21,6 +21,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     """Name of the run: its folder in `dir`, and its name in Weights & Biases."""
     dir: str = "runs"
     """Folder of all runs."""
+    local_checkpoints: bool = False
+    """Each node keeps its ranks' parts of a checkpoint on a disk of its own, where `dir` is: for nodes that share no
+    disk. A node that is gone takes its parts with it."""
     nproc: int | None = Field(None, ge=1)
     """Ranks that `engram train` starts on this machine, and `engram launch` on each node; null takes one a GPU, or 2
     without GPUs."""
@@ -103,6 +106,9 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
 
     every: int | None = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end. null: none at all, for a run that is only measured."""
+    every_minutes: float | None = Field(None, gt=0)
+    """Also save when the last checkpoint was begun so many minutes ago. Such a checkpoint goes as soon as there is a
+    newer good one, and does not count for `keep` and `keep_every`; null for none."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept. One that was saved while steps were skipped is not counted, and goes as soon as
     there is a newer one."""
@@ -128,6 +134,12 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     """Seconds that ranks have between the signal that asks them to end and SIGKILL."""
     interrupted_exit: int = Field(0, ge=0, le=125)
     """Exit code of a run that was interrupted by a signal and saved."""
+
+    @model_validator(mode="after")
+    def _minutes_are_for_what_is_saved(self) -> "CheckpointConfig":
+        if self.every is None and self.every_minutes is not None:
+            raise ValueError("every_minutes is set, but every is null, which is for no checkpoints at all: set both")
+        return self
 
 
 class JobConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):

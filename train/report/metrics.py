@@ -105,6 +105,14 @@ class MetricsLog:
         self._file.flush()
         self._wandb.log(record)
 
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds numbers to the record of a step, if there is one."""
+        self._file.close()
+        records = [record | values if record["step"] == step else record for record in read_metrics(self._path)]
+        _replace(self._path, records)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._wandb.log({"step": step, **values})
+
     def close(self, exit_code: int = 0) -> None:
         """Ends both; `exit_code` other than 0 marks the run as failed in Weights & Biases."""
         self._file.close()
@@ -138,6 +146,9 @@ def truncate(path: Path, last_step: int) -> None:
     """Leaves only whole records up to `last_step` in a file of records; it is replaced as a whole."""
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+    _replace(path, [record for record in read_metrics(path) if record["step"] <= last_step])
+
+
+def _replace(path: Path, records: list[dict[str, float]]) -> None:
     with new_file(path) as partial:
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

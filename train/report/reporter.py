@@ -76,6 +76,13 @@ class Reporter:
         self._metrics.log(metrics)
         self._progress.update(metrics)
 
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """A step that was recorded before, without the evaluation that was due."""
+        if self._progress:
+            found = {"val_loss": evaluation.loss, "val_bits_per_byte": evaluation.bits_per_byte}
+            self._metrics.add(step, found)
+            self.message(f"step {step}: validation loss {evaluation.loss:.4f}, which a signal had cut short")
+
     def saved(self, path: Path) -> None:
         """A checkpoint was written."""
         if self._state:

@@ -13,7 +13,7 @@ from offload.addresses.hashing import AddressBook
 from train.checkpoint.checked import Damaged
 from train.checkpoint.image import SavedImage
 from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
-from train.checkpoint.open import open_image
+from train.checkpoint.open import open_all
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.config.file import load
@@ -55,7 +55,7 @@ class SavedRun:
         """
         folder = find_run(run)
         checkpoint = _choose(folder, step)
-        image = _whole(checkpoint, lambda: open_image(checkpoint))
+        image = _whole(checkpoint, lambda: open_all(checkpoint))
         return cls(folder, load(folder / CONFIG_FILE, [], JobConfig), image)
 
     @property

@@ -7,7 +7,7 @@ at everyone's heartbeat.
 import faulthandler
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,14 +24,15 @@ class HangWatch:
 
     Args:
         folder: of the run.
-        rank, world_size: of this process.
+        rank: of this process.
+        ranks: that see the folder.
         limit_s: longest time in one stage, while this process runs at all.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world_size: int, limit_s: float, leave: Callable[[BaseException], None]
+        self, folder: Path, rank: int, ranks: Sequence[int], limit_s: float, leave: Callable[[BaseException], None]
     ) -> None:
-        self._folder, self._rank, self._world_size = folder, rank, world_size
+        self._folder, self._rank, self._ranks = folder, rank, ranks
         self._limit_s, self._leave = limit_s, leave
         self._beat_s = min(SLOWEST_BEAT_S, limit_s / _BEATS_A_LIMIT)
         self._entered, self._stuck_s, self._looked, self._begun = -1, 0.0, 0.0, False
@@ -62,7 +63,7 @@ class HangWatch:
         return path.parent
 
     def _culprit(self) -> str:
-        paths = [beat_path(self._folder, rank) for rank in range(self._world_size)]
+        paths = [beat_path(self._folder, rank) for rank in self._ranks]
         before = [Beat.read(path) for path in paths]
         # Long enough for every rank that lives to beat again.
         deadline = time.monotonic() + 3 * self._beat_s

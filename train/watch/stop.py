@@ -10,11 +10,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from train.watch.ending import ENDING, SAME_S
+
+
+class Answer(NamedTuple):
+    """Whether the run shall end, by the number of a signal or 0, and whether a rank wants it to be saved."""
+
+    signum: int
+    save: bool
 
 
 class StopSignals:
@@ -30,7 +38,7 @@ class StopSignals:
         self._received = 0
         # In host memory: the answer is there before the device has done the step.
         self._group = dist.new_group(backend="gloo")
-        self._asked = torch.zeros(1, dtype=torch.int32)
+        self._asked = torch.zeros(2, dtype=torch.int32)
         self._answer: dist.Work | None = None
 
     def listen(self) -> None:
@@ -48,18 +56,19 @@ class StopSignals:
                 signal.siginterrupt(number, False)
         dist.barrier(self._group)  # no rank saves while another one would still die of what it hears
 
-    def ask(self) -> None:
-        """Begins to ask all ranks whether they have received a signal; nobody waits. Collective."""
-        self._asked.fill_(self._received)
+    def ask(self, *, save: bool = False) -> None:
+        """Begins to ask all ranks whether they have received a signal or want to `save`; nobody waits. Collective."""
+        self._asked[0], self._asked[1] = self._received, save
         self._answer = dist.all_reduce(self._asked, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def answer(self) -> int:
-        """The number of a signal that a rank had received when it asked last, the same on all ranks; 0 for none."""
+    def answer(self) -> Answer:
+        """What any rank had received or wanted when it asked last; the same on all ranks."""
         if self._answer is None:
             raise RuntimeError("nobody asked")
         self._answer.wait()
         self._answer = None
-        return int(self._asked)
+        signum, save = self._asked.tolist()
+        return Answer(signum, save=bool(save))
 
     def _hear(self, heard: int) -> None:
         while (signum := os.read(heard, 1)[0]) not in ENDING:

@@ -1,11 +1,11 @@
 """What the training loop tells those that watch it, and asks them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from train.watch.hang import HangWatch
 from train.watch.heartbeat import Stage, T
-from train.watch.stop import StopSignals
+from train.watch.stop import Answer, StopSignals
 
 
 class Watch:
@@ -21,12 +21,12 @@ class Watch:
     def begun(self) -> None:
         """The first step is done: from now on there is something to save."""
 
-    def ask(self) -> None:
-        """Begins to ask all ranks whether the run shall end."""
+    def ask(self, *, save: bool = False) -> None:
+        """Begins to ask all ranks whether the run shall end, or shall be saved as this one wants with `save`."""
 
-    def answer(self) -> int:
-        """The signal by which it shall, or 0; the same on all ranks."""
-        return 0
+    def answer(self) -> Answer:
+        """What any of them said; the same on all ranks."""
+        return Answer(0, save=False)
 
 
 class RunWatch(Watch):
@@ -34,7 +34,8 @@ class RunWatch(Watch):
 
     Args:
         folder: of the run.
-        rank, world_size: of this process.
+        rank: of this process.
+        ranks: that see the folder.
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
@@ -44,14 +45,14 @@ class RunWatch(Watch):
         self,
         folder: Path,
         rank: int,
-        world_size: int,
+        ranks: Sequence[int],
         *,
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, world_size, hang_s or float("inf"), leave)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 
@@ -68,11 +69,11 @@ class RunWatch(Watch):
         self._signals.listen()
         self._hang.begin()
 
-    def ask(self) -> None:
+    def ask(self, *, save: bool = False) -> None:
         """See `Watch`."""
-        self._signals.ask()
+        self._signals.ask(save=save)
 
-    def answer(self) -> int:
+    def answer(self) -> Answer:
         """See `Watch`."""
         return self._signals.answer()
 

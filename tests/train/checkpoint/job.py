@@ -14,7 +14,7 @@ from offload.config import OffloadConfig
 from tests.command_line import JOB
 from tests.offload.tables_job import Job, open_tables, train_step
 from tests.train.reference import Toy
-from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.checkpoints import Checkpoints, Now
 from train.checkpoint.identity import Identity
 from train.checkpoint.together import Failed
 from train.config.deepspeed import DeepSpeedConfig
@@ -46,11 +46,16 @@ class Parts:
         *,
         config: dict[str, Any] | None = None,
         offload: OffloadConfig | None = None,
+        local: bool = False,
         **data: Any,
     ) -> "Parts":
         from train.engine import Engine
 
-        sections = {"run": {"name": "x"}, "checkpoint": config or {}, "data": {"path": "x", "allow_change": bool(data)}}
+        sections = {
+            "run": {"name": "x", "local_checkpoints": local},
+            "checkpoint": config or {},
+            "data": {"path": "x", "allow_change": bool(data)},
+        }
         section = {"stage": stage, "stage3_param_persistence_threshold": 20, "sub_group_size": 100}
         engine = Engine(
             Toy(dist.get_rank()),
@@ -90,7 +95,7 @@ def save_steps(folder: Path, stage: int, steps: list[int]) -> list[Live]:
     for step in steps:
         parts.train(range(done, step))
         parts.fill(step)
-        parts.checkpoints.save(step, parts.engine, parts.tables)
+        parts.checkpoints.save(step, Now(parts.engine, parts.tables))
         seen.append(parts.live())
         done = step
     parts.close()

@@ -16,7 +16,7 @@ from offload.rows.records import RowInit
 from offload.tables import EngramTables
 from tests.command_line import JOB
 from tests.train.checkpoint.job import identity
-from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.checkpoints import Checkpoints, Now
 from train.config.deepspeed import DeepSpeedConfig
 from train.config.job import JobConfig
 from train.optim.optimizer import OptimizerConfig
@@ -109,7 +109,7 @@ def main(action: str, folder: str, rows: int, width: int) -> None:
     with Peak() as peak:
         start = time.perf_counter()
         if action == "save":
-            checkpoints.save(1, engine, tables)
+            checkpoints.save(1, Now(engine, tables))
         else:
             assert checkpoints.resume(engine, tables).step == 1
         seconds = time.perf_counter() - start

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from train.checkpoint.checked import Damaged
+from train.checkpoint.index import Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
-from train.checkpoint.parts import PartWriter, Save
+from train.checkpoint.parts import PartWriter
 
 WORDS, APPLIED = 3, 5
 SETTINGS = {"offload.optimizer.type": "sgd", "offload.row_dtype": "fp32", "model.engram.row_dim": 2}

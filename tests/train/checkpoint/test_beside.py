@@ -15,6 +15,7 @@ from offload.config import OffloadConfig
 from offload.rows import snapshot
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Parts, load_all, messages, with_full_disk
+from train.checkpoint.checkpoints import Now
 from train.checkpoint.differences import differences
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
@@ -61,9 +62,9 @@ def save_both_ways(folder: Path, stores: dict[str, dict[str, Any]]) -> list[int]
             with slow_disk() as passes:
                 if way == "at once":
                     passes.set()
-                    parts.checkpoints.save(STEP, parts.engine, parts.tables)
+                    parts.checkpoints.save(STEP, Now(parts.engine, parts.tables))
                 else:
-                    parts.checkpoints.save_beside(STEP, parts.engine, parts.tables)
+                    parts.checkpoints.save_beside(STEP, Now(parts.engine, parts.tables))
                     passed.append(0)
                     for step in range(STEP, LAST):
                         parts.train(range(step, step + 1))
@@ -101,10 +102,10 @@ def save_twice(parts: Parts, rank: int) -> Any:
     with slow_disk() as passes:
         if rank == 0:
             passes.set()
-        parts.checkpoints.save_beside(STEP, parts.engine, parts.tables)
+        parts.checkpoints.save_beside(STEP, Now(parts.engine, parts.tables))
         parts.train(range(STEP, STEP + 1))
         threading.Timer(0.5, passes.set).start()
-        parts.checkpoints.save_beside(STEP + 1, parts.engine, parts.tables)
+        parts.checkpoints.save_beside(STEP + 1, Now(parts.engine, parts.tables))
         (first,) = parts.checkpoints.take_ended()
         (second,) = parts.checkpoints.take_ended(wait=True)
     return first.step, first.waited_s > 0.1, second.step
@@ -118,15 +119,15 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
 
 def full_on_rank_1(parts: Parts, rank: int) -> Any:
     parts.train(range(STEP))
-    parts.checkpoints.save(STEP, parts.engine, parts.tables)
+    parts.checkpoints.save(STEP, Now(parts.engine, parts.tables))
 
     def save() -> Any:
-        parts.checkpoints.save_beside(STEP + 1, parts.engine, parts.tables)
+        parts.checkpoints.save_beside(STEP + 1, Now(parts.engine, parts.tables))
         return parts.checkpoints.take_ended(wait=True)
 
     (ended,) = with_full_disk(save) if rank == 1 else save()
     parts.train(range(STEP, LAST))
-    parts.checkpoints.save(LAST, parts.engine, parts.tables)
+    parts.checkpoints.save(LAST, Now(parts.engine, parts.tables))
     return ended.step, ended.path, ended.error
 
 
@@ -141,10 +142,10 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
 def broken(parts: Parts, _: int) -> Any:
     """What is no matter of the disk goes wrong on the thread that saves; the next save finds nothing in its way."""
     with mock.patch.object(train.checkpoint.parts.PartWriter, "finish", side_effect=KeyError("a mistake")):
-        parts.checkpoints.save_beside(STEP, parts.engine, parts.tables)
+        parts.checkpoints.save_beside(STEP, Now(parts.engine, parts.tables))
         with pytest.raises(KeyError, match="a mistake"):
             parts.checkpoints.take_ended(wait=True)
-    return parts.checkpoints.save(STEP, parts.engine, parts.tables).name
+    return parts.checkpoints.save(STEP, Now(parts.engine, parts.tables)).name
 
 
 def test_any_other_error_of_the_thread_is_raised_in_the_loop(tmp_path: Path) -> None:
@@ -162,10 +163,10 @@ def save_increments(folder: Path, steps: list[int], keep: int) -> list[Any]:
         parts.train(range(done, step))
         parts.fill(step)
         if number % 2:
-            parts.checkpoints.save_beside(step, parts.engine, parts.tables)
+            parts.checkpoints.save_beside(step, Now(parts.engine, parts.tables))
             parts.checkpoints.take_ended(wait=True)
         else:
-            parts.checkpoints.save(step, parts.engine, parts.tables)
+            parts.checkpoints.save(step, Now(parts.engine, parts.tables))
         ((found, live, notes),) = load_all([folder], [1])
         there = [found.step for found in checkpoints_in(folder)]
         seen.append((found, live == parts.live(), notes, there))

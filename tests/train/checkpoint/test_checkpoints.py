@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Live, Parts, load_all, messages, save_steps, with_full_disk
+from train.checkpoint.checkpoints import Now
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
 
@@ -83,7 +84,7 @@ def resume(parts: Parts, _: int) -> Any:
 
 def resume_elsewhere(parts: Parts, rank: int) -> Any:
     """Rank 1 sees in the same place what another save has left."""
-    import train.checkpoint.checkpoints as module
+    import train.checkpoint.choice as module
 
     def other(path: Path) -> Any:
         return open_image(path.parents[1] / "other" / path.name)
@@ -120,10 +121,10 @@ def test_ranks_that_see_other_files_are_refused_together(tmp_path: Path) -> None
 def full_on_rank_1(parts: Parts, rank: int) -> Any:
     parts.checkpoints.probe()
     parts.train(range(3))
-    parts.checkpoints.save(3, parts.engine, parts.tables)
+    parts.checkpoints.save(3, Now(parts.engine, parts.tables))
 
     def save() -> Path:
-        return parts.checkpoints.save(4, parts.engine, parts.tables)
+        return parts.checkpoints.save(4, Now(parts.engine, parts.tables))
 
     return with_full_disk(save) if rank == 1 else save()
 
@@ -139,7 +140,7 @@ def test_a_full_disk_of_one_rank_ends_the_save_of_all_and_leaves_what_there_was(
 
 def skip_and_save(parts: Parts, _: int) -> Any:
     for step, skipped in ((1, 0), (2, 0), (3, 0), (4, 1), (5, 2)):
-        parts.checkpoints.save(step, parts.engine, parts.tables, skipped)
+        parts.checkpoints.save(step, Now(parts.engine, parts.tables, skipped))
     resumed = parts.checkpoints.resume(parts.engine, parts.tables)
     return resumed.step, resumed.notes
 
@@ -166,7 +167,7 @@ def test_other_data_are_refused_or_recorded(tmp_path: Path) -> None:
 def resume_other_data(folder: Path, data: dict[str, Any]) -> list[str]:
     def act(parts: Parts, _: int) -> Any:
         resumed = parts.checkpoints.resume(parts.engine, parts.tables)
-        parts.checkpoints.save(4, parts.engine, parts.tables)
+        parts.checkpoints.save(4, Now(parts.engine, parts.tables))
         return resumed.step, resumed.notes
 
     return messages(folder, act, **data)
@@ -188,7 +189,7 @@ def save_and_log(folder: Path) -> list[str]:
 
     os.umask(0o027)
     os.fsync, Path.replace = logged_fsync, logged_replace  # type: ignore[assignment, method-assign]
-    parts.checkpoints.save(2, parts.engine, parts.tables)
+    parts.checkpoints.save(2, Now(parts.engine, parts.tables))
     return log
 
 

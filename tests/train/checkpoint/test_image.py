@@ -13,9 +13,10 @@ import train.checkpoint.parts
 from tests.train.checkpoint.small import APPLIED, fault, records, write
 from train.checkpoint.checked import Damaged
 from train.checkpoint.image import find_rows
+from train.checkpoint.index import Index, Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
-from train.checkpoint.parts import Index, PartWriter, Save
+from train.checkpoint.parts import PartWriter
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
 

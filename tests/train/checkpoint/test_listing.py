@@ -50,6 +50,16 @@ def test_what_one_that_stays_adds_to_stays() -> None:
     assert superfluous(good, keep=1, keep_every=4, bases=bases) == [3, 7]
 
 
+def test_ephemeral_ones_go_with_the_next_good_one_and_displace_nothing() -> None:
+    def gone(steps: dict[int, bool], *ephemeral: int) -> list[int]:
+        return superfluous(steps, keep=2, keep_every=5, ephemeral=ephemeral)
+
+    assert gone({2: True, 4: True, 6: True, 7: True}, 6, 7) == [6]
+    assert gone({2: True, 4: True, 6: True, 8: True}, 6) == [2, 6]
+    assert gone({2: True, 4: True, 6: True, 7: False}, 6) == [], "the newest good one stays"
+    assert gone({2: True, 4: True, 5: True, 6: True}, 5) == [2, 5], "whatever its step"
+
+
 @given(st.dictionaries(st.integers(1, 50), st.booleans(), min_size=1), st.integers(1, 3), st.integers(1, 9))
 def test_the_newest_and_the_newest_good_ones_always_stay(steps: dict[int, bool], keep: int, keep_every: int) -> None:
     gone = superfluous(steps, keep=keep, keep_every=keep_every)

@@ -45,7 +45,7 @@ def hung(folder: Path, stages: int) -> list[str]:
         watch.heartbeat.stop()
         ended.set()
 
-    watch = HangWatch(folder, 0, 1, 0.5, leave)
+    watch = HangWatch(folder, 0, [0], 0.5, leave)
     watch.heartbeat.start()
     time.sleep(0.7)
     assert not errors, "the first step may take its time"

@@ -24,8 +24,10 @@ def answers_of_two_ranks() -> tuple[list[int], bool]:
         if dist.get_rank() == 1 and len(answers) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.2)  # the thread hears it
-        signals.ask()
-        answers.append(signals.answer())
+        signals.ask(save=dist.get_rank() == 0 and len(answers) == 1)
+        signum, save = signals.answer()
+        assert save == (len(answers) == 1), "what one rank wants, all hear, once"
+        answers.append(signum)
     return answers, bool(ended)
 
 
