@@ -124,7 +124,7 @@ def other_order(tables: EngramTables, step: int) -> AbstractContextManager[objec
 
 def other_owned(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A plan that sends other rows than were asked for."""
-    return _replanned(tables, step, lambda part: replace(part, owed_places_A=part.owed_places_A.roll(1)))
+    return _planned(tables, step, lambda plan: replace(plan, rows_O=plan.rows_O.roll(1)))
 
 
 def _flip(record_W: Tensor) -> None:
@@ -150,10 +150,14 @@ def _with_indices(part: ModulePlan, change: Callable[[RowIndex], RowIndex]) -> M
 def _replanned(
     tables: EngramTables, step: int, change: Callable[[ModulePlan], ModulePlan]
 ) -> AbstractContextManager[object]:
+    return _planned(tables, step, lambda plan: replace(plan, modules=tuple(map(change, plan.modules))))
+
+
+def _planned(tables: EngramTables, step: int, change: Callable[[Plan], Plan]) -> AbstractContextManager[object]:
     plan_of = tables._planner.plan
 
     def plan(wanted: int) -> Plan:
         plan = plan_of(wanted)
-        return replace(plan, modules=tuple(map(change, plan.modules))) if wanted == step else plan
+        return change(plan) if wanted == step else plan
 
     return mock.patch.object(tables._planner, "plan", plan)

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -219,7 +220,8 @@ def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Br
         received_AD = gradient_UD.new_empty(sum(plan.owed), gradient_UD.shape[1])
         dist.all_to_all_single(received_AD, gradient_UD, plan.owed, plan.asked, group=group)
         total_OD = gradient_UD.new_zeros(len(plan.owed_starts_O), gradient_UD.shape[1])
-        add(total_OD, list(zip(plan.owed_places_A.split(plan.owed), received_AD.split(plan.owed), strict=True)))
+        places = plan.by_rank(torch.arange(len(total_OD)))
+        add(total_OD, list(zip(places, received_AD.split(plan.owed), strict=True)))
         return total_OD
 
     return mock.patch.object(step_module, "exchange_gradients", exchange)
