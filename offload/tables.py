@@ -213,7 +213,7 @@ class EngramTables:
         there = self._uploads.now(plan)
         records_OW = self._shard.store.read(plan.rows_O)
         rows = self._shard.rows_of(there, self._shard.updater.look_at(records_OW))
-        self._shard.observer.looked_up(self._last, plan, records_OW, rows.leaves)
+        self._shard.observer.looked_up(self._last, plan, records_OW, rows.values)
         return rows
 
     def take_traffic(self) -> Traffic:
