@@ -92,7 +92,8 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     """How rows are copied between host memory and the window. `zero_copy`: kernels on the GPU reach into host memory,
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
     carry; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` takes `cpu` where there is no
-    GPU, and else times the other two when the run starts and takes the faster one. All give the same bits."""
+    GPU, and else times the other two when the run starts, on all ranks at once, and takes the one that the slowest rank
+    is faster with. All give the same bits."""
     programs: int | None = Field(None, ge=1, le=1024)
     """Of each kernel of the `zero_copy` engine: on so many of the GPU's processors (SMs) a copy runs beside the model's
     kernels. More copy faster, until the bus is full, and slow the model down in more places. null means 8."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kernels.gather import RowIndex
 from offload.device.sender import Sender
+from offload.gradients import ModuleGradient
 from offload.observer import Observer
-from offload.plan.exchange import exchange_gradients, exchange_values
+from offload.plan.exchange import exchange_values
 from offload.plan.plan import Plan, TokenBatch
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout
@@ -26,16 +27,32 @@ class Rows:
     """The rows of some micro-batches' tokens.
 
     Attributes:
-        leaves: for each Engram module, this rank's unique rows: fp32 [U, D]. A step's are autograd leaves.
+        values: for each Engram module, this rank's unique rows: fp32 [U, D].
         indices: for each micro-batch and module, the place of every lookup among those rows.
     """
 
-    leaves: list[Tensor]
+    values: list[Tensor]
     indices: list[list[RowIndex]]
 
     def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
         """What a micro-batch reads: for each Engram module the rows, and its lookups' places among them."""
-        return list(zip(self.leaves, self.indices[micro_batch], strict=True))
+        return list(zip(self.values, self.indices[micro_batch], strict=True))
+
+
+@dataclass(frozen=True)
+class StepRows(Rows):
+    """Those of a step that trains.
+
+    Attributes:
+        gradients: where each module's go.
+    """
+
+    gradients: list[ModuleGradient]
+
+    def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
+        """What a micro-batch reads: for each Engram module its rows alone, as an autograd leaf, and its lookups' places
+        among them."""
+        return [gradient.leaf(micro_batch) for gradient in self.gradients]
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,11 @@ class RankShard:
 
     def rows_of(self, plan: Plan, weights_OD: Tensor) -> Rows:
         """Exchanges the rows of a plan, whose modules' tensors are on the device. Collective."""
-        leaves = [
+        values = [
             exchange_values(part, weights_OD[part.owned], self.group, self.exchange_dtype) for part in plan.modules
         ]
         by_batch = zip(*(part.indices for part in plan.modules), strict=True)
-        return Rows(leaves, [list(modules) for modules in by_batch])
+        return Rows(values, [list(modules) for modules in by_batch])
 
 
 class Step:
@@ -96,16 +113,17 @@ class Step:
         finish: Callable[[bool], None],
     ) -> None:
         self.number = number
-        self._plan, self._there, self._places_O = plan, there, places_O
+        self._plan, self._places_O = plan, places_O
         self._shard, self._finish = shard, finish
         self._gradient_OD: Tensor | None = None
         self._ended = False
         weights_OD = shard.updater.read(shard.store.records, places_O)
-        self.rows = shard.rows_of(there, weights_OD)
+        rows = shard.rows_of(there, weights_OD)
+        parts = zip(there.modules, rows.values, strict=True)
+        gradients = [ModuleGradient(part, values_UD, shard.group) for part, values_UD in parts]
+        self.rows = StepRows(rows.values, rows.indices, gradients)
         """This rank's; in memory that the next step's may overwrite."""
-        for leaf in self.rows.leaves:
-            leaf.requires_grad_()
-        shard.observer.read(number, plan, places_O, self.rows.leaves)
+        shard.observer.read(number, plan, places_O, rows.values)
 
     @property
     def batches(self) -> Sequence[TokenBatch]:
@@ -113,7 +131,7 @@ class Step:
         return self._plan.batches
 
     def reduce(self) -> Tensor:
-        """Sends the leaves' gradients to the rows' owners. Collective.
+        """Sums the rows' gradients at their owners: sent when the last micro-batch's were there, else now. Collective.
 
         Returns:
             fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
@@ -123,12 +141,8 @@ class Step:
         """
         self._require_open()
         shard = self._shard
-        gradients = [_gradient(leaf) for leaf in self.rows.leaves]
-        parts = [
-            exchange_gradients(part, gradient, shard.group)
-            for part, gradient in zip(self._there.modules, gradients, strict=True)
-        ]
-        shard.observer.reduced(self.number, self._plan, gradients, parts)
+        parts = [gradient.sum() for gradient in self.rows.gradients]
+        shard.observer.reduced(self.number, self._plan, [gradient.total for gradient in self.rows.gradients], parts)
         self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
         norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         world_size = shard.sharding.world_size
@@ -176,7 +190,3 @@ class Step:
     def _require_open(self) -> None:
         if self._ended:
             raise RuntimeError(f"step {self.number} was applied or skipped before")
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)

@@ -62,8 +62,10 @@ class EngramTables:
         batches: this rank's micro-batches of a step, a pure function of the step number.
         num_steps: no step at or after this one is looked ahead to.
         group: the ranks, with communication on the device; None for all ranks.
-        host_group: the same ranks, with communication in host memory, used by the planner's thread alone.
+        host_group: the same ranks, with communication in host memory, used by the planner's thread alone once
+            the tables are open.
         device: where the model computes.
+        tell: is told what takes long meanwhile.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has not what the config asks for.
@@ -81,6 +83,7 @@ class EngramTables:
         group: dist.ProcessGroup | None = None,
         host_group: dist.ProcessGroup | None = None,
         device: torch.device | str = "cpu",
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._config, self._init = config, init
         world_size = dist.get_world_size(group) if dist.is_initialized() else 1
@@ -89,7 +92,7 @@ class EngramTables:
         finder = open_finder(config.planner, addresses, self._device)
         sharding = Sharding(tuple(addresses.num_rows(m) for m in range(addresses.num_modules)), world_size)
         layout = RecordLayout.of(dim, config.optimizer, config.row_dtype)
-        store = self._open_store(sharding, rank, layout, init, self._device)
+        store = self._open_store(sharding, rank, layout, init, self._device, group=host_group, tell=tell)
         self._shard = RankShard(
             store,
             Sender(self._device),
@@ -119,10 +122,16 @@ class EngramTables:
         self._told = Traffic()
         self._enter: Callable[[Literal["plan", "fetch", "exchange"]], None] = lambda stage: None
 
-    def _open_store(self, *shard: Any) -> RowStore:
+    def _open_store(
+        self,
+        *shard: Any,
+        group: dist.ProcessGroup | None,
+        tell: Callable[[str], None],
+    ) -> RowStore:
         if self._config.mode == "resident":
             return ResidentStore(*shard)
-        return WindowStore(self._config, *shard, beside=self._device.type in _DECIDING_BESIDE)
+        beside = self._device.type in _DECIDING_BESIDE
+        return WindowStore(self._config, *shard, beside=beside, group=group, tell=tell)
 
     @property
     def num_parameters(self) -> int:
@@ -204,7 +213,7 @@ class EngramTables:
         there = self._uploads.now(plan)
         records_OW = self._shard.store.read(plan.rows_O)
         rows = self._shard.rows_of(there, self._shard.updater.look_at(records_OW))
-        self._shard.observer.looked_up(self._last, plan, records_OW, rows.leaves)
+        self._shard.observer.looked_up(self._last, plan, records_OW, rows.values)
         return rows
 
     def take_traffic(self) -> Traffic:

@@ -75,7 +75,7 @@ class Parts:
         self.table_bytes = table_bytes(job, addresses, self.engine.device)
         if addresses:
             tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
-        self.tables = open_tables(job, addresses, self.train_loader, self.engine.device)
+        self.tables = open_tables(job, addresses, self.train_loader, self.engine.device, tell)
 
     @property
     def leads(self) -> bool:

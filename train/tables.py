@@ -1,5 +1,6 @@
 """Joins the model's Engram config, the data's tokenizer and the tables: which rows there are, and where they live."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -66,9 +67,15 @@ def table_bytes(job: JobConfig, addresses: AddressBook | None, device: torch.dev
 
 
 def open_tables(
-    job: JobConfig, addresses: AddressBook | None, loader: Loader, device: torch.device
+    job: JobConfig,
+    addresses: AddressBook | None,
+    loader: Loader,
+    device: torch.device,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> EngramTables | None:
     """This rank's shard of the tables, looking ahead in the loader's batches; None without Engram. Collective.
+
+    `tell` is told what takes long meanwhile.
 
     Raises:
         UserError: host memory does not suffice or cannot be pinned, or the device has not the engine asked for.
@@ -87,6 +94,7 @@ def open_tables(
             num_steps=job.train.steps,
             host_group=group,
             device=device,
+            tell=tell,
         )
     except ValueError as error:
         raise UserError(str(error)) from None

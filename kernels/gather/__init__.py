@@ -23,7 +23,7 @@ class RowIndex(NamedTuple):
     """
 
     rows_V: Tensor
-    """int32; the rows that are read, ascending: one for each segment."""
+    """int32; the rows that are read, ascending: one for each segment. Where all U are, it is only counted."""
     segment_N: Tensor
     """int32; the segment of every lookup, lookups in (batch, token, slot) order."""
     order_N: Tensor
@@ -42,6 +42,11 @@ class RowIndex(NamedTuple):
     def index_N(self) -> Tensor:
         """int32; the row of every lookup."""
         return _rows_of(self.rows_V, self.segment_N, self.num_rows)
+
+    @property
+    def compact(self) -> "RowIndex":
+        """The same lookups in the rows that are read, side by side and alone."""
+        return self._replace(num_rows=len(self.rows_V))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "RowIndex":
         """The index with every tensor replaced."""

@@ -20,14 +20,16 @@ _LOADS = tl.constexpr(8)  # in flight together, in a sum that is otherwise one b
 
 
 def gather_rows(rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, out_ND: Tensor) -> None:
-    """Writes row `rows_V[segment_N]` of every lookup to `out_ND`, converted to its type. Strides of both may be any."""
+    """Writes the row of every lookup to `out_ND`, converted to its type: `rows_V[segment_N]`, or, where all rows are
+    read, `segment_N`. Strides of both may be any.
+    """
     columns, blocks = column_blocks(rows_UD.shape[1])
     if out_ND.numel() == 0:
         return
     lanes = max(1, _ELEMENTS // columns)
     _gather_kernel[(blocks * triton.cdiv(out_ND.shape[0], lanes),)](
         rows_UD, rows_V, segment_N, out_ND, out_ND.shape[0], *rows_UD.stride(), *out_ND.stride(),
-        D=rows_UD.shape[1], BLOCKS=blocks, R=lanes, C=columns, num_warps=_WARPS,
+        ALL=len(rows_V) == len(rows_UD), D=rows_UD.shape[1], BLOCKS=blocks, R=lanes, C=columns, num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -83,11 +85,13 @@ def tile(
 def _gather_kernel(
     rows: tl.tensor, read: tl.tensor, segment: tl.tensor, out: tl.tensor, num_lookups: tl.int64,
     row_stride: tl.tensor, row_column: tl.tensor, out_stride: tl.tensor, out_column: tl.tensor,
-    D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    ALL: tl.constexpr, D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
     lookup_R, column_C, real_C = tile(D, BLOCKS, R, C)
     live_R = lookup_R < num_lookups
-    row_R = tl.load(read + tl.load(segment + lookup_R, live_R, 0).to(tl.int64), live_R, 0).to(tl.int64)
+    row_R = tl.load(segment + lookup_R, live_R, 0).to(tl.int64)
+    if not ALL:
+        row_R = tl.load(read + row_R, live_R, 0).to(tl.int64)
     live_RC = live_R[:, None] & real_C[None, :]
     values = tl.load(rows + row_R[:, None] * row_stride + column_C[None, :] * row_column, live_RC)
     tl.store(out + lookup_R[:, None] * out_stride + column_C[None, :] * out_column, values, live_RC)

@@ -37,6 +37,7 @@ def show(figures: Figures, console: Console) -> None:
     if figures.tables:
         _show_tables(figures, console)
         _show_memory(figures, console)
+    _show_beside(figures, console)
     _show_flops(figures, console)
 
 
@@ -105,6 +106,18 @@ def _show_memory(figures: Figures, console: Console) -> None:
             f"this job: {offload.optimizer.type}, {offload.row_dtype} weights, {offload.optimizer.state_dtype} state",
             f"{place} on each rank's device: {held.rows_per_rank:,} rows, {size_text(held.bytes_per_rank)}",
         )
+
+
+def _show_beside(figures: Figures, console: Console) -> None:
+    beside = figures.beside
+    kept = {
+        "update counts, a byte a row": beside.update_counts,
+        "saves beside training, a copy of its part of the backbone and its optimizer's state": beside.backbone_copy,
+        "saves beside training, rows as they were (checkpoint.undo_bytes), at most": beside.undo,
+    }
+    lines = [f"{what}: {size_text(nbytes)}" for what, nbytes in kept.items() if nbytes]
+    if lines:
+        _print(console, f"also in host memory, on a rank of {figures.ranks}:", *(f"  {line}" for line in lines))
 
 
 def _show_flops(figures: Figures, console: Console) -> None:

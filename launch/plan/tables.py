@@ -85,7 +85,7 @@ def count_tables(engram: EngramConfig) -> list[Table]:
 
 def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> list[HostMemory]:
     """What the tables take in host memory under each optimizer, row dtype and state dtype there is."""
-    rows, shard_rows = sum(table.rows for table in tables), _largest_shard(tables, ranks)
+    rows, shard_rows = sum(table.rows for table in tables), largest_shard(tables, ranks)
     found = []
     for (state_size, state_dtype), optimizers in _by_state(engram.row_dim).items():
         for row_dtype in _DTYPES:
@@ -109,7 +109,7 @@ def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfi
 
 def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> Window:
     """What the window, or the resident shard, takes on each rank's device."""
-    slots = _largest_shard(tables, ranks)
+    slots = largest_shard(tables, ranks)
     if offload.mode == "window":
         slots = min(offload.window_rows, slots)
     layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
@@ -130,6 +130,7 @@ def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list
         yield order, rows[place * engram.heads : (place + 1) * engram.heads]
 
 
-def _largest_shard(tables: list[Table], ranks: int) -> int:
+def largest_shard(tables: list[Table], ranks: int) -> int:
+    """Rows of the rank that has the most."""
     sharding = Sharding(tuple(table.rows for table in tables), ranks)
     return max(sharding.shard_rows(rank) for rank in range(ranks))

@@ -4,6 +4,8 @@ Both ways' memory is torch's, which gives it to later sends when the device is d
 is allocated, and nothing limits how much is under way but the look-ahead.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,13 @@ class Sender:
     def pinned(self, tensor: Tensor) -> Tensor:
         """The tensor in memory that the device copies by itself, or of its own; a copy, if it is in neither yet."""
         return self._streams.pin(tensor)
+
+    def packed(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Vectors of one dtype as one, which the device copies by itself; None where it reads them as they are."""
+        if all(map(self._streams.reads, tensors)):
+            return None
+        packed = self._streams.pinned(sum(map(len, tensors)), dtype=tensors[0].dtype)
+        return torch.cat(list(tensors), out=packed)
 
     def send(self, *tensors: Tensor) -> "Sent":
         """Starts to send tensors; those that are not pinned are copied into pinned memory first.

@@ -49,6 +49,9 @@ class Streams(Protocol):
     def pin(self, tensor: Tensor) -> Tensor:
         """A tensor of the host in such memory; a copy, if it is not there yet. A tensor of the device as it is."""
 
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether the device computes on a tensor where it is."""
+
     def lend(self, tensor: Tensor) -> None:
         """Memory of the device, taken on another stream, is not given away before this thread's has read it."""
 
@@ -85,6 +88,10 @@ class CudaStreams:
     def pin(self, tensor: Tensor) -> Tensor:
         """See `Streams.pin`."""
         return tensor if tensor.is_cuda else tensor.pin_memory()
+
+    def reads(self, tensor: Tensor) -> bool:
+        """See `Streams.reads`."""
+        return tensor.is_cuda
 
     def lend(self, tensor: Tensor) -> None:
         """See `Streams.lend`."""
@@ -129,6 +136,10 @@ class HostStreams:
     def pin(self, tensor: Tensor) -> Tensor:
         """See `Streams.pin`."""
         return tensor
+
+    def reads(self, tensor: Tensor) -> bool:
+        """See `Streams.reads`."""
+        return True
 
     def lend(self, tensor: Tensor) -> None:
         """See `Streams.lend`."""

@@ -1,13 +1,17 @@
 """Locks host memory in place and maps it for the GPU, so that kernels and copy engines reach it over the bus.
 
-Memory is registered as it stands, never copied, in chunks: a single registration of 512 GiB or more fails on current
-drivers. The driver's API is called, not the runtime's: a call of the runtime that fails leaves its error behind, for
-some later kernel launch to report as its own.
+Memory is registered as it stands, never copied, in chunks: several threads at a time, since the system locks page after
+page, and because a single registration of 512 GiB or more fails on current drivers. The driver's API is called, not the
+runtime's: a call of the runtime that fails leaves its error behind, for some later kernel launch to report as its own.
 """
 
 import ctypes
 import mmap
+import time
 import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +19,10 @@ from torch import Tensor
 
 from offload.host.limits import locking_limits, size_text
 
-CHUNK_BYTES = 64 << 30
+CHUNK_BYTES = 4 << 30
 """Of one registration: a whole number of pages of any size."""
 
+_TELL_EVERY_S = 10.0
 _PORTABLE, _DEVICE_MAP = 1, 2  # CU_MEMHOSTREGISTER_*, cuda.h
 _SUCCESS = 0
 # CUresult, cuda.h
@@ -38,7 +43,8 @@ class PinError(ValueError):
 
 
 class Driver(Protocol):
-    """What is asked of the GPU's driver. Every call answers with the driver's return code first; 0 is success."""
+    """What is asked of the GPU's driver, by any thread. Every call answers with the driver's return code first; 0 is
+    success."""
 
     def register(self, address: int, nbytes: int) -> int:
         """Locks memory and maps it for all GPUs."""
@@ -64,31 +70,42 @@ class CudaDriver:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         torch.cuda.synchronize(device)  # the calls below need a context, which is made when it is first used
         try:
             self._library: Any = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise PinError(f"the GPU's driver cannot be loaded ({error}): {_STAGED}") from None
+        self._context = ctypes.c_void_p()
+        with torch.cuda.device(device):
+            self._library.cuCtxGetCurrent(ctypes.byref(self._context))
 
     def register(self, address: int, nbytes: int) -> int:
         """See `Driver.register`."""
         flags = ctypes.c_uint(_PORTABLE | _DEVICE_MAP)
-        with torch.cuda.device(self._device):
+        with self._in_context():
             return self._library.cuMemHostRegister_v2(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), flags)
 
     def unregister(self, address: int) -> int:
         """See `Driver.unregister`."""
-        with torch.cuda.device(self._device):
+        with self._in_context():
             return self._library.cuMemHostUnregister(ctypes.c_void_p(address))
 
     def device_pointer(self, address: int) -> tuple[int, int]:
         """See `Driver.device_pointer`."""
         pointer = ctypes.c_uint64(0)
         arguments = ctypes.byref(pointer), ctypes.c_void_p(address), ctypes.c_uint(0)
-        with torch.cuda.device(self._device):
+        with self._in_context():
             code = self._library.cuMemHostGetDevicePointer_v2(*arguments)
         return code, pointer.value
+
+    @contextmanager
+    def _in_context(self) -> Iterator[None]:
+        # A thread begins without one, and torch's own guard leaves one that is on this GPU by default as it is.
+        self._library.cuCtxPushCurrent_v2(self._context)
+        try:
+            yield
+        finally:
+            self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     def name(self, code: int) -> str:
         """See `Driver.name`."""
@@ -106,6 +123,8 @@ class PinnedMemory:
             must be touched, or the driver touches it, on one core.
         driver: of the GPU.
         chunk_bytes: of one registration: whole pages.
+        threads: that register chunks at a time.
+        tell: is told now and then how far that is.
 
     Raises:
         PinError: the driver refuses; what it had registered before is undone.
@@ -115,7 +134,15 @@ class PinnedMemory:
     pointer: int
     """Where the GPU finds the memory, as one contiguous piece."""
 
-    def __init__(self, words_N: Tensor, driver: Driver, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        words_N: Tensor,
+        driver: Driver,
+        chunk_bytes: int = CHUNK_BYTES,
+        *,
+        threads: int = 1,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         # Whole pages are registered: two chunks with a page in common are one that is registered already.
         if words_N.data_ptr() % mmap.PAGESIZE or chunk_bytes % mmap.PAGESIZE:
             raise ValueError(f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not whole pages")
@@ -125,7 +152,7 @@ class PinnedMemory:
         self._close = weakref.finalize(self, _unregister, driver, self._registered, words_N)
         self._close.atexit = False  # the driver may be gone by then, and the memory goes with the process
         try:
-            self.pointer = self._register(chunk_bytes)
+            self.pointer = self._register(chunk_bytes, threads, tell)
         except BaseException:
             self._close()
             raise
@@ -153,19 +180,39 @@ class PinnedMemory:
         """
         self._close()
 
-    def _register(self, chunk_bytes: int) -> int:
-        start, end = self._words_N.data_ptr(), self._words_N.data_ptr() + self._words_N.nbytes
-        pointers = []
-        for address in range(start, end, chunk_bytes):
-            nbytes = min(chunk_bytes, end - address)
-            self._require(self._driver.register(address, nbytes), f"registering {size_text(nbytes)} of {self._size}")
-            self._registered.append(address)
-            code, pointer = self._driver.device_pointer(address)
-            self._require(code, f"mapping {self._size}")
-            pointers.append(pointer - (address - start))
-        if len(set(pointers)) > 1:
+    def _register(self, chunk_bytes: int, threads: int, tell: Callable[[str], None]) -> int:
+        start, size = self._words_N.data_ptr(), self._words_N.nbytes
+        spans = [(start + at, min(chunk_bytes, size - at)) for at in range(0, size, chunk_bytes)]
+        bases, told, done = set(), time.monotonic(), 0
+        refused: list[BaseException] = []
+
+        def register(span: tuple[int, int]) -> int:
+            try:
+                if refused:  # all of it is going to be undone
+                    return 0
+                return self._register_chunk(*span)
+            except BaseException as error:
+                refused.append(error)
+                raise
+
+        with ThreadPoolExecutor(threads, "engram-pin") as pool:
+            for pointer, (address, nbytes) in zip(pool.map(register, spans), spans, strict=True):
+                bases.add(pointer - (address - start))
+                done += nbytes
+                if time.monotonic() - told >= _TELL_EVERY_S:
+                    told = time.monotonic()
+                    tell(f"locking host memory for the GPU: {size_text(done)} of {self._size}")
+        if len(bases) > 1:
             raise PinError(f"the GPU does not see {self._size} of host memory as one piece: {_STAGED}")
-        return pointers[0]
+        return bases.pop()
+
+    def _register_chunk(self, address: int, nbytes: int) -> int:
+        """Returns where the GPU finds the chunk."""
+        self._require(self._driver.register(address, nbytes), f"registering {size_text(nbytes)} of {self._size}")
+        self._registered.append(address)
+        code, pointer = self._driver.device_pointer(address)
+        self._require(code, f"mapping {self._size}")
+        return pointer
 
     @property
     def _size(self) -> str:

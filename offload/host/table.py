@@ -4,6 +4,7 @@ R rows of the shard, W words of a record, S words from a record to the next.
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -16,6 +17,7 @@ from offload.host.pinned import Driver, PinnedMemory
 
 _log = logging.getLogger(__name__)
 
+_MAX_PINNING_THREADS = 8
 _ANYWHERE = "pages come from where they are first written"
 
 
@@ -83,8 +85,8 @@ class HostTable:
         """Bytes of the shard's records and of the padding between them."""
         return self._padded_RS.nbytes
 
-    def pin(self, driver: Driver, device: torch.device) -> Tensor:
-        """Locks the memory for the transfers of a GPU.
+    def pin(self, driver: Driver, device: torch.device, tell: Callable[[str], None] = lambda text: None) -> Tensor:
+        """Locks the memory for the transfers of a GPU; `tell` is told now and then how far that is.
 
         Returns:
             `device_RW`.
@@ -94,7 +96,8 @@ class HostTable:
         """
         if self._words_N is None or self._pinned is not None:
             raise RuntimeError("the table is closed or pinned already")
-        pinned = PinnedMemory(self._words_N, driver)
+        threads = max(1, min(_MAX_PINNING_THREADS, cores() // local_ranks()))
+        pinned = PinnedMemory(self._words_N, driver, threads=threads, tell=tell)
         try:
             padded_RS = pinned.view(device)[: self._padded_RS.numel()].view(self._padded_RS.shape)
             self.device_RW = padded_RS[:, : self.records_RW.shape[1]]

@@ -3,6 +3,8 @@
 Shape suffixes as in `offload.plan`; D columns of a row.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,22 +31,33 @@ def exchange_values(
     if len(plan.owed) == 1:
         return owned_OD.to(dtype).to(torch.float32)
     sent_AD = owned_OD.index_select(0, plan.owed_places_A).to(dtype)
-    return _all_to_all(sent_AD, plan.owed, plan.asked, group).to(torch.float32)
+    return _all_to_all(sent_AD, plan.owed, plan.asked, group)().to(torch.float32)
 
 
-def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sends gradients to the rows' owners; returns the sum [O, D] over the ranks, added in rank order. Collective.
+def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
+    """Begins to send gradients to the rows' owners: beside whatever the caller's stream is given next. Collective.
 
     A rank names each row once, and a row's parts are added to zero one by one: the result is the same bits whatever
     arrives first. On a GPU the sum is one launch, however many ranks there are; a single rank's is the given memory.
+
+    Returns:
+        What waits for them and gives the sum [O, D] over the ranks, added in rank order; for the caller's stream.
     """
     if len(plan.owed) == 1:
-        return gradient_UD
-    parts_AD = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
-    return sum_parts(parts_AD, plan.owed_order_A, plan.owed_starts_O)
+        return lambda: gradient_UD
+    arriving = _all_to_all(gradient_UD, plan.asked, plan.owed, group)
+    return lambda: sum_parts(arriving(), plan.owed_order_A, plan.owed_starts_O)
 
 
-def _all_to_all(sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    received = sent.new_empty(sum(sizes_in), sent.shape[1])
-    dist.all_to_all_single(received, sent.contiguous(), sizes_in, sizes_out, group=group)
-    return received
+def _all_to_all(
+    sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None
+) -> Callable[[], Tensor]:
+    sent, received = sent.contiguous(), sent.new_empty(sum(sizes_in), sent.shape[1])
+    work = dist.all_to_all_single(received, sent, sizes_in, sizes_out, group=group, async_op=True)
+
+    def arrived() -> Tensor:
+        assert work is not None  # this rank is one of the group
+        work.wait()
+        return received
+
+    return arrived

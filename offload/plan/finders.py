@@ -128,10 +128,10 @@ class DeviceFinder:
 
 def _alone(rows_O: Tensor, device: torch.device) -> Owed:
     nothing = torch.empty(0, dtype=torch.int32, device=device)
-    return Owed(rows_O, torch.arange(len(rows_O), device=device), nothing, nothing)
+    return Owed(rows_O, nothing, nothing, nothing)
 
 
 def _among_ranks(found: Found) -> Owed:
     rows_O, (index,) = found
     # One segment a row, as every row is read.
-    return Owed(rows_O, index.segment_N.to(torch.int64), index.order_N, index.offsets_V)
+    return Owed(rows_O, index.segment_N, index.order_N, index.offsets_V)

@@ -75,7 +75,8 @@ class ModulePlan:
         indices: for each micro-batch, every lookup's place among this rank's U rows.
         asked: rows this rank asks of each rank; they stand in this order among the U rows. Sums to U.
         owed: rows each rank asks of this one. Sums to A.
-        owed_places_A: int64, where those rows stand among the module's `owned` rows.
+        owed_places_A: int32, where those rows stand among the module's `owned` rows; empty for a single rank, for which
+            they are these, in order.
         owed_order_A: int32, those rows sorted by place, in rank order within one; empty for a single rank.
         owed_starts_O: int32, where in this order each of the module's `owned` rows starts; empty for a single rank.
         owned: the module's part of the step's O rows.
@@ -88,6 +89,12 @@ class ModulePlan:
     owed_order_A: Tensor
     owed_starts_O: Tensor
     owned: slice
+
+    def by_rank(self, values_O: Tensor) -> tuple[Tensor, ...]:
+        """Of values of the module's `owned` rows, on any device, those that each rank asks for."""
+        if len(self.owed) == 1:
+            return (values_O,)
+        return values_O[self.owed_places_A.to(values_O.device)].split(self.owed)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ModulePlan":
         """The plan with every tensor replaced, in an order that is always the same."""
@@ -105,16 +112,25 @@ class Plan:
         most_rows: the largest number of such rows that any rank has: the same on every rank.
         modules: the Engram modules' parts.
         batches: the micro-batches that it was made for.
+        packed: int32: the memory of all tensors of its modules, one after another; None where each has its own.
     """
 
     rows_O: Tensor
     most_rows: int
     modules: tuple[ModulePlan, ...]
     batches: Sequence[TokenBatch]
+    packed: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of its modules, all int32, in an order that is always the same."""
+        found: list[Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return found
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Plan":
-        """The plan with every tensor of its modules replaced, in an order that is always the same."""
-        return replace(self, modules=tuple(part.map(change) for part in self.modules))
+        """The plan with every tensor of its modules replaced, in the order of `tensors`."""
+        return replace(self, modules=tuple(part.map(change) for part in self.modules), packed=None)
 
 
 def make_plan(

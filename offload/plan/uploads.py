@@ -1,6 +1,7 @@
 """Sends plans to the device ahead of their steps, without making anybody wait; those made there stay where they are.
 
-A step's plan is as large as its token ids many times over: copied when the step begins, it would hold the model up.
+A step's plan is as large as its token ids many times over: copied when the step begins, it would hold the model up. And
+it has eight tensors or so for each micro-batch, thousands where there are hundreds of these: they go as one.
 """
 
 from dataclasses import replace
@@ -27,7 +28,10 @@ class PlanUploads:
 
     def pin(self, plan: Plan) -> Plan:
         """The plan in memory that can be sent asynchronously; for the planner's thread."""
-        return replace(plan.map(self._sender.pinned), rows_O=self._sender.pinned(plan.rows_O))
+        packed = self._sender.packed(plan.tensors)
+        if packed is not None:
+            plan = replace(_unpacked(plan, packed), packed=packed)
+        return replace(plan, rows_O=self._sender.pinned(plan.rows_O))
 
     def now(self, plan: Plan) -> Plan:
         """Sends and takes a pinned plan that is no training step's."""
@@ -36,11 +40,18 @@ class PlanUploads:
 
     def send(self, step: int, plan: Plan) -> None:
         """Starts to send a step's pinned plan."""
-        tensors: list[Tensor] = []
-        plan.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        self._sent[step] = self._sender.send(*tensors)
+        self._sent[step] = self._sender.send(*(plan.tensors if plan.packed is None else [plan.packed]))
 
     def take(self, step: int, plan: Plan) -> Plan:
         """The plan that was sent, with its modules' tensors on the device, for the caller's stream."""
-        there = iter(self._sent.pop(step).take())
-        return plan.map(lambda _: next(there))
+        there = self._sent.pop(step).take()
+        if plan.packed is not None:
+            return _unpacked(plan, *there)
+        tensors = iter(there)
+        return plan.map(lambda _: next(tensors))
+
+
+def _unpacked(plan: Plan, packed: Tensor) -> Plan:
+    """The plan with its modules' tensors from where they lie one after another."""
+    parts = iter(packed.split([tensor.numel() for tensor in plan.tensors]))
+    return plan.map(lambda _: next(parts))

@@ -1,15 +1,14 @@
-"""What carries records between host memory and the window: one interface, three engines.
+"""Opens the engine that carries records between host memory and the window: one of three.
 
 `zero_copy`: kernels that reach into pinned host memory. `staged`: the CPU gathers, the GPU's copy engines carry.
 `cpu`: the window is in host memory too. All give the same bits.
 """
 
 import logging
-import time
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kernels.records import PROGRAMS
@@ -20,43 +19,15 @@ from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import HostTable
 from offload.rows.shard import Shard
-from offload.transfers.copies import Copy
+from offload.transfers.agreement import Ranks, fastest
 from offload.transfers.cpu import CpuTransfers
+from offload.transfers.engine import Transfers
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
 
 _log = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 1 << 16
-_SAMPLES = 3
 _MAX_STAGING_THREADS = 8
-
-
-class Transfers(Protocol):
-    """An engine. Copies of one direction land in the order in which they were asked for."""
-
-    name: str
-    """The engine's, as `offload.engine` calls it."""
-    stream_ordered: bool
-    """Whether `Copy.order_fetches` of a write-back never makes the host wait."""
-
-    def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> Copy:
-        """Brings records of `rows` into `slots`: of the first `stored` from host memory, drawn of the others.
-
-        It begins when what the caller's stream was given so far is done.
-
-        Args:
-            rows: places in the shard, int64, on the host.
-            stored: how many of the rows were ever updated; they come first.
-            slots: int64, on the host. Nobody may be copying them or these rows to host memory, unless that copy has
-                landed or was told to come first (`Copy.order_fetches`).
-        """
-
-    def write_back(self, slots: Tensor, rows: Tensor) -> Copy:
-        """Copies records of `slots` to `rows`. It begins when what the caller's stream was given so far is done."""
-
-    def close(self) -> None:
-        """Waits for what is under way and ends background work."""
 
 
 def pins(config: OffloadConfig, device: torch.device) -> bool:
@@ -70,8 +41,11 @@ def open_transfers(
     window_CW: Tensor,
     shard: Shard,
     driver_of: Callable[[torch.device], Driver] = CudaDriver,
+    *,
+    group: dist.ProcessGroup | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Transfers:
-    """The engine that the config asks for, or, with `auto`, the one that proves faster here.
+    """The engine that the config asks for, or, with `auto`, the faster one: the same on all ranks. Collective.
 
     Args:
         config: offload settings.
@@ -79,6 +53,8 @@ def open_transfers(
         window_CW: the window's records, on the device. `auto` fetches into it.
         shard: the rows.
         driver_of: who pins memory for a GPU.
+        group: the shard's ranks, with communication in host memory; None for all.
+        tell: is told what takes long, and what `auto` came to.
 
     Raises:
         ValueError: this device has no such engine, or host memory cannot be pinned.
@@ -90,19 +66,27 @@ def open_transfers(
     if engine == "cpu":
         return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
     if engine == "zero_copy":
-        return _zero_copy(config, host, window_CW, shard, streams, driver_of)
+        return _zero_copy(config, host, window_CW, shard, streams, driver_of, tell)
     staged = StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
     if engine == "staged" or config.host_file is not None:
         return staged
+    ranks, refused = Ranks(shard.sharding.world_size, group), None
     try:
-        zero_copy = _zero_copy(config, host, window_CW, shard, streams, driver_of)
+        zero_copy = _zero_copy(config, host, window_CW, shard, streams, driver_of, tell)
     except PinError as error:
-        _log.warning("offload.engine: staged, since %s", error)
-        return staged
-    fastest = _faster(zero_copy, staged, len(host.records_RW), window_CW)
-    if fastest is staged:
+        refused = error
+    if ranks.any(refused is not None):
+        _log.warning("offload.engine: staged, since %s", refused or "another rank cannot pin its tables")
+        chosen: Transfers = staged
+    else:
+        chosen, rates = fastest([zero_copy, staged], len(host.records_RW), window_CW, ranks)
+        tell(f"offload.engine: {chosen.name} (measured: {rates})")
+    if chosen is not staged:
+        staged.close()
+    elif refused is None:
+        zero_copy.close()
         host.unpin()
-    return fastest
+    return chosen
 
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
@@ -121,9 +105,10 @@ def _zero_copy(
     shard: Shard,
     streams: Streams,
     driver_of: Callable[[torch.device], Driver],
+    tell: Callable[[str], None],
 ) -> ZeroCopyTransfers:
     device = window_CW.device
-    seen_RW = host.records_RW if device.type == "cpu" else host.pin(driver_of(device), device)
+    seen_RW = host.records_RW if device.type == "cpu" else host.pin(driver_of(device), device, tell)
     programs = PROGRAMS if config.programs is None else config.programs
     return ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs)
 
@@ -131,28 +116,3 @@ def _zero_copy(
 def _staging_threads() -> int:
     """Cores for each direction's worker: a quarter of this rank's share."""
     return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
-
-
-def _faster(one: Transfers, other: Transfers, num_rows: int, window_CW: Tensor) -> Transfers:
-    """Times fetches from host memory into slots that are still free; ends the slower engine."""
-    count = min(num_rows, len(window_CW), _SAMPLE_ROWS)
-    slots = torch.arange(count)
-    rows = slots * (num_rows // max(1, count))
-    seconds = {engine: _fetch_s(engine, rows, slots) for engine in (one, other)}
-    fastest, slowest = sorted(seconds, key=lambda engine: seconds[engine])
-    nbytes = count * window_CW.shape[1] * window_CW.element_size()
-    rates = ", ".join(f"{engine.name} {nbytes / 1e9 / s:.1f} GB/s" for engine, s in seconds.items())
-    _log.info("offload.engine: %s (measured: %s)", fastest.name, rates)
-    slowest.close()
-    return fastest
-
-
-def _fetch_s(engine: Transfers, rows: Tensor, slots: Tensor) -> float:
-    """The shortest of a few fetches, after one that may have to compile."""
-    engine.fetch(rows, slots, len(rows)).wait()
-    times = []
-    for _ in range(_SAMPLES):
-        started = time.perf_counter()
-        engine.fetch(rows, slots, len(rows)).wait()
-        times.append(time.perf_counter() - started)
-    return min(times)

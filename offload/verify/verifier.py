@@ -66,7 +66,8 @@ class Verifier(Observer):
         for part, gradient, total_OD in zip(plan.modules, gradients, sums, strict=True):
             again_OD = torch.zeros_like(total_OD)
             received = self._swap(list(gradient.split(part.asked)))
-            for values, places in zip(received, part.owed_places_A.to(self._device).split(part.owed), strict=True):
+            places_O = torch.arange(len(total_OD), device=self._device)
+            for values, places in zip(received, part.by_rank(places_O), strict=True):
                 again_OD[places] = again_OD[places] + values
             self._require_equal(f"{_name(step)}, its gradient", plan.rows_O[part.owned], total_OD, again_OD)
         # The tables scale theirs in place.
@@ -114,7 +115,7 @@ class Verifier(Observer):
             names_U = self._asked_rows(when, part, [micro_batch[module] for micro_batch in rows])
             asked = self._swap(list(names_U.split(part.asked)))
             places = [self._sharding.to_shard(module, self._rank, ids) for ids in asked]
-            planned = plan.rows_O[part.owned][part.owed_places_A].split(part.owed)
+            planned = part.by_rank(plan.rows_O[part.owned])
             for rank, (found, expected) in enumerate(zip(planned, places, strict=True)):
                 if not torch.equal(found, expected):
                     raise VerifyError(
@@ -162,9 +163,7 @@ class Verifier(Observer):
         for part, leaf in zip(plan.modules, leaves, strict=True):
             received = self._swap(list(leaf.detach().split(part.asked)))
             places_O = torch.arange(len(plan.rows_O))[part.owned]
-            for rank, (values, places) in enumerate(
-                zip(received, places_O[part.owed_places_A].split(part.owed), strict=True)
-            ):
+            for rank, (values, places) in enumerate(zip(received, part.by_rank(places_O), strict=True)):
                 expected = layout.unpacked.weights(truth_OX)[places.to(self._device)].to(self._shard.exchange_dtype)
                 self._require_equal(
                     f"{when}, as rank {rank} received it", plan.rows_O[places], values, expected.float()

@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from offload.config import OffloadConfig
@@ -71,6 +72,8 @@ class WindowStore:
         device: of the window.
         beside: decides on a thread. Copies that it asks for are ordered behind what the device's default stream was
             given by then, which is at least what it was given when the loop asked.
+        group: the ranks, with communication in host memory, which agree on an engine; None for all.
+        tell: is told what takes long meanwhile.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -86,6 +89,8 @@ class WindowStore:
         device: torch.device,
         *,
         beside: bool = False,
+        group: dist.ProcessGroup | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
         num_slots = min(config.window_rows, num_rows)
@@ -103,7 +108,7 @@ class WindowStore:
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
         try:
-            self._transfers = open_transfers(config, self._host, self.records, self._shard)
+            self._transfers = open_transfers(config, self._host, self.records, self._shard, group=group, tell=tell)
         except BaseException:
             self._host.close()
             raise

@@ -17,16 +17,15 @@ from train.errors import UserError
 _ALL = {
     "programs": 4,
     "values_aside": True,
-    "gradients_early": True,
     "rows_before_backbone": True,
 }
 VARIANTS = {
     "slots decided in the loop": Variant(decided_in_loop=True),
     "4 programs a copy": Variant(programs=4),
     "values on a side stream": Variant(values_aside=True),
-    "gradients sent early": Variant(gradients_early=True),
+    "gradients sent after backward": Variant(gradients_late=True),
     "rows before backbone": Variant(rows_before_backbone=True),
-    "the last four together": Variant(**_ALL),  # type: ignore[arg-type]
+    "4 programs, values, rows": Variant(**_ALL),  # type: ignore[arg-type]
 }
 
 

@@ -79,8 +79,13 @@ class VirtualStreams:
         yield
         thread.current = before
 
+    def reads(self, tensor: Tensor) -> bool:
+        return False
+
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=dtype)
+        tensor = torch.empty(*shape, dtype=dtype)
+        tensor.is_pinned_in_emulation = True  # type: ignore[attr-defined]
+        return tensor
 
     def pin(self, tensor: Tensor) -> Tensor:
         if not getattr(tensor, "is_pinned_in_emulation", False):

@@ -19,14 +19,14 @@ class Variant:
         decided_in_loop: the loop decides on the window's slots.
         programs: of each copy.
         values_aside: rows are read, and their values exchanged, on a side stream until the first Engram layer.
-        gradients_early: gradients go to their owners when the backward of the first Engram layer is done.
+        gradients_late: gradients go to their owners when the whole backward is done.
         rows_before_backbone: rows are updated before the backbone, whose optimizer write-backs and fetches go under.
     """
 
     decided_in_loop: bool = False
     programs: int = PROGRAMS
     values_aside: bool = False
-    gradients_early: bool = False
+    gradients_late: bool = False
     rows_before_backbone: bool = False
 
     @property

@@ -130,7 +130,7 @@ class _Emulation:
             self.values = None
 
     def _behind(self) -> None:
-        if self.variant.gradients_early:
+        if not self.variant.gradients_late:
             self.gradients = self.streams.compute.record_event()
 
     # What the device does.
@@ -212,7 +212,7 @@ class _Emulation:
         def reducing(step: Step) -> Tensor:
             with self.simulation.uncharged():
                 norm_squared = reduce(step)
-            rows = sum(len(leaf) for leaf in step.rows.leaves)
+            rows = sum(len(leaf) for leaf in step.rows.values)
             with self._aside(self.gradients is not None, self.gradients):
                 self._exchange(rows)
                 seconds = 3 * rows * self.workload.row_bytes / self.hardware.device.memory_bytes_per_second

@@ -71,7 +71,7 @@ def test_our_contender_trains_as_the_others_do(optimizer: str) -> None:
     for group in theirs._optimizer.param_groups:
         group |= {"lr": 1e-3 * settings.lr_factor, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
     try:
-        leaf = path.tables.look_up(drawn.batches(0)).leaves[0]
+        leaf = path.tables.look_up(drawn.batches(0)).values[0]
         for row, values in zip(drawn.ids_PN[0].unique(), leaf, strict=True):
             theirs._embedding.weight.data[row] = values
         for step in range(3):
@@ -99,7 +99,7 @@ def test_fbgemm_trains_as_our_rowwise_adagrad() -> None:
     table = theirs._table.split_embedding_weights()[0]
     before = table[rows].clone()
     try:
-        mine_before = path.tables.look_up(drawn.batches(0)).leaves[0].detach().clone()
+        mine_before = path.tables.look_up(drawn.batches(0)).values[0].detach().clone()
         path.step(0)
         theirs.step(0)
         moved = rows_of(path)[rows] - mine_before

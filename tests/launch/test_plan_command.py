@@ -153,11 +153,28 @@ def test_bytes_by_hand() -> None:
     adam = bytes_of["adam", "fp32", "fp32"]
     assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 96, 13 * 96)
     assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 96}
+    assert found["beside_records_per_rank"]["update_counts"] == 13
     halved = answer(TINY, *overrides, "offload.window_rows=7", "offload.optimizer.state_dtype=bf16", "--ranks", "2")
     assert [memory["record_bytes"] for memory in halved["host_memory"] if memory["chosen"]] == [4 * (6 + 6 + 1)]
     assert halved["window"]["bytes_per_rank"] == 7 * 64
     resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", "--ranks", "2")
     assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 96}
+    assert resident["beside_records_per_rank"]["update_counts"] == 0
+
+
+def test_what_saves_beside_training_take_is_counted() -> None:
+    """Adam keeps two numbers of a parameter, Muon one of a matrix's."""
+    adam, muon = (answer(TINY, f"optimizer.name={name}", "--ranks", "1") for name in ("adamw", "muon"))
+    parts = adam["parameters"]["parts"]
+    backbone = sum(part["total"] for name, part in parts.items() if name != "engram_tables")
+    assert adam["beside_records_per_rank"]["backbone_copy"] == 12 * backbone
+    assert 8 * backbone < muon["beside_records_per_rank"]["backbone_copy"] < 12 * backbone
+    assert adam["beside_records_per_rank"]["undo"] == 1 << 30
+    assert "rows as they were (checkpoint.undo_bytes), at most: 1.00 GiB" in run(TINY).stdout
+    for setting in ("checkpoint.asynchronous=false", "checkpoint.every=null"):
+        waiting = answer(TINY, setting)["beside_records_per_rank"]
+        assert (waiting["backbone_copy"], waiting["undo"]) == (0, 0)
+        assert waiting["update_counts"] > 0
 
 
 def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> None:

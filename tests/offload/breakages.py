@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.gather import RowIndex
+from offload import gradients as gradients_module
 from offload import step as step_module
 from offload.plan.plan import ModulePlan, Plan
 from offload.tables import EngramTables
@@ -80,12 +81,12 @@ def forgotten_dirt(tables: EngramTables, step: int) -> AbstractContextManager[ob
 
 def other_values(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Rows that arrive changed."""
-    return _changed("exchange_values", lambda rows: rows + 1)
+    return _changed(step_module, "exchange_values", lambda rows: rows + 1)
 
 
 def other_gradients(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A gradient of which a rank's part got lost."""
-    return _changed("exchange_gradients", lambda rows: rows / 2)
+    return _changed(gradients_module, "exchange_gradients", lambda arriving: lambda: arriving() / 2)
 
 
 def updated_twice(tables: EngramTables, step: int) -> AbstractContextManager[object]:
@@ -124,7 +125,7 @@ def other_order(tables: EngramTables, step: int) -> AbstractContextManager[objec
 
 def other_owned(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """A plan that sends other rows than were asked for."""
-    return _replanned(tables, step, lambda part: replace(part, owed_places_A=part.owed_places_A.roll(1)))
+    return _planned(tables, step, lambda plan: replace(plan, rows_O=plan.rows_O.roll(1)))
 
 
 def _flip(record_W: Tensor) -> None:
@@ -138,9 +139,9 @@ def _settled(tables: EngramTables) -> int:
     return int(updated[window.in_host_memory(updated)][0])
 
 
-def _changed(name: str, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[object]:
-    call = getattr(step_module, name)
-    return mock.patch.object(step_module, name, lambda *args, **keywords: change(call(*args, **keywords)))
+def _changed(owner: Any, name: str, change: Callable[[Any], Any]) -> AbstractContextManager[object]:
+    call = getattr(owner, name)
+    return mock.patch.object(owner, name, lambda *args, **keywords: change(call(*args, **keywords)))
 
 
 def _with_indices(part: ModulePlan, change: Callable[[RowIndex], RowIndex]) -> ModulePlan:
@@ -150,10 +151,14 @@ def _with_indices(part: ModulePlan, change: Callable[[RowIndex], RowIndex]) -> M
 def _replanned(
     tables: EngramTables, step: int, change: Callable[[ModulePlan], ModulePlan]
 ) -> AbstractContextManager[object]:
+    return _planned(tables, step, lambda plan: replace(plan, modules=tuple(map(change, plan.modules))))
+
+
+def _planned(tables: EngramTables, step: int, change: Callable[[Plan], Plan]) -> AbstractContextManager[object]:
     plan_of = tables._planner.plan
 
     def plan(wanted: int) -> Plan:
         plan = plan_of(wanted)
-        return replace(plan, modules=tuple(map(change, plan.modules))) if wanted == step else plan
+        return change(plan) if wanted == step else plan
 
     return mock.patch.object(tables._planner, "plan", plan)

@@ -8,18 +8,19 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from offload import step as step_module
+from offload import gradients as gradients_module
 from offload import tables as tables_module
 from offload.config import TableOptimizerConfig
+from offload.gradients import ModuleGradient
 from offload.plan.plan import ModulePlan
 from offload.rows.records import RecordLayout
 from offload.rows.shard import Shard
 from offload.rows.updater import RowUpdater
 from offload.step import Step
-from offload.tables import EngramTables
 from offload.transfers.copies import WorkerCopy
 from offload.transfers.open import CpuTransfers
 from offload.window.directory import NEVER, SlotState
@@ -184,13 +185,11 @@ def replay_at_the_latest_rate() -> Broken:
 def first_micro_batch_forgotten() -> Broken:
     """Each micro-batch's gradient replaces that of the one before."""
 
-    def begin(call: Callable[..., Step], self: EngramTables, *args: Any) -> Step:
-        step = call(self, *args)
-        for leaf in step.rows.leaves:
-            leaf.register_hook(lambda gradient, leaf=leaf: setattr(leaf, "grad", None))
-        return step
+    def add(call: Callable[..., None], self: ModuleGradient, *args: Any) -> None:
+        self._total_UD = None
+        call(self, *args)
 
-    return _wrapped(EngramTables, "begin", begin)
+    return _wrapped(ModuleGradient, "_add", add)
 
 
 def summed_in_order_of_arrival() -> Broken:
@@ -215,14 +214,15 @@ def last_rank_wins() -> Broken:
 
 
 def _exchanged(add: Callable[[Tensor, list[tuple[Tensor, Tensor]]], None]) -> Broken:
-    def exchange(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def exchange(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
         received_AD = gradient_UD.new_empty(sum(plan.owed), gradient_UD.shape[1])
         dist.all_to_all_single(received_AD, gradient_UD, plan.owed, plan.asked, group=group)
         total_OD = gradient_UD.new_zeros(len(plan.owed_starts_O), gradient_UD.shape[1])
-        add(total_OD, list(zip(plan.owed_places_A.split(plan.owed), received_AD.split(plan.owed), strict=True)))
-        return total_OD
+        places = plan.by_rank(torch.arange(len(total_OD)))
+        add(total_OD, list(zip(places, received_AD.split(plan.owed), strict=True)))
+        return lambda: total_OD
 
-    return mock.patch.object(step_module, "exchange_gradients", exchange)
+    return mock.patch.object(gradients_module, "exchange_gradients", exchange)
 
 
 def _landed_at_once(call: Callable[..., WorkerCopy], self: CpuTransfers, *args: Any) -> WorkerCopy:

@@ -109,6 +109,9 @@ class ClockedStreams:
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def reads(self, tensor: Tensor) -> bool:
+        return True
+
     def lend(self, tensor: Tensor) -> None:
         pass
 

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from offload import step, tables
+from offload import gradients, step, tables
 from offload.transfers.open import CpuTransfers
 from offload.window.directory import SlotState
 from offload.window.open import open_directory
@@ -57,7 +57,7 @@ def random_delays(seed: int, longest_s: float = LONGEST_S, longest_write_back_s:
         for name, longest in (("_fetch", longest_s), ("_write_back", longest_write_back_s)):
             pauses = _Pauses(seed, name, longest)
             patch(CpuTransfers, name, lambda copy, pauses=pauses: _torn(copy, pauses))
-        slow = ((tables, "make_plan"), (step, "exchange_values"), (step, "exchange_gradients"))
+        slow = ((tables, "make_plan"), (step, "exchange_values"), (gradients, "exchange_gradients"))
         for owner, name in slow:
             patch(owner, name, lambda call, name=name: _late(call, _Pauses(seed, name, longest_s)))
         written: set[int] = set()

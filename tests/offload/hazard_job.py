@@ -245,7 +245,7 @@ def train_step(tables: EngramTables, job: Job, number: int) -> tuple[float, floa
 def look_up(tables: EngramTables, job: Job, step: int) -> float:
     """Looks other rows up: those of a step to come, and of the one that was just trained on."""
     batches = [batch for other in (step, step + 3) for batch in job.batches(other, *rank_and_size())]
-    return float(sum(leaf.double().sum() for leaf in tables.look_up(batches).leaves))
+    return float(sum(leaf.double().sum() for leaf in tables.look_up(batches).values))
 
 
 def saved_rows(tables: EngramTables) -> dict[int, bytes]:

@@ -118,7 +118,7 @@ def train_step(tables: EngramTables, job: Job, step: int) -> tuple[float, float]
         begun.apply(lr=job.learning_rates[step % len(job.learning_rates)], gradient_scale=0.5)
     if job.evaluate and step % 3 == 0:
         seen = tables.look_up(job.batches(step + 100, rank, world_size))
-        total += float(sum(leaf.sum() for leaf in seen.leaves))
+        total += float(sum(leaf.sum() for leaf in seen.values))
     return total, norm_squared
 
 

@@ -1,15 +1,17 @@
 """The engines that carry records are interchangeable: the same bits. `auto` takes the faster one that works here."""
 
 import contextlib
-import logging
 import random
 import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
 from kernels.records import fresh_triton
@@ -24,6 +26,7 @@ from offload.rows.shard import Shard
 from offload.transfers import open as transfers
 from offload.transfers import staged as transfers_staged
 from offload.transfers import zero_copy as transfers_zero_copy
+from offload.transfers.agreement import Ranks, fastest
 from offload.transfers.open import open_transfers, pins
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
@@ -32,6 +35,7 @@ from tests.offload.host.test_pinned import FakeDriver, same_memory
 from tests.offload.tables_job import Job, open_tables, run_job, run_jobs
 from tests.offload.test_tables import JOB, TABLES, TINY
 
+CPU = torch.device("cpu")
 WINDOWS = [{"depth": depth, "window_rows": window} for depth, window in ((0, TINY), (1, TINY), (4, TINY), (2, 1000))]
 
 
@@ -132,9 +136,9 @@ def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(
     assert outcome.written_back > 0, "no row went to the host: the test would prove nothing"
 
 
-def shard(num_rows: int = 300) -> Shard:
+def shard(num_rows: int = 300, world_size: int = 1) -> Shard:
     layout = RecordLayout(6, 12)
-    return Shard(Sharding((num_rows - 100, 100), 1), 0, layout, RowInit(3, 0.02))
+    return Shard(Sharding((num_rows - 100, 100), world_size), 0, layout, RowInit(3, 0.02))
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 300])
@@ -193,14 +197,12 @@ class SlowEngine:
 
 
 @pytest.mark.parametrize("faster", ["zero_copy", "staged"])
-def test_auto_times_both_engines_and_keeps_the_faster(faster: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_auto_times_both_engines_and_takes_the_faster(faster: str) -> None:
     engines = [SlowEngine(name, 0.0 if name == faster else 0.02) for name in ("zero_copy", "staged")]
-    kept = transfers._faster(*engines, 1000, torch.zeros(50, 19))
-    assert kept.name == faster
-    assert [engine.closed for engine in engines] == [engine.name != faster for engine in engines]
+    chosen, rates = fastest(engines, 1000, torch.zeros(50, 19), Ranks(1, None))
+    assert chosen.name == faster
     assert all(engine.fetched >= 50 for engine in engines)
-    assert f"offload.engine: {faster} (measured: zero_copy " in caplog.text
+    assert rates.startswith("zero_copy ")
 
 
 def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,37 +224,64 @@ class OnGpu(torch.Tensor):
         return torch.device("cuda", 0)
 
 
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one."""
-    monkeypatch.setattr(transfers, "streams_of", lambda device: HostStreams())
-    monkeypatch.setattr(transfers, "StagedTransfers", lambda *args: SlowEngine("staged", 0.01))
-    monkeypatch.setattr(transfers, "ZeroCopyTransfers", lambda *args: SlowEngine("zero_copy", bus_s[0]))
-    monkeypatch.setattr("offload.host.pinned.torch.as_tensor", lambda array, device: same_memory(array, device))
-
-    bus_s = [0.0]
-
-    def choose(config: OffloadConfig, driver: FakeDriver, zero_copy_s: float = 0.0) -> str:
-        bus_s[0] = zero_copy_s
-        host = HostTable(300, 19)
-        monkeypatch.setattr(host, "pin", lambda driver, device: HostTable.pin(host, driver, torch.device("cpu")))
+def choose(
+    config: OffloadConfig, driver: FakeDriver, zero_copy_s: float = 0.0, world_size: int = 1
+) -> tuple[str, list[str]]:
+    """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one, and what was told."""
+    told: list[str] = []
+    host, slow = HostTable(300, 19), {"staged": 0.01, "zero_copy": zero_copy_s}
+    engines = {name: SlowEngine(name, seconds) for name, seconds in slow.items()}
+    with ExitStack() as stack:
+        for name, value in (
+            ("streams_of", lambda device: HostStreams()),
+            ("StagedTransfers", lambda *args: engines["staged"]),
+            ("ZeroCopyTransfers", lambda *args: engines["zero_copy"]),
+        ):
+            stack.enter_context(mock.patch.object(transfers, name, value))
+        stack.enter_context(mock.patch("offload.host.pinned.torch.as_tensor", same_memory))
+        pin = HostTable.pin
+        stack.enter_context(mock.patch.object(host, "pin", lambda driver, device, tell: pin(host, driver, CPU, tell)))
         try:
-            window = torch.zeros(50, 19).as_subclass(OnGpu)
-            engine = open_transfers(config, host, window, shard(), lambda device: driver).name
-            assert bool(driver.registered) == (engine == "zero_copy"), "pinned for nothing"
-            return engine
+            window, rows = torch.zeros(50, 19).as_subclass(OnGpu), shard(world_size=world_size)
+            chosen = open_transfers(config, host, window, rows, lambda device: driver, tell=told.append)
+            assert bool(driver.registered) == (chosen.name == "zero_copy"), "pinned for nothing"
+            assert not engines[chosen.name].closed
+            return chosen.name, told
         finally:
             host.close()
             assert driver.registered == {}
 
-    return choose
+
+def chosen_by_two() -> list[str]:
+    """What two ranks take, of which the second finds zero_copy too slow, slower, or impossible."""
+    rank, config = dist.get_rank(), OffloadConfig()
+    refusing = FakeDriver({("register", 0): 2} if rank == 1 else {})
+    alone = choose(config, FakeDriver(), (0.0, 0.05)[rank])[0], choose(config, refusing)[0]
+    assert alone == (("zero_copy", "zero_copy"), ("staged", "staged"))[rank], "the test would prove nothing"
+    refusing = FakeDriver({("register", 0): 2} if rank == 1 else {})
+    return [
+        choose(config, FakeDriver(), (0.0, 0.05)[rank], world_size=2)[0],
+        choose(config, FakeDriver(), (0.0, 0.005)[rank], world_size=2)[0],
+        choose(config, refusing, world_size=2)[0],
+    ]
+
+
+def test_ranks_that_would_choose_differently_take_what_the_slowest_of_them_is_fastest_with() -> None:
+    assert run_ranks(chosen_by_two, 2) == [["staged", "zero_copy", "staged"]] * 2
 
 
 def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must(
-    on_gpu: Callable[..., str], caplog: pytest.LogCaptureFixture, tmp_path: Any
+    caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
+    def on_gpu(*args: Any, **options: Any) -> str:
+        return choose(*args, **options)[0]
+
     driver = FakeDriver()
-    assert on_gpu(OffloadConfig(), driver) == "zero_copy"
+    name, told = choose(OffloadConfig(), driver)
+    assert name == "zero_copy"
+    assert [line.split(" GB/s")[0].rpartition(" ")[0] for line in told] == [
+        "offload.engine: zero_copy (measured: zero_copy"
+    ]
     assert driver.calls["register"] == 1
     assert on_gpu(OffloadConfig(), FakeDriver(), zero_copy_s=0.03) == "staged"
     refusing = FakeDriver({("register", 0): 2})
@@ -279,9 +308,9 @@ def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must
         ),
     ],
 )
-def test_what_a_gpu_cannot_do_is_refused(on_gpu: Callable[..., str], config: OffloadConfig, message: str) -> None:
+def test_what_a_gpu_cannot_do_is_refused(config: OffloadConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        on_gpu(config, FakeDriver())
+        choose(config, FakeDriver())
 
 
 @pytest.mark.parametrize(

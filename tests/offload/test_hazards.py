@@ -308,7 +308,7 @@ def test_15_a_row_used_after_any_gap_is_what_dense_adam_makes_of_it() -> None:
             optimizer.param_groups[0]["lr"] = EXACT_ADAM.lr_factor * rates[step]
             optimizer.step()
         last = [Tokens(torch.tensor([ids[-1]]), torch.zeros(1, len(ids[-1]), dtype=torch.int64))]
-        for module, leaf in enumerate(tables.look_up(last).leaves):
+        for module, leaf in enumerate(tables.look_up(last).values):
             rows = job.addresses.rows(module, last[0][0]).unique() + module * job.addresses.sizes[0]
             assert torch.equal(leaf, dense_RD.detach()[rows])
     finally:

@@ -1,15 +1,20 @@
 """Host memory registered chunk by chunk: whatever fails, nothing stays registered, and one line says why."""
 
+import contextlib
 import gc
 import mmap
 import re
 import resource
+import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from offload.host import pinned as pinned_memory
+from offload.host import table as host_table
 from offload.host.memory import map_anonymous
 from offload.host.pinned import CudaDriver, PinError, PinnedMemory
 from offload.host.table import HostTable
@@ -84,10 +89,94 @@ def test_memory_is_registered_in_chunks_and_given_back_once() -> None:
 
 
 def test_no_registration_is_larger_than_drivers_take() -> None:
-    assert pinned_memory.CHUNK_BYTES == 64 << 30
+    assert pinned_memory.CHUNK_BYTES == 4 << 30
     driver = FakeDriver()
     PinnedMemory(words(3), driver)
     assert driver.calls["register"] == 1
+
+
+class MeetingDriver(FakeDriver):
+    """Lets nobody register before as many threads as there are to be want to."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._barrier, self._lock = threading.Barrier(threads), threading.Lock()
+        self.threads: set[int] = set()
+
+    def register(self, address: int, nbytes: int) -> int:
+        self.threads.add(threading.get_ident())
+        self._barrier.wait(timeout=20)
+        with self._lock:
+            return super().register(address, nbytes)
+
+
+def test_threads_register_side_by_side_and_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned_memory, "_TELL_EVERY_S", 0.0)
+    driver, told = MeetingDriver(3), []
+    pinned = PinnedMemory(memory := words(5.5), driver, CHUNK, threads=3, tell=told.append)
+    assert len(driver.threads) == 3
+    assert sorted(driver.registered.values()) == [CHUNK // 2, *[CHUNK] * 5]
+    assert pinned.pointer == memory.data_ptr()
+    assert told[::5] == [
+        "locking host memory for the GPU: 4.00 KiB of 22.00 KiB",
+        "locking host memory for the GPU: 22.00 KiB of 22.00 KiB",
+    ]
+    pinned.close()
+    assert driver.registered == {}
+
+
+def test_a_table_is_pinned_by_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned_memory.torch, "as_tensor", same_memory)
+    monkeypatch.setattr(host_table, "PinnedMemory", partial(PinnedMemory, chunk_bytes=CHUNK))
+    monkeypatch.setattr(host_table, "cores", lambda: 9)
+    monkeypatch.setattr(host_table, "local_ranks", lambda: 3)
+    driver, table = MeetingDriver(3), HostTable(6 * CHUNK // 4, 1)
+    table.pin(driver, CPU)
+    assert len(driver.threads) == 3
+    table.close()
+
+
+def test_a_failure_of_one_thread_undoes_what_the_others_registered() -> None:
+    driver = FakeDriver({("register", 4): 2})
+    with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        PinnedMemory(words(50), driver, CHUNK, threads=4)
+    assert driver.registered == {}
+    assert driver.calls["register"] <= 8, "threads went on after all was lost"
+
+
+def test_every_thread_calls_the_driver_in_the_gpus_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one the driver refuses, and a thread begins without one."""
+    contexts = threading.local()
+
+    class Library:
+        def cuCtxGetCurrent(self, context: Any) -> int:
+            context._obj.value = 77
+            return 0
+
+        def cuCtxPushCurrent_v2(self, context: Any) -> int:
+            contexts.stack = [*getattr(contexts, "stack", []), context.value]
+            return 0
+
+        def cuCtxPopCurrent_v2(self, context: Any) -> int:
+            context._obj.value = contexts.stack.pop()
+            return 0
+
+        def cuMemHostRegister_v2(self, *args: Any) -> int:
+            return 0 if getattr(contexts, "stack", []) == [77] else 201
+
+        def cuMemHostGetDevicePointer_v2(self, pointer: Any, address: Any, flags: Any) -> int:
+            pointer._obj.value = address.value
+            return self.cuMemHostRegister_v2()
+
+        def cuMemHostUnregister(self, address: Any) -> int:
+            return self.cuMemHostRegister_v2()
+
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    monkeypatch.setattr("torch.cuda.device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(pinned_memory.ctypes, "CDLL", lambda name: Library())
+    pinned = PinnedMemory(words(5), CudaDriver(torch.device("cuda", 0)), CHUNK, threads=2)
+    pinned.close()
+    assert contexts.stack == []
 
 
 def test_chunks_that_share_a_page_are_refused_before_the_driver_does() -> None:

@@ -32,11 +32,9 @@ def index_bytes(plan: Plan) -> int:
 
 def bus_bytes(plan: Plan) -> dict[str, int]:
     """What each planner gives the bus of such a step, to the device and back, beside the rows' places."""
-    made: list[Tensor] = []
-    plan.map(lambda tensor: made.append(tensor) or tensor)  # type: ignore[func-returns-value]
     tokens = sum(batch.tokens_BT.numel() for batch in plan.batches)
     # int64 ids and positions go; unique rows come back in int32, as those of tables below 2^31 rows do.
-    return {"cpu": sum(part.nbytes for part in made), "device": 16 * tokens + 4 * len(plan.rows_O)}
+    return {"cpu": sum(part.nbytes for part in plan.tensors), "device": 16 * tokens + 4 * len(plan.rows_O)}
 
 
 def plan_of(config: Path, ranks: int) -> Plan:

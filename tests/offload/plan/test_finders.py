@@ -70,9 +70,7 @@ def plan_of(finder: RowFinder, batches: list[Tokens], book: AddressBook) -> Plan
 
 
 def tensors_of(plan: Plan) -> list[Tensor]:
-    found = [plan.rows_O]
-    plan.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    return [plan.rows_O, *plan.tensors]
 
 
 def assert_equal(plan: Plan, expected: Plan) -> None:

@@ -1,0 +1,82 @@
+"""The gradients of a step's rows: added up micro-batch by micro-batch, and sent to the rows' owners with the last.
+
+A micro-batch reads a few of the step's rows: its gradient is these rows' alone. A dense one of all rows, as autograd
+makes and adds it, would take as much memory again as they do, and time for all of them in each of many micro-batches.
+
+Shape suffixes: U rows of the step that this rank asked for, V of them that a micro-batch reads, O rows that this rank
+owns, D columns of a row.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.gather import RowIndex
+from kernels.gather.add_rows import add_rows
+from offload.plan.exchange import exchange_gradients
+from offload.plan.plan import ModulePlan
+
+
+class ModuleGradient:
+    """The gradient of one module's rows, over one step.
+
+    A row's is the sum of those of the micro-batches that read it, in the order in which their backwards come to it,
+    from zero.
+
+    Args:
+        plan: the module's, its tensors on the device.
+        values_UD: fp32, the rows.
+        group: the ranks.
+    """
+
+    def __init__(self, plan: ModulePlan, values_UD: Tensor, group: dist.ProcessGroup | None) -> None:
+        self._plan, self._values_UD, self._group = plan, values_UD, group
+        self._missing = len(plan.indices)
+        self._total_UD: Tensor | None = None
+        self._arriving: Callable[[], Tensor] | None = None
+
+    def leaf(self, micro_batch: int) -> tuple[Tensor, RowIndex]:
+        """The rows that a micro-batch reads, as an autograd leaf [V, D], and every lookup's place among them.
+
+        The backward through it is to come once.
+        """
+        index = self._plan.indices[micro_batch]
+        rows_V = None if len(index.rows_V) == index.num_rows else index.rows_V
+        values_VD = self._values_UD.detach() if rows_V is None else self._values_UD.index_select(0, rows_V)
+        values_VD.requires_grad_().register_post_accumulate_grad_hook(partial(self._add, rows_V))
+        return values_VD, index.compact
+
+    @property
+    def total(self) -> Tensor:
+        """fp32 [U, D]: the sum so far."""
+        if self._total_UD is None:
+            self._total_UD = torch.zeros_like(self._values_UD)
+        return self._total_UD
+
+    def sum(self) -> Tensor:
+        """The sum [O, D] over the ranks, of the rows that this one owns: sent now, if it was not before. Collective."""
+        self._send()
+        assert self._arriving is not None
+        return self._arriving()
+
+    def _add(self, rows_V: Tensor | None, leaf_VD: Tensor) -> None:
+        gradient_VD, leaf_VD.grad = leaf_VD.grad, None
+        assert gradient_VD is not None
+        if self._arriving is not None:
+            raise RuntimeError("a gradient of rows came after those of all micro-batches were sent to the rows' owners")
+        if rows_V is not None:
+            add_rows(self.total, rows_V, gradient_VD)
+        elif self._total_UD is None:
+            self._total_UD = gradient_VD
+        else:
+            self._total_UD += gradient_VD
+        self._missing -= 1
+        if not self._missing:
+            self._send()
+
+    def _send(self) -> None:
+        if self._arriving is None:
+            self._arriving = exchange_gradients(self._plan, self.total, self._group)
