@@ -110,13 +110,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, ValueError)
 
 
-def test_mistakes_in_a_job_are_told_before_any_rank_starts(tmp_path: Path) -> None:
+def test_mistakes_in_a_job_are_told_before_any_rank_starts(corpus: Path, tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        job = write_job(tmp_path, tmp_path / "no-data")
+        job = write_job(tmp_path, corpus)
         for override, message in (
             ("offload.detph=3", "command line: offload.detph: unknown key; did you mean offload.depth? (allowed: "),
             (f"run.port={port}", f"port {port}: already in use"),
+            (f"data.path={tmp_path / 'no-data'}", "no-data: no prepared folder and no .bin/.idx pair there"),
         ):
             result = engram("train", job, override)
             assert (result.returncode, result.stdout) == (2, "")
@@ -125,12 +126,12 @@ def test_mistakes_in_a_job_are_told_before_any_rank_starts(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_rank_finds_wrong_is_told_once(tmp_path: Path) -> None:
-    result = fresh_engram("train", write_job(tmp_path, tmp_path / "no-data"), "--nproc", "2")
+def test_what_a_rank_finds_wrong_is_told_once(corpus: Path, tmp_path: Path) -> None:
+    result = engram("train", write_job(tmp_path, corpus), "offload.window_rows=10", "--nproc", "2")
     assert result.returncode == 2
     told = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(told) == 1
-    assert "no-data" in told[0]
+    assert "set offload.window_rows=" in told[0]
     assert "Traceback" not in result.stderr
 
 
