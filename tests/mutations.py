@@ -196,8 +196,8 @@ MUTATIONS = [
     Mutation(
         "balance: counts of a step are not forgotten",
         "model/balance.py",
-        "            bias += step.to(bias.dtype)\n            counts.zero_()\n",
-        "            bias += step.to(bias.dtype)\n",
+        "(step_E.to(layer.choice_bias.dtype))\n            layer.tokens_per_expert.zero_()\n",
+        "(step_E.to(layer.choice_bias.dtype))\n",
         "tests/model/test_balance.py",
     ),
     Mutation(

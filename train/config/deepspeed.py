@@ -74,7 +74,7 @@ class ZeroConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 
 
 class ExpertParallelConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """AutoEP: experts spread over ranks. What it does not name follows from the model. DeepSpeed's names."""
+    """Expert parallelism, under DeepSpeed's names. Everything else that DeepSpeed needs follows from the model."""
 
     enabled: bool = False
     """Let DeepSpeed replace the mixture-of-experts layers."""

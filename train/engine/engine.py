@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config.deepspeed import DeepSpeedConfig
-from train.engine.names import LogicalNames
+from train.engine.auto_ep import LogicalNames
 from train.engine.setup import deepspeed
 from train.engine.state import LogicalState
 from train.engine.wrappers import expert_group, full_shape, wrap
@@ -204,7 +204,7 @@ class Engine:
         self._engine.destroy()
 
     def _build_optimizer(self, model: nn.Module, config: OptimizerConfig) -> BackboneOptimizer:
-        """Called by DeepSpeed once AutoEP has replaced the experts, so groups are made of what is there then."""
+        """Called by DeepSpeed once it has replaced the experts' layers, so groups are made of what is there then."""
         names = LogicalNames(model)
         members: dict[tuple[GroupKey, str | None], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():

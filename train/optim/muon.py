@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.parameters import matrices_fused
 from train.optim.shards import Run
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -65,8 +66,7 @@ def matrix_shape(run: Run) -> tuple[int, int]:
     result is the same with expert parallelism, which stores them apart.
     """
     rows, columns = run.shape[-2:]
-    fused = "gate_up_proj" in run.name.split(".")
-    return (rows // 2 if fused else rows), columns
+    return rows // matrices_fused(run.name), columns
 
 
 def pieces_of(runs: Iterable[Run]) -> Iterator[Piece]:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-ADAM_PATTERNS = ("*embed*", "*lm_head*", "*.mlp.gate.*", "*norm*", "*conv*", "*hyper_connection*")
+from model.parameters import ADAM_PATTERNS
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
