@@ -63,8 +63,11 @@ INNER = {
             *_BASE,
             *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report", "spikes", "watch"),
         },
+        "build": {"errors", "config", "data", "engine"},
+        "origin": {"errors", "config", "checkpoint"},
         "parts": {
             *_BASE,
+            *("build", "origin"),
             *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
         },
         "run": {*_BASE, "config", "checkpoint", "report", "run_state", "parts", "trainer", "watch"},
