@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from train.use.saved_run import SavedRun
 
 
 @click.command(
@@ -60,6 +63,17 @@ def command(
 
         _show_tasks(run_tasks(saved, tasks.split(","), folder=include, shots=shots, limit=limit), as_json)
         return
+    _score(saved, data, split, sequences, as_json)
+
+
+def _score(
+    saved: "SavedRun",
+    data: str | None,
+    split: Literal["validation", "all"] | None,
+    sequences: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluates a run on its own text, or on that of `data`, and prints what was found."""
     from dataclasses import asdict
 
     from train.data.open import open_data

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from train.data.loader import Batch
+from train.data.batch import Batch
 from train.data.order import epoch_order
 from train.data.split import validation_mask
 from train.data.store import TokenStore
