@@ -66,7 +66,7 @@ class Parts:
         self.origin = on_rank_0(self._open_folder)
         if job.checkpoint.every is not None:
             self.checkpoints.probe()
-        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
+        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside the tables")
         self.engine = build_engine(job, self.world_size)
         self.table_bytes = table_bytes(job, addresses, self.engine.device)
         if addresses:
@@ -97,7 +97,7 @@ class Parts:
         if self.origin:
             self.checkpoints.begin_with(self.origin, self.engine, self.tables)
         if start > self.job.train.steps:
-            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} has {start} steps already")
+            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} already has {start} steps")
         if self.tables and start < self.job.train.steps:
             try:
                 self.tables.check_window(start)

@@ -86,7 +86,7 @@ def _train(
             recent=resumed.recent,
         )
         if start == job.train.steps:
-            reporter.message(f"{parts.folder} has all its {start} steps: nothing is left to train")
+            reporter.message(f"{parts.folder} already has all {start} steps: nothing left to train")
         else:
             tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit(start)

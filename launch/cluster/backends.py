@@ -63,7 +63,7 @@ def start(rendered: Rendered) -> None:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: no such command here; install it, or start the job from where it is"
+            f"{error.filename}: command not found; install it, or start the job from a machine that has it"
         ) from None
     except (UserError, RankFailed) as error:
         raise type(error)(first_failure(launch.reports) or f"{error}{_which(rendered)}") from None

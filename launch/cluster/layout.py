@@ -69,7 +69,7 @@ class Launch:
         """
         if self.job.run.nproc is None:
             raise UserError(
-                "run.nproc is null: set it to the ranks of each node, as a node's GPUs are not counted here"
+                "run.nproc is null: set it to the number of ranks per node, since other nodes' GPUs are not counted"
             )
         return self.job.run.nproc
 

@@ -33,7 +33,7 @@ def batch_script(launch: Launch) -> str:
     job, wanted = launch.job, launch.job.launch.slurm
     if wanted.cpus_per_rank is None:
         raise UserError(
-            "launch.slurm.cpus_per_rank is null: set it to the cores of each rank, as srun gives it but one"
+            "launch.slurm.cpus_per_rank is null: set it to the cores per rank, since srun would give each only one"
         )
     srun = continued(
         "srun --kill-on-bad-exit=1 --input=none",

@@ -157,7 +157,7 @@ class Loader:
             bad = int(tokens_BT.max() if tokens_BT.min() >= 0 else tokens_BT.min())
             raise UserError(
                 f"{self.store.prefix}: token id {bad} is not in the tokenizer's {self.store.vocab_size} entries; "
-                f"is it the tokenizer that made the tokens?"
+                f"was another tokenizer used to make the tokens?"
             )
 
     def unigram_entropy(self, labels: Tensor | None = None) -> float:

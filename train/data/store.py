@@ -78,9 +78,11 @@ class TokenStore:
             return cls._open_prepared(path, tokenizer)
         prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
         if not prefix.with_name(prefix.name + ".idx").is_file():
-            raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there; make one: engram data prepare")
+            raise UserError(f"{path}: neither a prepared folder nor a .bin/.idx pair; make one: engram data prepare")
         if tokenizer is None:
-            raise UserError(f"{path}: a Megatron pair without manifest; say which tokenizer made it (data.tokenizer)")
+            raise UserError(
+                f"{path}: a Megatron pair without manifest; name the tokenizer that made it (data.tokenizer)"
+            )
         return cls._open_plain(prefix, tokenizer)
 
     @classmethod
@@ -171,7 +173,7 @@ class TokenStore:
 def _map_tokens(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     size = path.stat().st_size
     if size != count * dtype.itemsize:
-        raise UserError(f"{path}: {size} bytes, its index tells of {count * dtype.itemsize}: cut short or damaged")
+        raise UserError(f"{path}: {size} bytes, its index implies {count * dtype.itemsize}: truncated or damaged")
     if count == 0:
         raise UserError(f"{path}: no tokens")
     return np.memmap(path, dtype=dtype, mode="r")

@@ -66,7 +66,7 @@ class LogicalState:
             what = parameter if slot == BUFFER else f"{slot} of {parameter}"
             there = saved.tensors.get(name)
             if there is None:
-                raise ValueError(f"the saved state has no {what}: it is that of another model or optimizer")
+                raise ValueError(f"the saved state has no {what}: it is from another model or optimizer")
             if there.shape != info.shape:
                 raise ValueError(f"the saved {what} has shape {list(there.shape)}, this model's has {list(info.shape)}")
 

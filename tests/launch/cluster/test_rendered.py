@@ -128,7 +128,7 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
 MISSING = {
     "hosts without hosts": ("hosts", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
     "hostfile without hosts": ("hostfile", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
-    "ranks a node": ("hosts", ["launch.hosts=[a]"], "run.nproc is null: set it to the ranks of each node"),
+    "ranks a node": ("hosts", ["launch.hosts=[a]"], "run.nproc is null: set it to the number of ranks per node"),
     "cores a rank": ("slurm", ["run.nproc=1"], "launch.slurm.cpus_per_rank is null"),
     "an image": ("kubernetes", ["run.nproc=1"], "launch.kubernetes.image is null"),
     "one host in the word of another": (
@@ -143,7 +143,7 @@ MISSING = {
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
         "my runs.*: DeepSpeed's launcher does not quote paths",
     ),
-    "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names one of them twice"),
+    "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names a host twice"),
     "more than there are": (
         "hosts",
         ["launch.hosts=[a]", "launch.min_nodes=2"],
@@ -197,8 +197,8 @@ def test_a_launch_here_runs_the_copied_code_with_the_copied_config_and_a_second_
     assert first.returncode == 0, first.stderr
     second = engram("launch", job, *settings, "train.steps=4", "launch.nodes=2")
     assert second.returncode == 0, second.stderr
-    assert "on this machine alone" not in first.stderr
-    assert "on this machine alone: --on says on which engine the 2 nodes are" in second.stderr
+    assert "starting on this machine only" not in first.stderr
+    assert "starting on this machine only: give --on to start all 2 nodes" in second.stderr
     run = tmp_path / "runs" / "small"
     train(job, "run.name=straight", "train.steps=4", "--nproc", "2")
     assert len(losses(run)) == 4

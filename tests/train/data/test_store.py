@@ -137,7 +137,7 @@ def test_wrong_places_are_refused_with_what_to_do(tmp_path, folder):
     refused("not JSON", folder)
     write_pair(tmp_path / "a", [[1, 0]])
     (tmp_path / "a.bin").write_bytes(b"\0\0")
-    refused("cut short", tmp_path / "a", tokenizer=TOKENIZER)
+    refused("truncated", tmp_path / "a", tokenizer=TOKENIZER)
     (tmp_path / "a.bin").unlink()
     refused("missing beside", tmp_path / "a", tokenizer=TOKENIZER)
 

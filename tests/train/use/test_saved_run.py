@@ -132,7 +132,7 @@ def test_changed_addresses_are_refused(trained: Path) -> None:
 def test_no_such_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.chdir(trained.parents[1])
     assert SavedRun.open("small").step == 6
-    with pytest.raises(UserError, match="none: no run there"):
+    with pytest.raises(UserError, match="none: not a run"):
         SavedRun.open("none")
     with pytest.raises(UserError, match="no checkpoint of step 2; there are: 3, 6"):
         SavedRun.open("small", 2)

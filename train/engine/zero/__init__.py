@@ -40,5 +40,5 @@ _WRAPPERS: dict[type, type[Wrapper]] = {
 def wrap(optimizer: Any) -> Wrapper:
     """The access to whatever `deepspeed.initialize` returned as optimizer; RuntimeError for an unknown one."""
     if type(optimizer) not in _WRAPPERS:
-        raise RuntimeError(f"DeepSpeed wrapped the optimizer in a {type(optimizer).__name__}, which is not known here")
+        raise RuntimeError(f"DeepSpeed wrapped the optimizer in a {type(optimizer).__name__}, which is not supported")
     return _WRAPPERS[type(optimizer)](optimizer)
