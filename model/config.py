@@ -114,14 +114,14 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Standard deviation of the rows before training."""
 
     @property
-    def slots(self) -> int:
+    def lookups_per_token(self) -> int:
         """Rows that one token looks up in one table."""
         return len(self.orders) * self.heads
 
     @property
     def memory_width(self) -> int:
         """Columns of a token's rows put side by side."""
-        return self.slots * self.row_dim
+        return self.lookups_per_token * self.row_dim
 
     @model_validator(mode="after")
     def _well_formed(self) -> "EngramConfig":

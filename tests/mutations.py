@@ -189,7 +189,7 @@ MUTATIONS = [
     Mutation(
         "engine: what ranks hold in copies counts once for each in the norm",
         "train/engine/engine.py",
-        "copies = dist.get_world_size(shard.group) if shard.replicated else 1",
+        "copies = dist.get_world_size(part.group) if part.replicated else 1",
         "copies = 1",
         "tests/train/test_engine.py",
     ),

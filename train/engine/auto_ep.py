@@ -22,7 +22,7 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
-from train.optim.shards import Run
+from train.optim.flat_parts import Run
 
 # AutoEP warns that the model's factor on the routed experts overrides an equal one.
 logger.addFilter(lambda record: "overrides route_scale" not in record.getMessage())

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from train.config.deepspeed import DeepSpeedConfig
 from train.engine.auto_ep import LogicalNames
-from train.engine.groups import describe_shards, optimizer_groups, parameters_of
+from train.engine.groups import describe_flat_parts, optimizer_groups, parameters_of
 from train.engine.setup import deepspeed
 from train.engine.state import LogicalState
 from train.engine.zero import wrap
 from train.engine.zero.wrapper import full_shape
 from train.optim.backbone import BackboneOptimizer
+from train.optim.flat_parts import check_complete, gather_layout, owned_runs
 from train.optim.optimizer import OptimizerConfig, assign
 from train.optim.pieces import SavedState, StatePiece, TensorInfo
-from train.optim.shards import check_complete, gather_layout, owned_runs
 
 
 class Engine:
@@ -82,15 +82,15 @@ class Engine:
         self._wrapper.trust_gradients()
         self._finite: bool | None = None  # whether the step's gradient is, once its norm is known
         self._names = LogicalNames(self.module)
-        self._shards, muon = describe_shards(self.module, self._names, self._wrapper)
-        layout = gather_layout(self._shards)
+        self._parts, muon = describe_flat_parts(self.module, self._names, self._wrapper)
+        layout = gather_layout(self._parts)
         check_complete(layout, shapes)
         self.muon_parameters = parameters_of(layout, muon)
         """Logical names of the parameters that Muon updates; Adam updates the others."""
         if self.muon_parameters != {name for name, key in self._assignment.items() if key.muon}:
             raise RuntimeError("DeepSpeed regrouped the parameters: Muon would not update those that it should")
-        self._optimizer.bind(self._shards, muon, layout, self.device)
-        self._state = LogicalState(self._shards, layout, owned_runs(layout), self._optimizer, self._buffers)
+        self._optimizer.bind(self._parts, muon, layout, self.device)
+        self._state = LogicalState(self._parts, layout, owned_runs(layout), self._optimizer, self._buffers)
 
     @property
     def module(self) -> nn.Module:
@@ -126,8 +126,8 @@ class Engine:
         """
         self._require_all_micro_batches()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for shard, gradients in zip(self._shards, self._wrapper.gradients(), strict=True):
-            copies = dist.get_world_size(shard.group) if shard.replicated else 1
+        for part, gradients in zip(self._parts, self._wrapper.gradients(), strict=True):
+            copies = dist.get_world_size(part.group) if part.replicated else 1
             for gradient in gradients:
                 norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(self.device)
                 total += norm.double().square() / copies

@@ -8,8 +8,8 @@ from torch import nn
 from train.engine.auto_ep import LogicalNames
 from train.engine.zero.wrapper import Wrapper, expert_group, full_shape
 from train.optim.backbone import group_options
+from train.optim.flat_parts import FlatPart, Layout
 from train.optim.optimizer import GroupKey, OptimizerConfig
-from train.optim.shards import Layout, Shard
 
 
 def optimizer_groups(
@@ -34,23 +34,21 @@ def optimizer_groups(
     return groups
 
 
-def describe_shards(module: nn.Module, names: LogicalNames, wrapper: Wrapper) -> tuple[list[Shard], list[bool]]:
+def describe_flat_parts(module: nn.Module, names: LogicalNames, wrapper: Wrapper) -> tuple[list[FlatPart], list[bool]]:
     """This rank's flat tensors in logical terms, and whether Muon updates each."""
     name_of = {parameter: name for name, parameter in module.named_parameters()}
-    shards, muon = [], []
+    parts, muon = [], []
     for group in wrapper.flat_groups():
         runs = [
             run
             for parameter, *span in group.fragments
             for run in names.runs(name_of[parameter], full_shape(parameter), *span)
         ]
-        shards.append(Shard(group.flat, runs, group.group, wrapper.replicated))
+        parts.append(FlatPart(group.flat, runs, group.group, wrapper.replicated))
         muon.append(group.muon)
-    return shards, muon
+    return parts, muon
 
 
 def parameters_of(layout: Layout, selected: Sequence[bool]) -> set[str]:
-    """Parameters with a run, on any rank, in a selected shard."""
-    return {
-        run.name for rank in layout for shard, chosen in zip(rank, selected, strict=True) if chosen for run in shard
-    }
+    """Parameters with a run, on any rank, in a selected part."""
+    return {run.name for rank in layout for part, chosen in zip(rank, selected, strict=True) if chosen for run in part}

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.parameters import matrices_fused
-from train.optim.shards import Run
+from train.optim.flat_parts import Run
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MAX_BATCH_ELEMENTS = 1 << 27
@@ -82,13 +82,13 @@ def pieces_of(runs: Iterable[Run]) -> Iterator[Piece]:
 
 
 class Orthogonalizer:
-    """The fixed plan by which the ranks of one group orthogonalise the matrices of one shard."""
+    """The fixed plan by which the ranks of one group orthogonalise the matrices of one part."""
 
     def __init__(self, runs: Sequence[Sequence[Run]], group: dist.ProcessGroup, device: torch.device) -> None:
         """
         Args:
             runs: the runs of every rank of `group`, in the order of its ranks.
-            group: the ranks that share the shard.
+            group: the ranks that share the part.
             device: where matrices are exchanged and orthogonalised.
         """
         self._group, self._device = group, device

@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch.cluster.backends import BACKENDS
+from launch.cluster.launchers import LAUNCHERS
 from launch.cluster.layout import Launch, Rendered
-from launch.commands.launch import _ENGINES
+from launch.commands.launch import _LAUNCHERS
 from tests.command_line import engram, losses, train, write_job
 from train.config.file import load
 from train.config.job import JobConfig
@@ -48,10 +48,10 @@ PLAIN = [
 
 def rendered(engine: str, folder: Path, *overrides: str) -> Rendered:
     job = load(write_job(folder, folder / "corpus"), overrides, JobConfig)
-    return BACKENDS[engine](Launch.next(job))
+    return LAUNCHERS[engine](Launch.next(job))
 
 
-@pytest.fixture(params=[(engine, name) for engine in _ENGINES for name in ("full", "plain")], ids=" ".join)
+@pytest.fixture(params=[(engine, name) for engine in _LAUNCHERS for name in ("full", "plain")], ids=" ".join)
 def every_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
     engine, name = request.param
     return rendered(engine, tmp_path, *(FULL if name == "full" else PLAIN))
@@ -78,7 +78,7 @@ def test_every_script_passes_shellcheck(every_kind: Rendered, tmp_path: Path) ->
 
 
 def test_the_engines_are_those_of_the_command() -> None:
-    assert tuple(BACKENDS) == _ENGINES
+    assert tuple(LAUNCHERS) == _LAUNCHERS
 
 
 @pytest.mark.parametrize("overrides", [FULL, PLAIN], ids=["full", "plain"])
@@ -104,7 +104,7 @@ def test_the_manifests_are_valid_and_keep_a_run_that_saved(overrides: list[str],
 
 
 def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> None:
-    texts = {engine: rendered(engine, tmp_path, *FULL) for engine in _ENGINES}
+    texts = {engine: rendered(engine, tmp_path, *FULL) for engine in _LAUNCHERS}
     batch = texts["slurm"].files["job.sbatch"]
     for option in (
         *("--nodes=3", "--ntasks-per-node=2", "--cpus-per-task=6", "--gpus-per-node=2", "--time=90", "--qos=long"),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from model.config import EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
 from model.parameters import kind_of
 from model.transformer import LanguageModel
+from train.optim.flat_parts import Run
 from train.optim.muon import Orthogonalizer, matrix_shape, newton_schulz, pieces_of
 from train.optim.optimizer import OptimizerConfig, assign
-from train.optim.shards import Run
 
 
 def model_shapes():

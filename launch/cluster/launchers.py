@@ -1,4 +1,4 @@
-"""The engines by name, and what `engram launch` does with what was rendered for one."""
+"""The launchers by name, and what `engram launch` does with what was rendered for one."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ from launch.local.failures import RankFailed
 from launch.local.start import run_processes
 from train.errors import UserError
 
-BACKENDS: dict[str, Callable[[Launch], Rendered]] = {
+LAUNCHERS: dict[str, Callable[[Launch], Rendered]] = {
     "local": local,
     "hosts": hosts,
     "hostfile": hostfile,
     "slurm": slurm,
     "kubernetes": kubernetes,
 }
-"""What renders a launch for each engine."""
+"""What renders a launch for each launcher."""
 
 
 def shown(rendered: Rendered) -> str:
