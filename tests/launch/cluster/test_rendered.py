@@ -137,7 +137,11 @@ MISSING = {
         r"launch.hosts.*, got \"n1 n2\"",
     ),
     "an option for a host": ("hosts", ["launch.hosts=[-oProxyCommand=x]"], "launch.hosts.*, got"),
-    "a variable's name": ("local", ["launch.environment={A B: c}"], 'launch: environment: "A B" is no name of a'),
+    "a variable's name": (
+        "local",
+        ["launch.environment={A B: c}"],
+        'launch: environment: "A B" is not a variable name',
+    ),
     "a folder that is quoted": (
         "hostfile",
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],

@@ -81,7 +81,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ("lengths", "documents", "swap", "message"),
-    [([3, 4], [0, 1, 2], True, "follow"), ([3, 4], [0, 2, 1, 2], False, "order"), ([3, 4], [0, 1], False, "order")],
+    [([3, 4], [0, 1, 2], True, "contiguous"), ([3, 4], [0, 2, 1, 2], False, "order"), ([3, 4], [0, 1], False, "order")],
 )
 def test_inconsistent_contents_are_refused(tmp_path, lengths, documents, swap, message):
     path = tmp_path / "a.idx"

@@ -72,7 +72,7 @@ def test_plain_pair_of_32_bit_tokens_with_documents_of_several_sequences(tmp_pat
         store = TokenStore.open(tmp_path / name, tokenizer=TOKENIZER)
         assert [document(store, i).tolist() for i in range(2)] == [[5, 6, 7, 8, 0], [299]]
     assert store.manifest is None
-    refused("which tokenizer", tmp_path / "a")
+    refused("name the tokenizer", tmp_path / "a")
 
 
 def test_fingerprint_of_a_plain_pair_follows_its_contents(tmp_path):

@@ -125,7 +125,7 @@ def test_changed_addresses_are_refused(trained: Path) -> None:
     saved = SavedRun.open(trained)
     assert saved.image.manifest.addresses is not None
     saved.image.manifest.addresses["multipliers"][0][0] += 2
-    with pytest.raises(UserError, match="addressed with another tokenizer"):
+    with pytest.raises(UserError, match="addresses come from another tokenizer"):
         saved.tables()
 
 
