@@ -197,7 +197,7 @@ class TestARun:
         assert result.returncode == 0
         first, second = result.stderr.strip().splitlines()[0], result.stderr.strip().splitlines()[-1]
         assert first.startswith("rank 1 was killed by SIGKILL")
-        assert second == "starting all ranks again (1 of 1: train.restarts)"
+        assert second == "restarting all ranks (1 of 1: train.restarts)"
         assert_goes_on_like(run.with_name("straight"), run, job)
 
     def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:
