@@ -70,6 +70,13 @@ exec sleep infinity
         shown = subprocess.run(self.command("ps", "-e", "-o", "args="), capture_output=True, text=True, check=True)
         return [line for line in shown.stdout.splitlines() if word in line]
 
+    @contextmanager
+    def slow_link(self, *how: str) -> Iterator[None]:
+        """What it sends goes slowly, by `tc`'s netem, such as `delay 5ms` or `rate 100mbit`."""
+        self.run("tc", "qdisc", "add", "dev", "e0", "root", "netem", *" ".join(how).split())
+        yield
+        self.run("tc", "qdisc", "del", "dev", "e0", "root")
+
     def start_sshd(self) -> None:
         """Starts its ssh server."""
         self.run("/usr/sbin/sshd", "-f", SHARED / "sshd_config", "-E", SHARED / f"sshd-{self.name}.log")
