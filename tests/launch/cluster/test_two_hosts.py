@@ -48,7 +48,7 @@ def test_over_a_slow_link_the_bits_are_the_same_and_looking_ahead_hides_the_fetc
 ) -> None:
     late = {"offload": {"emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.05}}}
     write_shared_job(shared, train={"steps": 10}, checkpoint={"every": 10}, **late)
-    with hosts[0].slow_link("delay 5ms rate 200mbit"), hosts[1].slow_link("delay 5ms rate 200mbit"):
+    with hosts[0].slow_link("20mbit"), hosts[1].slow_link("20mbit"):
         for depth in (0, 2):
             process = launch(hosts[0], "hosts", f"offload.depth={depth}", f"run.name=depth{depth}")
             output, _ = process.communicate(timeout=240)
@@ -57,8 +57,6 @@ def test_over_a_slow_link_the_bits_are_the_same_and_looking_ahead_hides_the_fetc
     one = on_one_host(shared, corpus, "offload.emulate_link=null")
     assert losses(synchronous) == losses(ahead) == losses(one)
     assert table_rows(synchronous) == table_rows(ahead) == table_rows(one)
-    print(stalls_ms(synchronous), stalls_ms(ahead))
-    # Of two runs under the same load: how long no step waits says more of the machine.
     assert median(stalls_ms(ahead)) < median(stalls_ms(synchronous)) / 2
 
 
