@@ -47,11 +47,11 @@ def test_srun_alone_makes_tasks_the_ranks_of_one_job(shared: Path) -> None:
     )
     with slurm_cluster.slurm_cluster(shared) as (first, second):
         assert "step 5/5  loss " in slurm_cluster.run(first, *train)
-        with second.slow_link("400mbit"):
+        with second.slow_link("100mbit"):
             told = slurm_cluster.run(first, *doctor)
     for what in ("all-reduce", "all-to-all"):
-        assert re.search(rf"{what} +0\.0\d GB/s a rank", told), told
-    assert re.search(r"slowest is n1 - n2 with 0\.0\d GB/s each way", told), told
+        assert re.search(rf"{what} +0\.0[1-3] GB/s a rank", told), told
+    assert re.search(r"slowest is n1 - n2 with 0\.0[1-3] GB/s each way", told), told
 
 
 @pytest.mark.long
