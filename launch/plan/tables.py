@@ -13,7 +13,8 @@ from offload.optimizers import OPTIMIZERS
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout
 
-_GPU = torch.device("cuda")  # what jobs of a size worth planning run on; on a CPU records lie side by side
+GPU = torch.device("cuda")
+"""What jobs of a size worth planning run on; on a CPU records lie side by side."""
 _DTYPES: tuple[RowDtype, ...] = get_args(RowDtype)
 
 
@@ -85,14 +86,14 @@ def count_tables(engram: EngramConfig) -> list[Table]:
 
 def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> list[HostMemory]:
     """What the tables take in host memory under each optimizer, row dtype and state dtype there is."""
-    rows, shard_rows = sum(table.rows for table in tables), _largest_shard(tables, ranks)
+    rows, shard_rows = sum(table.rows for table in tables), largest_shard(tables, ranks)
     found = []
     for (state_size, state_dtype), optimizers in _by_state(engram.row_dim).items():
         for row_dtype in _DTYPES:
             layout = RecordLayout(engram.row_dim, state_size, row_dtype, state_dtype)
             dtypes = row_dtype, state_dtype
             chosen = (offload.row_dtype, offload.optimizer.state_dtype) == dtypes
-            padded = layout.stride_bytes(_GPU)
+            padded = layout.stride_bytes(GPU)
             found.append(
                 HostMemory(
                     optimizers,
@@ -109,11 +110,11 @@ def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfi
 
 def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ranks: int) -> Window:
     """What the window, or the resident shard, takes on each rank's device."""
-    slots = _largest_shard(tables, ranks)
+    slots = largest_shard(tables, ranks)
     if offload.mode == "window":
         slots = min(offload.window_rows, slots)
     layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
-    return Window(offload.mode, slots, slots * layout.stride_bytes(_GPU))
+    return Window(offload.mode, slots, slots * layout.stride_bytes(GPU))
 
 
 def _by_state(dim: int) -> dict[tuple[int, RowDtype], list[str]]:
@@ -130,6 +131,7 @@ def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list
         yield order, rows[place * engram.heads : (place + 1) * engram.heads]
 
 
-def _largest_shard(tables: list[Table], ranks: int) -> int:
+def largest_shard(tables: list[Table], ranks: int) -> int:
+    """Rows of the largest shard: of each table, ranges differ by a row at most."""
     sharding = Sharding(tuple(table.rows for table in tables), ranks)
-    return max(sharding.shard_rows(rank) for rank in range(ranks))
+    return max(sharding.shard_rows(rank) for rank in {0, ranks // 2, ranks - 1, *range(min(ranks, 256))})
