@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from offload.plan.sharding import Sharding
 
 MOST_OWNERS = 16
-_MOST_KEPT = 1 << 22
+_MOST_KEPT = 1 << 20
 """Lookups of a step that are kept, about."""
 
 Ids = NDArray[np.int64]
