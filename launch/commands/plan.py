@@ -85,6 +85,7 @@ def command(
     from launch.plan.answer import to_json
     from launch.plan.assessment import assess
     from launch.plan.report import show
+    from launch.plan.report_machines import show_machines
 
     def told(step: int, of: int) -> None:
         if sys.stderr.isatty():
@@ -97,4 +98,6 @@ def command(
         click.echo(json.dumps(to_json(found), indent=2))
         return
     console = Console(highlight=False)
-    show(found, Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH))
+    console = Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)
+    show(found.figures, console)
+    show_machines(found, console)

@@ -7,7 +7,7 @@ products, norms and gates:
                 (normed input; both sides of the latents' norms; queries, keys, values with what they were split from,
                  the mixed values)
     SwiGLU      D + 4 F numbers of b (input, gate, up, SiLU of the gate, the product)
-    experts     K (2 D + 4 F_e) b + D b, 4 (E + 2 K) and 8 x 4 K for the order; shared experts as a SwiGLU, whose input is kept once
+    experts     K (2 D + 4 F_e) b + D b, 4 (E + 2 K), and 8 x 4 K for the order; of shared experts a SwiGLU's 4 F b
     two norms   2 D b
     branches    (M + 2) D b + 4 (7 M^2 + 16 M + 3), model/hyper_connections.py
     Engram      (E_m + M D + D + M D) b + 12 M, and of the convolution M D (2 b + 4 (k + 1))
@@ -65,8 +65,11 @@ def block_bytes(model: ModelConfig, layer: int, width: int, *, on_cpu: bool = Fa
     """Kept by block `layer`, a token."""
     norm = _norm_bytes(width, on_cpu)
     total = _attention(model, width, norm, on_cpu) + 2 * (model.hidden_size * norm + 4)
-    total += _experts(model, width) if model.has_experts(layer) else _swiglu(
-        model.hidden_size, model.dense_hidden_size, width)  # fmt: skip
+    total += (
+        _experts(model, width)
+        if model.has_experts(layer)
+        else _swiglu(model.hidden_size, model.dense_hidden_size, width)
+    )
     if model.branches > 1:
         branches = model.branches
         # The docstring's count has the sublayers' inputs, which the norms keep, on a GPU for themselves.

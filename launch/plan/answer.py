@@ -5,7 +5,7 @@ from typing import Any
 
 from launch.plan.assessment import Assessment, bytes_a_step
 from launch.plan.memory import Budget, device_budget, host_budget
-from launch.plan.replay import DEPTHS
+from launch.plan.traffic import DEPTHS
 
 
 def to_json(found: Assessment) -> dict[str, Any]:

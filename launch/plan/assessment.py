@@ -1,44 +1,24 @@
 """A job on machines: memory, traffic, time, cost and what to set, joined from the parts of this folder."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from launch.plan.advice import Advice, advise
 from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
 from launch.plan.fit import Change, smallest_change
 from launch.plan.memory import Budget, StepRows, device_budget, host_budget, matrices, record_bytes
 from launch.plan.planning import Planned, measure_planning
-from launch.plan.replay import DEPTHS, Replayed, replay
-from launch.plan.stall import least_depth
+from launch.plan.replay import replay
 from launch.plan.step_time import Moved, StepTime, exchange_bytes, step_time
 from launch.plan.stream import Stream, open_stream
 from launch.plan.tables import largest_shard
+from launch.plan.traffic import Replayed
 from train.config.job import JobConfig
 
-_LOOKUPS, _MOST_STEPS, _COUNTED = 1 << 28, 24, 3
+_LOOKUPS, _MOST_STEPS, _COUNTED = 1 << 27, 24, 3
 """That a replay looks at, about; and steps, of which the last so many count."""
-_ROOM = 1.25
-"""Of a window, over the most rows that any replayed steps used together."""
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What to set.
-
-    Attributes:
-        depth: the smallest look-ahead that waits hardly more than the best.
-        window_rows: slots for it.
-        mode, engine: where rows live, and what copies them.
-        reason: in words.
-    """
-
-    depth: int
-    window_rows: int
-    mode: str
-    engine: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +99,10 @@ class Assessment:
         """What look-ahead, window and engine to take."""
         if self.replayed is None or self.rows is None:
             return None
-        return _advise(self)
+        _, stride = record_bytes(self.job)
+        free = self.device.free + self.device.parts["window"]
+        in_file = self.job.offload.host_file is not None
+        return advise(self.replayed, self.time.stages, self.shard_rows, stride, free, in_file=in_file)
 
     def change(self, of: Callable[..., Budget], budget: Budget) -> Change | None:
         """The smallest change that makes a budget fit that does not."""
@@ -137,9 +120,12 @@ class Assessment:
         share = self.cluster.ranks / cluster.ranks
         rows = self.rows
         return replace(
-            rows, lookups=share * rows.lookups, unique=share * rows.unique, asked=share * rows.asked,
-            owned=share * rows.owned
-        )  # fmt: skip
+            rows,
+            lookups=share * rows.lookups,
+            unique=share * rows.unique,
+            asked=share * rows.asked,
+            owned=share * rows.owned,
+        )
 
 
 def assess(
@@ -176,12 +162,19 @@ def replayed_steps(
     """As many steps as are quickly hashed; the last ones count."""
     assert job.model.engram is not None
     lookups = figures.step_tokens * job.model.engram.slots * len(job.model.engram.layers)
-    steps = min(_MOST_STEPS, max(_COUNTED + 2, _LOOKUPS // lookups)) if lookups < _LOOKUPS else _COUNTED
+    steps = max(_COUNTED, min(_MOST_STEPS, _LOOKUPS // lookups))
     counted = min(_COUNTED, steps - 1)
     return replay(
-        stream, ranks, job.train.global_batch_size, job.offload.window_rows, job.offload.depth,
-        steps=counted, warmup=steps - counted, tokens=figures.step_tokens, told=told,
-    )  # fmt: skip
+        stream,
+        ranks,
+        job.train.global_batch_size,
+        job.offload.window_rows,
+        job.offload.depth,
+        steps=counted,
+        warmup=steps - counted,
+        tokens=figures.step_tokens,
+        told=told,
+    )
 
 
 def step_rows(replayed: Replayed, planned: Planned) -> StepRows:
@@ -209,24 +202,3 @@ def bytes_a_step(found: Assessment) -> dict[str, float]:
         "exchange_gradients": gradients,
         "network": gpus * cluster.to_other_nodes(values + gradients) if cluster.nodes > 1 else 0.0,
     }
-
-
-def _advise(found: Assessment) -> Advice:
-    replayed, job = found.replayed, found.job
-    assert replayed is not None and found.rows is not None
-    stages = found.time.stages
-    depth = least_depth(stages, DEPTHS)
-    _, stride = record_bytes(job)
-    shard = found.shard_rows
-    known = [most for owner in replayed.owners for ahead, most in owner.unions.items() if ahead <= depth]
-    window = min(shard, math.ceil(_ROOM * max(known)))
-    free = found.device.free + found.device.parts.get("window", 0.0)
-    pinned = job.offload.host_file is None
-    engine = "zero_copy" if pinned else "staged"
-    if shard * stride <= free:
-        return Advice(depth, shard, "resident", engine, "a rank's whole shard fits on its device: no row need travel")
-    if window >= shard:
-        return Advice(depth, shard, "resident", engine,
-                      "steps use nearly all of a shard: a window would hold it whole; use more devices")  # fmt: skip
-    why = "tables can be pinned, and kernels reach them" if pinned else "a file cannot be pinned"
-    return Advice(depth, window, "window", engine, f"a shard does not fit beside the model; {why}")

@@ -118,7 +118,7 @@ class _Part:
         self.weights = width * parameters / (ranks if stage == 3 else 1)
         self.gradients = {0: width, 1: width + _FLOAT if bf16 else _FLOAT / ranks}.get(
             stage, _FLOAT / ranks
-        ) * parameters  # fmt: skip
+        ) * parameters
         has_masters = stage > 0 or bf16
         self.optimizer = (self.state if has_masters else states) / (ranks if stage else 1)
 

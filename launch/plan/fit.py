@@ -66,27 +66,41 @@ def _changes(job: JobConfig, cluster: Cluster, window: int | None) -> Iterator[t
 
 
 def _settings(job: JobConfig, window: int | None) -> Iterator[dict[str, Any]]:
-    zero, stage = "deepspeed.zero_optimization", job.deepspeed.zero_optimization.stage
-    if window is not None and job.offload.mode == "resident":
+    if window is not None:
+        yield from _fewer_slots(job, window)
+    yield from _less_at_once(job)
+    if job.checkpoint.asynchronous:
+        yield {"checkpoint.asynchronous": False}
+    if window is not None:
+        yield from _smaller_records(job)
+
+
+def _fewer_slots(job: JobConfig, window: int) -> Iterator[dict[str, Any]]:
+    if job.offload.mode == "resident":
         yield {"offload.mode": "window", "offload.window_rows": window}
-    if window is not None and job.offload.mode == "window" and window < job.offload.window_rows:
+    elif window < job.offload.window_rows:
         yield {"offload.window_rows": window}
+
+
+def _less_at_once(job: JobConfig) -> Iterator[dict[str, Any]]:
+    zero, settings = "deepspeed.zero_optimization", job.deepspeed.zero_optimization
     micro = job.train.micro_batch_size
-    while micro > 1 and micro % 2 == 0:
+    while micro % 2 == 0:
         micro //= 2
         yield {"train.micro_batch_size": micro}
-    for higher in range(stage + 1, 4):
+    for higher in range(settings.stage + 1, 4):
         yield {f"{zero}.stage": higher}
     if not job.train.recompute:
         yield {"train.recompute": True}
-    if stage and job.deepspeed.zero_optimization.offload_optimizer.device == "none":
+    if settings.stage and settings.offload_optimizer.device == "none":
         yield {f"{zero}.offload_optimizer.device": "cpu"}
-    if job.checkpoint.asynchronous:
-        yield {"checkpoint.asynchronous": False}
-    if job.model.engram is not None:
-        if job.offload.optimizer.type == "adam" and job.offload.optimizer.state_dtype == "fp32":
-            yield {"offload.optimizer.state_dtype": "bf16"}
-        if job.offload.row_dtype == "fp32":
-            yield {"offload.row_dtype": "bf16"}
-        if job.offload.optimizer.type == "adam":
-            yield {"offload.optimizer.type": "rowwise_adagrad", "offload.optimizer.state_dtype": "fp32"}
+
+
+def _smaller_records(job: JobConfig) -> Iterator[dict[str, Any]]:
+    adam = job.offload.optimizer.type == "adam"
+    if adam and job.offload.optimizer.state_dtype == "fp32":
+        yield {"offload.optimizer.state_dtype": "bf16"}
+    if job.offload.row_dtype == "fp32":
+        yield {"offload.row_dtype": "bf16"}
+    if adam:
+        yield {"offload.optimizer.type": "rowwise_adagrad", "offload.optimizer.state_dtype": "fp32"}

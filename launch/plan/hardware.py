@@ -120,8 +120,9 @@ def read_catalogue(file: str | Path | None = None) -> Catalogue:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file or FILE}: {where}: {first['msg'].lower()} (launch/plan/hardware.yaml says what each "
-                        "key means)") from None  # fmt: skip
+        raise UserError(
+            f"{file or FILE}: {where}: {first['msg'].lower()} (launch/plan/hardware.yaml says what each key means)"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def measure_planning(stream: Stream, micro_batch: int, tokens_a_rank: int) -> Pl
     length = piece.tokens_BT.shape[1]
     sequences = max(1, min(len(piece.tokens_BT), min(tokens_a_rank, _MOST_TOKENS) // length))
     tokens_BT, positions_BT = piece.tokens_BT[:sequences], piece.positions_BT[:sequences]
-    batches = [Tokens(*both) for both in zip(tokens_BT.split(micro_batch), positions_BT.split(micro_batch), strict=True)]
+    batches = [
+        Tokens(*both) for both in zip(tokens_BT.split(micro_batch), positions_BT.split(micro_batch), strict=True)
+    ]
     finder = HostFinder(addresses)
     make_plan(batches[:1], finder, sharding, 0, None)
     before = torch.get_num_threads()

@@ -5,87 +5,14 @@ named once a rank as the planner does, and once an owner; each sampled owner's d
 `offload.window.store` does. Weights there are none.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from launch.plan.sampling import Ids, Sample, choose_sample, each_once
 from launch.plan.stream import Piece, Stream
+from launch.plan.traffic import Replayed, owner_traffic
 from offload.plan.sharding import Sharding
-from offload.window.open import open_directory
-
-
-@dataclass(frozen=True)
-class OwnerTraffic:
-    """One owner's, a step: means over the steps that count; rows of the whole shard.
-
-    Attributes:
-        rank: the owner.
-        asked: rows that ranks ask of it.
-        owned: rows of it that the step uses; the most of any step in `most`.
-        fetched, written: rows into the window and out of it; None where the window is too small for a step.
-        unions: by depth, the most rows that so many later steps and one use together.
-    """
-
-    rank: int
-    asked: float
-    owned: float
-    most: float
-    fetched: float | None
-    written: float | None
-    unions: dict[int, float]
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Of the rows that the step uses, those that were in the window."""
-        return None if self.fetched is None else 1 - self.fetched / self.owned if self.owned else 1.0
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """What was replayed.
-
-    Attributes:
-        stream: where the tokens come from.
-        steps, warmup: that count, and that came before them.
-        thinned: one of so many rows was looked at; 1 is all.
-        owners: the sampled owners' traffic.
-        ranks: of the job.
-        lookups: of a step, of all ranks.
-    """
-
-    stream: str
-    steps: int
-    warmup: int
-    thinned: int
-    owners: tuple[OwnerTraffic, ...]
-    ranks: int
-    lookups: int
-
-    def mean(self, of: Callable[[OwnerTraffic], float | None]) -> float:
-        """Over the sampled owners that have it."""
-        found = [value for value in map(of, self.owners) if value is not None]
-        return sum(found) / len(found) if found else 0.0
-
-    def most(self, of: Callable[[OwnerTraffic], float | None]) -> float:
-        """Of the sampled owners."""
-        return max((value for value in map(of, self.owners) if value is not None), default=0.0)
-
-    @property
-    def imbalance(self) -> float:
-        """The busiest sampled owner's rows over the mean."""
-        mean = self.mean(lambda owner: owner.owned)
-        return self.most(lambda owner: owner.owned) / mean if mean else 1.0
-
-    @property
-    def fits(self) -> bool:
-        """Whether each sampled owner's window holds every step."""
-        return all(owner.fetched is not None for owner in self.owners)
-
-
-DEPTHS = (0, 1, 2, 4)
 
 
 def replay(
@@ -114,8 +41,8 @@ def replay(
     """
     addresses = stream.addresses
     sharding = Sharding(tuple(addresses.num_rows(module) for module in range(addresses.num_modules)), ranks)
-    slots = sum(1 for _ in addresses.fingerprint()["orders"]) * addresses.fingerprint()["heads"]
-    lookups = tokens * slots * addresses.num_modules
+    fingerprint = addresses.fingerprint()
+    lookups = tokens * len(fingerprint["orders"]) * fingerprint["heads"] * addresses.num_modules
     sample = choose_sample(sharding, lookups)
     asked, used = [], []
     for step in range(warmup + steps):
@@ -125,8 +52,9 @@ def replay(
         asked.append(step_asked)
         used.append(step_rows)
     owners = tuple(
-        _owner(sample, place, [each[place] for each in asked], [each[place] for each in used],
-               window_rows, depth, warmup)  # fmt: skip
+        owner_traffic(
+            sample, place, [each[place] for each in asked], [each[place] for each in used], window_rows, depth, warmup
+        )
         for place in range(len(sample.owners))
     )
     return Replayed(stream.name, steps, warmup, sample.thinned, owners, ranks, lookups)
@@ -147,8 +75,7 @@ def _rows_of(
                 asked[place] += len(mine)
                 found[place][module].append(mine)
     rows = [
-        np.concatenate([sample.places(module, place, each_once(*parts))
-                        for module, parts in enumerate(found[place])])  # fmt: skip
+        np.concatenate([sample.places(module, place, each_once(*parts)) for module, parts in enumerate(found[place])])
         for place in range(owners)
     ]
     return asked.tolist(), rows
@@ -182,49 +109,3 @@ def _by_rank(
             carried = [each_once(*both) for both in zip(carried, mine, strict=True)]
     if carried_rank >= 0:
         yield carried
-
-
-def _owner(
-    sample: Sample, place: int, asked: Sequence[int], used: Sequence[Ids], window_rows: int, depth: int, warmup: int
-) -> OwnerTraffic:
-    thinned, counted = sample.thinned, range(warmup, len(used))
-    slots = min(max(1, window_rows // thinned), max(1, sample.shard_rows(place)))
-    moved = _moved(used, max(1, sample.shard_rows(place)), slots, depth)
-    mean = lambda values: thinned * sum(values) / len(counted)  # noqa: E731
-    return OwnerTraffic(
-        sample.owners[place],
-        mean([asked[step] for step in counted]),
-        mean([len(used[step]) for step in counted]),
-        thinned * max(len(used[step]) for step in counted),
-        None if moved is None else mean([moved[step][0] for step in counted]),
-        None if moved is None else mean([moved[step][1] for step in counted]),
-        {ahead: thinned * _union(used, ahead) for ahead in DEPTHS if ahead < len(used)},
-    )
-
-
-def _union(used: Sequence[Ids], ahead: int) -> int:
-    starts = range(len(used) - ahead)
-    return max(len(each_once(*used[start : start + ahead + 1])) for start in starts)
-
-
-def _moved(used: Sequence[Ids], rows: int, slots: int, depth: int) -> list[tuple[int, int]] | None:
-    """Rows fetched and written back for each step by a real directory; None if a step does not fit."""
-    directory = open_directory(rows, slots)
-    waiting: deque[int] = deque(range(len(used)))
-    moved = []
-    admitted: dict[int, tuple[int, int]] = {}
-    for step in range(len(used)):
-        while waiting and waiting[0] <= step + depth:
-            following = used[waiting[0]]
-            leaving = directory.evict(max(0, directory.keep(waiting[0], following) - directory.num_free))
-            directory.written(leaving)
-            admission = directory.admit(waiting[0], following)
-            if admission is None:
-                break
-            directory.fetched(admission[1])
-            admitted[waiting.popleft()] = len(admission[0]), len(leaving)
-        if step not in admitted:
-            return None
-        directory.finish(step, directory.slots(used[step]))
-        moved.append(admitted.pop(step))
-    return moved

@@ -1,8 +1,8 @@
 """Which rows are looked at: those of some owners, and of these every so many-th.
 
 Rows are hashes, so every k-th row of a shard is a fair sample of it, whatever the text: counts of such rows times k
-are unbiased, and exact for k = 1. Which owners are looked at matters more, as an owner's range may lie in the sub-tables
-of one n-gram order alone: they are spread over the whole table, the first and the last among them.
+are unbiased, and exact for k = 1. Which owners are looked at matters more, as an owner's range may lie in the
+sub-tables of one n-gram order alone: they are spread over the whole table, the first and the last among them.
 
 Shape suffixes: N lookups, O owners looked at.
 """
