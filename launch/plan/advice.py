@@ -4,10 +4,7 @@ import math
 from dataclasses import dataclass
 
 from launch.plan.stall import Stages, least_depth
-from launch.plan.traffic import DEPTHS, Replayed
-
-_ROOM = 1.25
-"""Of a window, over the most rows that any replayed steps used together."""
+from launch.plan.traffic import DEPTHS, SNUG, Replayed
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def advise(
     """
     depth = least_depth(stages, DEPTHS)
     known = [most for owner in replayed.owners for ahead, most in owner.unions.items() if ahead <= depth]
-    window = min(shard_rows, math.ceil(_ROOM * max(known)))
+    window = min(shard_rows, math.ceil(SNUG * max(known)))
     engine = "staged" if in_file else "zero_copy"
     if shard_rows * record_bytes <= free_bytes:
         why = "a rank's whole shard fits on its device: no row need travel"

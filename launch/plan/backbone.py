@@ -37,6 +37,7 @@ class Matrices:
         muon, muon_experts: of both, those that Muon updates.
         largest_block: parameters of the largest block.
         newton_schulz: operations of one iteration for all of Muon's matrices.
+        sizes: of every parameter that is no expert's.
     """
 
     total: int
@@ -45,6 +46,7 @@ class Matrices:
     muon_experts: int
     largest_block: int
     newton_schulz: float
+    sizes: tuple[int, ...]
 
 
 def count_matrices(job: JobConfig) -> Matrices:
@@ -62,6 +64,7 @@ def count_matrices(job: JobConfig) -> Matrices:
         sum(sizes[name] for name in experts if keys[name].muon),
         max(sum(p.numel() for p in block.parameters()) for block in network.model.layers),
         sum(_newton_schulz(name, shape) for name, shape in shapes.items() if keys[name].muon),
+        tuple(sizes[name] for name in shapes if name not in experts),
     )
 
 
@@ -93,10 +96,14 @@ def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> Backb
     spread = _Part(job, counted.experts / size, counted.muon_experts / size, ranks // size)
     parts = (rest, spread)
     optimizer = sum(part.optimizer for part in parts)
+    width = 2 if job.train.dtype == "bf16" else _FLOAT
+    # Those below the threshold are never partitioned by stage 3, beside their parts that are.
+    whole = sum(numel for numel in counted.sizes if numel < zero.stage3_param_persistence_threshold)
+    kept_whole = width * whole if zero.stage == 3 else 0
     held = sum(part.parameters for part in parts)
     saved = sum(part.state / part.ranks for part in parts)
     return BackboneBytes(
-        sum(part.weights for part in parts),
+        sum(part.weights for part in parts) + kept_whole,
         sum(part.gradients for part in parts),
         optimizer,
         _buffers(job, counted, held),

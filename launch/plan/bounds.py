@@ -1,6 +1,7 @@
 """Sizes that no machine has, refused before anything is imported or built."""
 
 from math import prod
+from pathlib import Path
 
 from model.config import ModelConfig
 from train.config.job import JobConfig
@@ -57,3 +58,14 @@ def _rough_parameters(model: ModelConfig) -> int:
 def _at_most(what: str, value: int, most: int) -> None:
     if value > most:
         raise UserError(f"{what}: {value:,} is beyond {most:,}, the largest that is planned for")
+
+
+def check_simulated(job: JobConfig, worlds: tuple[int, ...], growing: int, plot: str | None) -> None:
+    """Raises UserError, in one line, if there is nothing to simulate or nowhere to draw it."""
+    check_sizes(job, 1)
+    if job.model.engram is None:
+        raise UserError(f"{job.run.name} has no Engram tables (model.engram): there is nothing to simulate")
+    tokens = growing * max(worlds) * job.data.sequence_length
+    _at_most("--sequences-per-rank times the largest of --worlds times data.sequence_length", tokens, MOST_TOKENS)
+    if plot is not None and not Path(plot).parent.is_dir():
+        raise UserError(f"--plot {plot}: there is no folder {Path(plot).parent}")

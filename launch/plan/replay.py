@@ -19,7 +19,7 @@ def replay(
     stream: Stream,
     ranks: int,
     sequences: int,
-    window_rows: int,
+    window_rows: int | None,
     depth: int,
     *,
     steps: int,
@@ -33,7 +33,7 @@ def replay(
         stream: of the tokens.
         ranks: that share the tables.
         sequences: of a step, a multiple of `ranks`.
-        window_rows: slots of each rank.
+        window_rows: slots of each rank; None: a quarter more than any step uses.
         depth: look-ahead.
         steps, warmup: that count, and before them.
         tokens: of a step.

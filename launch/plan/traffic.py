@@ -11,6 +11,8 @@ from offload.window.open import open_directory
 
 DEPTHS = (0, 1, 2, 4)
 """Look-aheads that are compared."""
+SNUG = 1.25
+"""A window over the rows that it must hold at once."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,13 @@ class Replayed:
 
 
 def owner_traffic(
-    sample: Sample, place: int, asked: Sequence[int], used: Sequence[Ids], window_rows: int, depth: int, warmup: int
+    sample: Sample,
+    place: int,
+    asked: Sequence[int],
+    used: Sequence[Ids],
+    window_rows: int | None,
+    depth: int,
+    warmup: int,
 ) -> OwnerTraffic:
     """What one owner does.
 
@@ -90,18 +98,21 @@ def owner_traffic(
         sample, place: whose rows, and which of its owners.
         asked: kept rows that ranks ask of it, in each step.
         used: which (places in its thinned shard), each once.
-        window_rows, depth: of its window, unthinned.
+        window_rows: of its window, unthinned; None: a quarter more than any step uses.
+        depth: look-ahead.
         warmup: steps that do not count.
     """
     thinned, counted = sample.thinned, range(warmup, len(used))
-    slots = min(max(1, window_rows // thinned), max(1, sample.shard_rows(place)))
+    most = max(map(len, used))
+    wanted = int(SNUG * most) if window_rows is None else window_rows // thinned
+    slots = min(max(1, wanted), max(1, sample.shard_rows(place)))
     moved = _moved(used, slots, depth)
     mean = _mean_of(thinned)
     return OwnerTraffic(
         sample.owners[place],
         mean([asked[step] for step in counted]),
         mean([len(used[step]) for step in counted]),
-        thinned * max(len(used[step]) for step in counted),
+        thinned * most,
         None if moved is None else mean([moved[step][0] for step in counted]),
         None if moved is None else mean([moved[step][1] for step in counted]),
         {ahead: thinned * _union(used, ahead) for ahead in DEPTHS if ahead < len(used)},
