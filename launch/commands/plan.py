@@ -16,7 +16,7 @@ Examples:
       --nodes 8 --gpu h200 --network ib400 --tokens 1T --price-per-gpu-hour 2.5
 """
 )
-@click.argument("config")
+@click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--nodes", type=click.IntRange(1, 1 << 16), default=1, show_default=True, help="Machines.")
 @click.option("--gpus-per-node", type=click.IntRange(1, 64), default=8, show_default=True, help="GPUs, a rank each.")
@@ -32,10 +32,11 @@ Examples:
     "--sequences-per-rank", "growing", type=click.IntRange(1, 4096), default=8, show_default=True,
     help="Of the batch that grows with the world.",
 )  # fmt: skip
+@click.option("--calibrate", metavar="FILE", help="Measure this machine, write its numbers for --hardware.")
 @click.option("--plot", metavar="FILE", help="Also draw what is simulated, as PNG or SVG (matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
-    config: str,
+    config: str | None,
     overrides: tuple[str, ...],
     nodes: int,
     gpus_per_node: int,
@@ -48,6 +49,7 @@ def command(
     simulate: bool,
     worlds: tuple[int, ...],
     growing: int,
+    calibrate: str | None,
     plot: str | None,
     as_json: bool,
 ) -> None:
@@ -56,7 +58,8 @@ def command(
     CONFIG is a YAML file or a run's folder. Told are its parameters, the memory of a GPU and a node, what crosses
     bus and network, a step's time by a stated cost model, days, cost, and what to set. Rows are those of the job's own
     text if it is here, else of tokens drawn by Zipf's law. The job is not built: it takes no GPU and little memory.
-    --simulate replays its rows at many world sizes instead, for the batch as it is and for one that grows along.
+    --simulate replays its rows at many world sizes instead, for the batch as it is and for one that grows along;
+    --calibrate, which needs no CONFIG, measures this machine's processor as if it were a GPU: named `here`.
     """
     from launch.plan.bounds import check_simulated, check_sizes
     from launch.plan.cluster import Cluster
@@ -65,6 +68,11 @@ def command(
     from train.config.job import JobConfig
     from train.run_folder import CONFIG_FILE
 
+    if calibrate is not None:
+        plan_runs.calibrate(Path(calibrate))
+        return
+    if config is None:
+        raise click.UsageError("Missing argument 'CONFIG'.")
     path = str(Path(config, CONFIG_FILE)) if Path(config, CONFIG_FILE).is_file() else config
     job = load(path, overrides, JobConfig)  # before what takes seconds to import
     numbers = read_catalogue(hardware)

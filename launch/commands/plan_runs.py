@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from train.config.job import JobConfig
 
 _WIDTH = 80
+_CALIBRATED = "# Measured by `engram plan --calibrate`; launch/plan/hardware.yaml says what each key means.\n"
 
 
 def assess(
@@ -65,6 +67,32 @@ def simulate(
         click.echo(json.dumps([point.to_json() for point in points], indent=2))
     else:
         show_scale(points, _console())
+
+
+def calibrate(file: Path) -> None:
+    """Measures this machine and writes its numbers.
+
+    Raises:
+        UserError: the file's folder does not exist.
+    """
+    from train.errors import UserError
+
+    if not file.parent.is_dir():
+        raise UserError(f"--calibrate {file}: there is no folder {file.parent}")
+
+    from launch.plan.calibrate import calibrated
+    from launch.plan.hardware import Catalogue
+    from train.config import yaml_text
+    from train.files import new_file
+
+    progress = Progress()
+    with tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
+        numbers = calibrated(lambda what: progress(f"measuring {what}"), f"{folder}/ranks")
+    progress.end()
+    Catalogue.model_validate(numbers)
+    with new_file(file) as partial:
+        partial.write_text(_CALIBRATED + yaml_text.render(numbers), encoding="utf-8")
+    click.echo(f"wrote {file}: engram plan CONFIG --hardware {file} --gpu here --network loopback")
 
 
 class Progress:

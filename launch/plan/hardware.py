@@ -20,8 +20,9 @@ class _Numbers(BaseModel, extra="forbid", frozen=True):
 
 
 class Device(_Numbers):
-    """A GPU."""
+    """A GPU, or a processor in the place of one."""
 
+    overlaps_launches: bool = True
     flops_per_second: float = Field(gt=0)
     memory_bytes: float = Field(gt=0)
     memory_bytes_per_second: float = Field(gt=0)

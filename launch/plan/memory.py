@@ -114,6 +114,12 @@ def record_bytes(job: JobConfig) -> tuple[int, int]:
     return 4 * layout.weight_words, layout.stride_bytes(GPU)
 
 
+def packed_bytes(job: JobConfig) -> int:
+    """Of a record as it lies for a CPU, which is what an emulated link carries."""
+    assert job.model.engram is not None
+    return RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype).bytes
+
+
 def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str, float]:
     assert job.model.engram is not None
     columns = _FLOAT * job.model.engram.row_dim

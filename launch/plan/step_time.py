@@ -2,7 +2,7 @@
 
     compute    operations of the model (`model.flops`; a third more with recompute) at the rate of hardware.yaml
     launches   operations given to the GPU (`launch.plan.launches`) times the host's time for one; the larger of the two
-               counts, as the host gives work while the GPU computes
+               counts, as the host gives work while the GPU computes (on a processor, which computes itself, the sum)
     reduce     gradients over all ranks: at stages 0 and 1 once, at 2 and 3 with each micro-batch; at 3 all parameters
                are gathered for each forward and each backward, at 1 and 2 once after the update
     experts    with expert_parallel, each MoE layer's tokens to their experts and back, forward and backward
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from launch.plan.backbone import Matrices
 from launch.plan.cluster import Cluster
 from launch.plan.launches import launch_count
-from launch.plan.memory import StepRows, record_bytes
+from launch.plan.memory import StepRows, packed_bytes, record_bytes
 from launch.plan.stall import Stages
 from model.flops import Flops
 from train.config.job import JobConfig
@@ -68,7 +68,7 @@ def step_time(
     compute = micro_batches * tokens * flops.total * again / hardware.device.flops_per_second
     launches = micro_batches * launch_count(job.model, tokens) * again * hardware.host.launch_seconds
     parts = {
-        "model": max(compute, launches),
+        "model": max(compute, launches) if hardware.device.overlaps_launches else compute + launches,
         "reduce": _reduce(job, cluster, counted, micro_batches),
         "experts": _experts(job, cluster, micro_batches * tokens),
         "optimizer": _optimizer(job, cluster, counted),
@@ -93,7 +93,17 @@ def micro_batch_count(job: JobConfig, cluster: Cluster) -> int:
 
 
 def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float, float]:
-    """Of a step's fetch and write-back: the slower of the bus, shared by both ways, and the node's memory."""
+    """Of a step's fetch and write-back: the slower of the bus, shared by both ways, and the node's memory.
+
+    An emulated link (`offload.emulate_link`) takes the place of the bus, each way for itself.
+    """
+    if (emulated := job.offload.emulate_link) is not None:
+        nbytes = packed_bytes(job)
+        fetch, write = (
+            count * nbytes / emulated.bytes_per_second + (emulated.latency_s if count else 0.0)
+            for count in (moved.fetched, moved.written)
+        )
+        return fetch, write
     link, node = cluster.hardware.link, cluster.hardware.node
     _, stride = record_bytes(job)
     rates = link.fetch_bytes_per_second, link.write_back_bytes_per_second

@@ -60,7 +60,7 @@ def test_a_step_by_hand() -> None:
     assert found.parts["reduce"] == found.parts["experts"] == found.parts["exchange"] == 0
     assert found.parts["rows"] == pytest.approx(520_000 * 2.57e-9)
     assert found.stages.fetch == pytest.approx(160_000 * 1024 / (42.6e9 * 0.46))
-    assert found.stages.decide == pytest.approx(0.0988)
+    assert found.stages.decide == pytest.approx(0.0556, rel=1e-2)
     # Measured, resident: 498 to 608 ms with the host the limit; copies took 11 ms more (docs/performance.md).
     assert 0.498 < found.seconds - found.parts["interference"] < 0.608
 
