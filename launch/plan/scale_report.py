@@ -21,7 +21,6 @@ COLUMNS: dict[str, Callable[[Point], str]] = {
     "sent": lambda point: size_text(round(point.exchange_bytes)),
     "plan": lambda point: seconds_text(point.plan_seconds),
     "exchange": lambda point: seconds_text(point.exchange_seconds),
-    "step": lambda point: seconds_text(point.step_seconds),
 }
 """What tables may show of a point; times are estimates."""
 _NARROW = ("ranks", "tokens", "shard", "rows of a step", "of shard", "hits", "busiest/mean", "sent", "plan")

@@ -12,7 +12,7 @@ from train.config.job import JobConfig
 
 DOCS = Path(__file__).parents[3] / "docs"
 JOBS = ("engram-27b", "engram-40b", "deepseek-v41-memory")
-BATCH = ("data.sequence_length=1024", "train.global_batch_size=4096")
+BATCH = ("data.sequence_length=1024", "train.global_batch_size=4096", "train.micro_batch_size=4")
 WORLDS, GROWING, ZIPF = (8, 64, 512, 4096), 8, 1.2
 
 
