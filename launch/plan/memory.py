@@ -92,7 +92,7 @@ def device_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Bu
 def host_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Budget:
     """Of one node's host memory, every row touched."""
     backbone = backbone_bytes(job, matrices(job), cluster)
-    parts = {"processes": PROCESS_BYTES, "save": _saved(job, backbone)}
+    parts = {"processes": PROCESS_BYTES, **_saved(job, backbone)}
     if backbone.optimizer_on_host:
         parts["optimizer"] = backbone.optimizer
     if job.model.engram is not None and rows is not None:
@@ -156,7 +156,7 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
     }
 
 
-def _saved(job: JobConfig, backbone: BackboneBytes) -> float:
+def _saved(job: JobConfig, backbone: BackboneBytes) -> dict[str, float]:
     if job.checkpoint.every is None or not job.checkpoint.asynchronous:
-        return 0.0
-    return backbone.saved + (job.checkpoint.undo_bytes if job.model.engram else 0)
+        return {}
+    return {"saved_backbone": backbone.saved, "undo_log": job.checkpoint.undo_bytes if job.model.engram else 0.0}

@@ -78,3 +78,31 @@ def test_what_fits_stays_on_the_device_and_else_a_window_for_the_depth_is_advise
     assert (short.mode, short.depth, short.window_rows, short.engine) == ("window", 2, 2_500_000, "staged")
     dense = advise(replayed_with(9e7), stages, 10**8, 1024, 1e9, in_file=False)
     assert "use more devices" in dense.reason
+
+
+def test_a_processor_launches_and_computes_one_after_the_other_and_an_emulated_link_carries_packed_records() -> None:
+    job = load(CONFIGS / "bench.yaml", ["offload.emulate_link={bytes_per_second: 1.0e+8, latency_s: 0.5}"], JobConfig)
+    here = H100.model_copy(update={"device": H100.device.model_copy(update={"overlaps_launches": False})})
+    arguments = plan(job, 1).flops, count_matrices(job), StepRows(1.0, 1.0, 1.0, 1.0), Moved(1000, 0)
+    found = step_time(job, Cluster(1, 1, here, None), *arguments)
+    assert found.parts["model"] == found.compute + found.launches
+    assert (found.stages.fetch, found.stages.write_back) == (0.5 + 1000 * 964 / 1e8, 0.0)
+
+
+def test_experts_and_stages_by_hand() -> None:
+    """Two micro-batches on each of 8 ranks; an all-to-all of every MoE layer there and back, forward and backward."""
+    settings = ["deepspeed.expert_parallel.enabled=true", "deepspeed.expert_parallel.autoep_size=8",
+                "train.micro_batch_size=2"]  # fmt: skip
+    cluster, parts = Cluster(1, 8, H100, None), {}
+    for stage in (0, 1, 2, 3):
+        job = load(CONFIGS / "bench.yaml", [*settings, f"deepspeed.zero_optimization.stage={stage}"], JobConfig)
+        counted = count_matrices(job)
+        parts[stage] = step_time(job, cluster, plan(job, 8).flops, counted, None, Moved()).parts
+    sent = 2 * 2 * 1024 * 2 * 2048 * 2
+    assert parts[1]["experts"] == pytest.approx(4 * 7 * sent * 7 / 8 / 3e11)
+    shared = counted.total - counted.experts * 7 / 8
+    wire = 7 / 8 / 3e11
+    assert parts[0]["reduce"] == pytest.approx(2 * 4 * shared * wire)
+    assert parts[1]["reduce"] == pytest.approx((4 + 2) * shared * wire)
+    assert parts[2]["reduce"] == pytest.approx((2 * 4 + 2) * shared * wire)
+    assert parts[3]["reduce"] == pytest.approx((2 * 4 + 2 * 2 * 2) * shared * wire)
