@@ -39,8 +39,10 @@ INNER = {
         "observer": {"plan"},
         "gradients": {"plan"},
         "step": {"gradients", "observer", "device", "plan", "rows", "window"},
+        "owned_rows": {"step", "plan", "rows"},
         "verify": {"observer", "step", "addresses", "plan", "rows"},
-        "tables": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
+        "opening": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
+        "tables": {"config", "opening", "owned_rows", "step", "addresses", "device", "plan", "rows", "window"},
     },
     "train": {
         "errors": set(),
