@@ -52,6 +52,7 @@ INNER = {
         "run_folder": {"errors"},
         "run_state": {"errors", "files", "run_folder"},
         "spikes": set(),
+        "history": {"files", "checkpoint", "report", "run_folder"},
         "watch": {"errors"},
         "optim": set(),
         "data": _BASE,
@@ -74,7 +75,7 @@ INNER = {
             *("build", "origin"),
             *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
         },
-        "run": {*_BASE, "config", "checkpoint", "report", "run_state", "parts", "trainer", "watch"},
+        "run": {*_BASE, "config", "checkpoint", "report", "run_state", "history", "parts", "trainer", "watch"},
     },
     "launch": {
         "local": set(),
