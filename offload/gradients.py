@@ -39,7 +39,7 @@ class ModuleGradient:
         self._arriving: Callable[[], Tensor] | None = None
 
     def leaf(self, micro_batch: int) -> tuple[Tensor, RowIndex]:
-        """The rows that a micro-batch reads, as an autograd leaf [V, D], and every lookup's place among them.
+        """The rows that a micro-batch reads, as an autograd leaf [V, D], and which of them every lookup reads.
 
         The backward through it is to come once.
         """

@@ -13,13 +13,13 @@ class Observer:
     def planned(self, step: int, plan: Plan) -> None:
         """A step is about to use its plan."""
 
-    def read(self, step: int, plan: Plan, places_O: Tensor, leaves: Sequence[Tensor]) -> None:
-        """A step's rows stand at `places_O` of the store's records, and were handed out as `leaves`."""
+    def read(self, step: int, plan: Plan, slots_O: Tensor, leaves: Sequence[Tensor]) -> None:
+        """A step's rows stand at `slots_O` of the store's records, and were handed out as `leaves`."""
 
     def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         """For each module, this rank's gradients [U, D] as they were sent, and the sums of the rows that it owns."""
 
-    def updated(self, step: int, plan: Plan, places_O: Tensor, lr: float, gradient_scale: float) -> None:
+    def updated(self, step: int, plan: Plan, slots_O: Tensor, lr: float, gradient_scale: float) -> None:
         """A step's rows were updated with `gradient_scale` times the sums."""
 
     def finished(self, step: int, plan: Plan) -> None:

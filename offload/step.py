@@ -28,14 +28,14 @@ class Rows:
 
     Attributes:
         values: for each Engram module, this rank's unique rows: fp32 [U, D].
-        indices: for each micro-batch and module, the place of every lookup among those rows.
+        indices: for each micro-batch and module, which of those rows every lookup reads.
     """
 
     values: list[Tensor]
     indices: list[list[RowIndex]]
 
     def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
-        """What a micro-batch reads: for each Engram module the rows, and its lookups' places among them."""
+        """What a micro-batch reads: for each Engram module the rows, and which of them its lookups read."""
         return list(zip(self.values, self.indices[micro_batch], strict=True))
 
 
@@ -50,8 +50,8 @@ class StepRows(Rows):
     gradients: list[ModuleGradient]
 
     def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
-        """What a micro-batch reads: for each Engram module its rows alone, as an autograd leaf, and its lookups' places
-        among them."""
+        """What a micro-batch reads: for each Engram module its rows alone, as an autograd leaf, and which of them its
+        lookups read."""
         return [gradient.leaf(micro_batch) for gradient in self.gradients]
 
 
@@ -98,7 +98,7 @@ class Step:
         number: of the step, from 0.
         plan: the step's, as it was made.
         there: the same, with its modules' tensors on the device.
-        places_O: where the rows' records stand in the store, on the device.
+        slots_O: where the rows' records stand in the store, on the device.
         shard: this rank's.
         finish: called at the end with whether the rows were updated.
     """
@@ -108,22 +108,22 @@ class Step:
         number: int,
         plan: Plan,
         there: Plan,
-        places_O: Tensor,
+        slots_O: Tensor,
         shard: RankShard,
         finish: Callable[[bool], None],
     ) -> None:
         self.number = number
-        self._plan, self._places_O = plan, places_O
+        self._plan, self._slots_O = plan, slots_O
         self._shard, self._finish = shard, finish
         self._gradient_OD: Tensor | None = None
         self._ended = False
-        weights_OD = shard.updater.read(shard.store.records, places_O)
+        weights_OD = shard.updater.read(shard.store.records, slots_O)
         rows = shard.rows_of(there, weights_OD)
         parts = zip(there.modules, rows.values, strict=True)
         gradients = [ModuleGradient(part, values_UD, shard.group) for part, values_UD in parts]
         self.rows = StepRows(rows.values, rows.indices, gradients)
         """This rank's; in memory that the next step's may overwrite."""
-        shard.observer.read(number, plan, places_O, rows.values)
+        shard.observer.read(number, plan, slots_O, rows.values)
 
     @property
     def batches(self) -> Sequence[TokenBatch]:
@@ -169,9 +169,9 @@ class Step:
         if shard.layout.packed:  # they key the rounding
             (row_ids,) = shard.sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
         shard.updater.update_at(
-            shard.store.records, self._places_O, self._gradient_OD, lr, row_ids, gradient_scale=scale
+            shard.store.records, self._slots_O, self._gradient_OD, lr, row_ids, gradient_scale=scale
         )
-        shard.observer.updated(self.number, plan, self._places_O, lr, scale)
+        shard.observer.updated(self.number, plan, self._slots_O, lr, scale)
         self._end(updated=True)
 
     def skip(self) -> None:

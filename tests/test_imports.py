@@ -39,8 +39,10 @@ INNER = {
         "observer": {"plan"},
         "gradients": {"plan"},
         "step": {"gradients", "observer", "device", "plan", "rows", "window"},
+        "owned_rows": {"step", "plan", "rows"},
         "verify": {"observer", "step", "addresses", "plan", "rows"},
-        "tables": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
+        "opening": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
+        "tables": {"config", "opening", "owned_rows", "step", "addresses", "device", "plan", "rows", "window"},
     },
     "train": {
         "errors": set(),
@@ -50,6 +52,7 @@ INNER = {
         "run_folder": {"errors"},
         "run_state": {"errors", "files", "run_folder"},
         "spikes": set(),
+        "history": {"files", "checkpoint", "report", "run_folder"},
         "watch": {"errors"},
         "optim": set(),
         "data": _BASE,
@@ -72,7 +75,7 @@ INNER = {
             *("build", "origin"),
             *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
         },
-        "run": {*_BASE, "config", "checkpoint", "report", "run_state", "parts", "trainer", "watch"},
+        "run": {*_BASE, "config", "checkpoint", "report", "run_state", "history", "parts", "trainer", "watch"},
     },
     "launch": {
         "local": set(),

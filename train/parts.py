@@ -123,15 +123,15 @@ class Parts:
             seed=self.job.train.seed,
         )
 
-    def summarise(self, found: Evaluation, samples: list[str], rows_moved: int, start: int) -> Summary:
-        """What the run came to."""
+    def summarise(self, found: Evaluation, samples: list[str], rows_moved: int, *, tokens: int, start: int) -> Summary:
+        """What the run came to, which went on from step `start`."""
         job, tables = self.job, self.tables
         windowed = tables is not None and job.offload.mode == "window"
         speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
         return Summary(
             run=str(self.folder),
             steps=job.train.steps,
-            tokens=job.train.steps * job.train.global_batch_size * job.data.sequence_length,
+            tokens=tokens,
             val_loss=found.loss,
             val_bits_per_byte=found.bits_per_byte,
             unigram_entropy=self._unigram_entropy(),

@@ -10,6 +10,7 @@ import torch
 from train.checkpoint.checkpoints import Resumed
 from train.checkpoint.listing import checkpoints_in
 from train.config.job import JobConfig
+from train.history import bring_history
 from train.parts import Parts
 from train.ranks import join_ranks
 from train.report.profile import StepProfiler
@@ -55,6 +56,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
         tell_start("loading the checkpoint")
     resumed = parts.resume()
     parts.record_config()
+    resumed.notes.extend(bring_history(parts.folder, parts.checkpoints.nodes, resumed.step))
     saved = str(resumed.path) if resumed.path else None
     with StateRecord(parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.leads) as state:
         summary = _train(parts, resumed, state, leave)
@@ -90,9 +92,10 @@ def _train(
         found = trainer.fit()
     watch.close()
     samples = parts.sample()
-    summary = parts.summarise(found, samples, trainer.rows_moved, start) if parts.rank == 0 else None
-    if summary:
-        summary.save(parts.folder)
+    if parts.rank != 0:
+        return None
+    summary = parts.summarise(found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start)
+    summary.save(parts.folder)
     return summary
 
 

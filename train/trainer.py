@@ -73,7 +73,9 @@ class Trainer:
             tables.tell_stages(self._watch.enter)
         self._start, self._skipped_in_a_row = resumed.step, 0
         self._unevaluated = resumed.unevaluated  # the last step is still to be
-        self._meter = Meter(job.train.global_batch_size * job.data.sequence_length, tables, engine.device)
+        self._meter = Meter(
+            job.train.global_batch_size * job.data.sequence_length, tables, engine.device, tokens=resumed.tokens
+        )
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
     def fit(self) -> Evaluation:
@@ -109,8 +111,8 @@ class Trainer:
                 result = self._train_step_or_save(step)
             if step == start:
                 self._watch.begun()
-            self._meter.count(result.loss)
             self._check_refusal(step, result)
+            self._meter.count(result.loss)
             signum, overdue = self._watch.answer()
             due = done % job.eval.every == 0 or done == total
             if due or done % job.train.log_every == 0:
@@ -144,6 +146,11 @@ class Trainer:
         """Rows of all ranks that travelled between host memory and the windows."""
         return self._meter.rows_moved
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run was trained on, from its very start."""
+        return self._meter.tokens
+
     def evaluate(self) -> Evaluation:
         """Evaluates the model as it is. Collective."""
         return Evaluation.of(self._sums(batches(self._validation_loader, self._job.eval.sequences)))
@@ -176,7 +183,7 @@ class Trainer:
 
     def _state(self) -> Now:
         recent = self._spikes.recent if self._spikes else ()
-        return Now(self._engine, self._tables, self._skipped_in_a_row, recent, self._unevaluated)
+        return Now(self._engine, self._tables, self._skipped_in_a_row, recent, self._unevaluated, self.tokens)
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:

@@ -30,7 +30,7 @@ def exchange_values(
     """
     if len(plan.owed) == 1:
         return owned_OD.to(dtype).to(torch.float32)
-    sent_AD = owned_OD.index_select(0, plan.owed_places_A).to(dtype)
+    sent_AD = owned_OD.index_select(0, plan.owed_indices_A).to(dtype)
     return _all_to_all(sent_AD, plan.owed, plan.asked, group)().to(torch.float32)
 
 

@@ -47,8 +47,8 @@ class Owed(NamedTuple):
 
     rows_O: Tensor
     """int64, each once, ascending, on the host."""
-    places_A: Tensor
-    """`ModulePlan.owed_places_A`; then its `owed_order_A`, and `owed_starts_O`."""
+    indices_A: Tensor
+    """`ModulePlan.owed_indices_A`; then its `owed_order_A`, and `owed_starts_O`."""
     order_A: Tensor
     starts_O: Tensor
 
@@ -72,12 +72,12 @@ class ModulePlan:
     """One Engram module's part of a step. Its tensors are where they were made: on the host, or on the device.
 
     Attributes:
-        indices: for each micro-batch, every lookup's place among this rank's U rows.
+        indices: for each micro-batch, which of this rank's U rows every lookup reads.
         asked: rows this rank asks of each rank; they stand in this order among the U rows. Sums to U.
         owed: rows each rank asks of this one. Sums to A.
-        owed_places_A: int32, where those rows stand among the module's `owned` rows; empty for a single rank, for which
-            they are these, in order.
-        owed_order_A: int32, those rows sorted by place, in rank order within one; empty for a single rank.
+        owed_indices_A: int32, where those rows stand among the module's `owned` rows; empty for a single rank, for
+            which they are these, in order.
+        owed_order_A: int32, those rows sorted by index, in rank order within one; empty for a single rank.
         owed_starts_O: int32, where in this order each of the module's `owned` rows starts; empty for a single rank.
         owned: the module's part of the step's O rows.
     """
@@ -85,7 +85,7 @@ class ModulePlan:
     indices: tuple[RowIndex, ...]
     asked: list[int]
     owed: list[int]
-    owed_places_A: Tensor
+    owed_indices_A: Tensor
     owed_order_A: Tensor
     owed_starts_O: Tensor
     owned: slice
@@ -94,13 +94,13 @@ class ModulePlan:
         """Of values of the module's `owned` rows, on any device, those that each rank asks for."""
         if len(self.owed) == 1:
             return (values_O,)
-        return values_O[self.owed_places_A.to(values_O.device)].split(self.owed)
+        return values_O[self.owed_indices_A.to(values_O.device)].split(self.owed)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ModulePlan":
         """The plan with every tensor replaced, in an order that is always the same."""
         indices = tuple(index.map(change) for index in self.indices)
-        places_A, order_A, starts_O = map(change, (self.owed_places_A, self.owed_order_A, self.owed_starts_O))
-        return replace(self, indices=indices, owed_places_A=places_A, owed_order_A=order_A, owed_starts_O=starts_O)
+        indices_A, order_A, starts_O = map(change, (self.owed_indices_A, self.owed_order_A, self.owed_starts_O))
+        return replace(self, indices=indices, owed_indices_A=indices_A, owed_order_A=order_A, owed_starts_O=starts_O)
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ def make_plan(
     owed_WM, owed_rows = _exchange_ids(uniques, counts_WM, group)
     plans, parts_O, start = [], [], 0
     for module in modules:
-        owned, places_A, order_A, starts_O = finder.owed(owed_rows[module], sharding.world_size)
+        owned, indices_A, order_A, starts_O = finder.owed(owed_rows[module], sharding.world_size)
         part = slice(start, start := start + len(owned))
         asked, owed = counts_WM[:, module].tolist(), owed_WM[:, module].tolist()
-        plans.append(ModulePlan(indices[module], asked, owed, places_A, order_A, starts_O, part))
+        plans.append(ModulePlan(indices[module], asked, owed, indices_A, order_A, starts_O, part))
         parts_O.append(sharding.to_shard(module, rank, owned))
     rows_O = torch.cat(parts_O)
     return Plan(rows_O, _largest(len(rows_O), sharding.world_size, group), tuple(plans), batches)

@@ -75,16 +75,16 @@ class BlockUpdates:
         step, lr = len(self._rates), self._rates[len(self._rates)]
         decayed_U = self._decayed_states(placed)
         memory_2BD = placed.scratch(2, self._layout.dim)
-        for places_B, rows_BX in _blocks(placed, missed):
-            grad_BD, scratch_BD = memory_2BD[:, : len(places_B)]
-            torch.index_select(gradient_UD, 0, places_B, out=grad_BD)
+        for indices_B, rows_BX in _blocks(placed, missed):
+            grad_BD, scratch_BD = memory_2BD[:, : len(indices_B)]
+            torch.index_select(gradient_UD, 0, indices_B, out=grad_BD)
             if gradient_scale != 1:
                 grad_BD.mul_(gradient_scale)
             if decayed_U is not None:
-                self._layout.unpacked.state(rows_BX)[:, 0] = decayed_U[places_B]
-            ids_B = None if row_ids_U is None else row_ids_U[places_B]
+                self._layout.unpacked.state(rows_BX)[:, 0] = decayed_U[indices_B]
+            ids_B = None if row_ids_U is None else row_ids_U[indices_B]
             self._rule.step(rows_BX, grad_BD, ids_B, scratch_BD, step=step, lr=lr)
-            placed.scatter(places_B, rows_BX)
+            placed.scatter(indices_B, rows_BX)
         self._spare = missed.caught_up_PX
 
     def catch_up(self, records_UX: Tensor) -> None:
@@ -125,10 +125,10 @@ class BlockUpdates:
 
 
 def _blocks(placed: PlacedRecords, missed: _Missed) -> Iterator[tuple[Tensor, Tensor]]:
-    """All rows, in blocks: their places among the U rows, and their records [B, X] as of now."""
+    """All rows, in blocks: their indices among the U rows, and their records [B, X] as of now."""
     for block in placed.blocks(missed.behind_P):
         yield missed.behind_P[block], missed.caught_up_PX[block]
     scratch_BX = placed.scratch(placed.layout.unpacked.words)
     for block in placed.blocks(missed.others):
-        places_B = missed.others[block]
-        yield places_B, placed.gather(places_B, scratch_BX[: len(places_B)])
+        indices_B = missed.others[block]
+        yield indices_B, placed.gather(indices_B, scratch_BX[: len(indices_B)])

@@ -38,16 +38,16 @@ class PlacedRecords:
         return len(self.slots_U)
 
     def everything(self) -> Tensor:
-        """The places of all rows among the U: int64 [U]."""
+        """The indices of all U rows: int64 [U]."""
         return torch.arange(len(self), device=self.slots_U.device)
 
-    def copy_weights(self, places_P: Tensor, out_UD: Tensor) -> None:
-        """Writes the weights of some rows into their places: fp32 [U, D]."""
+    def copy_weights(self, indices_P: Tensor, out_UD: Tensor) -> None:
+        """Writes the weights of some of the U rows, given by their indices, into theirs of `out_UD` (fp32)."""
         weights_CD = self.layout.weights(self.records_CW)
-        if len(places_P) == len(self):
+        if len(indices_P) == len(self):
             out_UD.copy_(weights_CD.index_select(0, self.slots_U))
         else:
-            out_UD.index_copy_(0, places_P, weights_CD.index_select(0, self.slots_U[places_P]).float())
+            out_UD.index_copy_(0, indices_P, weights_CD.index_select(0, self.slots_U[indices_P]).float())
 
     def versions(self) -> Tensor:
         """A copy of the versions: int32 [U]."""
@@ -57,25 +57,25 @@ class PlacedRecords:
         """A copy of the state of optimizers that keep one number a row: fp32 [U]."""
         return self.layout.state(self.records_CW)[:, 0].index_select(0, self.slots_U)
 
-    def blocks(self, places_P: Tensor) -> Iterator[slice]:
+    def blocks(self, indices_P: Tensor) -> Iterator[slice]:
         """Cuts some of the rows into blocks: on a CPU, such that a block fits into its cache."""
-        for start in range(0, len(places_P), self._block_rows):
-            yield slice(start, min(start + self._block_rows, len(places_P)))
+        for start in range(0, len(indices_P), self._block_rows):
+            yield slice(start, min(start + self._block_rows, len(indices_P)))
 
     def scratch(self, *shape: int) -> Tensor:
         """Uninitialised fp32 memory for the largest block: [*shape[:-1], B, shape[-1]]."""
         return self.records_CW.new_empty(*shape[:-1], min(len(self), self._block_rows), shape[-1])
 
-    def gather(self, places_B: Tensor, out_BX: Tensor) -> Tensor:
+    def gather(self, indices_B: Tensor, out_BX: Tensor) -> Tensor:
         """The records of some rows, unpacked."""
-        slots_B = self.slots_U[places_B]
+        slots_B = self.slots_U[indices_B]
         if not self.layout.packed:
             return torch.index_select(self.records_CW, 0, slots_B, out=out_BX)
         return self.layout.unpack(self.records_CW.index_select(0, slots_B), out_BX)
 
-    def scatter(self, places_B: Tensor, rows_BX: Tensor) -> None:
+    def scatter(self, indices_B: Tensor, rows_BX: Tensor) -> None:
         """Stores unpacked records, whose parts have values of their dtypes."""
-        self.records_CW.index_copy_(0, self.slots_U[places_B], self.layout.pack(rows_BX))
+        self.records_CW.index_copy_(0, self.slots_U[indices_B], self.layout.pack(rows_BX))
 
     @property
     def _block_rows(self) -> int:

@@ -143,6 +143,6 @@ class Snapshot:
 def _put_back(entry: _Entry, rows: Tensor, records_NW: Tensor) -> None:
     """Overwrites the records of those of the rows that an entry has."""
     low, high = torch.searchsorted(entry.rows_N, torch.stack([rows[0], rows[-1] + 1])).tolist()
-    places = torch.searchsorted(rows, entry.rows_N[low:high])
-    found = rows[places] == entry.rows_N[low:high]
-    records_NW[places[found]] = entry.records_NW[low:high][found]
+    indices = torch.searchsorted(rows, entry.rows_N[low:high])
+    found = rows[indices] == entry.rows_N[low:high]
+    records_NW[indices[found]] = entry.records_NW[low:high][found]

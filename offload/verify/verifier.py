@@ -54,10 +54,10 @@ class Verifier(Observer):
         """Compares a plan with its micro-batches, and with what the other ranks ask of this one."""
         self._check_plan(_name(step), plan)
 
-    def read(self, step: int, plan: Plan, places_O: Tensor, leaves: Sequence[Tensor]) -> None:
+    def read(self, step: int, plan: Plan, slots_O: Tensor, leaves: Sequence[Tensor]) -> None:
         """Compares the step's rows in the store, brought up to date, and as each rank received them."""
         self._last = _name(step)
-        records_OW = self._stored(places_O)
+        records_OW = self._stored(slots_O)
         self._require(plan.rows_O, records_OW, "as fetched for the step")
         self._truth_OX = self._compare_rows(self._last, plan, self._caught_up(records_OW), leaves)
 
@@ -66,19 +66,19 @@ class Verifier(Observer):
         for part, gradient, total_OD in zip(plan.modules, gradients, sums, strict=True):
             again_OD = torch.zeros_like(total_OD)
             received = self._swap(list(gradient.split(part.asked)))
-            places_O = torch.arange(len(total_OD), device=self._device)
-            for values, places in zip(received, part.by_rank(places_O), strict=True):
-                again_OD[places] = again_OD[places] + values
+            indices_O = torch.arange(len(total_OD), device=self._device)
+            for values, indices in zip(received, part.by_rank(indices_O), strict=True):
+                again_OD[indices] = again_OD[indices] + values
             self._require_equal(f"{_name(step)}, its gradient", plan.rows_O[part.owned], total_OD, again_OD)
         # The tables scale theirs in place.
         self._gradient_OD = torch.cat(list(sums)).clone()
 
-    def updated(self, step: int, plan: Plan, places_O: Tensor, lr: float, gradient_scale: float) -> None:
+    def updated(self, step: int, plan: Plan, slots_O: Tensor, lr: float, gradient_scale: float) -> None:
         """Applies the step to the shadow, and compares."""
         assert self._updater is not None
         row_ids = self._sharding.global_ids(self._rank, plan.rows_O).to(self._device)
         self._updater.update(self._truth_OX, self._gradient_OD * gradient_scale, lr, row_ids)
-        records_OX = self._shard.layout.unpack(self._stored(places_O))
+        records_OX = self._shard.layout.unpack(self._stored(slots_O))
         self._shadow.require(plan.rows_O, records_OX, self._truth_OX, f"{_name(step)}, after its update")
         self._shadow.put(plan.rows_O, self._shadow.layout.pack(self._truth_OX))
 
@@ -126,9 +126,9 @@ class Verifier(Observer):
         if not torch.equal(torch.cat(used).unique(), plan.rows_O.sort().values):
             raise VerifyError(f"offload.verify: {when}: rank {self._rank} plans other rows than the ranks ask for")
 
-    def _stored(self, places_O: Tensor) -> Tensor:
+    def _stored(self, slots_O: Tensor) -> Tensor:
         """A copy of a step's records as they stand in the store."""
-        return self._shard.store.records.index_select(0, places_O)
+        return self._shard.store.records.index_select(0, slots_O)
 
     def _caught_up(self, records_OW: Tensor) -> Tensor:
         records_OX = self._shard.layout.unpack(records_OW)
@@ -162,11 +162,11 @@ class Verifier(Observer):
         self._shadow.require(plan.rows_O, records_OX, truth_OX, f"{when}, brought up to date")
         for part, leaf in zip(plan.modules, leaves, strict=True):
             received = self._swap(list(leaf.detach().split(part.asked)))
-            places_O = torch.arange(len(plan.rows_O))[part.owned]
-            for rank, (values, places) in enumerate(zip(received, part.by_rank(places_O), strict=True)):
-                expected = layout.unpacked.weights(truth_OX)[places.to(self._device)].to(self._shard.exchange_dtype)
+            indices_O = torch.arange(len(plan.rows_O))[part.owned]
+            for rank, (values, indices) in enumerate(zip(received, part.by_rank(indices_O), strict=True)):
+                expected = layout.unpacked.weights(truth_OX)[indices.to(self._device)].to(self._shard.exchange_dtype)
                 self._require_equal(
-                    f"{when}, as rank {rank} received it", plan.rows_O[places], values, expected.float()
+                    f"{when}, as rank {rank} received it", plan.rows_O[indices], values, expected.float()
                 )
         return truth_OX
 

@@ -68,15 +68,15 @@ class CompiledDirectory(Directory):
 
 @compiled
 def _look_up(slot_of, rows, slots):  # type: ignore[no-untyped-def]
-    for place in range(len(rows)):
-        slots[place] = slot_of[rows[place]]
+    for index in range(len(rows)):
+        slots[index] = slot_of[rows[index]]
 
 
 @compiled
 def _keep(slot_of, last_use, rows, step):  # type: ignore[no-untyped-def]
     missing = 0
-    for place in range(len(rows)):
-        slot = slot_of[rows[place]]
+    for index in range(len(rows)):
+        slot = slot_of[rows[index]]
         if slot == NEVER:
             missing += 1
         elif last_use[slot] < step:
@@ -87,39 +87,39 @@ def _keep(slot_of, last_use, rows, step):  # type: ignore[no-untyped-def]
 @compiled
 def _raised(flags, slots):  # type: ignore[no-untyped-def]
     count = 0
-    for place in range(len(slots)):
-        count += flags[slots[place]] != 0
+    for index in range(len(slots)):
+        count += flags[slots[index]] != 0
     return count
 
 
 @compiled
 def _others(state, slots, wanted):  # type: ignore[no-untyped-def]
     count = 0
-    for place in range(len(slots)):
-        count += state[slots[place]] != wanted
+    for index in range(len(slots)):
+        count += state[slots[index]] != wanted
     return count
 
 
 @compiled
 def _set(values, slots, value):  # type: ignore[no-untyped-def]
-    for place in range(len(slots)):
-        values[slots[place]] = value
+    for index in range(len(slots)):
+        values[slots[index]] = value
 
 
 @compiled
 def _place(rows, used, step, free, slot_of, row_of, state, writes, all_free, last_use, fetched, taken):  # type: ignore[no-untyped-def]
     count = 0
-    for place in range(len(rows)):
-        slot = used[place]
+    for index in range(len(rows)):
+        slot = used[index]
         if slot == NEVER:
             slot = free[count]
-            fetched[count] = rows[place]
+            fetched[count] = rows[index]
             taken[count] = slot
             count += 1
-            slot_of[rows[place]] = slot
-            row_of[slot] = rows[place]
+            slot_of[rows[index]] = slot
+            row_of[slot] = rows[index]
             state[slot] = _FETCHING
-            used[place] = slot
+            used[index] = slot
         elif state[slot] == _WRITEBACK:
             state[slot] = _RESIDENT
         if last_use[slot] < step:
@@ -129,8 +129,8 @@ def _place(rows, used, step, free, slot_of, row_of, state, writes, all_free, las
 @compiled
 def _idle(step, used, last_use, state, idle):  # type: ignore[no-untyped-def]
     count = 0
-    for place in range(len(used)):
-        slot = used[place]
+    for index in range(len(used)):
+        slot = used[index]
         if last_use[slot] == step and state[slot] == _RESIDENT:
             idle[count] = slot
             count += 1
@@ -140,8 +140,8 @@ def _idle(step, used, last_use, state, idle):  # type: ignore[no-untyped-def]
 @compiled
 def _let_go(chosen, slot_of, row_of, state, writes, free, is_dirty, num_free, dirty):  # type: ignore[no-untyped-def]
     count = 0
-    for place in range(len(chosen)):
-        slot = chosen[place]
+    for index in range(len(chosen)):
+        slot = chosen[index]
         if is_dirty[slot]:
             is_dirty[slot] = False
             writes[slot] += 1
@@ -156,8 +156,8 @@ def _let_go(chosen, slot_of, row_of, state, writes, free, is_dirty, num_free, di
 
 @compiled
 def _written(slots, slot_of, row_of, state, writes, free, num_free):  # type: ignore[no-untyped-def]
-    for place in range(len(slots)):
-        slot = slots[place]
+    for index in range(len(slots)):
+        slot = slots[index]
         writes[slot] -= 1
         if state[slot] == _WRITEBACK and writes[slot] == 0:
             num_free = _release(slot, slot_of, row_of, state, free, num_free)

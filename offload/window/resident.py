@@ -35,18 +35,18 @@ class ResidentStore:
             init.fill(layout, part_CW, sharding.global_ids(rank, places).to(device))
         self._counts_R = torch.zeros(num_rows, dtype=torch.uint8, device=device)
         self._sender = Sender(device)
-        self._places: dict[int, tuple[Tensor, Sent]] = {}
+        self._prepared: dict[int, tuple[Tensor, Sent]] = {}
         self._held_O = torch.empty(0, dtype=torch.int64)
         self.traffic = Traffic()
         self.before_change: Callable[[Tensor], object] = nobody
 
     def prepare(self, step: int, rows: Tensor) -> None:
         """See `RowStore.prepare`."""
-        self._places[step] = rows, self._sender.send(rows)
+        self._prepared[step] = rows, self._sender.send(rows)
 
     def hold(self, step: int) -> Tensor:
         """See `RowStore.hold`."""
-        rows, sent = self._places.pop(step)
+        rows, sent = self._prepared.pop(step)
         self.before_change(rows)
         (self._held_O,) = sent.take()
         self.traffic.requested += len(self._held_O)

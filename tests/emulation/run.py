@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import offload.device.sender
+import offload.opening
 import offload.plan.planner
 import offload.step
 import offload.tables
@@ -255,7 +256,7 @@ class _Emulation:
                 put(seam, "background_worker", worker)
             for seam in (offload.window.interface, offload.plan.planner):
                 put(seam, "time", _VirtualTime(self.simulation))
-            put(offload.tables, "_DECIDING_BESIDE", beside)
+            put(offload.opening, "_DECIDING_BESIDE", beside)
             put(offload.tables, "make_plan", self.workload.planned(self.simulation, offload.tables.make_plan))
             put(zero_copy, "fetch_records", self._fetch(zero_copy.fetch_records))
             put(zero_copy, "draw_records", self._draw(zero_copy.draw_records))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.command_line import backbone, engram, losses, table_rows, train, write_job
+from tests.command_line import JOB, backbone, engram, losses, table_rows, train, write_job
+from train.report.metrics import read_metrics
 
 DIVERGING = ["train.gradient_clipping=null", "optimizer.learning_rate=1e30", "schedule.warmup_steps=0"]
 NERVOUS = ["train.on_spike=skip", "train.spike_window=14", "train.spike_sigma=1", "train.max_skipped_steps=30"]
@@ -73,3 +74,16 @@ def test_a_run_goes_on_past_bad_batches_if_that_is_wanted(job: Path, tmp_path: P
     train(job, "train.steps=10", "run.name=plain", "--nproc", "1")
     assert losses(run)[:8] == losses(plain)[:8]
     assert losses(run)[8][0] != losses(plain)[8][0]
+
+
+def test_tokens_count_on_when_the_batch_becomes_another(job: Path, tmp_path: Path) -> None:
+    train(job, "train.steps=2", "train.global_batch_size=8", "--nproc", "1")
+    train(job, "train.steps=3", "train.global_batch_size=4", "data.allow_change=true", "--nproc", "1")
+    run = tmp_path / "runs" / "small"
+    length = JOB["data"]["sequence_length"]
+    assert [record["tokens"] for record in read_metrics(run / "metrics.jsonl")] == [
+        8 * length,
+        16 * length,
+        20 * length,
+    ]
+    assert json.loads((run / "summary.json").read_text())["tokens"] == 20 * length

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from offload import gradients as gradients_module
-from offload import tables as tables_module
+from offload import opening
 from offload.config import TableOptimizerConfig
 from offload.gradients import ModuleGradient
 from offload.plan.plan import ModulePlan
@@ -23,6 +23,7 @@ from offload.rows.updater import RowUpdater
 from offload.step import Step
 from offload.transfers.copies import WorkerCopy
 from offload.transfers.open import CpuTransfers
+from offload.window.admissions import Admissions
 from offload.window.directory import NEVER, SlotState
 from offload.window.open import open_directory
 from offload.window.store import WindowStore
@@ -68,11 +69,11 @@ def fetch_not_waited_for() -> Broken:
 def write_back_not_waited_for() -> Broken:
     """A row taken back is handed out for its update while it is still being copied to host memory."""
 
-    def settle(call: Callable[..., None], self: WindowStore, admitted: Any) -> None:
+    def settle(call: Callable[..., None], self: Admissions, admitted: Any) -> None:
         with mock.patch.object(self._directory, "being_written", return_value=False):
             call(self, admitted)
 
-    return _wrapped(WindowStore, "_settle", settle)
+    return _wrapped(Admissions, "settle", settle)
 
 
 def resurrection_dropped() -> Broken:
@@ -167,7 +168,7 @@ def replay_skipped() -> Broken:
     def updater(config: TableOptimizerConfig, layout: RecordLayout, **keywords: Any) -> RowUpdater:
         return RowUpdater(config.model_copy(update={"untouched_rows": "lazy"}), layout, **keywords)
 
-    return mock.patch.object(tables_module, "RowUpdater", updater)
+    return mock.patch.object(opening, "RowUpdater", updater)
 
 
 def replay_at_the_latest_rate() -> Broken:

@@ -174,7 +174,7 @@ def watched(streams: ClockedStreams) -> Iterator[None]:
 
     def read_rows(store: WindowStore, rows: Tensor) -> Tensor:
         slots = store._directory.slots(rows.numpy())
-        landed = slots[(slots >= 0) & ~np.isin(slots, store._slots_in_flight())]
+        landed = slots[(slots >= 0) & ~np.isin(slots, store._admissions.slots_in_flight())]
         streams.work(reads=[("slot", landed)])
         records = read(store, rows)
         streams.work(reads=[("row", rows.numpy()[slots < 0])], by=streams.host)

@@ -263,8 +263,8 @@ def leaks(tables: EngramTables) -> dict[str, int]:
         directory = store._directory
         held = sum(len(slots) for _, slots in directory._uses)
         counts |= {
-            "admissions": len(store._admitted),
-            "writebacks": len(store._writebacks),
+            "admissions": len(store._admissions.admitted),
+            "writebacks": len(store._admissions.writebacks),
             "slots in copies": int(directory._writes.sum()),
             "dirty slots": int(directory.dirty.sum()),
             "uses remembered beyond the window's size": max(0, held - 4 * len(directory.state)),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload import tables as tables_module
+from offload import opening
 from offload.config import OffloadConfig
 from offload.plan.sharding import Sharding
 from offload.rows import snapshot
@@ -63,7 +63,7 @@ def test_rows_that_change_while_they_are_read_are_those_of_the_freeze(
 ) -> None:
     """A few pieces are read after each step; copies of records are slow, and torn in two."""
     if beside:
-        monkeypatch.setattr(tables_module, "_DECIDING_BESIDE", ("cpu",))
+        monkeypatch.setattr(opening, "_DECIDING_BESIDE", ("cpu",))
     for seed, name in enumerate(("adam-exact", "rmsprop-exact-bf16-both")):
         config = TABLES[name].model_copy(update=STORES[store])
         with random_delays(seed):

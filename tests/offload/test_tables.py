@@ -225,11 +225,9 @@ def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
 
 def counted(tables: EngramTables, piece_bytes: int = 1000) -> dict[int, int]:
     """The counts of updates by row id; the rows are those that would be saved, piece by piece."""
-    chunks = list(tables.update_counts(piece_bytes))
-    saved = list(tables.updated_rows(piece_bytes))
-    assert [ids.tolist() for ids, _ in chunks] == [ids.tolist() for ids, _ in saved]
-    assert all(counts.dtype == torch.uint8 for _, counts in chunks)
-    return {row: count for ids, counts in chunks for row, count in zip(ids.tolist(), counts.tolist(), strict=True)}
+    pieces = list(tables.with_counts(tables.updated_rows(piece_bytes)))
+    assert all(counts.dtype == torch.uint8 for _, _, counts in pieces)
+    return {row: count for ids, _, counts in pieces for row, count in zip(ids.tolist(), counts.tolist(), strict=True)}
 
 
 def expected_counts(job: Job, steps: range) -> Counter[int]:
@@ -251,7 +249,7 @@ def test_rows_count_the_steps_that_updated_them_and_loaded_rows_count_on(mode: s
     counts = counted(tables)
     assert counts == expected_counts(JOB, range(9))
     assert 1 < max(counts.values()) < 9
-    for (ids, records), (_, known) in zip(tables.updated_rows(), tables.update_counts(), strict=True):
+    for ids, records, known in tables.with_counts(tables.updated_rows()):
         resumed.load_rows(ids, records, known)
         old.load_rows(ids, records)
         zeroed.load_rows(ids, records, torch.zeros_like(known))
@@ -347,7 +345,7 @@ def test_the_look_ahead_may_change_between_steps_and_no_bit_does() -> None:
                 tables._planner.request(planned)
                 tables._planner.plan(planned)
             results.append(train_step(tables, JOB, step))
-            ahead.append(len(tables._shard.store._admitted))
+            ahead.append(len(tables._shard.store._admissions.admitted))
         assert results == expected
         assert ahead == [0, 0, 0, 3, 3, 3, 2, 1, 0]
         with pytest.raises(ValueError, match="not -1"):

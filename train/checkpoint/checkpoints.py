@@ -45,6 +45,7 @@ class Resumed:
         notes: what was passed over or has changed, in lines for the user.
         recent: loss and gradient norm of the last updates, if the run looks for spikes.
         unevaluated: whether the evaluation of that step is still to be made.
+        tokens: that the run was trained on.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class Resumed:
     notes: list[str] = field(default_factory=list)
     recent: list[tuple[float, float]] = field(default_factory=list)
     unevaluated: bool = False
+    tokens: int = 0
 
 
 class Now(NamedTuple):
@@ -61,7 +63,7 @@ class Now(NamedTuple):
         engine: the backbone.
         tables: None without Engram.
         skipped_in_a_row: how many of the last steps changed nothing.
-        recent, unevaluated: come back in `Resumed`.
+        recent, unevaluated, tokens: come back in `Resumed`.
     """
 
     engine: Engine
@@ -69,6 +71,7 @@ class Now(NamedTuple):
     skipped_in_a_row: int = 0
     recent: Sequence[tuple[float, float]] = ()
     unevaluated: bool = False
+    tokens: int = 0
 
 
 class Checkpoints:
@@ -155,8 +158,10 @@ class Checkpoints:
             if changed:
                 notes.append(f"data.allow_change: from here on with another {changed}")
                 self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
-            recent = [(loss, norm) for loss, norm in image.manifest.recent]
-            return Resumed(image.manifest.step, path, notes, recent, image.manifest.unevaluated)
+            manifest = image.manifest
+            recent = [(loss, norm) for loss, norm in manifest.recent]
+            tokens = manifest.tokens_seen(self._job)
+            return Resumed(manifest.step, path, notes, recent, manifest.unevaluated, tokens)
         return Resumed()
 
     def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
@@ -224,6 +229,7 @@ class Checkpoints:
             "ephemeral": ephemeral,
             "recent": list(now.recent),
             "unevaluated": now.unevaluated,
+            "tokens": now.tokens,
             "tables": tables.optimizer_state() if tables else None,
             "base": base,
         }

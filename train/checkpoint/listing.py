@@ -37,6 +37,22 @@ def checkpoints_in(folder: Path) -> list[Found]:
     return sorted(Found(int(name[1]), path) for name, path in named)
 
 
+def checkpoints_of(run: Path, step: int | None = None) -> list[Found]:
+    """The complete checkpoints of a run, by step: all of them, or the one of `step`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = checkpoints_in(run / CHECKPOINTS)
+    if not found:
+        raise UserError(f"{run}: no checkpoint yet; train for longer, or lower checkpoint.every")
+    chosen = [entry for entry in found if step in (None, entry.step)]
+    if not chosen:
+        there = ", ".join(str(entry.step) for entry in found)
+        raise UserError(f"{run}: no checkpoint of step {step}; there are: {there}")
+    return chosen
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a complete checkpoint."""
     return any((path / name).is_file() for name in _DESCRIPTIONS)

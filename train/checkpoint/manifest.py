@@ -42,6 +42,7 @@ class Manifest:
         tensors: of the backbone, by name: dtype, as safetensors calls it, and shape.
         ranks: what each rank wrote.
         unevaluated: whether the evaluation after it was cut short by a signal, and is still to be made.
+        tokens: trained on since the start of the run; None where that was not saved, see `tokens_seen`.
         recent: loss and gradient norm of the last updates, where steps are held against them.
         config: the run's resolved config.
         versions: of the programs that wrote it.
@@ -69,6 +70,7 @@ class Manifest:
     saved_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     ephemeral: bool = False
     unevaluated: bool = False
+    tokens: int | None = None
     nodes: list[str] = field(default_factory=list)
     base: Base | None = None
     format: int = FORMAT_VERSION
@@ -82,6 +84,17 @@ class Manifest:
     def num_rows(self) -> int:
         """Rows of the tables that were written."""
         return sum(rank.rows for rank in self.ranks)
+
+    def tokens_seen(self, job: dict[str, Any]) -> int:
+        """Tokens trained on; where that was not saved, as if all batches had had the size of the last one's.
+
+        Args:
+            job: a resolved config, which counts where none was saved either.
+        """
+        if self.tokens is not None:
+            return self.tokens
+        config = self.config or job
+        return self.step * config["train"]["global_batch_size"] * config["data"]["sequence_length"]
 
     def infos(self) -> dict[str, TensorInfo]:
         """The tensors of the backbone; see `train.optim.pieces.StatePiece` for their names."""

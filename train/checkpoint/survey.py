@@ -7,7 +7,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.listing import CHECKPOINTS, Found, checkpoints_in, remove, remove_unfinished, superfluous
+from train.checkpoint.listing import (
+    CHECKPOINTS,
+    Found,
+    checkpoints_in,
+    checkpoints_of,
+    remove,
+    remove_unfinished,
+    superfluous,
+)
 from train.checkpoint.open import Standing, open_image, standing
 from train.errors import UserError
 from train.run_folder import LOCK_FILE
@@ -79,12 +87,7 @@ def survey(run: Path, *, read: bool, step: int | None = None) -> Iterator[Entry]
     Raises:
         UserError: there is none.
     """
-    found = checkpoints_in(run / CHECKPOINTS)
-    chosen = [entry for entry in found if step in (None, entry.step)]
-    if not chosen:
-        there = ", ".join(str(entry.step) for entry in found) or "none"
-        raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are: {there}")
-    return _looked_at(chosen, read)
+    return _looked_at(checkpoints_of(run, step), read)
 
 
 def _looked_at(chosen: list[Found], read: bool) -> Iterator[Entry]:

@@ -20,12 +20,14 @@ class Measured:
     Attributes:
         loss: of the last step, over all ranks, in nats a token.
         step_ms: time of a step.
+        tokens: trained on since the start of the run.
         tokens_per_s: over all ranks.
         offload: None without Engram.
     """
 
     loss: float
     step_ms: float
+    tokens: int
     tokens_per_s: float
     offload: OffloadMetrics | None
 
@@ -37,10 +39,15 @@ class Meter:
         tokens_per_step: over all ranks.
         tables: whose traffic is measured; None without Engram.
         device: that the ranks communicate from.
+        tokens: that the run was trained on before.
     """
 
-    def __init__(self, tokens_per_step: int, tables: EngramTables | None, device: torch.device) -> None:
+    def __init__(
+        self, tokens_per_step: int, tables: EngramTables | None, device: torch.device, *, tokens: int = 0
+    ) -> None:
         self._tokens_per_step, self._tables, self._device = tokens_per_step, tables, device
+        self.tokens = tokens
+        """Trained on since the start of the run, over all ranks; those of skipped steps count."""
         self._loss = torch.zeros(())
         self.rows_moved = 0
         """Rows of all ranks that travelled between host memory and the windows, in all records so far."""
@@ -63,6 +70,7 @@ class Meter:
     def count(self, loss: Tensor) -> None:
         """One more step, with this rank's part of its loss."""
         self._steps += 1
+        self.tokens += self._tokens_per_step
         self._loss = loss
 
     def measure(self) -> Measured:
@@ -70,7 +78,7 @@ class Meter:
         step_s = (time.perf_counter() - self._started) / self._steps
         loss = self._loss.to(self._device).clone()
         dist.all_reduce(loss)
-        return Measured(float(loss), 1e3 * step_s, self._tokens_per_step / step_s, self._offload())
+        return Measured(float(loss), 1e3 * step_s, self.tokens, self._tokens_per_step / step_s, self._offload())
 
     def _offload(self) -> OffloadMetrics | None:
         if not self._tables:

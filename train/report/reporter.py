@@ -31,7 +31,6 @@ class Reporter:
         self, job: JobConfig, folder: Path, *, start: int, active: bool, state: StateRecord | None = None
     ) -> None:
         self._state = state
-        self._tokens_per_step = job.train.global_batch_size * job.data.sequence_length
         self._stack = ExitStack()
         self._progress: RunProgress | None = None
         if not active:
@@ -65,7 +64,7 @@ class Reporter:
             loss=measured.loss,
             grad_norm=result.grad_norm,
             lr=result.lr,
-            tokens=step * self._tokens_per_step,
+            tokens=measured.tokens,
             step_ms=measured.step_ms,
             tokens_per_s=measured.tokens_per_s,
             offload=measured.offload,

@@ -9,7 +9,8 @@ from typing import Any
 
 from train.config.report import WandbConfig
 
-_ID_FILE = "wandb-id"
+ID_FILE = "wandb-id"
+"""Name of the file in a run's folder with the id under which it is continued."""
 _INIT_TIMEOUT_S = 30
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class WandbLog:
 
 def _run_id(folder: Path) -> str:
     """The id kept in the run's folder, made at its first start."""
-    path = folder / _ID_FILE
+    path = folder / ID_FILE
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     return path.read_text().strip()

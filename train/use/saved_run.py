@@ -12,7 +12,7 @@ from model.transformer import LanguageModel
 from offload.addresses.hashing import AddressBook
 from train.checkpoint.checked import Damaged
 from train.checkpoint.image import SavedImage
-from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
+from train.checkpoint.listing import checkpoints_of
 from train.checkpoint.open import open_all
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
@@ -54,7 +54,7 @@ class SavedRun:
             UserError: no such run or checkpoint, or the checkpoint is damaged.
         """
         folder = find_run(run)
-        checkpoint = _choose(folder, step)
+        checkpoint = checkpoints_of(folder, step)[-1].path
         image = _whole(checkpoint, lambda: open_all(checkpoint))
         return cls(folder, load(folder / CONFIG_FILE, [], JobConfig), image)
 
@@ -140,16 +140,6 @@ class RunTokens:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
         return self.of
-
-
-def _choose(folder: Path, step: int | None) -> Path:
-    found = dict(checkpoints_in(folder / CHECKPOINTS))
-    if not found:
-        raise UserError(f"{folder}: no checkpoint yet; train for longer, or lower checkpoint.every")
-    wanted = max(found) if step is None else step
-    if wanted not in found:
-        raise UserError(f"{folder}: no checkpoint of step {step}; there are: {', '.join(map(str, sorted(found)))}")
-    return found[wanted]
 
 
 def _whole(checkpoint: Path, read: Callable[[], T]) -> T:

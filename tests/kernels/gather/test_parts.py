@@ -12,14 +12,14 @@ def exchanged(ranks, rows=70, dim=80, dtype=torch.float32):
     generator = torch.Generator().manual_seed(ranks)
     named = [(torch.rand(rows, generator=generator) < 0.6).nonzero().flatten() for _ in range(ranks)]
     named[-1] = torch.cat([named[-1], torch.arange(rows)]).unique()  # every row has a part
-    places_A = torch.cat(named)
-    parts_AD = torch.randn(len(places_A), dim, generator=generator, dtype=dtype) * 10.0 ** torch.randint(
+    indices_A = torch.cat(named)
+    parts_AD = torch.randn(len(indices_A), dim, generator=generator, dtype=dtype) * 10.0 ** torch.randint(
         -6, 6, (1, dim)
     )
     parts_AD[::7] = -0.0
-    starts_O = torch.bincount(places_A, minlength=rows).cumsum(0).roll(1).int()
+    starts_O = torch.bincount(indices_A, minlength=rows).cumsum(0).roll(1).int()
     starts_O[0] = 0
-    return parts_AD, places_A.argsort(stable=True).int(), starts_O, named
+    return parts_AD, indices_A.argsort(stable=True).int(), starts_O, named
 
 
 def in_rank_order(parts_AD, starts_O, named):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from offload import tables
+from offload import opening
 from offload.rows.records import RecordLayout, RowInit
 from offload.tables import EngramTables
 from offload.window.interface import Traffic
@@ -75,7 +75,7 @@ def main() -> None:
     layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
     each = layout.stride_bytes(torch.device("cuda"))
     print(f"{config.stem}: {each:,} bytes a record")
-    with mock.patch.object(tables, "_DECIDING_BESIDE", ("cpu",)):
+    with mock.patch.object(opening, "_DECIDING_BESIDE", ("cpu",)):
         opened = open_job(job, steps)
     fetched = drawn = 0
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload import tables
+from offload import opening
 from offload.config import OffloadConfig
 from offload.window.store import WindowStore
 from tests.offload.tables_job import open_tables, run_job
@@ -24,7 +24,7 @@ BY_WHOM = pytest.mark.parametrize("beside", [False, True], ids=["inline", "besid
 def test_a_thread_beside_the_loop_gives_the_bits_of_the_resident_shard(
     engine: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_DECIDING_BESIDE", ("cpu",))
+    monkeypatch.setattr(opening, "_DECIDING_BESIDE", ("cpu",))
     for name in ("adam-exact", "rmsprop-exact-bf16-both"):
         resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
         for rows in (TINY, 1000):
@@ -35,7 +35,7 @@ def test_a_thread_beside_the_loop_gives_the_bits_of_the_resident_shard(
 
 
 def test_a_run_with_a_thread_beside_it_continues_bitwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_DECIDING_BESIDE", ("cpu",))
+    monkeypatch.setattr(opening, "_DECIDING_BESIDE", ("cpu",))
     config = TABLES["adam-exact"].model_copy(update={"depth": 2, "window_rows": TINY})
     straight = run_job(JOB, config)
     losses, rows = save_and_resume(JOB, config, 6)
@@ -72,7 +72,7 @@ def rows(*places: int) -> Tensor:
 def settled(store: WindowStore) -> list[int]:
     """The admitted steps, when all that was asked for is decided."""
     store.in_host_memory(rows())
-    return list(store._admitted)
+    return list(store._admissions.admitted)
 
 
 def test_the_loop_waits_for_the_step_that_it_holds_and_for_nothing_else() -> None:
@@ -93,7 +93,7 @@ def test_the_loop_waits_for_the_step_that_it_holds_and_for_nothing_else() -> Non
 
 
 def test_traffic_is_told_while_the_thread_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_DECIDING_BESIDE", ("cpu",))
+    monkeypatch.setattr(opening, "_DECIDING_BESIDE", ("cpu",))
     opened = open_tables(JOB, OffloadConfig())
     try:
         with busy_thread(opened._shard.store) as gave_up:  # type: ignore[arg-type]

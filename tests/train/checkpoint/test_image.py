@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,10 @@ WRONG = {
         {"tensors": {"weight/a": ("F32", [2, 5]), "buffer/calls": ("I64", [2]), "weight/b": ("F32", [1])}},
         "0 of 1 elements of weight/b",
     ),
-    "pieces of no tensor": ({"tensors": {"weight/a": ("F32", [2, 5])}}, "pieces of buffer/calls, which is no tensor"),
+    "pieces of no tensor": (
+        {"tensors": {"weight/a": ("F32", [2, 5])}},
+        "pieces of buffer/calls, which is not one of its tensors",
+    ),
     "a larger tensor": (
         {"tensors": {"weight/a": ("F32", [11]), "buffer/calls": ("I64", [2])}},
         "10 of 11 elements of weight/a",
@@ -191,3 +195,16 @@ def test_what_is_mapped_was_verified_before(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(Damaged, match=r"the checksum of records@1 differs"):
         find_rows(image, torch.tensor([1]), torch.zeros(1, 3))
+
+
+def test_tokens_that_were_not_saved_are_those_of_as_many_batches(tmp_path: Path) -> None:
+    def config(batch: int) -> dict[str, Any]:
+        return {"train": {"global_batch_size": batch}, "data": {"sequence_length": 32}}
+
+    for changes, tokens in (
+        ({}, 4 * 6 * 32),
+        ({"config": config(8)}, 4 * 8 * 32),
+        ({"config": config(8), "tokens": 7}, 7),
+    ):
+        manifest, _ = Manifest.read(write(tmp_path / str(tokens), **changes))
+        assert manifest.tokens_seen(config(6)) == tokens
