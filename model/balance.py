@@ -3,8 +3,7 @@
 The bias (Wang et al. 2024; DeepSeek-V3 report, section 2.1.2): after each step, the bias under which a layer chooses
 experts rises by `rate` for experts that got fewer tokens than the mean, and falls by `rate` for those that got more.
 
-All of it works alike on our `MoE` and on the layer that expert parallelism puts in its place (`model.moe`): either
-keeps `tokens_per_expert`, and the bias in its router.
+All of it works on every layer that is `Balanced`: our `MoE`, and what expert parallelism puts in its place.
 
 The loss (DeepSeek-V3 report, equations 17 to 20). For a sequence of T tokens, E experts, K of them a token,
 
@@ -17,10 +16,24 @@ Shape suffixes: L layers, B batch, T sequence, D hidden, E experts.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+
+class Balanced(Protocol):
+    """A mixture-of-experts layer that can be balanced: `model.moe.MoE`, or what an engine put in its place."""
+
+    tokens_per_expert: Tensor
+    """fp32 [E]: assignments since the counts were last set to zero."""
+
+    @property
+    def choice_bias(self) -> Tensor:
+        """fp32 [E], added to the scores when experts are chosen; moved in place."""
+
+    def scores(self, hidden_BTD: Tensor) -> Tensor:
+        """The router's scores [B, T, E] before the bias, fp32 or wider."""
 
 
 def update_balance(model: nn.Module, rate: float, reduce: Callable[[Tensor], None]) -> Tensor:
@@ -37,40 +50,35 @@ def update_balance(model: nn.Module, rate: float, reduce: Callable[[Tensor], Non
     layers = list(_balanced_layers(model))
     if not layers:
         return torch.empty(0, 0, dtype=torch.float64)
-    counts_LE = torch.stack([counts for counts, _ in layers]).double()
+    counts_LE = torch.stack([layer.tokens_per_expert for layer in layers]).double()
     reduce(counts_LE)
     step_LE = rate * (counts_LE.mean(dim=1, keepdim=True) - counts_LE).sign()
     with torch.no_grad():
-        for (counts, bias), step in zip(layers, step_LE, strict=True):
-            bias += step.to(bias.dtype)
-            counts.zero_()
+        for layer, step_E in zip(layers, step_LE, strict=True):
+            layer.choice_bias.add_(step_E.to(layer.choice_bias.dtype))
+            layer.tokens_per_expert.zero_()
     return counts_LE
 
 
 def reset_counts(model: nn.Module) -> None:
     """Forgets the tokens counted so far: a layer in our `MoE`'s place also counts those of evaluation."""
-    for counts, _ in _balanced_layers(model):
-        counts.zero_()
+    for layer in _balanced_layers(model):
+        layer.tokens_per_expert.zero_()
 
 
-def sequence_balance(moe: nn.Module, hidden_BTD: Tensor, experts_per_token: int) -> Tensor:
+def sequence_balance(moe: Balanced, hidden_BTD: Tensor, experts_per_token: int) -> Tensor:
     """The balance loss of every sequence in one layer, before any factor: [B], fp32 or wider.
 
-    The router's scores are computed here a second time, as a layer in our `MoE`'s place does not tell them; the experts
-    cost hundreds of times as much.
+    The router's scores are computed a second time, as an engine's layer does not return them; the experts cost hundreds
+    of times as much.
 
     Args:
-        moe: our `MoE`, or a layer in its place.
-        hidden_BTD: the layer's input.
+        moe: the layer.
+        hidden_BTD: its input.
         experts_per_token: K.
     """
-    router = _router(moe)
-    if hasattr(moe, "router"):
-        logits_BTE = router.gate(hidden_BTD)
-        scores_BTE = torch.sigmoid(logits_BTE.to(torch.promote_types(logits_BTE.dtype, torch.float32)))
-    else:
-        scores_BTE = router(hidden_BTD.flatten(0, 1))[2].unflatten(0, hidden_BTD.shape[:2])
-    chosen_BTK = (scores_BTE + router.e_score_correction_bias).detach().topk(experts_per_token, dim=-1).indices
+    scores_BTE = moe.scores(hidden_BTD)
+    chosen_BTK = (scores_BTE + moe.choice_bias).detach().topk(experts_per_token, dim=-1).indices
     load_BE = torch.zeros_like(scores_BTE).scatter(-1, chosen_BTK, 1.0).mean(dim=1)
     share_BE = (scores_BTE / (scores_BTE.sum(dim=-1, keepdim=True) + 1e-20)).mean(dim=1)
     return (load_BE * share_BE).sum(dim=-1) * (scores_BTE.shape[-1] / experts_per_token)
@@ -79,7 +87,7 @@ def sequence_balance(moe: nn.Module, hidden_BTD: Tensor, experts_per_token: int)
 @contextmanager
 def counted_once(model: nn.Module) -> Iterator[None]:
     """What is computed within does not count: for a forward that is repeated."""
-    layers = [(counts, counts.clone()) for counts, _ in _balanced_layers(model)]
+    layers = [(layer.tokens_per_expert, layer.tokens_per_expert.clone()) for layer in _balanced_layers(model)]
     try:
         yield
     finally:
@@ -87,13 +95,7 @@ def counted_once(model: nn.Module) -> Iterator[None]:
             counts.copy_(before)
 
 
-def _balanced_layers(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+def _balanced_layers(model: nn.Module) -> Iterator[Balanced]:
     for module in model.modules():
-        counts = getattr(module, "tokens_per_expert", None)
-        if isinstance(counts, Tensor):
-            yield counts, _router(module).e_score_correction_bias
-
-
-def _router(moe: nn.Module) -> Any:
-    """The router of our `MoE`, or of a layer in its place."""
-    return moe.router if hasattr(moe, "router") else moe.gate
+        if isinstance(getattr(module, "tokens_per_expert", None), Tensor):
+            yield cast(Balanced, module)

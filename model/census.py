@@ -9,24 +9,8 @@ from typing import NamedTuple
 import torch
 
 from model.config import ModelConfig
+from model.parameters import PARTS, Part, kind_of
 from model.transformer import LanguageModel
-
-_PARTS = (
-    # The first whose mark is in a parameter's name takes it; of two marks, both must be there.
-    ("input_embedding", ("embed_tokens",)),
-    ("output_head", ("lm_head",)),
-    ("engram_projections", (".engram.", "_proj")),
-    ("engram_vectors", (".engram.",)),
-    ("hyper_connections", ("hyper_connection",)),
-    ("routers", (".mlp.gate.",)),
-    ("routed_experts", (".mlp.experts.",)),
-    ("shared_experts", (".mlp.shared_experts.",)),
-    ("dense_ffn", (".mlp.",)),
-    ("norms", ("norm",)),
-    ("attention", (".self_attn.",)),
-)
-PARTS = tuple(name for name, _ in _PARTS)
-"""Names of the parts. `engram_vectors` are norms and convolutions; `attention` and `dense_ffn` are without norms."""
 
 
 class PartCount(NamedTuple):
@@ -49,7 +33,7 @@ class Census:
         parts: a count for each of `PARTS`, in that order.
     """
 
-    parts: dict[str, PartCount]
+    parts: dict[Part, PartCount]
 
     @property
     def total(self) -> int:
@@ -84,11 +68,11 @@ def count_model(model: LanguageModel) -> Census:
     """Counts the parameters of a model that is neither sharded nor taken over by an engine.
 
     Raises:
-        ValueError: a parameter's name tells no part.
+        ValueError: a parameter is of no known kind.
     """
     parts = dict.fromkeys(PARTS, PartCount())
     for name, parameter in model.named_parameters():
-        part = part_of(name)
+        part = kind_of(name).part
         total = parameter.numel()
         active = _active(part, total, model.config)
         counted = PartCount(total, active, active if parameter.dim() > 1 else 0)
@@ -96,19 +80,7 @@ def count_model(model: LanguageModel) -> Census:
     return Census(parts)
 
 
-def part_of(name: str) -> str:
-    """The part, one of `PARTS`, that the parameter of this name is in.
-
-    Raises:
-        ValueError: it is in none.
-    """
-    for part, marks in _PARTS:
-        if all(mark in name for mark in marks):
-            return part
-    raise ValueError(f"parameter {name} is in no part that the census knows")
-
-
-def _active(part: str, total: int, config: ModelConfig) -> int:
+def _active(part: Part, total: int, config: ModelConfig) -> int:
     if part == "input_embedding" and not config.tie_embeddings:
         return 0
     if part == "routed_experts" and config.moe:

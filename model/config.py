@@ -8,12 +8,12 @@ from model.huggingface_names import HuggingFaceNames
 
 
 class RopeScalingConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """YaRN (arXiv 2309.00071, section 3): rotary positions for sequences longer than those trained on before."""
+    """YaRN (arXiv 2309.00071, section 3): rotary positions for sequences longer than those of earlier training."""
 
     factor: float = Field(10.0, ge=1)
-    """How many times longer sequences become; frequencies are divided by it."""
+    """How many times longer sequences become; frequencies are divided by this."""
     original_length: int = Field(4096, ge=1)
-    """Sequence length before."""
+    """Sequence length of the earlier training."""
     alpha: float = Field(1.0, gt=0)
     """Columns that turn at most this often in the original length have their frequency divided by the whole factor."""
     beta: float = Field(32.0, gt=0)
@@ -46,7 +46,7 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
     rope_theta: float = Field(10000.0, gt=1)
     """Base of the rotary frequencies."""
     rope_scaling: RopeScalingConfig | None = None
-    """Their change for longer sequences; null for none."""
+    """Scaling of the frequencies for longer sequences; null: none."""
 
 
 class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -65,7 +65,7 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     norm_topk: bool = True
     """Whether a token's chosen weights are divided by their sum."""
     balance_rate: float = Field(1e-3, ge=0)
-    """Step of the choice bias after each training step (auxiliary-loss-free balancing); 0 switches it off."""
+    """Change of the router bias per training step (auxiliary-loss-free balancing); 0 switches it off."""
     sequence_balance_factor: float = Field(0.0, ge=0)
     """Factor on the balance loss within each sequence, which adds to the gradient but not to the reported loss; 0
     switches it off (DeepSeek-V3 has 1e-4)."""
@@ -84,26 +84,26 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Engram memory: tables of rows, looked up by hashed n-grams, that some layers read."""
 
     layers: list[int] = Field(default=[1], min_length=1)
-    """Layers, counted from 0, that begin with an Engram module. Each has a table of its own."""
+    """Layers, counted from 0, that begin with an Engram module. Each has its own table."""
     orders: list[int] = Field(default=[2, 3], min_length=1)
     """Lengths of the n-grams that are looked up, in tokens."""
     heads: int = Field(4, ge=1)
-    """Hash functions, and so rows, for each order."""
+    """Hash functions, and so rows, per order."""
     rows_per_head: int = Field(10_000, ge=1)
-    """Least rows of one head's table; each gets the next unused prime above. 1 gives each a single row, the same for
-    all n-grams: the module without its memory, to compare with."""
+    """Minimum rows of one head's table; each gets the next unused prime. With 1, each has a single row for all n-grams:
+    the module without its memory, as a control."""
     row_dim: int = Field(16, ge=1)
     """Columns of one row."""
     seed: int = Field(0, ge=0)
     """Seed of the hash multipliers."""
     pad_id: int | None = Field(None, ge=0)
-    """Token id, before compression, that stands before a document's first token; null takes the tokenizer's."""
+    """Token id, before compression, that pads n-grams before a document's first token; null: the tokenizer's."""
     compress_tokens: bool = True
     """Whether token ids that spell the same text up to case, accents and spaces are hashed as one."""
     cross_documents: bool = False
     """Whether n-grams and the convolution look back across the start of a document."""
     gate: Literal["signed_sqrt", "plain"] = "signed_sqrt"
-    """What the gate's sigmoid is taken of: the released models' signed square root, or the paper's plain score."""
+    """Input of the gate's sigmoid: the released models' signed square root, or the paper's plain score."""
     gate_eps: float = Field(1e-20, gt=0)
     """Added to the mean squares under the gate's norms; keys may be small, so it is far below `norm_eps`."""
     convolution: bool = True
@@ -114,20 +114,20 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Standard deviation of the rows before training."""
 
     @property
-    def slots(self) -> int:
+    def lookups_per_token(self) -> int:
         """Rows that one token looks up in one table."""
         return len(self.orders) * self.heads
 
     @property
     def memory_width(self) -> int:
         """Columns of a token's rows put side by side."""
-        return self.slots * self.row_dim
+        return self.lookups_per_token * self.row_dim
 
     @model_validator(mode="after")
     def _well_formed(self) -> "EngramConfig":
         for key, values, least in (("layers", self.layers, 0), ("orders", self.orders, 1)):
             if values != sorted(set(values)) or values[0] < least:
-                raise ValueError(f"{key} must be ascending, without repetition and at least {least}, not {values}")
+                raise ValueError(f"{key} must be ascending, without duplicates and at least {least}, not {values}")
         if self.gate == "plain" and self.init_std == 0:
             raise ValueError(
                 "init_std must be above 0 with gate: plain, as the gate's slope is unbounded at a zero key"
@@ -141,9 +141,9 @@ class HyperConnectionsConfig(BaseModel, extra="forbid", frozen=True, use_attribu
     expansion: int = Field(4, ge=1)
     """Branches of the residual stream; 1 is a plain residual."""
     sinkhorn_iterations: int = Field(20, ge=1)
-    """Normalisations of columns and rows that make the residual mappings doubly stochastic."""
+    """Row and column normalisations that make the residual mappings doubly stochastic."""
     alpha_init: float = Field(0.01, gt=0)
-    """Factor on what the mappings take from the stream, before training."""
+    """Initial factor on the part of the mappings that depends on the stream."""
 
 
 class ModelConfig(HuggingFaceNames, BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -160,7 +160,7 @@ class ModelConfig(HuggingFaceNames, BaseModel, extra="forbid", frozen=True, use_
     dense_hidden_size: int = Field(1024, ge=1)
     """Inner width of a dense feed-forward network."""
     tie_embeddings: bool = False
-    """Whether the output head is the input embedding."""
+    """Whether the output head shares the input embedding's weights."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added to the mean squares under the norms."""
     init_std: float = Field(0.02, gt=0)

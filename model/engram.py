@@ -30,7 +30,7 @@ class MemoryRows(NamedTuple):
     rows_UD: Tensor
     """fp32 [U, row_dim]: the step's rows, each once; a leaf that collects their gradients."""
     index: RowIndex  # type: ignore[assignment]  # hides tuple.index, of no use here
-    """The row of every lookup, in (b, t, slot) order."""
+    """The row of every lookup, in (b, t, sub-table) order."""
 
     def to(self, device: torch.device) -> "MemoryRows":
         """The same on `device`."""
@@ -77,8 +77,10 @@ class Engram(nn.Module):
     def _lookup(self, memory: MemoryRows, hidden_BTMD: Tensor) -> Tensor:
         batch, length = hidden_BTMD.shape[:2]
         lookups = memory.index.segment_N.numel()
-        if lookups != batch * length * self.config.slots:
-            raise ValueError(f"{lookups} lookups for {batch} x {length} tokens of {self.config.slots} rows each")
+        if lookups != batch * length * self.config.lookups_per_token:
+            raise ValueError(
+                f"{lookups} lookups for {batch} x {length} tokens of {self.config.lookups_per_token} rows each"
+            )
         return gather(memory.rows_UD, memory.index, out_dtype=hidden_BTMD.dtype).view(batch, length, -1)
 
 

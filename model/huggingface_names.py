@@ -1,6 +1,6 @@
 """The names under which Hugging Face configs of the DeepSeek-V3 family state what our config states.
 
-DeepSpeed's AutoEP reads them from `model.config` when it takes the experts over.
+DeepSpeed's expert parallelism reads them from `model.config` (`train/engine/auto_ep.py`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ class HuggingFaceNames:
 
     @property
     def model_type(self) -> str:
-        """Our own: AutoEP asks for the transformers library when it reads `deepseek_v3` here."""
+        """Our own: DeepSpeed would ask for the transformers library if it read `deepseek_v3` here."""
         return "engram"
 
     @property

@@ -1,22 +1,11 @@
 """Mixture of experts: sigmoid scores, a choice balanced by a bias, no token dropped (DeepSeek-V3 report, 2.1.2).
 
-DeepSpeed's AutoEP (preset `deepseek_v3`) can take the layer over, to spread the experts over ranks. Until then the
-forward below runs; it computes the same function of the same weights. What a takeover does to the names of block N
-(E experts, F expert width, D hidden, R ranks of expert parallelism):
+An engine may replace the layer to spread the experts over ranks. Until then the forward below runs; the replacement
+computes the same function of the same weights, under names and in pieces of its own (`train/engine/auto_ep.py`).
 
-    ours, prefix model.layers.N.mlp.             AutoEP's, same prefix
-    gate.weight                   [E, D]         router.gate.weight              [E, D]
-    gate.e_score_correction_bias  [E] buffer     router.e_score_correction_bias  [E] buffer, fp32, saved
-    experts.gate_up_proj          [E, 2F, D]     experts.w1 = gate_up_proj[:, :F]   [E/R, F, D]
-                                                 experts.w3 = gate_up_proj[:, F:]   [E/R, F, D]
-    experts.down_proj             [E, D, F]      experts.w2                         [E/R, D, F]
-    shared_experts.*                             unchanged
-    tokens_per_expert             [E] buffer     tokens_per_expert               [E] buffer, fp32, not saved
-
-Rank r of an expert-parallel group holds experts [r E/R, (r+1) E/R). AutoEP's layer counts tokens in evaluation too.
-The bias must stay fp32 in a bf16 model: DeepSpeed casts parameters only, unless `data_types.buffer_dtype` is set or
-the model is built under `zero.Init`; for these two `_keep_in_fp32_modules_strict` names the buffers, and a plain
-`.to(bfloat16)` is undone by `Float32Buffers`.
+The bias must stay fp32 in a bf16 model. DeepSpeed casts buffers if `data_types.buffer_dtype` is set or the model is
+built under `zero.Init`, except those that `_keep_in_fp32_modules_strict` names; a plain `.to(bfloat16)` is undone by
+`Float32Buffers`.
 
 Shape suffixes: N tokens, K experts a token, A = N*K assignments, E experts, D hidden, F expert width.
 """
@@ -85,8 +74,6 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden_size, width))
         draw_normal(self.gate_up_proj, std)
         draw_normal(self.down_proj, output_std)
-        for weight in self.parameters():
-            weight.is_expert_group = True  # type: ignore[attr-defined]  # DeepSpeed's Muon: one matrix an expert
 
     def forward(self, sorted_AD: Tensor, ends_E: Tensor) -> Tensor:
         """Applies expert e to rows [ends_E[e-1], ends_E[e]) of `sorted_AD`; `ends_E` is int32, the last one A."""
@@ -119,6 +106,15 @@ class MoE(Float32Buffers):
             self.shared_experts = SwiGLU(hidden_size, inner_size, std=std, output_std=output_std)
         counts = torch.zeros(config.num_experts, dtype=torch.float32)
         self.register_buffer("tokens_per_expert", counts, persistent=False)
+
+    @property
+    def choice_bias(self) -> Tensor:
+        """The router's bias, fp32 [E]."""
+        return self.gate.e_score_correction_bias
+
+    def scores(self, hidden_BTD: Tensor) -> Tensor:
+        """The router's scores [B, T, E] before the bias, fp32 or wider."""
+        return self.gate(hidden_BTD.flatten(0, 1))[2].unflatten(0, hidden_BTD.shape[:2])
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Returns [B, T, D] in the dtype of `hidden_BTD`; the weighted sum over experts is taken in fp32."""

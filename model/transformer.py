@@ -10,6 +10,7 @@ Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,8 @@ class Block(nn.Module):
         return hidden_BTD + self.mlp(normed_BTD), self._balance(normed_BTD)
 
     def _balance(self, hidden_BTD: Tensor) -> Tensor | None:
-        return sequence_balance(self.mlp, hidden_BTD, self.balanced_choices) if self.balanced_choices else None
+        moe: Any = self.mlp
+        return sequence_balance(moe, hidden_BTD, self.balanced_choices) if self.balanced_choices else None
 
 
 class Transformer(nn.Module):

@@ -14,12 +14,12 @@ else:
 
 
 class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """An emulated bus between host memory and the window: makes transfers last, without using the processor."""
+    """An emulated bus between host memory and the window: transfers take time, but no processor time."""
 
     bytes_per_second: float = Field(gt=0)
     """Bandwidth of each direction, in bytes/s (PCIe 5 x16 is about 55e9)."""
     latency_s: float = Field(0.0, ge=0)
-    """Seconds that every transfer takes before its first byte."""
+    """Seconds before the first byte of every transfer."""
 
 
 class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -29,15 +29,15 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
         "adam", description=f"{'; '.join(f'`{name}` keeps {each.keeps}' for name, each in OPTIMIZERS.items())}."
     )
     untouched_rows: Literal["exact", "closed", "lazy"] = "exact"
-    """`exact` makes up for the skipped zero-gradient steps when a row is next used, so that the result equals the dense
-    optimizer: Adam's steps are replayed, RMSprop's mean square decays. `closed` evaluates the steps that Adam
-    skipped at once, within 1e-6 of what they do, at a cost that does not grow with them; for others it is `exact`.
-    `lazy` leaves untouched rows as they are.
-    Optimizers to which a step without gradient does nothing, such as Adagrad, are the same either way."""
+    """`exact` applies the zero-gradient steps that a row missed when it is next used, so the result equals the dense
+    optimizer: Adam's steps are replayed, RMSprop's mean square decays. `closed` evaluates Adam's missed steps at once,
+    within 1e-6 of their effect, at a cost that does not grow with their number; for other optimizers it is `exact`.
+    `lazy` leaves untouched rows as they are. It makes no difference for optimizers that do nothing without a gradient,
+    such as Adagrad."""
     state_dtype: RowDtype = "fp32"
-    """Of the optimizer's state in host memory and in the window. `bf16`, for Adam alone, halves its moments: an update
-    and the steps replayed before it are computed in fp32 and rounded once, stochastically, keyed by seed, row and step.
-    """
+    """Dtype of the optimizer state in host memory and in the window. `bf16` (Adam only) halves the size of the moments:
+    an update and the steps replayed before it are computed in fp32 and rounded once, stochastically, keyed by seed, row
+    and step."""
     lr_factor: float = Field(5.0, gt=0)
     """The rows' learning rate, as a multiple of the backbone's (5 in the paper's Table 5)."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -50,7 +50,7 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
     @model_validator(mode="after")
     def _optimizer_keeps_this_state(self) -> "TableOptimizerConfig":
         if self.state_dtype not in OPTIMIZERS[self.type].state_dtypes:
-            raise ValueError(f"type={self.type} keeps its state in fp32 alone: set state_dtype to fp32")
+            raise ValueError(f"type={self.type} keeps its state in fp32 only: set state_dtype to fp32")
         return self
 
     @model_validator(mode="after")
@@ -59,65 +59,66 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
             return self
         if not (self.beta2 >= 0.9 and 0.5 <= self.beta1 <= 0.95 * self.beta2**0.5 and self.eps >= 1e-12):
             raise ValueError(
-                "untouched_rows=closed holds for beta2 of at least 0.9, beta1 from 0.5 to 0.95 times the root of that, "
+                "untouched_rows=closed requires beta2 of at least 0.9, beta1 from 0.5 to 0.95 times its square root, "
                 "and eps of at least 1e-12: set untouched_rows to exact"
             )
         return self
 
 
 class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """Where the table rows live and how they travel."""
+    """Where table rows are kept, and how they are transferred."""
 
     row_dtype: RowDtype = "fp32"
-    """Of the weights in host memory and in the window. `bf16` takes half the space: each update is computed in fp32
-    and rounded stochastically, keyed by seed, row and step. (Of the optimizer's state: `optimizer.state_dtype`.)"""
+    """Dtype of row weights in host memory and in the window. `bf16` takes half the space: each update is computed in
+    fp32 and rounded stochastically, keyed by seed, row and step. (For optimizer state: `optimizer.state_dtype`.)"""
     exchange_dtype: RowDtype = "fp32"
-    """In which rows travel from their owners to the ranks that use them, rounded to nearest; the same rounding applies
-    on a single rank. Gradients travel and are summed in fp32."""
+    """Dtype in which rows are sent from their owners to the ranks that use them, rounded to nearest; a single rank
+    rounds too. Gradients are sent and summed in fp32."""
 
     mode: Literal["window", "resident"] = "window"
-    """`window`: tables in host memory, the rows of coming steps in a window of slots on the device. `resident`: every
+    """`window`: tables in host memory, the rows of upcoming steps in a window of slots on the device. `resident`: every
     row of this rank's shard on the device; the reference that `window` equals bit by bit."""
     depth: int = Field(1, ge=0, le=64)
     """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
     window_rows: int = Field(65536, ge=1)
-    """Slots in each rank's window, in rows. It must hold the rows of any one step that this rank owns."""
+    """Slots (rows) in each rank's window. It must hold all rows of any single step that the rank owns."""
     planner: Literal["auto", "cpu", "device"] = "auto"
-    """Where the rows of coming steps are worked out from their token ids: hashed, sorted, each named once. `cpu`: on
-    cores that the training loop leaves free. `device`: on the GPU, beside the model, for machines with few cores a GPU.
-    `auto` is `cpu`: its plans are ready before their steps, and the GPU is the model's. Both give the same bits."""
+    """Where the rows of upcoming steps are computed from token ids (hashing, sorting, deduplication). `cpu`: on cores
+    that the training loop leaves free. `device`: on the GPU, beside the model, for machines with few cores per GPU.
+    `auto` means `cpu`: its plans are ready before their steps, and leave the GPU to the model. Both give the same
+    bits."""
     planner_threads: int = Field(1, ge=1)
-    """Cores that planning coming steps may take of each rank."""
+    """Cores per rank for planning upcoming steps."""
     engine: Literal["auto", "zero_copy", "staged", "cpu"] = "auto"
-    """How rows are copied between host memory and the window. `zero_copy`: kernels on the GPU reach into host memory,
+    """How rows are copied between host memory and the window. `zero_copy`: GPU kernels access host memory directly,
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
-    carry; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` takes `cpu` where there is no
-    GPU, and else times the other two when the run starts, on all ranks at once, and takes the one that the slowest rank
-    is faster with. All give the same bits."""
+    transfer; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` means `cpu` without
+    a GPU; otherwise it times the other two when the run starts, on all ranks at once, and takes the one with which the
+    slowest rank is faster. All give the same bits."""
     programs: int | None = Field(None, ge=1, le=1024)
-    """Of each kernel of the `zero_copy` engine: on so many of the GPU's processors (SMs) a copy runs beside the model's
-    kernels. More copy faster, until the bus is full, and slow the model down in more places. null means 8."""
+    """Triton programs per kernel of the `zero_copy` engine: the number of SMs on which a copy runs beside the model's
+    kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null means 8."""
     host_file: str | None = None
     """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
-    tables larger than RAM. Its whole size is reserved at the start and given back when the run ends, however it ends.
-    null keeps the shard in memory."""
+    tables larger than RAM. Its whole size is reserved at the start and released however the run ends. null
+    keeps the shard in memory."""
     host_touch: bool | None = None
-    """Allocates all of a shard's memory at the start, in parallel and in huge pages where the system gives them: a
-    slower start, and no page faults in the first steps. false allocates a page when it is first written. null means
-    true where a GPU reads the memory directly, which needs all of it at the start anyway, and else false."""
+    """Allocate all of a shard's memory at the start, in parallel and in huge pages where available: a slower start, but
+    no page faults in the first steps. false allocates each page when it is first written. null means true where a GPU
+    reads the memory directly, which needs all of it at the start anyway, and false otherwise."""
     emulate_link: LinkConfig | None = None
-    """Makes each transfer last as long as this emulated link would take; null copies at full speed."""
+    """Make each transfer take as long as on this emulated link; null copies at full speed."""
     optimizer: TableOptimizerConfig = TableOptimizerConfig()
     """The optimizer of the table rows."""
     verify: bool = False
-    """Works every step out a second time, simply and synchronously, and stops at the first difference. Slow, and takes
-    as much host memory again as the records of all rows that were ever updated."""
+    """Recompute every step in a simple, synchronous way, and stop at the first difference. Slow; needs as much
+    additional host memory as the records of all rows that were ever updated."""
 
     @model_validator(mode="after")
     def _file_needs_host_memory(self) -> "OffloadConfig":
         if self.host_file is not None and self.mode == "resident":
             raise ValueError(
-                "host_file has no meaning with mode=resident, where no row is in host memory: set it to null"
+                "host_file has no meaning with mode=resident, which keeps no rows in host memory: set it to null"
             )
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
@@ -128,7 +129,7 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     @model_validator(mode="after")
     def _programs_need_kernels(self) -> "OffloadConfig":
         if self.programs is not None and self.mode == "resident":
-            raise ValueError("programs has no meaning with mode=resident, where no row travels: set it to null")
+            raise ValueError("programs has no meaning with mode=resident, which transfers no rows: set it to null")
         if self.programs is not None and self.engine in ("staged", "cpu"):
             raise ValueError(f"programs has no meaning with engine={self.engine}: set one of them to null or auto")
         return self
@@ -136,7 +137,7 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     @model_validator(mode="after")
     def _link_needs_the_cpu_engine(self) -> "OffloadConfig":
         if self.mode == "resident" and self.emulate_link is not None:
-            raise ValueError("emulate_link has no meaning with mode=resident, where no row travels: set it to null")
+            raise ValueError("emulate_link has no meaning with mode=resident, which transfers no rows: set it to null")
         if self.engine in ("zero_copy", "staged") and self.emulate_link is not None:
             raise ValueError(f"emulate_link has no meaning with engine={self.engine}: set one of them to null or auto")
         return self

@@ -3,7 +3,7 @@
 step = tables.begin(n)  ->  forward, backward over step.batches and step.rows  ->  step.reduce()  ->  step.apply(...)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -250,6 +250,27 @@ class EngramTables:
         counts_R = shard.store.update_counts()
         for places in self._updated_places(piece_bytes):
             yield shard.sharding.global_ids(shard.rank, places), counts_R[places.to(counts_R.device)].cpu()
+
+    def with_counts(
+        self, rows: Iterable[tuple[Tensor, Tensor]], *, frozen: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Some of this rank's rows, with how often each was updated (uint8 [n], 255 for more).
+
+        Args:
+            rows: pieces of ids and records.
+            frozen: give the counts as they are now, copied: a byte for each row of the shard. Else none may change
+                while rows are taken.
+        """
+        counts_R = self._shard.store.update_counts()
+        counts_R = counts_R.cpu().clone() if frozen else counts_R
+        return self._counted(rows, counts_R)
+
+    def _counted(
+        self, rows: Iterable[tuple[Tensor, Tensor]], counts_R: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for ids, records in rows:
+            places, _ = self._shard.sharding.to_places(self._shard.rank, ids)
+            yield ids, records, counts_R[places.to(counts_R.device)].cpu()
 
     def freeze(self, *, since: int = 0, undo_bytes: int) -> Snapshot:
         """The same rows as they are now, to be read by another thread while steps go on.

@@ -100,7 +100,7 @@ def table_rows(run: Path) -> dict[int, bytes]:
     rows: dict[int, bytes] = {}
     image = newest(run)
     for span in image.spans:
-        ids, records = image.rows(span)
+        ids, records, _ = image.rows(span)
         rows |= {row: record.numpy().tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
     return rows
 

@@ -189,15 +189,15 @@ MUTATIONS = [
     Mutation(
         "engine: what ranks hold in copies counts once for each in the norm",
         "train/engine/engine.py",
-        "copies = dist.get_world_size(shard.group) if shard.replicated else 1",
+        "copies = dist.get_world_size(part.group) if part.replicated else 1",
         "copies = 1",
         "tests/train/test_engine.py",
     ),
     Mutation(
         "balance: counts of a step are not forgotten",
         "model/balance.py",
-        "            bias += step.to(bias.dtype)\n            counts.zero_()\n",
-        "            bias += step.to(bias.dtype)\n",
+        "(step_E.to(layer.choice_bias.dtype))\n            layer.tokens_per_expert.zero_()\n",
+        "(step_E.to(layer.choice_bias.dtype))\n",
         "tests/model/test_balance.py",
     ),
     Mutation(

@@ -37,7 +37,7 @@ def test_every_field_of_every_section_is_described() -> None:
 def test_the_default_job_has_more_rows_than_its_windows() -> None:
     job = load(CONFIGS[[path.stem for path in CONFIGS].index("tiny")], [], JobConfig)
     assert job.model.engram is not None
-    rows = len(job.model.engram.layers) * job.model.engram.slots * job.model.engram.rows_per_head
+    rows = len(job.model.engram.layers) * job.model.engram.lookups_per_token * job.model.engram.rows_per_head
     assert rows > 2 * 2 * job.offload.window_rows
 
 

@@ -1,6 +1,7 @@
 """Holds the direction of imports: among folders (kernels <- model, offload <- train <- launch), and rooms within."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,11 @@ INNER = {
             *_BASE,
             *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report", "saving", "spikes", "watch"),
         },
+        "build": {"errors", "config", "data", "engine"},
+        "origin": {"errors", "config", "checkpoint"},
         "parts": {
             *_BASE,
+            *("build", "origin"),
             *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
         },
         "run": {*_BASE, "config", "checkpoint", "report", "run_state", "parts", "trainer", "watch"},
@@ -183,6 +187,17 @@ def test_every_room_has_its_rule() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     assert broken_rules(path.read_text(), path.relative_to(ROOT).as_posix()) == []
+
+
+def names_of_auto_ep(code: str) -> list[str]:
+    """Names in `code` that only the adapter to AutoEP should know."""
+    return re.findall(r"AutoEP|auto_ep_layer|\.router\b|[\"']router\b|experts\.w\d|[\"']w[123][\"']", code)
+
+
+def test_one_file_knows_auto_ep() -> None:
+    adapter = ROOT / "train/engine/auto_ep.py"
+    assert len(set(names_of_auto_ep(adapter.read_text()))) >= 5
+    assert [path for path in FILES if names_of_auto_ep(path.read_text())] == [adapter]
 
 
 def test_all_rooms_are_looked_at() -> None:

@@ -15,7 +15,8 @@ from model.engram import MemoryRows
 from offload.plan.plan import Tokens
 from offload.step import Rows
 from offload.tables import EngramTables
-from train.data.loader import Batch, Loader
+from train.data.batch import Batch
+from train.data.loader import Loader
 from train.data.packing import IGNORED
 
 Model = Callable[..., Any]

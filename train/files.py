@@ -53,7 +53,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _remove_abandoned(target)
             partial = stack.enter_context(_locked_folder(target))
         except OSError as error:
-            raise UserError(f"{target}: cannot be made ({error.strerror})") from None
+            raise UserError(f"{target}: cannot be created ({error.strerror})") from None
         yield partial
         for file in partial.iterdir():
             sync(file)
@@ -77,9 +77,9 @@ def put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
 
 def _refuse_used(target: Path, overwrite: bool) -> None:
     if os.path.ismount(target):
-        raise UserError(f"{target}: is a mount point, which a finished folder cannot replace; give a folder within it")
+        raise UserError(f"{target}: is a mount point, which cannot be replaced; give a folder inside it")
     if target.is_dir() and not overwrite and any(target.iterdir()):
-        raise UserError(f"{target}: there is something in it already; choose another folder, or remove it")
+        raise UserError(f"{target}: is not empty; choose another folder, or remove it")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, not a folder")
 

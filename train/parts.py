@@ -1,33 +1,29 @@
 """The parts of a training job, and what is made of them before the first step and after the last."""
 
 import os
-import shutil
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from model.census import take_census
-from model.compilation import compile_blocks
 from model.config import ModelConfig
-from model.transformer import Block, LanguageModel
 from offload.addresses.hashing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
+from train.build import build_engine, build_loader
 from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.identity import Identity
-from train.checkpoint.listing import CHECKPOINTS, checkpoints_in, find_checkpoint
+from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
 from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
-from train.data.loader import Loader
 from train.data.open import open_data
-from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
+from train.origin import choose_origin, require_disk
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.summary import Summary
 from train.run_folder import CONFIG_FILE
@@ -61,8 +57,8 @@ class Parts:
                 f"model.vocab_size is {job.model.vocab_size}, but the tokenizer of the data has "
                 f"{self.store.vocab_size} entries: set model.vocab_size={self.store.vocab_size}"
             )
-        self.train_loader = self._loader("train", rank=self.rank, world_size=self.world_size)
-        self.validation_loader = self._loader("validation", rank=self.rank, world_size=self.world_size)
+        self.train_loader = build_loader(job, self.store, "train", rank=self.rank, world_size=self.world_size)
+        self.validation_loader = build_loader(job, self.store, "validation", rank=self.rank, world_size=self.world_size)
         self.counts = take_census(job.model)
         addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, job, self._identity(addresses))
@@ -70,8 +66,8 @@ class Parts:
         self.origin = self._open_folder()
         if job.checkpoint.every is not None:
             self.checkpoints.probe()
-        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside of tables")
-        self.engine = self._engine()
+        tell(f"building the model: {self.counts.total / 1e6:,.2f}M parameters outside the tables")
+        self.engine = build_engine(job, self.world_size)
         self.table_bytes = table_bytes(job, addresses, self.engine.device)
         if addresses:
             tell(f"allocating the tables: {self.table_bytes / 2**20:,.1f} MiB in host memory")
@@ -106,7 +102,7 @@ class Parts:
         if self.origin:
             self.checkpoints.begin_with(self.origin, self.engine, self.tables)
         if start > self.job.train.steps:
-            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} has {start} steps already")
+            raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} already has {start} steps")
         if self.tables and start < self.job.train.steps:
             try:
                 self.tables.check_window(start)
@@ -152,24 +148,9 @@ class Parts:
 
     def _unigram_entropy(self) -> float:
         # Of the very tokens that were evaluated, by all ranks.
-        everyones = self._loader("validation", rank=0, world_size=1)
+        everyones = build_loader(self.job, self.store, "validation", rank=0, world_size=1)
         labels = [batch.labels_BT for batch in batches(everyones, self.job.eval.sequences)]
         return self.train_loader.unigram_entropy(torch.cat(labels))
-
-    def _loader(self, split: Literal["train", "validation"], *, rank: int, world_size: int) -> Loader:
-        job = self.job.train
-        return Loader(
-            self.store,
-            split=split,
-            skip=[range(first - 1, last) for first, last in self.job.data.skip_steps] if split == "train" else (),
-            sequence_length=self.job.data.sequence_length,
-            global_batch_size=job.global_batch_size,
-            micro_batch_size=job.micro_batch_size,
-            seed=job.seed,
-            rank=rank,
-            world_size=world_size,
-            validation_fraction=self.job.data.validation_fraction,
-        )
 
     def _identity(self, addresses: AddressBook | None) -> Identity:
         fingerprint = addresses.fingerprint() if addresses else None
@@ -181,62 +162,18 @@ class Parts:
 
         Collective: rank 0's view of the folder decides, or those of all nodes.
         """
-        nodes, resume = self.checkpoints.nodes, self.job.checkpoint.resume
+        nodes = self.checkpoints.nodes
         found = nodes.on_leaders(lambda: checkpoints_in(self.checkpoints.folder))
-        there = max(found.values(), key=len)
-        if resume == "never" and there:
-            raise UserError(
-                f"checkpoint.resume is never, but {there[-1].path} is there: choose another run.name, or delete "
-                f"{self.folder}"
-            )
-        if resume == "must" and not there:
-            raise UserError(f"checkpoint.resume is must, but {self.checkpoints.folder} holds no checkpoint")
-        source = self.job.checkpoint.init_from
-        wanted = source if source and not there else None
-        origin = on_rank_0(lambda: find_checkpoint(wanted, "checkpoint.init_from") if wanted else None)
+        origin = on_rank_0(lambda: choose_origin(self.job, self.checkpoints.folder, max(found.values(), key=len)))
         nodes.on_leaders(lambda: self._take_folder(len(found[self.rank])))
         return origin
 
     def _take_folder(self, there: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(self.folder)
-        self._check_disk(there)
-
-    def _check_disk(self, there: int) -> None:
-        if self.job.checkpoint.every is None:
-            return
         ranks_here = len(self.checkpoints.nodes.beside(self.rank))
-        checkpoint = (self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES) * ranks_here // self.world_size
-        # The newest one is complete before the oldest goes.
-        most = self.job.checkpoint.keep + 1 + bool(self.job.checkpoint.incremental)
-        needed = checkpoint * max(1, most - there)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise UserError(
-                f"{self.folder}: a checkpoint takes up to {checkpoint / 1e9:.1f} GB with every table row touched, "
-                f"those to come up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: set run.dir to a larger "
-                "disk, or lower checkpoint.keep or model.engram.rows_per_head"
-            )
-
-    def _engine(self) -> Engine:
-        job = self.job
-        torch.manual_seed(job.train.seed)
-        rank_batch = job.train.global_batch_size // self.world_size
-        try:
-            engine = Engine(
-                LanguageModel(job.model, recompute=job.train.recompute),
-                optimizer=job.optimizer,
-                deepspeed_config=job.deepspeed,
-                dtype=job.train.dtype,
-                accumulation_steps=rank_batch // job.train.micro_batch_size,
-                gathered_whole=Block if job.train.compile else None,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if job.train.compile:
-            _require_compiler(engine.device)
-            compile_blocks(cast(LanguageModel, engine.module))
-        return engine
+        whole = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
+        require_disk(self.job, self.folder, whole * ranks_here // self.world_size, there)
 
 
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:
@@ -245,16 +182,6 @@ def _on_one_rank_first(action: Callable[[], Any]) -> Any:
     result = action() if first else None
     dist.barrier()
     return result if first else action()
-
-
-def _require_compiler(device: torch.device) -> None:
-    # What torch.compile would look for, minutes later.
-    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and shutil.which(name) is None:
-        raise UserError(
-            f"train.compile takes a C++ compiler on a CPU, and there is no {name}: install it, name another by the "
-            "environment variable CXX, or set train.compile=false"
-        )
 
 
 def _table_parameters(tables: EngramTables | None) -> int:

@@ -27,7 +27,7 @@ def join_ranks(timeout_s: float | None = None) -> torch.device:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others at {place} (MASTER_ADDR, "
-            f"MASTER_PORT): {str(error).splitlines()[0]}; see that all ranks run, and that this port is open between "
+            f"MASTER_PORT): {str(error).splitlines()[0]}; check that all ranks run, and that this port is open between "
             "their hosts"
         ) from None
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

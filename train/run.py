@@ -67,25 +67,7 @@ def _train(
 ) -> Summary | None:
     """All steps of a run that was resumed, and what comes after them."""
     job, start = parts.job, resumed.step
-
-    def leave_at_once(told: str, code: int) -> None:
-        state.end("interrupted", told)
-        if parts.rank == 0:
-            os.write(2, f"{told}\n".encode())  # not print: another thread may be within it
-        os._exit(code)
-
-    def leave_hung(error: BaseException) -> None:
-        state.end("failed", str(error))
-        leave(error)
-
-    watch = RunWatch(
-        parts.folder,
-        parts.rank,
-        parts.checkpoints.nodes.beside(parts.rank),
-        hang_s=job.train.hang_s,
-        signals=StopSignals(job.checkpoint.grace_s, leave_at_once),
-        leave=leave_hung,
-    )
+    watch = _watch(parts, state, leave)
     with Reporter(job, parts.folder, start=start, active=parts.rank == 0, state=state) as reporter:
         for note in resumed.notes:
             reporter.message(note)
@@ -102,7 +84,7 @@ def _train(
             resumed=resumed,
         )
         if start == job.train.steps:
-            reporter.message(f"{parts.folder} has all its {start} steps: nothing is left to train")
+            reporter.message(f"{parts.folder} already has all {start} steps: nothing left to train")
         else:
             tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit()
@@ -112,3 +94,26 @@ def _train(
     if summary:
         summary.save(parts.folder)
     return summary
+
+
+def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], None]) -> RunWatch:
+    """What records how the run ends, where the loop cannot: at a second signal, or when a rank hangs."""
+
+    def leave_at_once(told: str, code: int) -> None:
+        state.end("interrupted", told)
+        if parts.rank == 0:
+            os.write(2, f"{told}\n".encode())  # not print: another thread may be within it
+        os._exit(code)
+
+    def leave_hung(error: BaseException) -> None:
+        state.end("failed", str(error))
+        leave(error)
+
+    return RunWatch(
+        parts.folder,
+        parts.rank,
+        parts.checkpoints.nodes.beside(parts.rank),
+        hang_s=parts.job.train.hang_s,
+        signals=StopSignals(parts.job.checkpoint.grace_s, leave_at_once),
+        leave=leave_hung,
+    )

@@ -23,4 +23,4 @@ def find_run(run: str | Path) -> Path:
     for folder in (Path(run), Path(RUNS, run)):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    raise UserError(f"{run}: no run there ({CONFIG_FILE} is missing), nor in {Path(RUNS, run)}; give a run's folder")
+    raise UserError(f"{run}: not a run ({CONFIG_FILE} is missing), nor is {Path(RUNS, run)}; give a run's folder")

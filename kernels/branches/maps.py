@@ -64,7 +64,7 @@ def _fused(numbers: Tensor, branches: int) -> bool:
 # Custom operations, so that torch.compile takes each as it is.
 @torch.library.custom_op("engram::stream_mappings", mutates_args=())
 def _fused_mappings(projected: Tensor, alpha: Tensor, bias: Tensor, branches: int) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels.branches.maps_triton import mappings_forward
+    from kernels.branches.mappings_triton import mappings_forward
 
     return mappings_forward(projected, alpha, bias, branches)
 
@@ -79,7 +79,7 @@ def _(projected: Tensor, alpha: Tensor, bias: Tensor, branches: int) -> tuple[Te
 def _fused_mappings_backward(
     dpre: Tensor, dpost: Tensor, dres: Tensor, pre: Tensor, post: Tensor, projected: Tensor, alpha: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels.branches.maps_triton import mappings_backward
+    from kernels.branches.mappings_triton import mappings_backward
 
     return mappings_backward(dpre, dpost, dres, pre, post, projected, alpha, bias)
 
@@ -105,7 +105,7 @@ _fused_mappings.register_autograd(_differentiate_mappings, setup_context=_save_m
 
 @torch.library.custom_op("engram::compose_mapping", mutates_args=())
 def _fused_compose(mapping: Tensor, weights: Tensor | None, written: Tensor | None) -> Tensor:
-    from kernels.branches.maps_triton import compose_forward
+    from kernels.branches.compose_triton import compose_forward
 
     return compose_forward(mapping, weights, written)
 
@@ -120,7 +120,7 @@ def _(mapping: Tensor, weights: Tensor | None, written: Tensor | None) -> Tensor
 def _fused_compose_backward(
     grad: Tensor, mapping: Tensor, weights: Tensor | None, written: Tensor | None
 ) -> list[Tensor]:
-    from kernels.branches.maps_triton import compose_backward
+    from kernels.branches.compose_triton import compose_backward
 
     return compose_backward(grad, mapping, weights, written)
 

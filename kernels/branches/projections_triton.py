@@ -12,17 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.branches.reference import product
-from kernels.branches.triton import (
+from kernels.branches.parts_triton import (
     columns_of,
     gradients_of,
     load_parts,
     load_weights,
-    mix_backward,
     mixture,
     parts_of,
     weights_of,
 )
+from kernels.branches.reference import product
+from kernels.branches.triton import mix_backward
 
 _TOKENS = 32
 """Tokens of a program that scales projections' gradients."""

@@ -1,6 +1,6 @@
 """Hashes the n-grams that end at every token to rows of the memory tables.
 
-B batch, T sequence, S slots a token (orders x heads), K multipliers (the largest order), L modules.
+B batch, T sequence, S sub-tables (orders x heads), K multipliers (the largest order), L modules.
 """
 
 from torch import Tensor
@@ -14,11 +14,11 @@ __all__ = ["HashSpec", "hash_ngrams"]
 def hash_ngrams(
     tokens_BT: Tensor, positions_BT: Tensor, spec: HashSpec, *, compressed_V: Tensor | None = None
 ) -> Tensor:
-    """Row of every slot of every token, in the module's table: int64 [B, T, S], or [L, B, T, S] for stacked modules.
+    """The rows that every token reads in the module's table: int64 [B, T, S], or [L, B, T, S] for stacked modules.
 
-    With x the token ids looked back at and m the multipliers, the order-n slots of a token take the row
-    (x_0 m_0 xor ... xor x_{n-1} m_{n-1}) mod p, p being the slot's prime (Engram, arXiv 2601.07372, section 2.2, in
-    the released form of its demo and of DeepSeek-V4.1). A look-back that leaves the document, or the sequence where
+    With x the token ids looked back at and m the multipliers, a token takes from a sub-table of order n the row
+    (x_0 m_0 xor ... xor x_{n-1} m_{n-1}) mod p, p being its prime (Engram, arXiv 2601.07372, section 2.2, in the
+    released form of its demo and of DeepSeek-V4.1). A look-back that leaves the document, or the sequence where
     `spec.cross_documents`, takes the pad id, and so do all longer ones.
 
     Args:

@@ -1,4 +1,4 @@
-"""The numbers of a hash: S slots a token (orders x heads), K multipliers (the largest order), L modules."""
+"""The numbers of a hash: S sub-tables (orders x heads), K multipliers (the largest order), L modules."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,16 +12,16 @@ from torch import Tensor
 class HashSpec:
     """The numbers that turn token ids into rows, of one module or of several that hash the same tokens.
 
-    Slots are ordered by n-gram order, then by head. The tensors of L modules are stacked in a leading dimension;
+    Sub-tables are sorted by n-gram order, then by head. The tensors of L modules are stacked in a leading dimension;
     those of a single module have none.
     """
 
     multipliers_LK: Tensor
     """int64 [K] or [L, K]; the first multiplies the current token. Every product with a token id fits in int64."""
     moduli_LS: Tensor
-    """int64 [S] or [L, S]; the rows of every slot's table, a prime number or 1."""
+    """int64 [S] or [L, S]; the rows of every sub-table, a prime number or 1."""
     offsets_LS: Tensor
-    """int64 [S] or [L, S]; the row at which every slot's table starts."""
+    """int64 [S] or [L, S]; the row at which every sub-table starts."""
     orders: tuple[int, ...]
     """N-gram orders, at least 1, increasing; the last is K."""
     pad_id: int
@@ -37,7 +37,7 @@ class HashSpec:
 
     @cached_property
     def reciprocals_LS(self) -> Tensor:
-        """floor((2^64 - 1) / modulus) of every slot, shaped as the moduli: the bits of an unsigned word, in int64."""
+        """floor((2^64 - 1) / modulus) of every sub-table, shaped as the moduli: an unsigned word's bits, in int64."""
         largest = 2**63 - 1  # 2^64 - 1 = 2 * largest + 1, with nothing above int64 on the way
         rest_LS = largest % self.moduli_LS
         carry_LS = rest_LS >= self.moduli_LS - 1 - rest_LS

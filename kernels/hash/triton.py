@@ -1,6 +1,6 @@
 """The n-gram hash as one Triton launch for all tokens, orders, heads and modules.
 
-B batch, T sequence, S slots a token (orders x heads), K multipliers (the largest order), L modules, V token ids.
+B batch, T sequence, S sub-tables (orders x heads), K multipliers (the largest order), L modules, V token ids.
 """
 
 import torch
@@ -19,13 +19,13 @@ def hash_ngrams_triton(
 ) -> Tensor:
     """`kernels.hash.hash_ngrams` for tensors that Triton can read. Tokens and positions may have any strides."""
     batch, length = tokens_BT.shape
-    slots, largest = spec.moduli_LS.shape[-1], spec.orders[-1]
+    tables, largest = spec.moduli_LS.shape[-1], spec.orders[-1]
     stacked = spec.moduli_LS.shape[:-1]
-    rows_LBTS = torch.empty((*stacked, batch, length, slots), dtype=torch.int64, device=tokens_BT.device)
+    rows_LBTS = torch.empty((*stacked, batch, length, tables), dtype=torch.int64, device=tokens_BT.device)
     if rows_LBTS.numel() == 0:
         return rows_LBTS
-    padded_slots = triton.next_power_of_2(slots)
-    block = max(1, _ROWS_A_PROGRAM // padded_slots)
+    padded_tables = triton.next_power_of_2(tables)
+    block = max(1, _ROWS_A_PROGRAM // padded_tables)
     blocks = triton.cdiv(length, block)
     _hash_kernel[(batch * blocks, stacked.numel())](
         rows_LBTS,
@@ -47,9 +47,9 @@ def hash_ngrams_triton(
         CROSS_DOCUMENTS=spec.cross_documents,
         ORDERS=sum(1 << order for order in spec.orders),
         LARGEST_ORDER=largest,
-        SLOTS=slots,
-        HEADS=slots // len(spec.orders),
-        BLOCK_S=padded_slots,
+        TABLES=tables,
+        HEADS=tables // len(spec.orders),
+        BLOCK_S=padded_tables,
         BLOCK_T=block,
         num_warps=_WARPS,
     )
@@ -63,14 +63,14 @@ def _hash_kernel(
     batch: tl.int64, length: tl.int64, blocks: tl.int32, pad_id: tl.int64, vocabulary_size: tl.int64,
     token_stride_b: tl.int64, token_stride_t: tl.int64, position_stride_b: tl.int64, position_stride_t: tl.int64,
     COMPRESS: tl.constexpr, CROSS_DOCUMENTS: tl.constexpr, ORDERS: tl.constexpr, LARGEST_ORDER: tl.constexpr,
-    SLOTS: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
+    TABLES: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr,
 ) -> None:  # fmt: skip
     """One module's rows of BLOCK_T tokens of one sequence. Bit n of ORDERS is set for order n."""
     module = tl.program_id(1).to(tl.int64)
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     place_T = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    slot_S = tl.arange(0, BLOCK_S)
-    inside_T, inside_S = place_T < length, slot_S < SLOTS
+    table_S = tl.arange(0, BLOCK_S)
+    inside_T, inside_S = place_T < length, table_S < TABLES
 
     # How far every token may look back.
     reach_T = place_T
@@ -91,17 +91,17 @@ def _hash_kernel(
         id_T = tl.where(seen_T, id_T, pad_id)
         mix_T ^= id_T * tl.load(multipliers_ptr + module * LARGEST_ORDER + distance)
         if (ORDERS >> (distance + 1)) & 1:
-            mix_TS = tl.where((slot_S >= order_number * HEADS)[None, :], mix_T[:, None], mix_TS)
+            mix_TS = tl.where((table_S >= order_number * HEADS)[None, :], mix_T[:, None], mix_TS)
             order_number += 1
 
-    numbers_S = module * SLOTS + slot_S
+    numbers_S = module * TABLES + table_S
     modulus_S = tl.load(moduli_ptr + numbers_S, inside_S, 1).to(tl.uint64)
     reciprocal_S = tl.load(reciprocals_ptr + numbers_S, inside_S, 0).to(tl.uint64)
     row_TS = _remainder(mix_TS.to(tl.uint64), modulus_S[None, :], reciprocal_S[None, :]).to(tl.int64)
     row_TS += tl.load(offsets_ptr + numbers_S, inside_S, 0)[None, :]
     start = (module * batch + sequence) * length
     inside_TS = inside_T[:, None] & inside_S[None, :]
-    tl.store(rows_ptr + (start + place_T)[:, None] * SLOTS + slot_S[None, :], row_TS, inside_TS)
+    tl.store(rows_ptr + (start + place_T)[:, None] * TABLES + table_S[None, :], row_TS, inside_TS)
 
 
 @triton.jit

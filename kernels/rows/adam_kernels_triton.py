@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.rows.adam_gap_triton import close, move, replay
-from kernels.rows.records_triton import load_gradients, load_weights, store_weights
+from kernels.rows.records_triton import load_weights, store_weights
 from kernels.rows.stochastic_rounding_triton import as_bf16, as_fp32, stochastic_round
 
 # Moments of the columns that a row has not, up to the next power of two. Roots and quotients of zeros, as of denormals,
@@ -25,6 +25,30 @@ def _load_moments(
         means = tl.load(state + columns, mask=inside, other=_IDLE)
         squares = tl.load(state + DIM + columns, mask=inside, other=_IDLE)
     return means, squares
+
+
+@triton.jit
+def _store_moments(
+    state: tl.tensor,
+    means: tl.tensor,
+    squares: tl.tensor,
+    row_id: tl.tensor,
+    state_key: tl.uint64,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    DIM: tl.constexpr,
+    STATE_WORDS: tl.constexpr,
+) -> None:
+    """The reverse of `_load_moments`: what is stored as bfloat16 is rounded."""
+    if STATE_WORDS == DIM:
+        halves = state.to(tl.pointer_type(tl.bfloat16))
+        means = stochastic_round(means, tl.load(row_id), columns, state_key)
+        squares = stochastic_round(squares, tl.load(row_id), DIM + columns, state_key)
+        tl.store(halves + columns, as_bf16(means), mask=inside)
+        tl.store(halves + DIM + columns, as_bf16(squares), mask=inside)
+    else:
+        tl.store(state + columns, means, mask=inside)
+        tl.store(state + DIM + columns, squares, mask=inside)
 
 
 # No alignment is told of records and of what lies beside them: then a warp's threads have neighbouring columns, not
@@ -81,7 +105,7 @@ def read_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["slots", "row_ids", "scale", "step", "key", "state_key"],
+    do_not_specialize=["slots", "row_ids", "step", "key", "state_key"],
     do_not_specialize_on_alignment=["records", "grads", "caught_up", "caught_up_state"],
 )
 def update_kernel(
@@ -92,25 +116,24 @@ def update_kernel(
     grads: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
+    row_ids: tl.tensor,
+    id_stride: tl.tensor,
+    step: tl.int32,
+    key: tl.uint64,
+    scale: tl.float32,
+    state_key: tl.uint64,
     caught_up: tl.tensor,
     caught_up_stride: tl.tensor,
     caught_up_column_stride: tl.tensor,
     caught_up_state: tl.tensor,
     caught_up_state_stride: tl.tensor,
-    row_ids: tl.tensor,
-    id_stride: tl.tensor,
     scalars: tl.tensor,
-    step: tl.int32,
-    key: tl.uint64,
-    state_key: tl.uint64,
-    scale: tl.tensor,
     lerp: tl.float32,
     beta2: tl.float32,
     one_minus_beta2: tl.float32,
     eps: tl.float32,
     FAR: tl.constexpr,
     CAUGHT_UP: tl.constexpr,
-    SCALE_ON_DEVICE: tl.constexpr,
     DIM: tl.constexpr,
     WEIGHT_WORDS: tl.constexpr,
     STATE_WORDS: tl.constexpr,
@@ -122,7 +145,7 @@ def update_kernel(
     inside = columns < DIM
     record = records + tl.load(slots + row * slot_stride) * record_stride
     places = grads + row * row_stride + columns.to(tl.int64) * column_stride
-    grad = load_gradients(places, inside, scale, SCALE_ON_DEVICE)
+    grad = tl.load(places, mask=inside, other=0.0) * scale
     if CAUGHT_UP:
         there = caught_up + row * caught_up_stride + columns.to(tl.int64) * caught_up_column_stride
         weights = tl.load(there, mask=inside, other=0.0)
@@ -138,14 +161,5 @@ def update_kernel(
     if BF16:
         weights = stochastic_round(weights, tl.load(row_id), columns, key)
     store_weights(record, columns, weights, columns >= 0, WEIGHT_WORDS, BF16)
-    state = record + WEIGHT_WORDS
-    if STATE_WORDS == DIM:
-        halves = state.to(tl.pointer_type(tl.bfloat16))
-        means = stochastic_round(means, tl.load(row_id), columns, state_key)
-        squares = stochastic_round(squares, tl.load(row_id), DIM + columns, state_key)
-        tl.store(halves + columns, as_bf16(means), mask=inside)
-        tl.store(halves + DIM + columns, as_bf16(squares), mask=inside)
-    else:
-        tl.store(state + columns, means, mask=inside)
-        tl.store(state + DIM + columns, squares, mask=inside)
+    _store_moments(record + WEIGHT_WORDS, means, squares, row_id, state_key, columns, inside, DIM, STATE_WORDS)
     tl.store(record.to(tl.pointer_type(tl.int32)) + WEIGHT_WORDS + STATE_WORDS, step)

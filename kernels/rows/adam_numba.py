@@ -21,6 +21,7 @@ from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.records import read_rows as read_stored_rows
 from kernels.rows.records_numba import pack, row_step, unpack
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16
 from kernels.threads import split_rows
 
@@ -66,46 +67,24 @@ def read_rows(
     split_rows(len(slots_U), lambda start, end: _read(*arguments, start, end))
 
 
-def update_rows(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    rates: AdamRates,
-    got: CaughtUp,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None = None,
-    *,
-    bf16: bool = False,
-    bf16_state: bool = False,
-    seed: int = 0,
-    gradient_scale: float = 1.0,
-) -> None:
-    """Applies the last of the applied steps to the rows, and sets their version to its number.
+def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
+    """Applies the last of the applied steps to the rows.
 
     Args:
-        records_CW: float32, rows contiguous; a window or a whole shard.
-        slots_U: int64, unique.
+        update: the rows and their gradients; its step is `len(rates)`.
         rates: of all applied steps, this one included.
         got: what `read_rows` wrote before this step, with no update since.
-        grad_UD: float32.
-        row_ids_U: int64, job-wide; bf16 rows need them.
-        bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
-        bf16_state: whether the stored moments are, likewise.
-        seed: of the rounding.
-        gradient_scale: multiplied with the gradient first.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
     weights_UD, state_US = got
-    catches_up, step = state_US is not None, len(rates)
-    state_US = grad_UD[:0] if state_US is None else state_US
-    rows = row_step(
-        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale,
-        bf16_state=bf16_state, state_size=2 * grad_UD.shape[1],
-    )  # fmt: skip
-    scalars = rates.scalars().numpy()[step]
+    catches_up = state_US is not None
+    state_US = update.grad_UD[:0] if state_US is None else state_US
+    rows = row_step(update, state_size=2 * update.grad_UD.shape[1])
+    scalars = rates.scalars().numpy()[update.step]
     arguments = rows, weights_UD.numpy(), state_US.numpy(), constants(rates), *scalars, catches_up
-    split_rows(len(slots_U), lambda start, end: _update(*arguments, start, end))
+    split_rows(len(rows.slots), lambda start, end: _update(*arguments, start, end))
 
 
 def _gap_arrays(gaps: GapSums | None) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:

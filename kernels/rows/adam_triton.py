@@ -22,6 +22,7 @@ from kernels.rows.adam_kernels_triton import read_kernel, update_kernel
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rounding_key import rounding_key
+from kernels.rows.row_update import RowUpdate
 
 
 def read_rows(
@@ -50,7 +51,8 @@ def read_rows(
     if state_US is None:
         placed.read_rows(records_CW, slots_U, weights_UD, bf16=bf16)
         return
-    layout = _checked_layout(records_CW, slots_U, weights_UD, bf16, bf16_state)
+    layout = _layout(weights_UD.shape[1], bf16, bf16_state)
+    placed.check_rows(records_CW, slots_U, weights_UD, layout["WEIGHT_WORDS"] + layout["STATE_WORDS"] + 1)
     _check_got(got, slots_U, weights_UD)
     scalars_T2 = rates.scalars()
     if not weights_UD.numel():
@@ -75,68 +77,38 @@ def read_rows(
         )
 
 
-def update_rows(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    rates: AdamRates,
-    got: CaughtUp,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None = None,
-    *,
-    bf16: bool = False,
-    bf16_state: bool = False,
-    seed: int = 0,
-    gradient_scale: float | Tensor = 1.0,
-) -> None:
-    """Applies the last of the applied steps to the rows, and sets their version to its number.
+def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
+    """Applies the last of the applied steps to the rows.
 
     Args:
-        records_CW: float32, rows contiguous; a window or a whole shard.
-        slots_U: int64, unique, on the device of the records.
+        update: the rows and their gradients; its step is `len(rates)`.
         rates: of all applied steps, this one included.
         got: what `read_rows` wrote before this step, with no update since.
-        grad_UD: float32, of any strides.
-        row_ids_U: int64, job-wide; bf16 rows need them.
-        bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
-        bf16_state: whether the stored moments are, likewise.
-        seed: of the rounding.
-        gradient_scale: multiplied with the gradient first: a number, or a float32 tensor of one element on the device,
-            whose value nobody waits for.
 
     Raises:
         ValueError: tensors do not fit together, or bf16 rows come without ids.
     """
-    layout = _checked_layout(records_CW, slots_U, grad_UD, bf16, bf16_state)
-    _check_got(got, slots_U, grad_UD)
-    row_ids_U = placed.rounding_ids(row_ids_U, slots_U, bf16 or bf16_state)
-    scalars_T2, step = rates.scalars(), len(rates)
-    if not grad_UD.numel():
+    layout = _layout(update.grad_UD.shape[1], update.bf16, update.bf16_state)
+    arguments = placed.step_arguments(update, layout, layout["STATE_WORDS"])
+    _check_got(got, update.slots_U, update.grad_UD)
+    scalars_T2 = rates.scalars()
+    if not update.grad_UD.numel():
         return
     weights_UD, state_US = got
-    state = records_CW if state_US is None else state_US  # of the first nothing is read
+    state = update.records_CW if state_US is None else state_US  # of the first nothing is read
     chosen = settings(rates)
-    with torch.cuda.device_of(records_CW):
-        update_kernel[(len(slots_U),)](
-            records_CW,
-            records_CW.stride(0),
-            slots_U,
-            slots_U.stride(0),
-            grad_UD,
-            *grad_UD.stride(),
+    with torch.cuda.device_of(update.records_CW):
+        update_kernel[(len(update.slots_U),)](
+            *arguments,
+            rounding_key(update.seed, update.step, "state"),
             weights_UD,
             *weights_UD.stride(),
             state,
             state.stride(0),
-            row_ids_U,
-            row_ids_U.stride(0),
             scalars_T2,
-            step,
-            rounding_key(seed, step),
-            rounding_key(seed, step, "state"),
             **{name: chosen[name] for name in ("lerp", "beta2", "eps", "FAR")},
             one_minus_beta2=1 - rates.betas[1],
             CAUGHT_UP=state_US is not None,
-            **placed.scaling(gradient_scale),
             **layout,
             **_launch(layout["BLOCK"]),
         )
@@ -149,13 +121,8 @@ def _gap_arguments(rates: AdamRates) -> tuple[Tensor, Tensor, Tensor]:
     return rates.gaps.sums(), rates.gaps.offsets_P, rates.gaps.decays()
 
 
-def _checked_layout(
-    records_CW: Tensor, slots_U: Tensor, rows_UD: Tensor, bf16: bool, bf16_state: bool
-) -> dict[str, Any]:
-    dim = rows_UD.shape[1]
-    layout = placed.row_layout(dim, bf16) | {"STATE_WORDS": dim if bf16_state else 2 * dim}
-    placed.check_rows(records_CW, slots_U, rows_UD, layout["WEIGHT_WORDS"] + layout["STATE_WORDS"] + 1)
-    return layout
+def _layout(dim: int, bf16: bool, bf16_state: bool) -> dict[str, Any]:
+    return placed.row_layout(dim, bf16) | {"STATE_WORDS": dim if bf16_state else 2 * dim}
 
 
 def _check_got(got: CaughtUp, slots_U: Tensor, rows_UD: Tensor) -> None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kernels.numba_intrinsics import compiled
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, rounding_keys, store_rounded
 
 
@@ -51,52 +51,26 @@ class RowStep(NamedTuple):
     state_word_keys: NDArray[np.uint64]
 
 
-def row_step(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None,
-    *,
-    step: int,
-    bf16: bool,
-    seed: int,
-    gradient_scale: float,
-    bf16_state: bool = False,
-    state_size: int = 0,
-) -> RowStep:
-    """The same step in NumPy's arrays, without copies.
-
-    Args:
-        records_CW: float32, rows contiguous; a window or a whole shard.
-        slots_U: int64, unique.
-        grad_UD: float32.
-        row_ids_U: int64, job-wide; bf16 rows need them.
-        step: number of this step among the applied ones, from 1.
-        bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
-        seed: of the rounding.
-        gradient_scale: multiplied with the gradient first.
-        bf16_state: whether the stored state is bfloat16, which is rounded likewise.
-        state_size: numbers of state, if so.
+def row_step(update: RowUpdate, state_size: int = 0) -> RowStep:
+    """The same step in NumPy's arrays, without copies. `state_size`: numbers of state that are rounded.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    if (bf16 or bf16_state) and row_ids_U is None:
-        raise ValueError("bf16 rows are rounded by their ids, but none are given")
-    ids_U = slots_U if row_ids_U is None else row_ids_U
+    records_CW, dim = update.records_CW, update.grad_UD.shape[1]
     return RowStep(
         records_CW.numpy(),
         records_CW.view(torch.int32).numpy(),
         records_CW.view(torch.int16).numpy().view(np.uint16),
-        slots_U.numpy(),
-        grad_UD.numpy(),
-        np.float32(gradient_scale),
-        step,
-        bf16,
-        bf16_state,
-        ids_U.numpy().view(np.uint64),
-        *rounding_keys(grad_UD.shape[1], seed=seed, step=step),
-        *rounding_keys(state_size, seed=seed, step=step, part="state"),
+        update.slots_U.numpy(),
+        update.grad_UD.numpy(),
+        np.float32(update.gradient_scale),
+        update.step,
+        update.bf16,
+        update.bf16_state,
+        update.rounding_ids().numpy().view(np.uint64),
+        *rounding_keys(dim, seed=update.seed, step=update.step),
+        *rounding_keys(state_size, seed=update.seed, step=update.step, part="state"),
     )
 
 

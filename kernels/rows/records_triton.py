@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.rows.rounding_key import rounding_key
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_triton import as_bf16, as_fp32
 
 TILE = 2048  # elements that a program of four warps has at a time
@@ -84,34 +86,33 @@ def tile_rows(block: int) -> int:
     return max(1, TILE // block)
 
 
-def scaling(gradient_scale: float | Tensor) -> dict[str, Any]:
-    """The arguments of a kernel that calls `load_gradients`.
+def step_arguments(update: RowUpdate, layout: dict[str, Any], state_words: int) -> tuple[Any, ...]:
+    """The first arguments of every kernel that updates rows: `records` to `scale`.
+
+    Args:
+        update: the rows and their gradients.
+        layout: from `row_layout`.
+        state_words: words of a record's state.
 
     Raises:
-        ValueError: a tensor that is not one float32.
+        ValueError: tensors do not fit together, or bf16 rows come without ids.
     """
-    if not isinstance(gradient_scale, Tensor):
-        return {"scale": float(gradient_scale), "SCALE_ON_DEVICE": False}
-    if gradient_scale.dtype != torch.float32 or gradient_scale.numel() != 1:
-        raise ValueError(
-            f"one float32 is expected to scale by, not {gradient_scale.dtype} {list(gradient_scale.shape)}"
-        )
-    return {"scale": gradient_scale, "SCALE_ON_DEVICE": True}
-
-
-def rounding_ids(row_ids_U: Tensor | None, slots_U: Tensor, rounds: bool) -> Tensor:
-    """The row ids, or anything of their kind where nothing is rounded.
-
-    Raises:
-        ValueError: bf16 rows without ids.
-    """
-    if not rounds:
-        return slots_U
-    if row_ids_U is None:
-        raise ValueError("bf16 rows are rounded by their ids, but none are given")
-    if row_ids_U.dtype != torch.int64 or row_ids_U.shape != slots_U.shape:
-        raise ValueError(f"{len(slots_U)} row ids of int64 are expected, not {row_ids_U.dtype} {list(row_ids_U.shape)}")
-    return row_ids_U
+    records_CW, slots_U, grad_UD = update.records_CW, update.slots_U, update.grad_UD
+    check_rows(records_CW, slots_U, grad_UD, layout["WEIGHT_WORDS"] + state_words + 1)
+    ids_U = update.rounding_ids()
+    return (
+        records_CW,
+        records_CW.stride(0),
+        slots_U,
+        slots_U.stride(0),
+        grad_UD,
+        *grad_UD.stride(),
+        ids_U,
+        ids_U.stride(0),
+        update.step,
+        rounding_key(update.seed, update.step),
+        update.gradient_scale,
+    )
 
 
 @triton.jit
@@ -155,13 +156,6 @@ def store_weights(
         tl.store(places, as_bf16(weights), mask=present & (columns < 2 * WEIGHT_WORDS))
     else:
         tl.store(records + columns, weights, mask=present & (columns < WEIGHT_WORDS))
-
-
-@triton.jit
-def load_gradients(places: tl.tensor, inside: tl.tensor, scale: tl.tensor, SCALE_ON_DEVICE: tl.constexpr) -> tl.tensor:
-    """Gradients times a scale that is a number, or a pointer to one; 0 outside."""
-    factor = tl.load(scale) if SCALE_ON_DEVICE else scale
-    return tl.load(places, mask=inside, other=0.0) * factor
 
 
 @triton.jit

@@ -2,85 +2,40 @@
 
 The bits are those of `kernels.rows.rowwise`, whose docstrings say what is computed, and for bf16 rows of
 `kernels.rows.stochastic_rounding` after it.
-
-Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a row.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from kernels.numba_intrinsics import ask_ahead, compiled, fma
 from kernels.rows.records_numba import row_step
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
 from kernels.threads import split_rows
 
 
-def rowwise_adagrad(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None = None,
-    *,
-    step: int,
-    lr: float,
-    eps: float,
-    bf16: bool = False,
-    seed: int = 0,
-    gradient_scale: float = 1.0,
-) -> None:
-    """One step of row-wise Adagrad on the rows in these slots, as `kernels.rows.rowwise.rowwise_adagrad` defines it.
-
-    Args:
-        records_CW, slots_U, grad_UD, row_ids_U: as of `kernels.rows.records_numba.row_step`.
-        step, bf16, seed, gradient_scale: likewise.
-        lr: learning rate.
-        eps: added to the root of the accumulator.
+def rowwise_adagrad(update: RowUpdate, *, lr: float, eps: float) -> None:
+    """One step of row-wise Adagrad, as `kernels.rows.rowwise.rowwise_adagrad` defines it.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    rows = row_step(
-        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
-    )
-    rule = _Rule(True, False, np.float32(lr), np.float32(0), np.float32(0), np.float32(eps))
-    split_rows(len(slots_U), lambda start, end: _update(rows, rule, start, end))
+    _run(update, _Rule(True, False, np.float32(lr), np.float32(0), np.float32(0), np.float32(eps)))
 
 
-def rowwise_rmsprop(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None = None,
-    *,
-    step: int,
-    lr: float,
-    beta2: float,
-    eps: float,
-    decays: bool = True,
-    bf16: bool = False,
-    seed: int = 0,
-    gradient_scale: float = 1.0,
-) -> None:
-    """One step of row-wise RMSprop on the rows in these slots, as `kernels.rows.rowwise.rowwise_rmsprop` defines it.
+def rowwise_rmsprop(update: RowUpdate, *, lr: float, beta2: float, eps: float, decays: bool = True) -> None:
+    """One step of row-wise RMSprop, as `kernels.rows.rowwise.rowwise_rmsprop` defines it.
 
     Args:
-        records_CW, slots_U, grad_UD, row_ids_U: as of `kernels.rows.records_numba.row_step`.
-        step, bf16, seed, gradient_scale: likewise.
-        lr: learning rate.
-        beta2: decay of the accumulator, per step.
-        eps: added to the root of the accumulator.
+        update: the rows and their gradients.
+        lr, beta2, eps: as there.
         decays: whether the accumulator first decays for the steps that a row missed; False for the lazy variant.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    rows = row_step(
-        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
-    )
-    rule = _Rule(False, decays, np.float32(lr), np.float32(beta2), np.float32(1 - beta2), np.float32(eps))
-    split_rows(len(slots_U), lambda start, end: _update(rows, rule, start, end))
+    _run(update, _Rule(False, decays, np.float32(lr), np.float32(beta2), np.float32(1 - beta2), np.float32(eps)))
 
 
 class _Rule(NamedTuple):
@@ -90,6 +45,11 @@ class _Rule(NamedTuple):
     beta2: np.float32
     one_minus_beta2: np.float32
     eps: np.float32
+
+
+def _run(update: RowUpdate, rule: _Rule) -> None:
+    rows = row_step(update)
+    split_rows(len(rows.slots), lambda start, end: _update(rows, rule, start, end))
 
 
 @compiled

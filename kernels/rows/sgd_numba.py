@@ -1,51 +1,25 @@
 """Stochastic gradient descent on records in their slots, in one pass over memory, on a CPU.
 
 The bits are those of `kernels.rows.sgd`, and for bf16 rows of `kernels.rows.stochastic_rounding` after it.
-
-Shape suffixes: C slots, U rows of a step, W words of a record, D columns of a row.
 """
 
 import numpy as np
-from torch import Tensor
 
 from kernels.numba_intrinsics import ask_ahead, compiled
 from kernels.rows.records_numba import row_step
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
 from kernels.threads import split_rows
 
 
-def update_rows(
-    records_CW: Tensor,
-    slots_U: Tensor,
-    grad_UD: Tensor,
-    row_ids_U: Tensor | None = None,
-    *,
-    step: int,
-    lr: float,
-    bf16: bool = False,
-    seed: int = 0,
-    gradient_scale: float = 1.0,
-) -> None:
-    """One step on the rows in these slots.
-
-    Args:
-        records_CW: float32, rows contiguous; a window or a whole shard.
-        slots_U: int64, unique.
-        grad_UD: float32.
-        row_ids_U: int64, job-wide; bf16 rows need them.
-        step: number of this step among the applied ones, from 1: the rows' version afterwards.
-        lr: learning rate.
-        bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
-        seed: of the rounding.
-        gradient_scale: multiplied with the gradient first.
+def update_rows(update: RowUpdate, *, lr: float) -> None:
+    """One step.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    rows = row_step(
-        records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=bf16, seed=seed, gradient_scale=gradient_scale
-    )
-    split_rows(len(slots_U), lambda start, end: _update(rows, np.float32(lr), start, end))
+    rows = row_step(update)
+    split_rows(len(rows.slots), lambda start, end: _update(rows, np.float32(lr), start, end))
 
 
 @compiled

@@ -24,7 +24,7 @@ def open_device(name: Literal["cpu", "cuda"]) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("there is no GPU that torch can use: measure with --device cpu")
+        raise ValueError("torch finds no usable GPU: measure with --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 

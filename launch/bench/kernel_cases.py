@@ -1,7 +1,7 @@
 """The kernels at the sizes of a training step: what each is given, and the bytes that it must move at least.
 
-Shape suffixes: N lookups, U unique rows, D columns of a row, W words of a record, C slots, B batch, T sequence, S slots
-a token, M branches.
+Shape suffixes: N lookups, U unique rows, D columns of a row, W words of a record, C slots, B batch, T sequence, S
+sub-tables, M branches.
 """
 
 from collections.abc import Callable, Iterator

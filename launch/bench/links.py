@@ -1,7 +1,6 @@
 """Part `links`: how fast records travel between host memory and the device, beside its copy engines."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from kernels.records import PROGRAMS, fetch_records, write_records
+from launch.bench.both_directions import both_at_once
 from launch.bench.clock import Clock, Run, clock_of
 from launch.bench.deadline import Deadline
 from launch.bench.devices import open_device
@@ -23,7 +23,6 @@ _PROGRAMS = (4, 8, 16, 32, 64)
 _HOST_MIB = {"cuda": 8192, "cpu": 256}
 _COPIED = {"cuda": 128 << 20, "cpu": 16 << 20}  # bytes of a copy
 _SECONDS = {"cuda": 0.03, "cpu": 0.05}
-_BOTH_BYTES = 1024  # of a padded record of Adam's, for both directions at once
 _IN, _OUT = "host to device", "device to host"
 _OF_ENGINE, _SMALL_ROWS, _LOST = 0.85, 150.0, 0.15
 
@@ -72,12 +71,12 @@ def measure_links(options: BenchOptions, progress: Progress) -> Section:
             rates[way] = _rate(way, clock) if deadline.allows(0) else None
             rows.append(_row(way, rates[way], _engine_rate(rates, way.direction)))
             progress.advance()
-        both = _both_at_once(link, copied, deadline) if device.type == "cuda" else {}
+        both = both_at_once(link, copied, deadline) if device.type == "cuda" else {}
         del ways
     finally:
         link.close()
-    rows += [_both_row(what, nbytes, spread) for what, (nbytes, spread, _) in both.items()]
-    measures = _measures(rates, {what: lost for what, (_, _, lost) in both.items()}) if device.type == "cuda" else []
+    rows += [_both_row(what, found.record_bytes, found.rate) for what, found in both.items()]
+    measures = _measures(rates, {what: found.lost for what, found in both.items()}) if device.type == "cuda" else []
     title = f"Links of {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "Copies from host to host"
     return Section(title, rows, measures, _notes(device, host_bytes, copied, rates))
 
@@ -151,68 +150,6 @@ def _both_row(what: str, nbytes: int | None, rate: Spread | None) -> dict[str, C
         "of_one_piece": None,
         "status": "measured" if rate else "left out: no time was left",
     }
-
-
-def _both_at_once(
-    link: HostLink, copied: int, deadline: Deadline
-) -> dict[str, tuple[int | None, Spread | None, float | None]]:
-    """For copy engines and kernels: bytes of a record, GB/s of both directions together, and the share of time lost.
-
-    Nothing is lost where both directions take as long as the slower of the two alone.
-    """
-    words = _BOTH_BYTES // 4
-    host_RW, window_CW = link.host_records(words), link.device_records(words)
-    count = copied // _BOTH_BYTES
-    # Each direction has rows and slots of its own.
-    rows_U = link.draw_rows(2 * count, words, ordered=False)
-    slots_U = link.draw_slots(2 * count)
-    there, back = (rows_U[:count].sort().values, slots_U[:count]), (rows_U[count:].sort().values, slots_U[count:])
-    half = copied // 4
-    pairs: dict[str, tuple[int | None, int, Run, Run]] = {
-        "copy engines": (
-            None,
-            copied,
-            partial(link.device_N[:half].copy_, link.host_N[:half], non_blocking=True),
-            partial(link.host_N[half : 2 * half].copy_, link.device_N[half : 2 * half], non_blocking=True),
-        ),
-        "kernels": (
-            _BOTH_BYTES,
-            count * _BOTH_BYTES,
-            partial(fetch_records, host_RW, there[0], window_CW, there[1]),
-            partial(write_records, window_CW, back[1], host_RW, back[0]),
-        ),
-    }
-    found: dict[str, tuple[int | None, Spread | None, float | None]] = {}
-    for what, (record_bytes, nbytes, fetch, write) in pairs.items():
-        if not deadline.allows(0):
-            found[what] = (record_bytes, None, None)
-            continue
-        clock = clock_of(link.device, _SECONDS["cuda"])
-        alone = [clock.time(run).median for run in (fetch, write)]
-        taken = clock.time(_on_two_streams(fetch, write))
-        together = Spread(*(2 * nbytes / 1e6 / ms for ms in (taken.median, taken.p90, taken.p10)))
-        ideal = sum(nbytes / 1e6 / ms for ms in alone)
-        found[what] = (record_bytes, together, 1 - together.median / ideal)
-    return found
-
-
-def _on_two_streams(one: Run, other: Run) -> Run:
-    streams = torch.cuda.Stream(), torch.cuda.Stream()
-
-    def run() -> None:
-        current = torch.cuda.current_stream()
-        for stream, work in zip(streams, (one, other), strict=True):
-            stream.wait_stream(current)
-            _within(torch.cuda.stream(stream), work)
-        for stream in streams:
-            current.wait_stream(stream)
-
-    return run
-
-
-def _within(context: AbstractContextManager[object], work: Callable[[], object]) -> None:
-    with context:
-        work()
 
 
 def _measures(rates: dict[_Way, Spread | None], lost: dict[str, float | None]) -> list[Measure]:

@@ -77,9 +77,9 @@ def _time_addresses(workload: Workload, options: BenchOptions, threads: int) -> 
     book = AddressBook(
         identity_vocabulary(_VOCABULARY, pad_id=0),
         layers=[0],
-        orders=[2, 3] if workload.slots > 1 else [2],
-        heads=max(1, workload.slots // 2),
-        rows_per_head=max(1, workload.rows // workload.slots),
+        orders=[2, 3] if workload.lookups_per_token > 1 else [2],
+        heads=max(1, workload.lookups_per_token // 2),
+        rows_per_head=max(1, workload.rows // workload.lookups_per_token),
     )
     positions_BT = torch.arange(workload.tokens)[None]
     generator = torch.Generator().manual_seed(workload.seed)

@@ -79,8 +79,8 @@ def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress:
     """The link over which depth 0 stalls as wanted, and that run; `free` is one without a link."""
     if free.fetched_share < _FEW:
         raise ValueError(
-            f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows need no fetch, so that "
-            "hardly any travel; raise --rows, or lower --zipf or --window-rows"
+            f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows need no fetch, so "
+            "hardly any are transferred; raise --rows, or lower --zipf or --window-rows"
         )
     # With f the time of the step that is no stall, waiting w is the wanted share s of the step if w = f s / (1 - s).
     rest_ms = free.step_ms.median * (1 - free.share)

@@ -95,7 +95,7 @@ def read_trace(path: str | Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a trace that PyTorch's profiler wrote"
         raise UserError(f"{path}: {reason}") from None
     if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
-        raise UserError(f"{path}: not a trace that PyTorch's profiler wrote: it has no traceEvents")
+        raise UserError(f"{path}: not a trace of PyTorch's profiler: it has no traceEvents")
     return trace
 
 
@@ -111,11 +111,11 @@ def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
     """
     steps = steps or int(trace.get(STEPS_KEY, 0))
     if steps < 1:
-        raise UserError(f"the trace does not say how many steps it shows ({STEPS_KEY}): give --steps")
+        raise UserError(f"the trace does not say how many steps it covers ({STEPS_KEY}): give --steps")
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     work = [event for event in events if event.get("cat") in _ON_GPU]
     if not work:
-        raise UserError("the trace shows no work of a GPU, so there is nothing to say about transfers and gaps")
+        raise UserError("the trace has no GPU work, so it says nothing about transfers and gaps")
     by_kernels = any(kind.match(event["name"]) for event in work for kind in _KERNELS)
     carriers = _KERNELS if by_kernels else _COPIES
     main, others = _streams(work)

@@ -47,14 +47,14 @@ class Workload:
         return self.rows * self.spread + self.tail
 
     @property
-    def slots(self) -> int:
+    def lookups_per_token(self) -> int:
         """Rows that a token looks up (S): 16 as in the paper, or the next smaller number that divides the lookups."""
         return math.gcd(self.lookups, _SLOTS)
 
     @property
     def tokens(self) -> int:
         """Tokens of a step (T)."""
-        return self.lookups // self.slots
+        return self.lookups // self.lookups_per_token
 
     def ids(self, step: int) -> Tensor:
         """int64 [N]: a pure function of (seed, rank, step)."""
@@ -108,7 +108,7 @@ class DrawnSteps:
 
     def rows(self, module: int, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Rows of every token: int64 [B, T, S]."""
-        return self.ids_PN.view(-1, self.workload.slots)[tokens_BT]
+        return self.ids_PN.view(-1, self.workload.lookups_per_token)[tokens_BT]
 
     def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Rows of every token, of all modules: int64 [1, B, T, S]."""

@@ -1,4 +1,4 @@
-"""A launch: the job as its ranks will read it, where its files lie, and the script that is one rank on every engine."""
+"""A launch: the job as its ranks will read it, where its files are, and the script that starts a rank."""
 
 import shlex
 import sys
@@ -70,7 +70,7 @@ class Launch:
         """
         if self.job.run.nproc is None:
             raise UserError(
-                "run.nproc is null: set it to the ranks of each node, as a node's GPUs are not counted here"
+                "run.nproc is null: set it to the number of ranks per node, since other nodes' GPUs are not counted"
             )
         return self.job.run.nproc
 
@@ -102,10 +102,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What an engine is given.
+    """What an launcher is given.
 
     Args:
-        launch: the launch, as the engine needs it.
+        launch: the launch, as the launcher needs it.
         files: texts in its folder, by name.
         commands: what starts it from here, one a host if there are several.
         environment: variables for the commands.
@@ -128,7 +128,7 @@ class Rendered:
 
 
 def rank_script(launch: Launch) -> str:
-    """The shell script that becomes one rank: `engram train` finds its place in what the engine has set."""
+    """The shell script that becomes one rank: `engram train` finds its place in what the launcher has set."""
     settings = launch.job.launch
     threads = settings.threads
     interface = settings.interface
@@ -148,7 +148,7 @@ def rank_script(launch: Launch) -> str:
         f"One rank of the run {launch.job.run.name}.",
         "set -e",
         f"cd {quoted(launch.workdir)}",
-        # torchrun sets 1 where nothing is set: a rank's share of the cores is the same on every engine.
+        # torchrun sets 1 where nothing is set: a rank's share of the cores is the same on every launcher.
         *([] if threads else ["unset OMP_NUM_THREADS"]),
         *exports(variables),
         *settings.setup,

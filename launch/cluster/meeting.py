@@ -25,7 +25,7 @@ def check_meeting(place: Place) -> None:
         try:
             probe.connect((address, place.master_port))  # sends nothing: only the route is looked up
         except OSError as error:
-            raise UserError(f"{where}: no way there from this host ({error.strerror}); check the network") from None
+            raise UserError(f"{where}: unreachable from this host ({error.strerror}); check the network") from None
     # torchrun's agent has the port already, perhaps on another host.
     if place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _check_own(place, family, address, where)

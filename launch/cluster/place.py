@@ -157,7 +157,7 @@ def _refuse_leftovers(environment: Environment) -> None:
             f"a batch script of Slurm on {environment['SLURM_NNODES']} nodes: put `srun` before the command"
         )
     if found := next((name for name in _OTHERS if name in environment), None):
-        raise UserError(f"{found} is set by a launcher that is not known here: have it set {_BY_HAND} for each process")
+        raise UserError(f"{found} is set by an unknown launcher: have it set {_BY_HAND} for each process")
 
 
 def _refuse_another_task(environment: Environment, rank: int, world_size: int) -> None:

@@ -38,10 +38,35 @@ def batch_script(launch: Launch) -> str:
     job, wanted = launch.job, launch.job.launch.slurm
     if wanted.cpus_per_rank is None:
         raise UserError(
-            "launch.slurm.cpus_per_rank is null: set it to the cores of each rank, as srun gives it but one"
+            "launch.slurm.cpus_per_rank is null: set it to the cores per rank, since srun would give each only one"
         )
+    srun = continued(
+        "srun --kill-on-bad-exit=1 --input=none",
+        f"--cpus-per-task={wanted.cpus_per_rank}" + (" --gpu-bind=none" if launch.gpus else ""),
+        f"bash {quoted(launch.folder / RANK_SCRIPT)}",
+    )
+    codes = f"{job.checkpoint.interrupted_exit}|{_ENDED_AT_START}"
+    again = [f'case "$code" in {codes}) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;; esac']
+    failure = f"{quoted(launch.python)} -P -m launch.cluster.failure {quoted(launch.reports)}"
+    lines = [f"#SBATCH {option}" for option in _options(launch)]
+    return script(
+        f"The run {job.run.name}: each task of srun finds its place in what Slurm sets.",
+        *lines,
+        *exports({"PYTHONPATH": str(launch.code)} if launch.code else {}),
+        "code=0",
+        f"{srun} || code=$?",
+        *(again if wanted.requeue else []),
+        'if [ "$code" -ne 0 ]; then',
+        f"  {failure}",
+        "fi",
+        'exit "$code"',
+    )
+
+
+def _options(launch: Launch) -> list[str]:
+    job, wanted = launch.job, launch.job.launch.slurm
     limit, signal_s = job.launch.time_limit_min, job.checkpoint.grace_s + _SPARE_S
-    options = [
+    return [
         f"--job-name={job.run.name}",
         f"--nodes={job.launch.nodes}",
         f"--ntasks-per-node={launch.ranks}",
@@ -55,24 +80,3 @@ def batch_script(launch: Launch) -> str:
         "--open-mode=append",
         *wanted.options,
     ]
-    srun = continued(
-        "srun --kill-on-bad-exit=1 --input=none",
-        f"--cpus-per-task={wanted.cpus_per_rank}" + (" --gpu-bind=none" if launch.gpus else ""),
-        f"bash {quoted(launch.folder / RANK_SCRIPT)}",
-    )
-    codes = f"{job.checkpoint.interrupted_exit}|{_ENDED_AT_START}"
-    again = [f'case "$code" in {codes}) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;; esac']
-    failure = f"{quoted(launch.python)} -P -m launch.cluster.failure {quoted(launch.reports)}"
-    lines = [f"#SBATCH {option}" for option in options]
-    return script(
-        f"The run {job.run.name}: each task of srun finds its place in what Slurm sets.",
-        *lines,
-        *exports({"PYTHONPATH": str(launch.code)} if launch.code else {}),
-        "code=0",
-        f"{srun} || code=$?",
-        *(again if wanted.requeue else []),
-        'if [ "$code" -ne 0 ]; then',
-        f"  {failure}",
-        "fi",
-        'exit "$code"',
-    )

@@ -1,4 +1,4 @@
-"""Writes a launch's folder: the code that will run, the resolved config, the engine's files."""
+"""Writes a launch's folder: the code that will run, the resolved config, the launcher's files."""
 
 import shutil
 from collections.abc import Mapping

@@ -36,7 +36,7 @@ def become_rank(place: Place, command: Sequence[str]) -> NoReturn:
         if (folder := environment.get(LOGS)) and place.rank:
             _write_to(Path(folder), place.rank)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write logs there ({error.strerror})") from None
+        raise UserError(f"{folder}: cannot write logs into it ({error.strerror})") from None
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], [*command], environment)

@@ -24,7 +24,10 @@ _overrides: shared.Decorator = click.argument(
     "overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...", callback=_no_files
 )
 _traces: shared.Decorator = click.option(
-    "--traces", type=click.Path(file_okay=False), metavar="FOLDER", help="Also record some steps of each run there."
+    "--traces",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Also write traces of some steps of each run there.",
 )
 
 
@@ -41,23 +44,23 @@ Examples:
 @click.option(
     "--job", metavar="FILE", help="The job; default: configs/bench.yaml on a GPU, configs/tiny.yaml on a CPU."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=12, show_default=True, help="Timed steps of a turn.")
+@click.option("--steps", type=click.IntRange(min=1), default=12, show_default=True, help="Timed steps per turn.")
 @click.option(
-    "--warmup", type=click.IntRange(min=1), default=4, show_default=True, help="Steps of a turn before those."
+    "--warmup", type=click.IntRange(min=1), default=4, show_default=True, help="Steps before those, not timed."
 )
-@click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads in turn; default: 2,1,4,0.")
+@click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads to try; default: 2,1,4,0.")
 @click.option(
     "--engine", "engines", type=click.Choice(ENGINES), multiple=True, default=("auto",), show_default=True,
-    help="What carries the rows of a run; may be repeated, and each is a run of its own.",
+    help="Transfer engine; repeat it for a run with each.",
 )  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns of each look-ahead.")
-@click.option("--partial", type=click.Path(dir_okay=False), help="File for the JSON object, written after each turn.")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns per look-ahead.")
+@click.option("--partial", type=click.Path(dir_okay=False), help="File for the JSON object, rewritten after each turn.")
 @_traces
 @shared.seconds
 @shared.threads
 @shared.json
 def train(overrides: tuple[str, ...], job: str | None, **chosen: Any) -> None:
-    """Time a training job's step with its rows in host memory, beside all rows resident.
+    """Time a job's training step with rows in host memory against all rows resident.
 
     The same run several times, in one process a rank, in turns of some steps: all rows resident, and in host memory by
     each engine, at one look-ahead after another. Losses and gradient norms are compared bit by bit. Also tokens a
@@ -82,10 +85,10 @@ Examples:
 """
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--steps", type=click.IntRange(min=1), help="Steps that each FILE shows; default: what it says itself.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps in each FILE; default: as recorded in it.")
 @shared.json
 def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
-    """Tell what traces of training steps (`train.profile`) show.
+    """Summarise traces of training steps (`train.profile`).
 
     How much of the rows' travel lies under the computation, when the GPU had nothing to do, how often the host waited,
     and which kernels took longest.
@@ -110,13 +113,13 @@ Examples:
 )
 @shared.device
 @click.option(
-    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time for all parts together."
+    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time limit for all parts together."
 )
-@click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this one; may be repeated.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this part; may be repeated.")
 @click.option("--job", metavar="FILE", help="The job of part `train`.")
 @_traces
 @click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write everything there."
+    "--json", "json_file", type=click.Path(dir_okay=False), metavar="FILE", help="Also write all results there."
 )
 @_overrides
 def everything(

@@ -22,33 +22,45 @@ Examples:
 )
 @shared.device
 @click.option("--part", type=click.Choice([*PARTS, "all"]), default="path", show_default=True, help="What to measure.")
-@click.option("--lookups", type=click.IntRange(min=1), default=262_144, show_default=True, help="Rows read a step.")
+@click.option("--lookups", type=click.IntRange(min=1), default=262_144, show_default=True, help="Lookups per step.")
 @click.option("--rows", type=click.IntRange(min=2), default=4_000_000, show_default=True, help="Rows of the table.")
 @click.option("--dim", type=click.IntRange(min=1), default=80, show_default=True, help="Columns of a row.")
 @click.option(
-    "--zipf", type=click.FloatRange(min=1, min_open=True), default=1.2, show_default=True, help="Exponent of the ids."
+    "--zipf",
+    type=click.FloatRange(min=1, min_open=True),
+    default=1.2,
+    show_default=True,
+    help="Exponent of the Zipf distribution of ids.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed steps.")
-@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those.")
-@click.option("--optimizer", type=click.Choice([*OPTIMIZERS]), default="adam", show_default=True, help="Of our tables.")
-@click.option("--mode", type=click.Choice(_MODES), default="window", show_default=True, help="Of our tables.")
+@click.option(
+    "--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those, not timed."
+)
+@click.option(
+    "--optimizer", type=click.Choice([*OPTIMIZERS]), default="adam", show_default=True, help="Optimizer of our tables."
+)
+@click.option("--mode", type=click.Choice(_MODES), default="window", show_default=True, help="Mode of our tables.")
 @click.option("--depth", type=click.IntRange(0, 64), default=1, show_default=True, help="Look-ahead in steps.")
 @click.option("--window-rows", type=click.IntRange(min=1), help="Slots of the window; default: what the depth needs.")
 @click.option(
-    "--compute-ms", type=click.FloatRange(min=0), default=100.0, show_default=True, help="Stand-in for a model."
+    "--compute-ms",
+    type=click.FloatRange(min=0),
+    default=100.0,
+    show_default=True,
+    help="Simulated computation of the model.",
 )
-@click.option("--plain-allocator", is_flag=True, help="Measure with glibc's defaults, not with a CPU rank's settings.")
+@click.option("--plain-allocator", is_flag=True, help="Use glibc's default allocator settings, not a CPU rank's.")
 @shared.threads
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the ids.")
 @shared.json
 def offload(part: str, lookups: int, rows: int, dim: int, zipf: float, seed: int, **chosen: Any) -> None:
-    """Time the tables in host memory beside common alternatives, on Zipf-distributed ids.
+    """Time tables in host memory against common alternatives, on Zipf-distributed ids.
 
     \b
     Parts:
-      path      lookup, backward and update, beside PyTorch's SparseAdam and Adam and FBGEMM's embedding
+      path      lookup, backward and update, against PyTorch's SparseAdam and Adam and FBGEMM's embedding
       scaling   the same ids in a table of 64 times the rows
-      planning  planning a step, beside the step
+      planning  planning a step, relative to the step
       stall     waiting for rows by look-ahead, over an emulated link, on one and two ranks
     """
     from launch.bench.workload import Workload
@@ -64,14 +76,14 @@ Examples:
 """
 )
 @shared.device
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens a step; default: 16,384 on a GPU, 1,024 on a CPU.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens per step; default: 16,384 on a GPU, 1,024 on a CPU.")
 @shared.seconds
 @shared.threads
 @shared.json
 def kernels(**chosen: Any) -> None:
-    """Time each kernel beside the same in PyTorch's operations, and beside what the hardware allows.
+    """Time each kernel against PyTorch operations and the hardware limit.
 
-    The hardware's time is the bytes to be moved, divided by the bandwidth of memory or bus as measured in the same run.
+    The limit is the bytes to move divided by the bandwidth of memory or bus, measured in the same run.
     On a CPU it times the functions that run there, at smaller sizes.
     """
     shared.measure(("kernels",), **chosen)
@@ -87,25 +99,27 @@ Examples:
 )
 @shared.device
 @click.option(
-    "--memory-mib", type=click.IntRange(min=4), help="Host memory reached into; default: 8,192 with a GPU, else 256."
+    "--memory-mib",
+    type=click.IntRange(min=4),
+    help="Host memory to copy from and to; default: 8,192 with a GPU, else 256.",
 )
 @click.option(
     "--programs",
     type=NumberList(1, 1024),
     default=(),
-    help="Programs of a kernel, each number in turn; default: 4 to 64. GPU only.",
+    help="Numbers of Triton programs to try; default: 4 to 64. GPU only.",
 )
 @click.option(
     "--record-bytes",
     type=NumberList(8, 65_536, multiple_of=4),
     default=(),
-    help="Sizes of records, multiples of 4; default: 160 to 1,152.",
+    help="Record sizes to try, multiples of 4; default: 160 to 1,152.",
 )
 @shared.seconds
 @shared.threads
 @shared.json
 def links(**chosen: Any) -> None:
-    """Time what travels between host memory and the GPU: single records by kernels, beside the copy engines.
+    """Time record transfers by kernels between host memory and the GPU, against the copy engines.
 
     Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, or as told; each direction
     alone, and both at once. On a CPU it copies from host to host.

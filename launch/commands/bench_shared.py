@@ -1,4 +1,4 @@
-"""What the commands of `engram bench` have in common: options, and how they measure and tell."""
+"""What the commands of `engram bench` share: options, measuring and printing."""
 
 from collections.abc import Callable
 from json import dumps
@@ -21,10 +21,10 @@ device: Decorator = click.option(
     "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="auto: the GPU, if there is one."
 )
 seconds: Decorator = click.option(
-    "--seconds", type=click.FloatRange(min=0), help="Leave out what does not fit into so much time; default: no limit."
+    "--seconds", type=click.FloatRange(min=0), help="Time limit; what does not fit is left out. Default: none."
 )
 threads: Decorator = click.option(
-    "--threads", type=click.IntRange(min=1), help="PyTorch's threads; default: one a core."
+    "--threads", type=click.IntRange(min=1), help="PyTorch threads; default: one per core."
 )
 json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 

@@ -18,7 +18,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 @click.group()
 def command() -> None:
-    """Look at a run's checkpoints, check them, and remove old ones."""
+    """List, verify, compare and prune a run's checkpoints."""
 
 
 @command.command(

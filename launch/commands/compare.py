@@ -15,7 +15,7 @@ Examples:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(runs: tuple[str, ...], as_json: bool) -> None:
-    """Put finished runs (folders, or names in runs/) side by side.
+    """Compare finished runs (folders, or names in runs/).
 
     Runs that differ in their seed alone are one line: mean, and lowest to highest. The others' losses also stand as
     differences to the first line's, seed by seed where seeds are shared.

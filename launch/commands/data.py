@@ -5,7 +5,7 @@ import click
 
 @click.group()
 def command() -> None:
-    """Make token stores from text."""
+    """Prepare token stores from text."""
 
 
 @command.command(
@@ -16,10 +16,10 @@ Examples:
 """
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--out", required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", required=True, metavar="DIR", help="Folder to create.")
 @click.option("--tokenizer", metavar="NAME|FILE", help="`deepseek`, or a tokenizer.json.")
 @click.option("--train-bpe", type=click.IntRange(min=1), metavar="VOCAB", help="Train a byte-level BPE on the text.")
-@click.option("--workers", type=click.IntRange(min=1), help="Tokenizing processes; default: one a core.")
+@click.option("--workers", type=click.IntRange(min=1), help="Tokenizing processes; default: one per core.")
 @click.option("--text-key", default="text", show_default=True, metavar="K", help="Field or column with the text.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad line; default: count and report them.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")

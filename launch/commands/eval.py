@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from train.use.saved_run import SavedRun
 
 
 @click.command(
@@ -16,15 +19,15 @@ Examples:
 """
 )
 @click.argument("run")
-@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
+@click.option("--step", type=click.IntRange(min=1), help="Step of the checkpoint; default: the newest.")
 @click.option("--data", metavar="DIR", help="Prepared text; default: the run's own.")
-@click.option("--split", type=click.Choice(["validation", "all"]), help="Documents; default: validation of the run's "
-              "own text, all of another.")  # fmt: skip
-@click.option("--sequences", type=click.IntRange(min=1), help="Take only the first ones.")
+@click.option("--split", type=click.Choice(["validation", "all"]), help="Documents to evaluate; default: validation "
+              "for the run's own text, all for other text.")  # fmt: skip
+@click.option("--sequences", type=click.IntRange(min=1), help="Evaluate only the first so many sequences.")
 @click.option("--tasks", metavar="NAME[,NAME...]", help="Run tasks of lm-evaluation-harness instead.")
-@click.option("--include", metavar="DIR", help="Folder of more task files (YAML) for --tasks.")
-@click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question of --tasks.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first questions of each of --tasks.")
+@click.option("--include", metavar="DIR", help="Folder with additional task files (YAML).")
+@click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question.")
+@click.option("--limit", type=click.IntRange(min=1), help="Ask only the first so many questions of each task.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,
@@ -40,7 +43,7 @@ def command(
 ) -> None:
     """Evaluate the trained RUN (a run's folder, or its name in runs/).
 
-    On text: the loss in nats a token, and in bits a byte. With --tasks: what lm-evaluation-harness reports.
+    Reports the loss in nats per token and bits per byte; with --tasks, the results of lm-evaluation-harness.
     """
     from train.run_folder import find_run
 
@@ -60,6 +63,17 @@ def command(
 
         _show_tasks(run_tasks(saved, tasks.split(","), folder=include, shots=shots, limit=limit), as_json)
         return
+    _score(saved, data, split, sequences, as_json)
+
+
+def _score(
+    saved: "SavedRun",
+    data: str | None,
+    split: Literal["validation", "all"] | None,
+    sequences: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluates a run on its own text, or on that of `data`, and prints what was found."""
     from dataclasses import asdict
 
     from train.data.open import open_data

@@ -33,12 +33,12 @@ Examples:
 """
 )
 @click.argument("run")
-@click.option("--to", required=True, metavar="DIR", help="Folder to make; it must not hold anything.")
-@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
+@click.option("--to", required=True, metavar="DIR", help="Folder to create; must not exist or be empty.")
+@click.option("--step", type=click.IntRange(min=1), help="Step of the checkpoint; default: the newest.")
 @click.option(
     "--dtype", type=click.Choice(["fp32", "bf16"]), help="Dtype of weights and rows; default: the run's train.dtype."
 )
-@click.option("--shard-size", type=FileSize(), default="5GB", show_default=True, help="Largest size of a file.")
+@click.option("--shard-size", type=FileSize(), default="5GB", show_default=True, help="Maximum file size.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str, to: str, step: int | None, dtype: Literal["fp32", "bf16"] | None, shard_size: int, as_json: bool

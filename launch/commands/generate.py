@@ -14,12 +14,12 @@ Examples:
 )
 @click.argument("run")
 @click.argument("prompt")
-@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to take; default: the newest.")
-@click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="New tokens at most.")
+@click.option("--step", type=click.IntRange(min=1), help="Step of the checkpoint; default: the newest.")
+@click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Most new tokens.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
-              help="0 takes the likeliest token.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many likeliest tokens only.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
+              help="0 always takes the likeliest token.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample only from this many likeliest tokens.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,
@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Continue the text PROMPT with the trained RUN (a run's folder, or its name in runs/).
 
-    Table rows are read from the checkpoint as new tokens ask for them; the tables are never loaded.
+    Table rows are read from the checkpoint as tokens need them; the tables are never loaded whole.
     """
     from train.run_folder import find_run
 

@@ -2,7 +2,7 @@
 
 import click
 
-_ENGINES = ("local", "hosts", "hostfile", "slurm", "kubernetes")
+_LAUNCHERS = ("local", "hosts", "hostfile", "slurm", "kubernetes")
 
 
 @click.command(
@@ -15,38 +15,40 @@ Examples:
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--on", "engine", type=click.Choice(_ENGINES), default="local", show_default=True, help="Where it runs.")
+@click.option(
+    "--on", "launcher", type=click.Choice(_LAUNCHERS), default="local", show_default=True, help="What starts the ranks."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run; write and run nothing.")
 @click.option(
-    "--submit", is_flag=True, help="slurm, kubernetes: submit it; else it is written, and how to submit told."
+    "--submit", is_flag=True, help="slurm, kubernetes: submit the job; without it, print the command that does."
 )
-def command(config: str, overrides: tuple[str, ...], engine: str, dry_run: bool, submit: bool) -> None:
+def command(config: str, overrides: tuple[str, ...], launcher: str, dry_run: bool, submit: bool) -> None:
     """Train the job that the YAML file CONFIG describes on the nodes that its section `launch` describes.
 
-    Code and config are copied into the run's folder, with the engine's own files beside them: torchrun's for `hosts`,
-    DeepSpeed's launcher's for `hostfile`, sbatch's, kubectl's. The same command again goes on from the newest
-    checkpoint. docs/launch.md tells of each engine.
+    Copies code and config into the run's folder, with what the launcher needs: torchrun (`hosts`), DeepSpeed's launcher
+    (`hostfile`), sbatch or kubectl. Run the same command again to continue from the newest checkpoint. See
+    docs/launch.md for each launcher.
     """
-    from launch.cluster.backends import BACKENDS, command_lines, shown, start
+    from launch.cluster.launchers import LAUNCHERS, command_lines, shown, start
     from launch.cluster.layout import Launch
     from launch.cluster.snapshot import write
     from train.config.file import load
     from train.config.job import JobConfig
 
-    rendered = BACKENDS[engine](Launch.next(load(config, overrides, JobConfig)))
+    rendered = LAUNCHERS[launcher](Launch.next(load(config, overrides, JobConfig)))
     if submit and not rendered.queue:
-        raise click.UsageError(f"--submit has no meaning on {engine}, which has no queue.")
+        raise click.UsageError(f"--submit has no meaning with --on {launcher}, which has no queue.")
     if dry_run:
         click.echo(shown(rendered), nl=False)
         return
     write(rendered.launch, rendered.files)
-    click.echo(f"the launch is in {rendered.launch.folder}", err=True)
+    click.echo(f"files of this launch: {rendered.launch.folder}", err=True)
     nodes = rendered.launch.job.launch.node_count
-    if engine == "local" and nodes > 1:
-        click.echo(f"on this machine alone: --on says on which engine the {nodes} nodes are", err=True)
+    if launcher == "local" and nodes > 1:
+        click.echo(f"starting on this machine only: give --on to start all {nodes} nodes", err=True)
     if rendered.told:
         click.echo(rendered.told)
     elif rendered.queue and not submit:
-        click.echo(f"submit it by\n  {command_lines(rendered)}")
+        click.echo(f"submit it with\n  {command_lines(rendered)}")
     else:
         start(rendered)

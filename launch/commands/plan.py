@@ -21,10 +21,10 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) -> None:
-    """Count what the job that the YAML file CONFIG describes comes to, without building it.
+    """Count parameters, FLOPs and memory of the job that the YAML file CONFIG describes.
 
-    Parameters by part, active a token, FLOPs a token, rows of the Engram tables, their memory. Takes no memory, and
-    needs neither the data nor the tokenizer.
+    Parameters by part, active parameters and FLOPs per token, rows and memory of the Engram tables. Builds nothing:
+    needs no memory, data or tokenizer.
     """
     from train.config.file import load
     from train.config.job import JobConfig

@@ -15,14 +15,14 @@ Examples:
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--nproc", type=click.IntRange(min=1), help="Local ranks; default: run.nproc, else one a GPU, else 2.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Local ranks; default: run.nproc, else one per GPU, else 2.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout; the rest goes to stderr.")
 def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json: bool) -> None:
     """Train the job that the YAML file CONFIG describes.
 
-    Starts its own local ranks, and ends them all when one fails. Started by torchrun, srun, mpirun, DeepSpeed's
-    launcher or as a pod of an indexed Job, it is one of their ranks (docs/launch.md). The same command again goes on
-    from the newest checkpoint.
+    Starts its own local ranks, and ends them all when one fails. Under torchrun, srun, mpirun, DeepSpeed's launcher or
+    in a pod of an indexed Job, it is one of their ranks (docs/launch.md). Run the same command again to continue from
+    the newest checkpoint.
     """
     from launch.cluster.place import Place
     from launch.cluster.started import become_rank

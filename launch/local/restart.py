@@ -22,5 +22,5 @@ def with_restarts(run: Callable[[bool], int], restarts: int, tell: Callable[[str
         try:
             return run(number > 1)
         except RankFailed as failure:
-            tell(f"{failure}\nstarting all ranks again ({number} of {restarts}: train.restarts)")
+            tell(f"{failure}\nrestarting all ranks ({number} of {restarts}: train.restarts)")
     return run(restarts > 0)

@@ -77,7 +77,7 @@ def run_processes(
     try:
         log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{log_folder}: cannot make the folder for logs ({error.strerror})") from None
+        raise UserError(f"{log_folder}: cannot create the folder for logs ({error.strerror})") from None
     with (
         tempfile.TemporaryDirectory(prefix="engram-") as reports,
         collected() as received,

@@ -84,7 +84,7 @@ def compress_tokenizer(
     pad_id = find_pad_id(tokenizer) if pad_id is None else pad_id
     pad_key = keys[pad_id] if 0 <= pad_id < num_tokens else None
     if pad_key is None:
-        raise ValueError(f"pad_id {pad_id} is no token of the tokenizer: take one below {num_tokens}")
+        raise ValueError(f"pad_id {pad_id} is not a token of the tokenizer: choose one below {num_tokens}")
 
     compressed_ids: dict[str, int] = {}
     for key in keys:

@@ -1,6 +1,6 @@
 """Addresses: from token ids to rows of the memory tables, and the fingerprint that a checkpoint keeps of them.
 
-B batch, T sequence, S slots a token (orders x heads), L modules.
+B batch, T sequence, S sub-tables (orders x heads), L modules.
 """
 
 from collections.abc import Iterator, Sequence
@@ -97,7 +97,7 @@ class AddressBook:
         return self._num_rows[module]
 
     def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Rows that every module reads: int64 [L, B, T, S]; a module's slots are ordered by order, then by head.
+        """Rows that every module reads: int64 [L, B, T, S]; a module's sub-tables are sorted by order, then by head.
 
         Args:
             tokens_BT: integer raw token ids, on the CPU.

@@ -60,7 +60,7 @@ def map_file(nbytes: int, folder: str) -> mmap.mmap:
     except OSError as error:
         raise ValueError(
             f"offload.host_file: cannot keep {size_text(nbytes)} in {folder} ({error.strerror}): "
-            "name a folder on a local disk that this user may write to"
+            "name a folder on a local disk that this user can write to"
         ) from None
     # Rows are read in no order, so the pages beside them are not worth reading ahead.
     advise(memory, "MADV_RANDOM")

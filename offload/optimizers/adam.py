@@ -125,5 +125,10 @@ class _AdamKernels:
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
-        options: dict[str, Any] = {**self._dtypes, "seed": self._rows.seed, "gradient_scale": gradient_scale}
-        self._update(records_CW, slots_U, self._rates, got, grad_UD, row_ids_U, **options)
+        from kernels.rows.row_update import RowUpdate
+
+        update = RowUpdate(
+            records_CW, slots_U, grad_UD, row_ids_U, step=len(self._history), seed=self._rows.seed,
+            gradient_scale=gradient_scale, **self._dtypes,
+        )  # fmt: skip
+        self._update(update, self._rates, got)

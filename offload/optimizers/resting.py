@@ -15,25 +15,14 @@ if TYPE_CHECKING:
 
     from kernels.rows.caught_up import CaughtUp
     from kernels.rows.rate_history import RateHistory
+    from kernels.rows.row_update import RowUpdate
 
 
 class UpdateKernel(Protocol):
-    """One step on rows in their slots, given by number and learning rate."""
+    """One step on rows in their slots."""
 
-    def __call__(
-        self,
-        records_CW: Tensor,
-        slots_U: Tensor,
-        grad_UD: Tensor,
-        row_ids_U: Tensor | None,
-        *,
-        step: int,
-        lr: float,
-        bf16: bool,
-        seed: int,
-        gradient_scale: float,
-    ) -> None:
-        """Arguments as of `RowKernels.update` and `RowOptimizer.step`; the version becomes `step`."""
+    def __call__(self, update: RowUpdate, *, lr: float) -> None:
+        """`lr` is the rows' own learning rate."""
 
 
 class RestingOptimizer(RowOptimizer):
@@ -77,15 +66,11 @@ class _RestingKernels:
         row_ids_U: Tensor | None,
         gradient_scale: float,
     ) -> None:
-        step = len(self._rates)
-        self._update(
-            records_CW,
-            slots_U,
-            grad_UD,
-            row_ids_U,
-            step=step,
-            lr=self._rates[step],
-            bf16=self._rows.bf16,
-            seed=self._rows.seed,
+        from kernels.rows.row_update import RowUpdate
+
+        step, stored = len(self._rates), self._rows
+        update = RowUpdate(
+            records_CW, slots_U, grad_UD, row_ids_U, step=step, bf16=stored.bf16, seed=stored.seed,
             gradient_scale=gradient_scale,
-        )
+        )  # fmt: skip
+        self._update(update, lr=self._rates[step])

@@ -146,7 +146,7 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line() -> None:
     result = engram("bench", "links", "--device", "cuda")
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if line.startswith("Error: ")] == [
-        "Error: there is no GPU that torch can use: measure with --device cpu"
+        "Error: torch finds no usable GPU: measure with --device cpu"
     ]
 
 

@@ -168,16 +168,18 @@ class TestARun:
     def test_that_evaluates_ends_within_that_and_evaluates_when_it_goes_on(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         overrides = ("train.steps=3", "eval.every=2", "eval.sequences=400")
-        overrides += ("train.global_batch_size=2", "train.micro_batch_size=1")
+        overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=0.0001")
         with started_quickly(job, *overrides) as command:
             wait_until(lambda: steps_done(run) == 1, command)
             time.sleep(1)  # step 2 is done, and has no record before it is evaluated
             command.process.terminate()
             result = command.result(LIMIT_S)
         assert "interrupted by SIGTERM after step 2: " in result.stdout
+        assert "step-00000001" in (run / "log.txt").read_text(), "it was saved by the clock"
         (_, (_, evaluated)) = losses(run)
         assert evaluated is None, "the evaluation had come to its end: the test proves nothing"
         assert_goes_on_like(run.with_name("straight"), run, job, *overrides)
+        assert sorted(path.name[-1] for path in (run / "checkpoints").iterdir()) == ["2", "3"]
 
     def test_that_saves_nothing_says_so(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
@@ -197,7 +199,7 @@ class TestARun:
         assert result.returncode == 0
         first, second = result.stderr.strip().splitlines()[0], result.stderr.strip().splitlines()[-1]
         assert first.startswith("rank 1 was killed by SIGKILL")
-        assert second == "starting all ranks again (1 of 1: train.restarts)"
+        assert second == "restarting all ranks (1 of 1: train.restarts)"
         assert_goes_on_like(run.with_name("straight"), run, job)
 
     def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:

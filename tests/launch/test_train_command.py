@@ -33,7 +33,7 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
     for wanted in ("validation loss", "unigram entropy", "in host memory through windows", "What to try next"):
         assert wanted in result.stdout
     again = train(run / "config.yaml")
-    assert "has all its 5 steps" in again.stdout
+    assert "already has all 5 steps" in again.stdout
     assert losses(run)[-1][1] is not None, "a finished run lost its metrics when it was started again"
 
 

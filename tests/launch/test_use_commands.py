@@ -60,13 +60,13 @@ def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "RUN", "--to", "RUN"), "there is something in it already"),
+        (("export", "RUN", "--to", "RUN"), "is not empty"),
         (("export", "RUN"), "Missing option '--to'"),
         (("export", "RUN", "--to", "new", "--shard-size", "5 apples"), "'5 apples' is no size; give one such as 5GB"),
         (("export", "RUN", "--to", "new", "--step", "5"), "no checkpoint of step 5; there are: 3, 6"),
-        (("generate", "nowhere", "x"), "nowhere: no run there"),
+        (("generate", "nowhere", "x"), "nowhere: not a run"),
         (("generate", "RUN", "x", "--temperature", "-1"), "Invalid value for '--temperature'"),
-        (("eval", "RUN", "--data", "nowhere"), "nowhere: no prepared folder"),
+        (("eval", "RUN", "--data", "nowhere"), "nowhere: neither a prepared folder"),
         (("eval", "RUN", "--limit", "3"), "--limit has no meaning without --tasks."),
         (("eval", "RUN", "--tasks", "x", "--split", "all"), "--split has no meaning with --tasks."),
     ],

@@ -91,7 +91,7 @@ def _flex_attention(counted: Counter[str]) -> Iterator[None]:
 def _memory(config: ModelConfig) -> list[MemoryRows]:
     if config.engram is None:
         return []
-    index = row_index(torch.randint(_ROWS, (_TOKENS * config.engram.slots,)), _ROWS)
+    index = row_index(torch.randint(_ROWS, (_TOKENS * config.engram.lookups_per_token,)), _ROWS)
     return [MemoryRows(torch.randn(_ROWS, _COLUMNS, requires_grad=True), index) for _ in config.engram.layers]
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.census import PARTS, count_model, part_of, take_census
+from model.census import count_model, take_census
 from model.config import ModelConfig, MoEConfig
 from model.flops import flops_per_token
+from model.parameters import PARTS, kind_of
 from tests.model.tiny import ATTENTION, memories, positions, random_tokens, tiny_config, tiny_model
 
 CHANGES: list[dict[str, Any]] = [{}, {"moe": None}, {"engram": None}, {"tie_embeddings": True}]
@@ -46,9 +47,9 @@ def test_a_tied_embedding_computes_as_the_head() -> None:
     assert tied.total == untied.total - untied.parts["output_head"].total
 
 
-def test_a_parameter_of_no_part_is_told() -> None:
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.novelty\.weight is in no part"):
-        part_of("model.layers.0.novelty.weight")
+def test_a_parameter_of_no_kind_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.novelty\.weight is of no kind"):
+        kind_of("model.layers.0.novelty.weight")
 
 
 @pytest.mark.parametrize("changes", CHANGES)

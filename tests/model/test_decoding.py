@@ -32,7 +32,7 @@ def part(memory: MemoryRows, tokens: slice, slots: int) -> MemoryRows:
 def decoded(model: LanguageModel, tokens_BT: Tensor, prompt: int) -> Tensor:
     """Logits from the last of the first `prompt` tokens on: these go in at once, the others one by one."""
     positions_BT, whole = positions(LENGTH, batch=BATCH), memories(model, BATCH, LENGTH, DTYPE)
-    slots = model.config.engram.slots if model.config.engram else 0
+    slots = model.config.engram.lookups_per_token if model.config.engram else 0
     logits = []
     with decoding(model):
         for piece in (slice(0, prompt), *(slice(t, t + 1) for t in range(prompt, LENGTH))):
@@ -43,7 +43,7 @@ def decoded(model: LanguageModel, tokens_BT: Tensor, prompt: int) -> Tensor:
 
 @torch.no_grad()
 def whole_forward(model: LanguageModel, tokens_BT: Tensor, length: int = LENGTH) -> Tensor:
-    slots = model.config.engram.slots if model.config.engram else 0
+    slots = model.config.engram.lookups_per_token if model.config.engram else 0
     memory = [part(each, slice(0, length), slots) for each in memories(model, BATCH, LENGTH, DTYPE)]
     return model(tokens_BT[:, :length], positions(length, batch=BATCH), memory)
 

@@ -46,8 +46,10 @@ def _by_loops(engram: Engram, hidden: Tensor, memory: MemoryRows, place: Tensor)
     gated: dict[tuple[int, int, int], Tensor] = {}
     for b in range(batch):
         for t in range(length):
-            first = (b * length + t) * config.slots
-            e = torch.cat([memory.rows_UD[memory.index.index_N[first + s].long()] for s in range(config.slots)])
+            first = (b * length + t) * config.lookups_per_token
+            e = torch.cat(
+                [memory.rows_UD[memory.index.index_N[first + s].long()] for s in range(config.lookups_per_token)]
+            )
             for m in range(branches):
                 k = engram.key_projs[m].weight @ e  # type: ignore[operator]
                 q = _norm(hidden[b, t, m], wq[m], config.gate_eps)
@@ -142,4 +144,4 @@ def test_vectors_are_one_dimensional_for_optimizers_that_pick_matrices() -> None
 
 def test_sizes_follow_the_config() -> None:
     config = EngramConfig(layers=[1, 14], orders=[2, 3], heads=8, row_dim=80, rows_per_head=2_262_400)
-    assert (config.slots, config.memory_width) == (16, 1280)
+    assert (config.lookups_per_token, config.memory_width) == (16, 1280)

@@ -58,7 +58,7 @@ def random_memory(config: EngramConfig, batch: int, length: int, dtype: torch.dt
     """Rows with values of order one, and random lookups of them."""
     generator = torch.Generator().manual_seed(2)
     rows_UD = torch.randn(40, config.row_dim, generator=generator, dtype=dtype).requires_grad_()
-    index_N = torch.randint(40, (batch * length * config.slots,), generator=generator)
+    index_N = torch.randint(40, (batch * length * config.lookups_per_token,), generator=generator)
     return MemoryRows(rows_UD, row_index(index_N, 40))
 
 

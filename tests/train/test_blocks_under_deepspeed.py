@@ -10,11 +10,11 @@ from model.compilation import compile_blocks
 from model.transformer import Block, LanguageModel
 from tests.distributed import run_ranks
 from tests.model.tiny import ENGRAM, memories, positions, random_tokens, tiny_config
+from train.build import _require_compiler
 from train.config.deepspeed import DeepSpeedConfig
 from train.engine import Engine
 from train.errors import UserError
 from train.optim.optimizer import OptimizerConfig
-from train.parts import _require_compiler
 
 # ZeRO stage, ranks that the experts are spread over; each also without anything, to compare with.
 CASES = {(3, 1): ["recomputed", "compiled"], (2, 2): ["recomputed and compiled"]}

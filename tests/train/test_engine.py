@@ -336,7 +336,7 @@ def test_muon_updates_the_parameters_that_the_config_means(runs, combination):
     for parameter, slots in run["state"].parameters.items():
         states = {"momentum_buffer"} if parameter in run["muon"] else {"exp_avg", "exp_avg_sq"}
         assert slots.keys() == {"weight", *states}
-    # The wrappers that `train.engine.wrappers` was written for; offloading accumulates in another one.
+    # The wrappers that `train.engine.zero` was written for; offloading accumulates in another one.
     expected = WRAPPERS[stage, dtype] if offload == "none" or stage != 1 else "DeepSpeedZeroOptimizer"
     assert run["wrapper"] == expected
 

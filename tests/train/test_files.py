@@ -52,7 +52,7 @@ def test_refuses_what_is_in_use_but_takes_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with new_folder(tmp_path / "empty") as partial:
         (partial / "a").write_text("x")
-    with pytest.raises(UserError, match="something in it already"), new_folder(tmp_path / "empty"):
+    with pytest.raises(UserError, match="is not empty"), new_folder(tmp_path / "empty"):
         pass
     (tmp_path / "file").write_text("x")
     for target in (tmp_path / "file", tmp_path / "file" / "out"):
@@ -62,7 +62,7 @@ def test_refuses_what_is_in_use_but_takes_an_empty_folder(tmp_path):
 
 def test_of_two_at_once_the_first_to_end_wins_and_neither_removes_the_others_work(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(UserError, match="something in it already"), new_folder(target) as slow:
+    with pytest.raises(UserError, match="is not empty"), new_folder(target) as slow:
         _build(target, "quick", beside=slow)
     assert (target / "a").read_text() == "quick"
     assert names(tmp_path) == ["out"]
@@ -96,7 +96,7 @@ def test_a_link_leads_to_the_folder_that_is_meant(tmp_path):
             assert partial.parent == tmp_path / "disk"
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "disk" / "out") == ["two"]
-    with pytest.raises(UserError, match="something in it already"), new_folder(tmp_path / "link"):
+    with pytest.raises(UserError, match="is not empty"), new_folder(tmp_path / "link"):
         pass
 
 

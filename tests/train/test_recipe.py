@@ -141,7 +141,7 @@ class Notes:
         self.steps.append(Step(measured.loss, result.grad_norm))
         self.moved += measured.offload.writeback_rows
 
-    def save(self, *_: Any) -> Path:
+    def save(self, *_: Any, **__: Any) -> Path:
         return Path()
 
     def take_ended(self, **_: Any) -> list[Any]:

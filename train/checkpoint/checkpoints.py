@@ -21,7 +21,7 @@ from train.checkpoint.identity import Identity
 from train.checkpoint.image import SavedImage
 from train.checkpoint.index import Save, Written
 from train.checkpoint.load import load, refuse
-from train.checkpoint.manifest import FORMAT_VERSION, INCREMENT_VERSION, Manifest
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.nodes import Nodes
 from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.saves import Content, Ended, Saves
@@ -226,7 +226,6 @@ class Checkpoints:
             "unevaluated": now.unevaluated,
             "tables": tables.optimizer_state() if tables else None,
             "base": base,
-            "format": INCREMENT_VERSION if base else FORMAT_VERSION,
         }
 
         def describe(save: Save, written: Sequence[Written]) -> Manifest:
@@ -245,10 +244,10 @@ class Checkpoints:
 
         updates, pieces = tables.updates if tables else 0, engine.state_pieces(PIECE_BYTES)
         if not beside:
-            rows = tables.updated_rows(PIECE_BYTES, since=since) if tables else ()
+            rows = tables.with_counts(tables.updated_rows(PIECE_BYTES, since=since)) if tables else ()
             return Content(step, updates, base, pieces, rows, describe)
         if tables is None:
             return Content(step, updates, base, self._backbone.copied(pieces), (), describe)
         frozen = tables.freeze(since=since, undo_bytes=self._config.undo_bytes)
-        rows = frozen.pieces(PIECE_BYTES)
+        rows = tables.with_counts(frozen.pieces(PIECE_BYTES), frozen=True)
         return Content(step, updates, base, self._backbone.copied(pieces), rows, describe, frozen.close)

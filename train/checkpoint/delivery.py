@@ -75,9 +75,12 @@ class Delivery:
     def rows(self, wanted: Callable[[RowRange], bool]) -> Iterator[Rows]:
         """The rows of the spans of which `wanted` says so; as `pieces`, with those of a full save before others."""
         spans = self._image.spans
-        for _, parts in self._delivered(spans, [wanted(span) for span in spans], self._image.rows):
+        for _, parts in self._delivered(spans, [wanted(span) for span in spans], self._tensors_of_rows):
             ids_N, records = parts[0].view(torch.int64), parts[1].view(torch.float32)
-            yield Rows(ids_N, records.view(len(ids_N), -1))
+            yield Rows(ids_N, records.view(len(ids_N), -1), *parts[2:])
+
+    def _tensors_of_rows(self, span: RowRange) -> list[Tensor]:
+        return [part for part in self._image.rows(span) if part is not None]
 
     def _delivered(
         self, pieces: Sequence[Piece], mine: list[bool], read: Callable[[Piece], Sequence[Tensor]]

@@ -102,7 +102,7 @@ def _rows(first: SavedImage, second: SavedImage) -> Difference:
     assert layout is not None
     if None not in layouts and layouts[0] != layouts[1]:
         raise UserError(f"{first.path} and {second.path} have rows of other widths, dtypes or optimizers")
-    for ids_U, records_UW in rows_once(first):
+    for ids_U, records_UW, _ in rows_once(first):
         others_UW = torch.zeros_like(records_UW)
         there_U = find_rows(second, ids_U, others_UW)
         ones_UW, others_UW = records_UW[there_U], others_UW[there_U]

@@ -125,7 +125,7 @@ class Format1Image:
             for number in (key.removeprefix("ids.") for key in file.keys() if key.startswith("ids.")):  # noqa: SIM118
                 ids = file.get_tensor(f"ids.{number}")
                 self._numbers[name, int(ids[0])] = number
-                yield RowRange(int(ids[0]), int(ids[-1]), len(ids), "", "", name)
+                yield RowRange(int(ids[0]), int(ids[-1]), len(ids), "", "", "", name)
 
     def _cut(self) -> Iterator[Range]:
         for name, (code, shape) in sorted(self._shapes.items()):

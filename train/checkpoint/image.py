@@ -22,10 +22,12 @@ class Rows(NamedTuple):
     Attributes:
         ids_N: int64 [N], ascending.
         records_NW: fp32 [N, W].
+        counts_N: uint8 [N], how often each was updated, 255 for more; None if that was not saved.
     """
 
     ids_N: Tensor
     records_NW: Tensor
+    counts_N: Tensor | None = None
 
 
 class Home(NamedTuple):
@@ -173,7 +175,9 @@ class Image:
         """See `SavedImage.rows`."""
         ids, records = span.names
         rows = Rows(
-            self._files.read(span.file, ids, span.ids_sum), self._files.read(span.file, records, span.records_sum)
+            self._files.read(span.file, ids, span.ids_sum),
+            self._files.read(span.file, records, span.records_sum),
+            self._files.read(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,
         )
         check_rows(span, rows, applied=self._applied)
         return rows
@@ -242,6 +246,8 @@ def check_rows(span: RowRange, rows: Rows, *, applied: int) -> None:
         raise Damaged(f"{span.file} has rows that do not ascend")
     if int(versions_N.min()) < 1 or int(versions_N.max()) > applied:
         raise Damaged(f"{span.file} has rows with an update that never was")
+    if rows.counts_N is not None and (len(rows.counts_N) != span.count or int(rows.counts_N.min()) < 1):
+        raise Damaged(f"{span.file} has rows without an update")
 
 
 def find_rows(image: SavedImage, ids_U: Tensor, out_UW: Tensor) -> Tensor:

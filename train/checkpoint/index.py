@@ -8,7 +8,7 @@ Shape suffixes: N rows of a piece, W words of a record.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +66,7 @@ class RowRange:
 
     Attributes:
         ids_sum, records_sum: checksums of the bytes of ids (int64 [N]) and records (fp32 [N, W]).
+        counts_sum: that of their update counts (uint8 [N]); empty if these are not there, as before format 4.
         file: that they are in.
     """
 
@@ -74,12 +75,18 @@ class RowRange:
     count: int
     ids_sum: str
     records_sum: str
+    counts_sum: str
     file: str
 
     @property
     def names(self) -> tuple[str, str]:
         """Of ids and records, in their file."""
         return f"ids@{self.first}", f"records@{self.first}"
+
+    @property
+    def counts_name(self) -> str:
+        """Of the update counts."""
+        return f"counts@{self.first}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class Index:
             files = [PartFile(*entry) for entry in values["files"]]
             names = [file.name for file in files]
             ranges = [Range(*_piece(entry, names)) for entry in values["ranges"]]
-            rows = [RowRange(*_piece(entry, names)) for entry in values["rows"]]
+            rows = [RowRange(*_with_counts(_piece(entry, names))) for entry in values["rows"]]
             return cls(Save(**values["save"]), files, ranges, rows), found
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise Damaged(f"{path.name} is no index of this format ({error!r})") from None
@@ -154,3 +161,8 @@ def _piece(entry: list[Any], names: list[str]) -> list[Any]:
     """What `_entry` undoes."""
     *values, place = entry
     return [*values, names[place]]
+
+
+def _with_counts(row_range: list[Any]) -> list[Any]:
+    """An entry of rows as it is from format 4 on."""
+    return row_range if len(row_range) == len(fields(RowRange)) else [*row_range[:-1], "", row_range[-1]]

@@ -13,8 +13,8 @@ from train.errors import UserError
 from train.optim.pieces import TensorInfo
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION, INCREMENT_VERSION = 2, 3
-"""Of a full save, and of one that adds to another."""
+FORMAT_VERSION = 4
+"""2 was the first with a manifest, 3 an increment; 4 is either, with the rows' update counts."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Manifest:
             UserError: it is of a later format.
         """
         values, found = read_checked(folder / MANIFEST_FILE, read)
-        if values.get("format") not in (FORMAT_VERSION, INCREMENT_VERSION):
-            raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {INCREMENT_VERSION}")
+        if values.get("format") not in range(2, FORMAT_VERSION + 1):
+            raise UserError(f"{folder}: has format {values.get('format')}, this version reads 1 to {FORMAT_VERSION}")
         try:
             ranks = [Written(**entry) for entry in values.pop("ranks")]
-            base = Base(**values.pop("base")) if values["format"] == INCREMENT_VERSION else None
+            base = Base(**values.pop("base")) if "base" in values or values["format"] == 3 else None
             return cls(**values, ranks=ranks, base=base), found
         except (KeyError, TypeError) as error:
             raise Damaged(f"{MANIFEST_FILE} is none of this format ({error!r})") from None

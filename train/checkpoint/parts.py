@@ -53,11 +53,13 @@ class PartWriter:
         (found,), file = self._hold([(f"{tensor}@{start}", values)])
         self._index.ranges.append(Range(tensor, start, values.numel(), found, file))
 
-    def add_rows(self, ids_N: Tensor, records_NW: Tensor) -> None:
-        """Rows of the tables, by ascending ids."""
+    def add_rows(self, ids_N: Tensor, records_NW: Tensor, counts_N: Tensor | None = None) -> None:
+        """Rows of the tables, by ascending ids, with their update counts (uint8) if these are known."""
         first, last = int(ids_N[0]), int(ids_N[-1])
-        (of_ids, of_records), file = self._hold([(f"ids@{first}", ids_N), (f"records@{first}", records_NW)])
-        self._index.rows.append(RowRange(first, last, len(ids_N), of_ids, of_records, file))
+        counts = [] if counts_N is None else [(f"counts@{first}", counts_N)]
+        found, file = self._hold([(f"ids@{first}", ids_N), (f"records@{first}", records_NW), *counts])
+        of_ids, of_records, of_counts = [*found, ""][:3]
+        self._index.rows.append(RowRange(first, last, len(ids_N), of_ids, of_records, of_counts, file))
 
     def finish(self) -> Written:
         """Writes what is held and the index; returns when all of it is on the disk.

@@ -65,12 +65,12 @@ class Saving:
             together(lambda: saving._require(partial), nodes.group)
         return saving
 
-    def write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> list[Written]:
+    def write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor, Tensor]]) -> list[Written]:
         """Writes this rank's part; returns what all ranks have written, all of it on the disk. Collective.
 
         Args:
             pieces: of the backbone.
-            rows: of the tables: ids and records.
+            rows: of the tables: ids, records and update counts.
 
         Raises:
             Failed: on all ranks, if the disk of one is full or cannot be written. What was written is removed.
@@ -93,12 +93,12 @@ class Saving:
             self.nodes.on_leaders(lambda: put_in_place(self.partial, self.target, overwrite=True))
             together(lambda: self._require(self.target / MANIFEST_FILE), self.nodes.group)
 
-    def _write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor]]) -> Written:
+    def _write(self, pieces: Iterable[StatePiece], rows: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Written:
         with PartWriter(self.partial, self.save) as writer:
             for piece in pieces:
                 writer.add(*piece)
-            for ids, records in rows:
-                writer.add_rows(ids, records)
+            for of_piece in rows:
+                writer.add_rows(*of_piece)
             return writer.finish()
 
     def _copy_indices(self, written: Sequence[Written]) -> None:

@@ -40,7 +40,7 @@ class Content:
         updates: of the tables; 0 without Engram.
         base: the full save that lacks only the rows that are written; None if all of them are.
         pieces: of the backbone.
-        rows: of the tables: ids and records.
+        rows: of the tables: ids, records and update counts.
         describe: the manifest of what all ranks have written.
         close: called when nothing is read any more.
     """
@@ -49,7 +49,7 @@ class Content:
     updates: int
     base: Base | None
     pieces: Iterable[StatePiece]
-    rows: Iterable[tuple[Tensor, Tensor]]
+    rows: Iterable[tuple[Tensor, Tensor, Tensor]]
     describe: Callable[[Save, Sequence[Written]], Manifest]
     close: Callable[[], None] = lambda: None
 

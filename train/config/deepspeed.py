@@ -74,7 +74,7 @@ class ZeroConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
 
 
 class ExpertParallelConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """AutoEP: experts spread over ranks. What it does not name follows from the model. DeepSpeed's names."""
+    """Expert parallelism, under DeepSpeed's names. Everything else that DeepSpeed needs follows from the model."""
 
     enabled: bool = False
     """Let DeepSpeed replace the mixture-of-experts layers."""
@@ -148,7 +148,7 @@ class DeepSpeedConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
             if number % size:
                 raise ValueError(
                     f"deepspeed.expert_parallel.autoep_size {size} does not divide {what}, {number}: "
-                    f"possible are {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
+                    f"choose one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
                 )
 
     def build(self, dtype: Literal["bf16", "fp32"], accumulation_steps: int, world_size: int) -> dict[str, Any]:
@@ -188,4 +188,4 @@ class DeepSpeedConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
 def _refuse_unsupported(section: Any, unsupported: frozenset[str], path: str) -> None:
     for key in section if isinstance(section, dict) else ():
         if key in unsupported:
-            raise ValueError(f"{path}{key} is a setting of DeepSpeed that is not supported here")
+            raise ValueError(f"{path}{key} is a DeepSpeed setting that is not supported")

@@ -146,7 +146,7 @@ def _override(text: str) -> dict[str, Any]:
     if not (equals and value_text.strip() and all(name.strip() == name != "" for name in names)):
         raise UserError(f"{COMMAND_LINE}: expected section.key=value, got {json.dumps(text, ensure_ascii=False)}")
     if names == ["extends"]:
-        raise UserError(f"{COMMAND_LINE}: extends: belongs into a file; give the file to extend as CONFIG")
+        raise UserError(f"{COMMAND_LINE}: extends: belongs in a file; give the file to extend as CONFIG")
     try:
         value: Any = yaml_text.parse(value_text)
     except ValueError as error:

@@ -13,9 +13,9 @@ class WandbConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     project: str = Field(default="engram-pretrain", min_length=1)
     """Project that the run appears in."""
     entity: str | None = None
-    """User or team that owns the project; null takes the account's default."""
+    """User or team that owns the project; null: the account's default."""
     name: str | None = None
-    """Name shown for the run; null takes `run.name`."""
+    """Name shown for the run; null: `run.name`."""
 
 
 class ProfileConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):

@@ -59,7 +59,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, "a key must be text; quote it", key_node.start_mark)
         if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"{key}: this key stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key}: this key appears twice", key_node.start_mark)
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 

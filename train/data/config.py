@@ -10,7 +10,7 @@ SMALLEST_BPE = 258
 
 
 class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
-    """What a job trains on, and how it is cut into sequences."""
+    """What a job trains on, and how it is packed into sequences."""
 
     path: str | None = None
     """Prepared token store: a folder that `engram data prepare` made, or the prefix of a Megatron `.bin`/`.idx` pair
@@ -27,25 +27,24 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     tokenizer: str | None = None
     """`deepseek`, or a `tokenizer.json` (or the folder that has one). For the default corpus: used instead of a BPE
     trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
-    another one is refused."""
+    any other is refused."""
 
     workers: int | None = Field(None, ge=1)
-    """Processes that tokenize the default corpus. null: one a core, fewer for little text."""
+    """Processes that tokenize the default corpus. null: one per core, fewer for little text."""
 
     allow_change: bool = False
-    """Let a run go on from its checkpoint with other data than it was saved with (other text of the same tokenizer,
-    another length or batch). The change is kept in all later checkpoints."""
+    """Let a run resume from a checkpoint that was saved with other data (other text with the same tokenizer, another
+    sequence length or batch size). All later checkpoints record the change."""
 
     skip_steps: list[list[int]] = []
-    """Batches to pass over, as ranges `[first, last]` of the steps that would train on them if none were passed over;
-    log.txt and skipped.jsonl name those of skipped steps. A run that goes on from a checkpoint with other ranges needs
-    `allow_change`."""
+    """Batches to skip, as ranges `[first, last]` of the steps that would train on them if none were skipped; log.txt
+    and skipped.jsonl name those of skipped steps. To resume from a checkpoint with other ranges, set `allow_change`."""
 
     sequence_length: int = Field(256, ge=2)
     """Tokens in one packed sequence (T)."""
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
-    """Share of the documents that is held out for validation. 0: none, which rules evaluation out."""
+    """Fraction of documents held out for validation. 0: none, and no evaluation."""
 
     @field_validator("skip_steps")
     @classmethod
@@ -53,7 +52,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
         last = 0
         for part in ranges:
             if len(part) != 2 or not last < part[0] <= part[1]:
-                raise ValueError(f"{part} is no range [first, last] of steps, from 1, after those before it")
+                raise ValueError(
+                    f"{part} is not a range [first, last] of steps, counted from 1 and after the ranges before it"
+                )
             last = part[1]
         return ranges
 

@@ -63,7 +63,7 @@ class Index(NamedTuple):
         starts = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(self.lengths, out=starts[1:])
         if not np.array_equal(starts[:-1] * itemsize, self.pointers):
-            raise ValueError("its sequences do not follow one another")
+            raise ValueError("its sequences are not contiguous")
         if self.documents[0] != 0 or self.documents[-1] != len(self.lengths) or np.any(np.diff(self.documents) < 0):
             raise ValueError("its document index is out of order")
         return starts[self.documents]
@@ -99,14 +99,14 @@ def read_index(path: Path) -> Index:
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror})") from None
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
-        raise UserError(f"{path}: not the index of a Megatron indexed dataset (its first bytes say so)")
+        raise UserError(f"{path}: not the index of a Megatron indexed dataset (wrong first bytes)")
     _, version, code, sequences, marks = _HEADER.unpack(header)
     if version != VERSION or code not in DTYPES:
         raise UserError(f"{path}: index version {version}, token type code {code}; known: 1, {sorted(DTYPES)}")
     size = path.stat().st_size
     plain = _HEADER.size + 12 * sequences + 8 * marks
     if marks < 1 or size not in (plain, plain + sequences):
-        raise UserError(f"{path}: {size} bytes, {plain} expected for its {sequences} sequences: cut short or damaged")
+        raise UserError(f"{path}: {size} bytes, {plain} expected for its {sequences} sequences: truncated or damaged")
     raw = np.memmap(path, dtype=np.uint8, mode="r")
 
     def column(kind: str, count: int, offset: int) -> np.ndarray:

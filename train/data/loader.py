@@ -1,18 +1,15 @@
-"""Batches as a pure function of (seed, step): the same global batch at any number of ranks, without state.
-
-Legend: B sequences of a micro-batch, T tokens of a sequence.
-"""
+"""Batches as a pure function of (seed, step): the same global batch at any number of ranks, without state."""
 
 import functools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from train.data.batch import Batch
 from train.data.config import VALIDATION_FRACTION
 from train.data.order import Epoch, epoch_order
 from train.data.packing import IGNORED, Packed
@@ -24,21 +21,6 @@ from train.errors import UserError
 __all__ = ["IGNORED", "Batch", "Loader"]
 
 _EPOCHS_KEPT = 2  # a look-ahead may be in the next epoch already
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of one rank, on the CPU.
-
-    The documents of a sequence follow from the positions: `document = cumsum(positions == 0)`.
-    """
-
-    tokens_BT: Tensor
-    """int64 token ids."""
-    labels_BT: Tensor
-    """int64 next tokens; IGNORED (-100) at the last token of a document and on padding."""
-    positions_BT: Tensor
-    """int64 positions in the document within this sequence; 0 starts a document, a rest of one, or padding."""
 
 
 class Loader:
@@ -77,14 +59,7 @@ class Loader:
         Raises:
             UserError: batch sizes that do not divide, a split without documents, or too little text for one batch.
         """
-        if global_batch_size % (micro_batch_size * world_size):
-            raise UserError(
-                f"train.global_batch_size: {global_batch_size} sequences cannot be split over {world_size} rank(s) in "
-                f"micro-batches of {micro_batch_size}: make it a multiple of {world_size * micro_batch_size}, lower "
-                f"train.micro_batch_size, or start fewer ranks (--nproc)"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} of {world_size}")
+        _check_sizes(global_batch_size, micro_batch_size, rank, world_size)
         self.store = store
         self.split = split
         self.sequence_length = sequence_length
@@ -182,7 +157,7 @@ class Loader:
             bad = int(tokens_BT.max() if tokens_BT.min() >= 0 else tokens_BT.min())
             raise UserError(
                 f"{self.store.prefix}: token id {bad} is not in the tokenizer's {self.store.vocab_size} entries; "
-                f"is it the tokenizer that made the tokens?"
+                f"was another tokenizer used to make the tokens?"
             )
 
     def unigram_entropy(self, labels: Tensor | None = None) -> float:
@@ -220,3 +195,14 @@ class Loader:
             # Not there without any, as in what was saved before there were some.
             **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
         }
+
+
+def _check_sizes(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:
+    if global_batch_size % (micro_batch_size * world_size):
+        raise UserError(
+            f"train.global_batch_size: {global_batch_size} sequences cannot be split over {world_size} rank(s) in "
+            f"micro-batches of {micro_batch_size}: make it a multiple of {world_size * micro_batch_size}, lower "
+            f"train.micro_batch_size, or start fewer ranks (--nproc)"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")

@@ -110,7 +110,7 @@ class Sources:
                     report.documents += 1
                     yield record
                 elif self.strict:
-                    raise UserError(f"{record} (strict: the first bad place ends the preparation)")
+                    raise UserError(f"{record} (--strict: the first bad line ends the preparation)")
                 else:
                     report.add_bad(record)
             done += file.stat().st_size

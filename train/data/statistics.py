@@ -41,7 +41,7 @@ def unigram_entropy(
         if number % stride == 0:
             train += np.bincount(part[side == 0], minlength=vocab_size)
     if not held_out.sum():
-        raise ValueError("the validation documents hold no token to predict")
+        raise ValueError("the validation documents have no token to predict")
     log_p = np.log(train + 1) - math.log(train.sum() + vocab_size)
     return float(-(held_out * log_p).sum() / held_out.sum())
 

@@ -78,7 +78,9 @@ class TokenStore:
         if found.is_dir():
             return cls._open_prepared(found, tokenizer)
         if tokenizer is None:
-            raise UserError(f"{path}: a Megatron pair without manifest; say which tokenizer made it (data.tokenizer)")
+            raise UserError(
+                f"{path}: a Megatron pair without manifest; name the tokenizer that made it (data.tokenizer)"
+            )
         return cls._open_plain(found, tokenizer)
 
     @classmethod
@@ -166,7 +168,7 @@ class TokenStore:
 def _map_tokens(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     size = path.stat().st_size
     if size != count * dtype.itemsize:
-        raise UserError(f"{path}: {size} bytes, its index tells of {count * dtype.itemsize}: cut short or damaged")
+        raise UserError(f"{path}: {size} bytes, its index implies {count * dtype.itemsize}: truncated or damaged")
     if count == 0:
         raise UserError(f"{path}: no tokens")
     return np.memmap(path, dtype=dtype, mode="r")

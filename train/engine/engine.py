@@ -14,14 +14,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config.deepspeed import DeepSpeedConfig
-from train.engine.names import LogicalNames
+from train.engine.auto_ep import LogicalNames
+from train.engine.groups import describe_flat_parts, optimizer_groups, parameters_of
 from train.engine.setup import deepspeed
 from train.engine.state import LogicalState
-from train.engine.wrappers import expert_group, full_shape, wrap
-from train.optim.backbone import BackboneOptimizer, group_options
-from train.optim.optimizer import GroupKey, OptimizerConfig, assign
+from train.engine.zero import wrap
+from train.engine.zero.wrapper import full_shape
+from train.optim.backbone import BackboneOptimizer
+from train.optim.flat_parts import check_complete, gather_layout, owned_runs
+from train.optim.optimizer import OptimizerConfig, assign
 from train.optim.pieces import SavedState, StatePiece, TensorInfo
-from train.optim.shards import Layout, Shard, check_complete, gather_layout, owned_runs
 
 
 class Engine:
@@ -80,15 +82,15 @@ class Engine:
         self._wrapper.trust_gradients()
         self._finite: bool | None = None  # whether the step's gradient is, once its norm is known
         self._names = LogicalNames(self.module)
-        self._shards, self._muon = self._describe_shards()
-        layout = gather_layout(self._shards)
+        self._parts, muon = describe_flat_parts(self.module, self._names, self._wrapper)
+        layout = gather_layout(self._parts)
         check_complete(layout, shapes)
-        self.muon_parameters = _names_of(layout, self._muon)
+        self.muon_parameters = parameters_of(layout, muon)
         """Logical names of the parameters that Muon updates; Adam updates the others."""
         if self.muon_parameters != {name for name, key in self._assignment.items() if key.muon}:
             raise RuntimeError("DeepSpeed regrouped the parameters: Muon would not update those that it should")
-        self._optimizer.bind(self._shards, self._muon, layout, self.device)
-        self._state = LogicalState(self._shards, layout, owned_runs(layout), self._optimizer, self._buffers)
+        self._optimizer.bind(self._parts, muon, layout, self.device)
+        self._state = LogicalState(self._parts, layout, owned_runs(layout), self._optimizer, self._buffers)
 
     @property
     def module(self) -> nn.Module:
@@ -124,8 +126,8 @@ class Engine:
         """
         self._require_all_micro_batches()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for shard, gradients in zip(self._shards, self._wrapper.gradients(), strict=True):
-            copies = dist.get_world_size(shard.group) if shard.replicated else 1
+        for part, gradients in zip(self._parts, self._wrapper.gradients(), strict=True):
+            copies = dist.get_world_size(part.group) if part.replicated else 1
             for gradient in gradients:
                 norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(self.device)
                 total += norm.double().square() / copies
@@ -204,40 +206,11 @@ class Engine:
         self._engine.destroy()
 
     def _build_optimizer(self, model: nn.Module, config: OptimizerConfig) -> BackboneOptimizer:
-        """Called by DeepSpeed once AutoEP has replaced the experts, so groups are made of what is there then."""
-        names = LogicalNames(model)
-        members: dict[tuple[GroupKey, str | None], list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            members.setdefault((self._assignment[names.name(name)], expert_group(parameter)), []).append(parameter)
-        groups = []
-        for (key, experts), parameters in members.items():
-            # What DeepSpeed looks for: `moe`, and as `name` that of the ranks the experts are spread over.
-            labels = {"name": experts, "moe": True} if experts else {"name": str(key)}
-            groups.append({"params": parameters, **group_options(config, key), **labels})
-        self._optimizer = BackboneOptimizer(groups, config)
+        """Called by DeepSpeed once it has replaced the experts' layers, so groups are made of what is there then."""
+        self._optimizer = BackboneOptimizer(optimizer_groups(model, config, self._assignment), config)
         return self._optimizer
-
-    def _describe_shards(self) -> tuple[list[Shard], list[bool]]:
-        name_of = {parameter: name for name, parameter in self.module.named_parameters()}
-        shards, muon = [], []
-        for group in self._wrapper.flat_groups():
-            runs = [
-                run
-                for parameter, *place in group.fragments
-                for run in self._names.runs(name_of[parameter], full_shape(parameter), *place)
-            ]
-            shards.append(Shard(group.flat, runs, group.group, self._wrapper.replicated))
-            muon.append(group.muon)
-        return shards, muon
 
     def _buffers(self) -> dict[str, Tensor]:
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         persistent = self.module.state_dict().keys() - parameters
         return {self._names.name(name): self.module.get_buffer(name) for name in sorted(persistent)}
-
-
-def _names_of(layout: Layout, selected: list[bool]) -> set[str]:
-    """Parameters with a run, on any rank, in a selected shard."""
-    return {
-        run.name for rank in layout for shard, chosen in zip(rank, selected, strict=True) if chosen for run in shard
-    }

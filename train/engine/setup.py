@@ -14,7 +14,6 @@ import deepspeed
 import deepspeed.runtime.bf16_optimizer
 import deepspeed.utils.numa
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
-from deepspeed.utils import logger
 
 from train.optim.backbone import BackboneOptimizer
 
@@ -44,8 +43,6 @@ deepspeed.runtime.bf16_optimizer.see_memory_usage = _say_nothing
 # On CPUs, ZeRO 3 asks the program numactl for the machine's nodes with every bucket of gradients.
 deepspeed.utils.numa.get_numa_cores = functools.cache(deepspeed.utils.numa.get_numa_cores)
 ZERO_SUPPORTED_OPTIMIZERS.append(BackboneOptimizer)
-# AutoEP warns that the model's factor on the routed experts overrides an equal one.
-logger.addFilter(lambda record: "overrides route_scale" not in record.getMessage())
 # DeepSpeed calls collectives by names that torch 2.13 deprecates.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 

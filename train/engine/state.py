@@ -8,41 +8,41 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.optim.backbone import ADAM_STATES, MUON_STATES, BackboneOptimizer
+from train.optim.flat_parts import FlatPart, Layout, Run
 from train.optim.pieces import BUFFER, WEIGHT, SavedState, StatePiece, TensorInfo
-from train.optim.shards import Layout, Run, Shard
 
-SLOTS = (WEIGHT, *ADAM_STATES, *MUON_STATES)
+_KINDS = (WEIGHT, *ADAM_STATES, *MUON_STATES)
 
 
 class LogicalState:
     """This rank's part of the image.
 
     Args:
-        shards: this rank's.
+        parts: this rank's.
         layout: of all ranks.
         owned: from `owned_runs`: what each rank gives.
-        optimizer: holds the state of the shards.
+        optimizer: holds the state of the parts.
         buffers: gives the model's persistent buffers by logical name; they are equal on all ranks.
     """
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        parts: Sequence[FlatPart],
         layout: Layout,
         owned: Layout,
         optimizer: BackboneOptimizer,
         buffers: Callable[[], Mapping[str, Tensor]],
     ) -> None:
-        self._shards, self._layout, self._optimizer, self._buffers = shards, layout, optimizer, buffers
+        self._parts, self._layout, self._optimizer, self._buffers = parts, layout, optimizer, buffers
         self._owned = owned[dist.get_rank()]
 
     def tensors(self) -> dict[str, TensorInfo]:
         """The image's tensors: the same on all ranks."""
         found = {
-            f"{slot}/{run.name}": TensorInfo(torch.float32, run.shape)
+            f"{kind}/{run.name}": TensorInfo(torch.float32, run.shape)
             for rank in self._layout
-            for runs, shard in zip(rank, self._shards, strict=True)
-            for slot in self._flats(shard)
+            for runs, part in zip(rank, self._parts, strict=True)
+            for kind in self._flats(part)
             for run in runs
         }
         of_buffers = {name: TensorInfo(buffer.dtype, tuple(buffer.shape)) for name, buffer in self._named_buffers()}
@@ -50,11 +50,11 @@ class LogicalState:
 
     def pieces(self, piece_bytes: int) -> Iterator[StatePiece]:
         """What this rank gives of the image, in pieces up to a size: views of the live state, of nobody else's."""
-        for shard, runs in zip(self._shards, self._owned, strict=True):
-            for slot, flat in self._flats(shard).items():
+        for part, runs in zip(self._parts, self._owned, strict=True):
+            for kind, flat in self._flats(part).items():
                 for run in runs:
                     values = flat.view(-1)[run.offset : run.offset + run.numel]
-                    yield from _cut(f"{slot}/{run.name}", run.start, values, piece_bytes)
+                    yield from _cut(f"{kind}/{run.name}", run.start, values, piece_bytes)
         if dist.get_rank() == 0:
             for name, buffer in self._named_buffers():
                 yield from _cut(name, 0, buffer.detach().reshape(-1), piece_bytes)
@@ -62,11 +62,11 @@ class LogicalState:
     def check(self, saved: SavedState) -> None:
         """Raises ValueError, on all ranks alike, if an image lacks a tensor or has one of another shape."""
         for name, info in self.tensors().items():
-            slot, _, parameter = name.partition("/")
-            what = parameter if slot == BUFFER else f"{slot} of {parameter}"
+            kind, _, parameter = name.partition("/")
+            what = parameter if kind == BUFFER else f"{kind} of {parameter}"
             there = saved.tensors.get(name)
             if there is None:
-                raise ValueError(f"the saved state has no {what}: it is that of another model or optimizer")
+                raise ValueError(f"the saved state has no {what}: it is from another model or optimizer")
             if there.shape != info.shape:
                 raise ValueError(f"the saved {what} has shape {list(there.shape)}, this model's has {list(info.shape)}")
 
@@ -80,10 +80,10 @@ class LogicalState:
             raise RuntimeError(f"a part of {missing[0]} was not given")
         self._optimizer.set_step_count(saved.steps)
 
-    def _flats(self, shard: Shard) -> dict[str, Tensor]:
-        """What is saved of a shard, each laid out as its runs."""
-        state = self._optimizer.state[shard.flat]
-        return {WEIGHT: shard.flat.data} | {slot: state[slot] for slot in SLOTS if slot in state}
+    def _flats(self, part: FlatPart) -> dict[str, Tensor]:
+        """What is saved of a part, each laid out as its runs."""
+        state = self._optimizer.state[part.flat]
+        return {WEIGHT: part.flat.data} | {kind: state[kind] for kind in _KINDS if kind in state}
 
     def _named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         return ((f"{BUFFER}/{name}", buffer) for name, buffer in self._buffers().items())
@@ -91,10 +91,10 @@ class LogicalState:
     def _targets(self) -> dict[str, list[tuple[Run, Tensor]]]:
         """By tensor, this rank's runs of it and the flat tensors that hold them."""
         found: dict[str, list[tuple[Run, Tensor]]] = {}
-        for shard in self._shards:
-            for slot, flat in self._flats(shard).items():
-                for run in shard.runs:
-                    found.setdefault(f"{slot}/{run.name}", []).append((run, flat.view(-1)))
+        for part in self._parts:
+            for kind, flat in self._flats(part).items():
+                for run in part.runs:
+                    found.setdefault(f"{kind}/{run.name}", []).append((run, flat.view(-1)))
         for name, buffer in self._named_buffers():
             found[name] = [(Run(name, tuple(buffer.shape), 0, buffer.numel(), 0), buffer.view(-1))]
         return found

@@ -1,4 +1,4 @@
-"""AdamW and Muon over flat shards, as the engine's base optimizer.
+"""AdamW and Muon over flat parts, as the engine's base optimizer.
 
 Whatever wraps it (plain data parallelism, any ZeRO stage), the wrapper hands it raw averaged gradients in fp32 right
 before the step. That makes it the one place to apply the clip and to drop a step, the same for every ZeRO stage.
@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from train.optim.flat_parts import FlatPart, Layout
 from train.optim.muon import Orthogonalizer
 from train.optim.optimizer import GroupKey, OptimizerConfig
-from train.optim.shards import Layout, Shard
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 MUON_STATES = ("momentum_buffer",)
@@ -38,26 +38,26 @@ class BackboneOptimizer(torch.optim.AdamW):
         self._orthogonalizers: dict[Tensor, Orthogonalizer] = {}
         self._newton_schulz_dtype = torch.float32
 
-    def bind(self, shards: Sequence[Shard], muon: Sequence[bool], layout: Layout, device: torch.device) -> None:
-        """Makes the state of every shard, all zero, and the plan of Muon's exchanges.
+    def bind(self, parts: Sequence[FlatPart], muon: Sequence[bool], layout: Layout, device: torch.device) -> None:
+        """Makes the state of every part, all zero, and the plan of Muon's exchanges.
 
         Args:
-            shards: this rank's, in the order of `layout`; their flat tensors are what `step` will see.
-            muon: whether Muon updates the shard.
+            parts: this rank's, in the order of `layout`; their flat tensors are what `step` will see.
+            muon: whether Muon updates the part.
             layout: from `gather_layout`.
             device: where Muon orthogonalises.
         """
         on_gpu = self._config.newton_schulz_dtype == "auto" and device.type != "cpu"
         if on_gpu or self._config.newton_schulz_dtype == "bf16":
             self._newton_schulz_dtype = torch.bfloat16
-        for index, (shard, is_muon) in enumerate(zip(shards, muon, strict=True)):
+        for index, (part, is_muon) in enumerate(zip(parts, muon, strict=True)):
             names = MUON_STATES if is_muon else ADAM_STATES
-            self.state[shard.flat] = {name: torch.zeros_like(shard.flat) for name in names}
+            self.state[part.flat] = {name: torch.zeros_like(part.flat) for name in names}
             if is_muon:
-                runs = [layout[rank][index] for rank in dist.get_process_group_ranks(shard.group)]
-                self._orthogonalizers[shard.flat] = Orthogonalizer(runs, shard.group, device)
+                runs = [layout[rank][index] for rank in dist.get_process_group_ranks(part.group)]
+                self._orthogonalizers[part.flat] = Orthogonalizer(runs, part.group, device)
             else:
-                self.state[shard.flat]["step"] = torch.zeros((), dtype=torch.float32, device=shard.flat.device)
+                self.state[part.flat]["step"] = torch.zeros((), dtype=torch.float32, device=part.flat.device)
 
     def set_lr_factor(self, factor: float) -> None:
         """Sets every group's learning rate to its peak times `factor`."""

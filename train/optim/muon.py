@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.optim.shards import Run
+from model.parameters import matrices_fused
+from train.optim.flat_parts import Run
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MAX_BATCH_ELEMENTS = 1 << 27
@@ -65,8 +66,7 @@ def matrix_shape(run: Run) -> tuple[int, int]:
     result is the same with expert parallelism, which stores them apart.
     """
     rows, columns = run.shape[-2:]
-    fused = "gate_up_proj" in run.name.split(".")
-    return (rows // 2 if fused else rows), columns
+    return rows // matrices_fused(run.name), columns
 
 
 def pieces_of(runs: Iterable[Run]) -> Iterator[Piece]:
@@ -82,13 +82,13 @@ def pieces_of(runs: Iterable[Run]) -> Iterator[Piece]:
 
 
 class Orthogonalizer:
-    """The fixed plan by which the ranks of one group orthogonalise the matrices of one shard."""
+    """The fixed plan by which the ranks of one group orthogonalise the matrices of one part."""
 
     def __init__(self, runs: Sequence[Sequence[Run]], group: dist.ProcessGroup, device: torch.device) -> None:
         """
         Args:
             runs: the runs of every rank of `group`, in the order of its ranks.
-            group: the ranks that share the shard.
+            group: the ranks that share the part.
             device: where matrices are exchanged and orthogonalised.
         """
         self._group, self._device = group, device

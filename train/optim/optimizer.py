@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-ADAM_PATTERNS = ("*embed*", "*lm_head*", "*.mlp.gate.*", "*norm*", "*conv*", "*hyper_connection*")
+from model.parameters import ADAM_PATTERNS
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
@@ -36,8 +36,8 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
     """Muon: root mean square of an update, in learning rates. Adam's is 0.2 to 0.4, hence one learning rate for both
     (Liu et al. 2025, "Muon is scalable for LLM training")."""
     adam_parameters: list[str] = Field(default=list(ADAM_PATTERNS))
-    """Shell patterns of names of matrices that get Adam nevertheless: embeddings, head, router, norms, convolutions,
-    mappings of hyper-connections."""
+    """Shell patterns of the names of matrices that use Adam even with `muon`: embeddings, head, router, norms,
+    convolutions, mappings of hyper-connections."""
 
 
 class GroupKey(NamedTuple):

@@ -52,7 +52,7 @@ def check_covered(tensors: Mapping[str, TensorInfo], ranges: Iterable[tuple[str,
     spans: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}
     for name, start, count in ranges:
         if name not in spans:
-            raise ValueError(f"there are pieces of {name}, which is no tensor of it")
+            raise ValueError(f"there are pieces of {name}, which is not one of its tensors")
         spans[name].append((start, count))
     for name, info in tensors.items():
         end = 0

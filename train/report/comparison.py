@@ -80,7 +80,7 @@ def _figures(folder: Path) -> dict[str, Any]:
     missing = _FIGURES - figures.keys() if isinstance(figures, dict) else _FIGURES
     if missing:
         raise UserError(
-            f"{path}: {', '.join(sorted(missing))} missing; engram train {folder / CONFIG_FILE} writes it anew"
+            f"{path}: {', '.join(sorted(missing))} missing; engram train {folder / CONFIG_FILE} writes it again"
         )
     return dict(figures)
 

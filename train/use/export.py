@@ -184,7 +184,7 @@ def _name(dtype: torch.dtype) -> str:
 def _require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise UserError(f"{folder.parent}: {size / 1e9:.1f} GB are to be written, but {free / 1e9:.1f} GB are free")
+        raise UserError(f"{folder.parent}: {size / 1e9:.1f} GB are needed, but {free / 1e9:.1f} GB are free")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

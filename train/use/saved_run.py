@@ -82,7 +82,7 @@ class SavedRun:
         book = address_book(self.job.model, source or RunTokens(self.tokenizer))
         if (book.fingerprint() if book else None) != self.image.manifest.addresses:
             raise UserError(
-                f"{self.image.path}: its tables were addressed with another tokenizer or Engram config; use text "
+                f"{self.image.path}: its table addresses come from another tokenizer or Engram config; use text "
                 f"prepared with {self.folder / TOKENIZER}"
             )
         return book
@@ -145,7 +145,7 @@ class RunTokens:
 def _choose(folder: Path, step: int | None) -> Path:
     found = dict(checkpoints_in(folder / CHECKPOINTS))
     if not found:
-        raise UserError(f"{folder}: no checkpoint yet; train it for longer, or lower checkpoint.every")
+        raise UserError(f"{folder}: no checkpoint yet; train for longer, or lower checkpoint.every")
     wanted = max(found) if step is None else step
     if wanted not in found:
         raise UserError(f"{folder}: no checkpoint of step {step}; there are: {', '.join(map(str, sorted(found)))}")

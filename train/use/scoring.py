@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from train.data.loader import Batch
+from train.data.batch import Batch
 from train.data.order import epoch_order
 from train.data.split import validation_mask
 from train.data.store import TokenStore
@@ -40,7 +40,7 @@ def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | No
         model, run.tables(run.addresses(store)), text, lambda labels: store.bytes_of(labels.numpy()), device
     )
     if not sums[1:].all():
-        raise UserError(f"{store.prefix}: no token to predict in the {split} documents; take more text, or --split all")
+        raise UserError(f"{store.prefix}: no token to predict in the {split} documents; use more text, or --split all")
     return Evaluation.of(sums)
 
 
@@ -48,7 +48,7 @@ def _check_vocabulary(run: SavedRun, store: TokenStore) -> None:
     # Addresses tell tokenizers apart where there are tables; this does where there are none.
     if store.tokenizer_sha256 != run.tokenizer.sha256:
         raise UserError(
-            f"{store.prefix}: its tokens are of another tokenizer than the run's; prepare the text with "
+            f"{store.prefix}: its tokens come from another tokenizer than the run's; prepare the text with "
             f"engram data prepare TEXT --out DIR --tokenizer {run.folder / 'tokenizer.json'}"
         )
 

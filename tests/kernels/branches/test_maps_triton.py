@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import kernels.branches.maps as public
-from kernels.branches.maps_triton import compose_backward, compose_forward, mappings_backward, mappings_forward
+from kernels.branches.compose_triton import compose_backward, compose_forward
+from kernels.branches.mappings_triton import mappings_backward, mappings_forward
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -139,7 +140,8 @@ def test_compiles_for_an_h100_without_spills() -> None:
     script = """
 import torch
 
-from kernels.branches.maps_triton import compose_backward, compose_forward, mappings_backward, mappings_forward
+from kernels.branches.compose_triton import compose_backward, compose_forward
+from kernels.branches.mappings_triton import mappings_backward, mappings_forward
 from tests.kernels.ahead_of_time import compiling, resources
 
 projected, bias = torch.empty(2, 64, 24), torch.empty(24, dtype=torch.bfloat16)

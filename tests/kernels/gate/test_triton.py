@@ -203,5 +203,5 @@ for kernel in kernels:
         cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    kernels = ("_gate_forward_kernel", "_gate_backward_tokens", "_gate_backward_elements")
+    kernels = ("gate_forward_kernel", "gate_backward_tokens", "gate_backward_elements")
     assert result.stdout.splitlines() == [f"{name} True True False" for name in kernels]

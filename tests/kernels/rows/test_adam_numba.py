@@ -12,6 +12,7 @@ from kernels.rows.adam_numba import read_rows, update_rows
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rate_history import RateHistory
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels.dense_adam import DenseAdam
 from tests.kernels.row_records import Table, same_bits
@@ -65,7 +66,7 @@ def test_rows_that_come_back_after_1_to_400_steps_are_those_of_dense_adam(betas,
         # Gradients with denormals and exact zeros among them.
         grad = torch.randn(len(used), DIM, generator=generator) * torch.tensor([1e-3, 1e-22, 0.0, 10.0]).repeat(4)
         rates.append(rate(step))
-        update_rows(window, slots[used], steps, got, grad, gradient_scale=0.25)
+        update_rows(RowUpdate(window, slots[used], grad, step=step, gradient_scale=0.25), steps, got)
         dense.step(torch.zeros(ROWS, DIM).index_copy_(0, used, grad * 0.25), rate(step))
         assert (versions(window)[slots[used]] == step).all()
     read_rows(window, slots, steps, whole)
@@ -86,7 +87,7 @@ def test_lazy_rows_keep_their_moments_while_they_rest():
         rates.append(0.1)
         got = room(len(used), DIM, catches_up=False)
         read_rows(window, slots[used], steps, got)
-        update_rows(window, slots[used], steps, got, torch.ones(len(used), DIM))
+        update_rows(RowUpdate(window, slots[used], torch.ones(len(used), DIM), step=len(rates)), steps, got)
     resting = torch.arange(ROWS) != 3
     assert torch.allclose(window[slots[resting], DIM : 2 * DIM], torch.tensor(0.1))
     assert torch.allclose(window[slots[3], DIM : 2 * DIM], torch.tensor(0.19))
@@ -138,7 +139,7 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_stat
 
     grad = torch.randn(ROWS, dim, generator=generator)
     history.append(2e-3)
-    update_rows(records, slots, rates, got, grad, ids, **dtypes, seed=seed, gradient_scale=0.25)
+    update_rows(RowUpdate(records, slots, grad, ids, step=51, **dtypes, seed=seed, gradient_scale=0.25), rates, got)
     # Whole vectors of the processor: torch's loop over what remains rounds otherwise.
     wide = [pad(part, (0, -dim % 16)) for part in (*expected, grad * 0.25)]
     adam(*wide, step=51, lr=2e-3, betas=(0.9, 0.95), eps=1e-8)
@@ -155,8 +156,9 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, bf16, bf16_stat
 @pytest.mark.parametrize("dtypes", [{"bf16": True}, {"bf16_state": True}])
 def test_bf16_rows_without_ids_are_refused(dtypes):
     steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
+    update = RowUpdate(torch.zeros(3, 40), torch.arange(2), torch.zeros(2, DIM), step=1, **dtypes)
     with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
-        update_rows(torch.zeros(3, 40), torch.arange(2), steps, room(2, DIM), torch.zeros(2, DIM), **dtypes)
+        update_rows(update, steps, room(2, DIM))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -174,7 +176,7 @@ def test_the_number_of_threads_does_not_matter(threads):
             torch.set_num_threads(count)
             records, got = window.clone(), room(rows, DIM)
             read_rows(records, slots, steps, got)
-            update_rows(records, slots, steps, got, torch.ones(rows, DIM))
+            update_rows(RowUpdate(records, slots, torch.ones(rows, DIM), step=5), steps, got)
             results.append(torch.cat([records, *got], dim=1).view(torch.int32))
     finally:
         torch.set_num_threads(before)
@@ -185,5 +187,5 @@ def test_no_rows():
     steps = AdamRates(RateHistory([0.1]), (0.9, 0.95), 1e-8, "cpu")
     window, nothing = torch.zeros(3, WORDS), torch.zeros(0, dtype=torch.int64)
     read_rows(window, nothing, steps, room(0, DIM))
-    update_rows(window, nothing, steps, room(0, DIM), torch.zeros(0, DIM))
+    update_rows(RowUpdate(window, nothing, torch.zeros(0, DIM), step=1), steps, room(0, DIM))
     assert not window.any()

@@ -13,6 +13,7 @@ from kernels.rows.adam_rates import AdamRates
 from kernels.rows.adam_triton import read_rows, update_rows
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rate_history import RateHistory
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels import exact_fma
 from tests.kernels.own_process import columns_side_by_side, compile_launches, resources_of_launches
@@ -74,7 +75,7 @@ def expected_rows(parts, betas, eps, history, untouched):
     return weights, means, squares
 
 
-def check(device, table, parts, steps, *, betas, eps, untouched="exact", scale=None, seed=3, strided=False):
+def check(device, table, parts, steps, *, betas, eps, untouched="exact", scale=1.0, seed=3, strided=False):
     """Reads and updates the rows and compares every record of the table with the reference."""
     generator = torch.Generator().manual_seed(2)
     rows = len(parts[0])
@@ -100,9 +101,9 @@ def check(device, table, parts, steps, *, betas, eps, untouched="exact", scale=N
     given = grad.to(device)
     if strided:
         given = torch.empty(table.dim, 2 * rows, device=device).T[::2].copy_(grad)
-    options = {} if scale is None else {"gradient_scale": scale}
-    update_rows(records, slots_there, rates, got, given, ids.to(device), **dtypes, seed=seed, **options)
-    grad *= 1.0 if scale is None else float(scale)
+    there = records, slots_there, given, ids.to(device)
+    update_rows(RowUpdate(*there, step=len(history), **dtypes, seed=seed, gradient_scale=scale), rates, got)
+    grad *= scale
     adam(*expected, grad, step=len(history), lr=lr, betas=betas, eps=eps)
     if table.bf16:
         stochastic_round_bf16_(expected[0], ids, seed=seed, step=len(history))
@@ -178,13 +179,11 @@ def test_a_long_gap_takes_no_more_operations_than_a_short_one(kernel_device, mon
     assert 0 < counts[1] <= counts[0]
 
 
-@pytest.mark.parametrize("scale", [0.3, torch.tensor([0.3]), torch.tensor(2.0)], ids=["number", "tensor", "scalar"])
-def test_gradients_are_scaled_first(kernel_device, scale):
+def test_gradients_are_scaled_first(kernel_device):
     betas, eps = USUAL
     table = Table(5, 10)
     parts = states(table, LAST, torch.Generator().manual_seed(0))
-    scale = scale.to(kernel_device) if isinstance(scale, torch.Tensor) else scale
-    check(kernel_device, table, parts, 50, betas=betas, eps=eps, scale=scale)
+    check(kernel_device, table, parts, 50, betas=betas, eps=eps, scale=0.3)
 
 
 def test_gradients_of_any_strides(kernel_device):
@@ -237,17 +236,13 @@ def test_steps_neither_wait_nor_allocate():
     table, generator = Table(80, 160), torch.Generator().manual_seed(0)
     slots = table.place(*states(table, LAST, generator)).cuda()
     history = RateHistory(rates_of(50))
-    records, rows, scale = (
-        table.records.cuda(),
-        torch.zeros(len(LAST), 80, device="cuda"),
-        torch.ones((), device="cuda"),
-    )
+    records, rows = table.records.cuda(), torch.zeros(len(LAST), 80, device="cuda")
     rates, got = AdamRates(history, *USUAL, "cuda"), room(len(LAST), 80, "cuda")
 
     def step():
         read_rows(records, slots, rates, got)
         history.append(1e-3)
-        update_rows(records, slots, rates, got, rows, gradient_scale=scale)
+        update_rows(RowUpdate(records, slots, rows, step=len(history), gradient_scale=1 / len(history)), rates, got)
 
     step()
     with without_waiting_or_allocating():
@@ -303,7 +298,7 @@ def test_offsets_beyond_2_to_the_31(kernel_device):
     for records, places in ((near_records, slots), (small, torch.zeros_like(slots))):
         got = room(1, dim, kernel_device)
         read_rows(records, places, rates, got)
-        update_rows(records, places, rates, got, grad)
+        update_rows(RowUpdate(records, places, grad, step=5), rates, got)
     assert same_bits(there, small[0])
     assert not same_bits(there, record[0])
 
@@ -322,9 +317,10 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
         got = CaughtUp(memory[:, :dim], memory[:, dim:])
         read_rows(records, slots.to(kernel_device), rates, got)
         read = memory.clone()
-        update_rows(records, slots.to(kernel_device), rates, got, grad.to(kernel_device))
+        there = records, slots.to(kernel_device)
+        update_rows(RowUpdate(*there, grad.to(kernel_device), step=7), rates, got)
         memory[:, :dim] = grad  # as gradients, memory that far apart must do as well
-        update_rows(records, slots.to(kernel_device), rates, CaughtUp(*read.split((dim, 2 * dim), 1)), memory[:, :dim])
+        update_rows(RowUpdate(*there, memory[:, :dim], step=7), rates, CaughtUp(*read.split((dim, 2 * dim), 1)))
         results.append((records, read))
     for far, close in zip(*results, strict=True):
         assert same_bits(far, close)
@@ -338,8 +334,6 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
         ({"records": torch.zeros(16, 4).T}, "contiguous"),
         ({"slots": torch.tensor([1, 2], dtype=torch.int32)}, "int64"),
         ({"grad": torch.zeros(3, 5)}, "2 rows"),
-        ({"scale": torch.tensor(1.0, dtype=torch.float64)}, "one float32"),
-        ({"scale": torch.ones(2)}, "one float32"),
         ({"bf16": True, "records": torch.zeros(4, 14)}, "ids"),
         ({"bf16_state": True, "records": torch.zeros(4, 11)}, "ids"),
         ({"bf16_state": True}, "11 words"),
@@ -352,13 +346,12 @@ def test_gradients_and_weights_beyond_2_to_the_31(kernel_device):
 )
 def test_what_does_not_fit_is_refused(change, message):
     given = {"records": torch.zeros(4, 16), "slots": torch.tensor([1, 2]), "grad": torch.zeros(2, 5), "ids": None}
-    given |= {"got": room(2, 5), "bf16": False, "bf16_state": False, "scale": 1.0} | change
+    given |= {"got": room(2, 5), "bf16": False, "bf16_state": False} | change
     rates = AdamRates(RateHistory([1e-3]), *USUAL, "cpu")
+    dtypes = {name: given[name] for name in ("bf16", "bf16_state")}
+    update = RowUpdate(given["records"], given["slots"], given["grad"], given["ids"], step=1, **dtypes)
     with pytest.raises(ValueError, match=message):
-        update_rows(
-            given["records"], given["slots"], rates, given["got"], given["grad"], given["ids"], bf16=given["bf16"],
-            bf16_state=given["bf16_state"], gradient_scale=given["scale"],
-        )  # fmt: skip
+        update_rows(update, rates, given["got"])
 
 
 def compiled_calls():
@@ -376,8 +369,10 @@ def compiled_calls():
             read_rows(*given, exact, **dtypes)
             closed = AdamRates(RateHistory(rates_of(step)), *USUAL, "cpu", closed=True)
             read_rows(records, slots[start:end], closed, exact, **dtypes)
-            update_rows(*given, lazy, grad[:count], ids[start:end], **dtypes, gradient_scale=scale)
-            update_rows(*given, exact, grad[:count], ids[start:end], **dtypes, gradient_scale=torch.tensor(scale))
+            rows = records, slots[start:end], grad[:count], ids[start:end]
+            update = RowUpdate(*rows, step=step, **dtypes, gradient_scale=scale)
+            update_rows(update, rates, lazy)
+            update_rows(update, rates, exact)
 
 
 def test_what_is_compiled_for_a_gpu_rounds_as_written():
@@ -406,7 +401,7 @@ def adam_of_80_columns():
         got = room(40, 80)
         read_rows(records, slots, closed, got, bf16=bf16, bf16_state=bf16_state)
         read_rows(records, slots, rates, got, bf16=bf16, bf16_state=bf16_state)
-        update_rows(records, slots, rates, got, grad, slots, bf16=bf16, bf16_state=bf16_state)
+        update_rows(RowUpdate(records, slots, grad, slots, step=3, bf16=bf16, bf16_state=bf16_state), rates, got)
 
 
 def test_a_warp_reaches_for_neighbouring_columns():

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.rows import rowwise
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.rowwise_numba import rowwise_adagrad, rowwise_rmsprop
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.kernels.row_records import Table, same_bits, values_of_all_sizes
@@ -17,13 +18,11 @@ Rows = tuple[Tensor, Tensor, Tensor]
 
 def update(optimizer: str, *rows: Tensor, step: int = STEP, bf16: bool = False, scale: float = 1.0) -> None:
     """The compiled pass, on records in slots."""
+    given = RowUpdate(*rows, step=step, bf16=bf16, seed=SEED, gradient_scale=scale)
     if optimizer == "adagrad":
-        rowwise_adagrad(*rows, step=step, lr=LR, eps=EPS, bf16=bf16, seed=SEED, gradient_scale=scale)
+        rowwise_adagrad(given, lr=LR, eps=EPS)
     else:
-        rowwise_rmsprop(
-            *rows, step=step, lr=LR, beta2=BETA2, eps=EPS, decays=optimizer == "rmsprop", bf16=bf16, seed=SEED,
-            gradient_scale=scale,
-        )  # fmt: skip
+        rowwise_rmsprop(given, lr=LR, beta2=BETA2, eps=EPS, decays=optimizer == "rmsprop")
 
 
 def expect(optimizer: str, weights: Tensor, state: Tensor, last: Tensor, grad: Tensor, step: int) -> None:

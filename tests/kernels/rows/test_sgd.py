@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.rows.records import read_rows
+from kernels.rows.row_update import RowUpdate
 from kernels.rows.sgd import sgd
 from kernels.rows.sgd_numba import update_rows
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
@@ -36,7 +37,7 @@ def test_rows_have_the_bits_of_the_formula(dim: int, bf16: bool) -> None:
     weights, grad = rows_of(40, dim)
     table, slots = placed(bf16, weights)
     weights, records, ids = table.weights(table.records[slots]), table.records.clone(), slots * 2**40 + 5
-    update_rows(records, slots, grad, ids, step=STEP, lr=LR, bf16=bf16, seed=SEED, gradient_scale=0.3)
+    update_rows(RowUpdate(records, slots, grad, ids, step=STEP, bf16=bf16, seed=SEED, gradient_scale=0.3), lr=LR)
     weights = weights - grad * 0.3 * LR
     if bf16:
         stochastic_round_bf16_(weights, ids, seed=SEED, step=STEP)
@@ -61,7 +62,7 @@ def test_what_is_not_a_number_stays_none(bf16: bool) -> None:
     grad = torch.zeros(3, 6)
     grad[1, 4] = torch.nan
     grad.view(torch.int32)[2, 3] = 0x7F800001  # a payload that bfloat16 has no room for
-    update_rows(table.records, slots, grad, slots, step=1, lr=LR, bf16=bf16)
+    update_rows(RowUpdate(table.records, slots, grad, slots, step=1, bf16=bf16), lr=LR)
     assert torch.equal(table.weights(table.records[slots]).isnan(), grad.isnan())
 
 
@@ -75,7 +76,7 @@ def test_the_number_of_threads_does_not_matter(threads: int, bf16: bool) -> None
         for count in (1, threads):
             torch.set_num_threads(count)
             results.append(table.records.clone())
-            update_rows(results[-1], slots, grad, slots, step=1, lr=LR, bf16=bf16)
+            update_rows(RowUpdate(results[-1], slots, grad, slots, step=1, bf16=bf16), lr=LR)
     finally:
         torch.set_num_threads(before)
     assert same_bits(*results)
@@ -84,10 +85,10 @@ def test_the_number_of_threads_does_not_matter(threads: int, bf16: bool) -> None
 @DTYPES
 def test_no_rows(bf16: bool) -> None:
     records, nothing = torch.zeros(3, 4 if bf16 else 6), torch.zeros(0, dtype=torch.int64)
-    update_rows(records, nothing, torch.zeros(0, 5), nothing, step=1, lr=LR, bf16=bf16)
+    update_rows(RowUpdate(records, nothing, torch.zeros(0, 5), nothing, step=1, bf16=bf16), lr=LR)
     assert not records.any()
 
 
 def test_bf16_rows_without_ids_are_refused() -> None:
     with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
-        update_rows(torch.zeros(3, 4), torch.arange(2), torch.zeros(2, 5), step=1, lr=LR, bf16=True)
+        update_rows(RowUpdate(torch.zeros(3, 4), torch.arange(2), torch.zeros(2, 5), step=1, bf16=True), lr=LR)

@@ -110,7 +110,7 @@ WRONG = {
     "half of Slurm": (without(SLURM, "SLURM_LOCALID"), "SLURM_LOCALID is not set"),
     "no node": (without(SLURM, "SLURM_STEP_NODELIST"), "no host in Slurm's node list ''"),
     "pods without a world": (without(PODS, "WORLD_SIZE"), "JOB_COMPLETION_INDEX is set, but not WORLD_SIZE: "),
-    "a launcher that nobody knows": ({"PALS_RANKID": "0"}, "PALS_RANKID is set by a launcher that is not known here"),
+    "a launcher that nobody knows": ({"PALS_RANKID": "0"}, "PALS_RANKID is set by an unknown launcher"),
 }  # fmt: skip
 
 

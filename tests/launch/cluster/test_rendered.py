@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch.cluster.backends import BACKENDS
+from launch.cluster.launchers import LAUNCHERS
 from launch.cluster.layout import Launch, Rendered
-from launch.commands.launch import _ENGINES
+from launch.commands.launch import _LAUNCHERS
 from tests.command_line import engram, losses, train, write_job
 from train.config.file import load
 from train.config.job import JobConfig
@@ -48,10 +48,10 @@ PLAIN = [
 
 def rendered(engine: str, folder: Path, *overrides: str) -> Rendered:
     job = load(write_job(folder, folder / "corpus"), overrides, JobConfig)
-    return BACKENDS[engine](Launch.next(job))
+    return LAUNCHERS[engine](Launch.next(job))
 
 
-@pytest.fixture(params=[(engine, name) for engine in _ENGINES for name in ("full", "plain")], ids=" ".join)
+@pytest.fixture(params=[(engine, name) for engine in _LAUNCHERS for name in ("full", "plain")], ids=" ".join)
 def every_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
     engine, name = request.param
     return rendered(engine, tmp_path, *(FULL if name == "full" else PLAIN))
@@ -78,7 +78,7 @@ def test_every_script_passes_shellcheck(every_kind: Rendered, tmp_path: Path) ->
 
 
 def test_the_engines_are_those_of_the_command() -> None:
-    assert tuple(BACKENDS) == _ENGINES
+    assert tuple(LAUNCHERS) == _LAUNCHERS
 
 
 @pytest.mark.parametrize("overrides", [FULL, PLAIN], ids=["full", "plain"])
@@ -106,7 +106,7 @@ def test_the_manifests_are_valid_and_keep_a_run_that_saved(overrides: list[str],
 
 
 def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> None:
-    texts = {engine: rendered(engine, tmp_path, *FULL) for engine in _ENGINES}
+    texts = {engine: rendered(engine, tmp_path, *FULL) for engine in _LAUNCHERS}
     batch = texts["slurm"].files["job.sbatch"]
     for option in (
         *("--nodes=3", "--ntasks-per-node=2", "--cpus-per-task=6", "--gpus-per-node=2", "--time=90", "--qos=long"),
@@ -130,7 +130,7 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
 MISSING = {
     "hosts without hosts": ("hosts", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
     "hostfile without hosts": ("hostfile", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
-    "ranks a node": ("hosts", ["launch.hosts=[a]"], "run.nproc is null: set it to the ranks of each node"),
+    "ranks a node": ("hosts", ["launch.hosts=[a]"], "run.nproc is null: set it to the number of ranks per node"),
     "cores a rank": ("slurm", ["run.nproc=1"], "launch.slurm.cpus_per_rank is null"),
     "an image": ("kubernetes", ["run.nproc=1"], "launch.kubernetes.image is null"),
     "one host in the word of another": (
@@ -139,7 +139,11 @@ MISSING = {
         r"launch.hosts.*, got \"n1 n2\"",
     ),
     "an option for a host": ("hosts", ["launch.hosts=[-oProxyCommand=x]"], "launch.hosts.*, got"),
-    "a variable's name": ("local", ["launch.environment={A B: c}"], 'launch: environment: "A B" is no name of a'),
+    "a variable's name": (
+        "local",
+        ["launch.environment={A B: c}"],
+        'launch: environment: "A B" is not a variable name',
+    ),
     "a folder that is quoted": (
         "hostfile",
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
@@ -151,7 +155,7 @@ MISSING = {
         'launch.kubernetes: volumes: "runs" is no folder in the container: one that begins with /',
     ),
     "a relative workdir": ("kubernetes", ["launch.kubernetes.workdir=here"], 'workdir: "here" is no folder'),
-    "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names one of them twice"),
+    "a host twice": ("hosts", ["launch.hosts=[a, a]"], "launch: hosts names a host twice"),
     "more than there are": (
         "hosts",
         ["launch.hosts=[a]", "launch.min_nodes=2"],
@@ -205,8 +209,8 @@ def test_a_launch_here_runs_the_copied_code_with_the_copied_config_and_a_second_
     assert first.returncode == 0, first.stderr
     second = engram("launch", job, *settings, "train.steps=4", "launch.nodes=2")
     assert second.returncode == 0, second.stderr
-    assert "on this machine alone" not in first.stderr
-    assert "on this machine alone: --on says on which engine the 2 nodes are" in second.stderr
+    assert "starting on this machine only" not in first.stderr
+    assert "starting on this machine only: give --on to start all 2 nodes" in second.stderr
     run = tmp_path / "runs" / "small"
     train(job, "run.name=straight", "train.steps=4", "--nproc", "2")
     assert len(losses(run)) == 4

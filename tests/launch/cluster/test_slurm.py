@@ -1,5 +1,6 @@
 """The tiny job on a real Slurm of two hosts: submitted, started by srun, preempted."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -41,11 +42,16 @@ def test_slurm_runs_what_was_submitted_with_the_bits_of_one_host(shared: Path, c
 def test_srun_alone_makes_tasks_the_ranks_of_one_job(shared: Path) -> None:
     skip_without_namespaces(*slurm_cluster.PROGRAMS)
     write_shared_job(shared)
-    with slurm_cluster.slurm_cluster(shared) as (first, _):
-        for command in SLURMS:
-            told = slurm_cluster.run(first, *on_the_hosts(command))
-            expected = ("all-to-all", "slowest is n1 - n2") if "doctor" in command else ("step 5/5  loss ",)
-            assert all(text in told for text in expected), told
+    (doctor,), (train,) = (
+        [on_the_hosts(command) for command in SLURMS if ("doctor" in command) is wanted] for wanted in (True, False)
+    )
+    with slurm_cluster.slurm_cluster(shared) as (first, second):
+        assert "step 5/5  loss " in slurm_cluster.run(first, *train)
+        with second.slow_link("100mbit"):
+            told = slurm_cluster.run(first, *doctor)
+    for what in ("all-reduce", "all-to-all"):
+        assert re.search(rf"{what} +0\.0[1-3] GB/s a rank", told), told
+    assert re.search(r"slowest is n1 - n2 with 0\.0[1-3] GB/s each way", told), told
 
 
 @pytest.mark.long

@@ -1,12 +1,14 @@
 """The tiny job on two hosts, by `engram launch`: the losses of one host, and what is told of a mistake."""
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from tests.command_line import losses, table_rows
 from tests.launch.cluster.shared_job import launch, on_one_host, write_shared_job
 from tests.launch.cluster.two_hosts import Host, skip_without_namespaces
+from train.report.metrics import METRICS_FILE, read_metrics
 
 
 def test_torchrun_on_two_hosts_has_the_bits_of_one(shared: Path, corpus: Path, hosts: tuple[Host, Host]) -> None:
@@ -38,6 +40,29 @@ def test_deepspeeds_launcher_on_two_hosts_has_the_bits_of_one(
     one, two = on_one_host(shared, corpus, *expert_parallel), shared / "runs" / "small"
     assert losses(two) == losses(one)
     assert table_rows(two) == table_rows(one)
+
+
+@pytest.mark.long
+def test_over_a_slow_link_the_bits_are_the_same_and_looking_ahead_hides_the_fetches(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    late = {"offload": {"emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.05}}}
+    write_shared_job(shared, train={"steps": 10}, checkpoint={"every": 10}, **late)
+    with hosts[0].slow_link("20mbit"), hosts[1].slow_link("20mbit"):
+        for depth in (0, 2):
+            process = launch(hosts[0], "hosts", f"offload.depth={depth}", f"run.name=depth{depth}")
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output
+    synchronous, ahead = (shared / "runs" / f"depth{depth}" for depth in (0, 2))
+    one = on_one_host(shared, corpus, "offload.emulate_link=null")
+    assert losses(synchronous) == losses(ahead) == losses(one)
+    assert table_rows(synchronous) == table_rows(ahead) == table_rows(one)
+    assert median(stalls_ms(ahead)) < median(stalls_ms(synchronous)) / 2
+
+
+def stalls_ms(run: Path) -> list[float]:
+    """What the steps waited for rows."""
+    return [record["offload.stall_ms"] for record in read_metrics(run / METRICS_FILE)]
 
 
 @pytest.mark.long

@@ -70,6 +70,15 @@ exec sleep infinity
         shown = subprocess.run(self.command("ps", "-e", "-o", "args="), capture_output=True, text=True, check=True)
         return [line for line in shown.stdout.splitlines() if word in line]
 
+    @contextmanager
+    def slow_link(self, rate: str) -> Iterator[None]:
+        """What it sends waits for its turn at a rate such as `100mbit`."""
+        # Not netem: many kernels are built without it.
+        queue = ["tbf", "rate", rate, "burst", "16kbit", "latency", "2000ms"]
+        self.run("tc", "qdisc", "add", "dev", "e0", "root", *queue)
+        yield
+        self.run("tc", "qdisc", "del", "dev", "e0", "root")
+
     def start_sshd(self) -> None:
         """Starts its ssh server."""
         self.run("/usr/sbin/sshd", "-f", SHARED / "sshd_config", "-E", SHARED / f"sshd-{self.name}.log")

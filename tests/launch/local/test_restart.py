@@ -24,8 +24,8 @@ def test_a_crash_is_told_once_and_the_ranks_start_again() -> None:
     code, seen, told = calls([RankFailed("rank 1 was killed"), RankFailed("rank 0 failed"), 0], 3)
     assert (code, seen) == (0, [False, True, True])
     assert told == [
-        "rank 1 was killed\nstarting all ranks again (1 of 3: train.restarts)",
-        "rank 0 failed\nstarting all ranks again (2 of 3: train.restarts)",
+        "rank 1 was killed\nrestarting all ranks (1 of 3: train.restarts)",
+        "rank 0 failed\nrestarting all ranks (2 of 3: train.restarts)",
     ]
 
 

@@ -143,7 +143,7 @@ def test_tokenizer_without_special_tokens_needs_a_pad_id():
 
 @pytest.mark.parametrize("pad_id", [-1, 1, 3])
 def test_pad_id_without_a_token_is_refused(pad_id):
-    with pytest.raises(ValueError, match=f"pad_id {pad_id} is no token"):
+    with pytest.raises(ValueError, match=f"pad_id {pad_id} is not a token"):
         compress_tokenizer(word_tokenizer({"a": 0, "b": 2}), pad_id=pad_id)
 
 

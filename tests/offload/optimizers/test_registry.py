@@ -73,7 +73,7 @@ def test_every_record_has_a_compiled_pass(name: str, untouched_rows: Literal["ex
 def test_settings_under_which_gaps_have_no_closed_form_are_refused(change: dict[str, float]) -> None:
     assert TableOptimizerConfig(**change)
     assert TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="closed", **change)
-    with pytest.raises(ValueError, match="untouched_rows=closed holds for beta2"):
+    with pytest.raises(ValueError, match="untouched_rows=closed requires beta2"):
         TableOptimizerConfig(untouched_rows="closed", **change)
 
 
@@ -81,7 +81,7 @@ def test_settings_under_which_gaps_have_no_closed_form_are_refused(change: dict[
 def test_a_state_dtype_that_an_optimizer_does_not_keep_is_refused(name: str) -> None:
     assert "fp32" in OPTIMIZERS[name].state_dtypes
     if "bf16" not in OPTIMIZERS[name].state_dtypes:
-        with pytest.raises(ValueError, match=f"type={name} keeps its state in fp32 alone: set state_dtype to fp32"):
+        with pytest.raises(ValueError, match=f"type={name} keeps its state in fp32 only: set state_dtype to fp32"):
             TableOptimizerConfig(type=name, state_dtype="bf16")
 
 

@@ -21,7 +21,7 @@ def write_format_1(image: SavedImage, folder: Path, ranks: int = 2) -> None:
     for rank, name in enumerate(names):
         chunks: dict[str, torch.Tensor] = {}
         for number, span in enumerate(image.spans[rank::ranks]):
-            ids, records = image.rows(span)
+            ids, records, _ = image.rows(span)
             chunks |= {f"ids.{number:06d}": ids, f"records.{number:06d}": records.contiguous()}
         save_file(chunks, folder / name)
     manifest = image.manifest

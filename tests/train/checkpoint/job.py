@@ -80,8 +80,11 @@ class Parts:
         found = {}
         for tensor, start, values in self.engine.state_pieces(64):
             found |= {(tensor, start + n): value.numpy().tobytes() for n, value in enumerate(values.clone().split(1))}
-        for ids, records in self.tables.updated_rows():
-            found |= {("row", row): record.numpy().tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
+        for ids, records, counts in self.tables.with_counts(self.tables.updated_rows()):
+            found |= {
+                ("row", row): record.numpy().tobytes() + bytes([count])
+                for row, record, count in zip(ids.tolist(), records, counts.tolist(), strict=True)
+            }
         return found
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """A checkpoint gives back what was saved, or says that it does not."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,12 @@ from safetensors.torch import load_file
 
 import train.checkpoint.parts
 from tests.train.checkpoint.small import APPLIED, fault, records, write
-from train.checkpoint.checked import Damaged
-from train.checkpoint.image import find_rows
+from train.checkpoint.checked import Damaged, checked_text
+from train.checkpoint.image import Rows, check_rows, find_rows
 from train.checkpoint.index import Index, Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
+from train.checkpoint.part_reader import PartReader
 from train.checkpoint.parts import PartWriter
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
@@ -153,9 +156,29 @@ def test_rows_out_of_order_twice_out_of_range_or_never_updated_are_told(tmp_path
     assert "an update that never was" in str(written_rows(tmp_path / "fresh", [1, 2], [1, 0]))
 
 
+def test_update_counts_are_saved_and_may_be_missing_as_before_format_4(tmp_path: Path) -> None:
+    ids, counts = torch.tensor([1, 4]), torch.tensor([1, 255], dtype=torch.uint8)
+    with PartWriter(tmp_path, Save(1, "0a", 0, 1)) as writer:
+        writer.add_rows(ids, records([1, 1]), counts)
+        writer.finish()
+    path = tmp_path / "rank-00000.json"
+    index, _ = Index.read(path)
+    (span,) = index.rows
+    found = PartReader(tmp_path, [index]).read(span.file, span.counts_name, span.counts_sum)
+    assert torch.equal(found, counts)
+    check_rows(span, Rows(ids, records([1, 1]), counts), applied=1)
+    with pytest.raises(Damaged, match="rows without an update"):
+        check_rows(span, Rows(ids, records([1, 1]), counts - 1), applied=1)
+    values = json.loads(path.read_bytes())
+    values.pop("xxh3_64")
+    values["rows"][0].pop(5)
+    path.write_bytes(checked_text(values)[0])
+    assert Index.read(path)[0].rows == [replace(span, counts_sum="")]
+
+
 def test_a_later_format_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, format=4)
-    with pytest.raises(UserError, match="has format 4, this version reads 1 to 3"):
+    path = write(tmp_path, format=5)
+    with pytest.raises(UserError, match="has format 5, this version reads 1 to 4"):
         open_image(path)
 
 

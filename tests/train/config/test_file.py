@@ -154,7 +154,7 @@ def test_the_last_override_wins_and_a_mapping_opens_a_section_that_was_null() ->
         ("train.seed=", 'expected section.key=value, got "train.seed="'),
         ("train..seed=1", 'expected section.key=value, got "train..seed=1"'),
         ("train.layers=[1", "train.layers: not a YAML value (line 1: "),
-        ("extends=x.yaml", "extends: belongs into a file"),
+        ("extends=x.yaml", "extends: belongs in a file"),
     ],
 )
 def test_a_wrong_override_is_told_with_what_is_allowed(override: str, expected: str) -> None:
@@ -210,7 +210,7 @@ def test_unreadable_files_are_one_line() -> None:
     write(list="- a", empty="# nothing\n", twice=BASE + BASE, syntax="train:\n  steps: [1\n")
     assert message(file="list.yaml") == "list.yaml: expected a mapping of sections such as `train:`, found list"
     assert message(file="empty.yaml") == "empty.yaml: expected a mapping of sections such as `train:`, found nothing"
-    assert message(file="twice.yaml") == "twice.yaml: line 2: train: this key stands twice"
+    assert message(file="twice.yaml") == "twice.yaml: line 2: train: this key appears twice"
     assert message(file="syntax.yaml").startswith("syntax.yaml: line 3: ")
     Path("latin.yaml").write_bytes(b"train: {name: \xe9}")
     assert message(file="latin.yaml") == "latin.yaml: not UTF-8 text (byte 14)"

@@ -55,8 +55,8 @@ def test_not_a_number() -> None:
     ("text", "message"),
     [
         ("a: 1\nb: [1,\nc: 2", "line 3: "),
-        ("a: 1\nb: 2\na: 3", "line 3: a: this key stands twice"),
-        ("x: {a: 1, a: 2}", "line 1: a: this key stands twice"),
+        ("a: 1\nb: 2\na: 3", "line 3: a: this key appears twice"),
+        ("x: {a: 1, a: 2}", "line 1: a: this key appears twice"),
         ("x:\n  1: a", "line 2: a key must be text"),
         ("a: 1\n---\nb: 2", "single document"),
         ("a: &x [*x]", "recursive"),

@@ -36,6 +36,6 @@ def test_the_saved_config_of_an_older_run_is_taken():
 
 @pytest.mark.parametrize("ranges", [[[0, 1]], [[3, 2]], [[1, 4], [4, 5]], [[5]]])
 def test_ranges_to_pass_over_ascend_and_do_not_meet(ranges: list[list[int]]) -> None:
-    with pytest.raises(ValidationError, match="is no range"):
+    with pytest.raises(ValidationError, match="is not a range"):
         DataConfig(skip_steps=ranges)
     assert DataConfig(skip_steps=[[1, 4], [5, 5]]).skip_steps == [[1, 4], [5, 5]]

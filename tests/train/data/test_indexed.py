@@ -67,8 +67,8 @@ GOOD = reference_index(8, 2, [3, 4], [0, 1, 2])
         (b"TNTIDX\x00\x00" + GOOD[8:], "not the index"),
         (GOOD[:9] + struct.pack("<Q", 2) + GOOD[17:], "version 2"),
         (GOOD[:17] + b"\x07" + GOOD[18:], "code 7"),
-        (GOOD[:-1], "cut short"),
-        (GOOD + b"\x00\x00\x00", "cut short"),
+        (GOOD[:-1], "truncated"),
+        (GOOD + b"\x00\x00\x00", "truncated"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
@@ -81,7 +81,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ("lengths", "documents", "swap", "message"),
-    [([3, 4], [0, 1, 2], True, "follow"), ([3, 4], [0, 2, 1, 2], False, "order"), ([3, 4], [0, 1], False, "order")],
+    [([3, 4], [0, 1, 2], True, "contiguous"), ([3, 4], [0, 2, 1, 2], False, "order"), ([3, 4], [0, 1], False, "order")],
 )
 def test_inconsistent_contents_are_refused(tmp_path, lengths, documents, swap, message):
     path = tmp_path / "a.idx"

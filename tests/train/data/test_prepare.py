@@ -139,7 +139,7 @@ def test_errors_are_one_line_and_leave_nothing(source, tmp_path):
 def test_refuses_to_overwrite_unless_told(source, tmp_path):
     out = tmp_path / "out"
     first = prepare([source], out, tokenizer=TOKENIZER, progress=False)
-    with pytest.raises(UserError, match="something in it already"):
+    with pytest.raises(UserError, match="is not empty"):
         prepare([source], out, train_bpe=290, progress=False)
     assert TokenStore.open(out).fingerprint == first.fingerprint
     prepare([source], out, train_bpe=290, overwrite=True, progress=False)

@@ -72,7 +72,7 @@ def test_plain_pair_of_32_bit_tokens_with_documents_of_several_sequences(tmp_pat
         store = TokenStore.open(tmp_path / name, tokenizer=TOKENIZER)
         assert [document(store, i).tolist() for i in range(2)] == [[5, 6, 7, 8, 0], [299]]
     assert store.manifest is None
-    refused("which tokenizer", tmp_path / "a")
+    refused("name the tokenizer", tmp_path / "a")
 
 
 def test_fingerprint_of_a_plain_pair_follows_its_contents(tmp_path):
@@ -137,7 +137,7 @@ def test_wrong_places_are_refused_with_what_to_do(tmp_path, folder):
     refused("not JSON", folder)
     write_pair(tmp_path / "a", [[1, 0]])
     (tmp_path / "a.bin").write_bytes(b"\0\0")
-    refused("cut short", tmp_path / "a", tokenizer=TOKENIZER)
+    refused("truncated", tmp_path / "a", tokenizer=TOKENIZER)
     (tmp_path / "a.bin").unlink()
     refused("missing beside", tmp_path / "a", tokenizer=TOKENIZER)
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import EngramConfig, HyperConnectionsConfig, ModelConfig, MoEConfig
+from model.parameters import kind_of
 from model.transformer import LanguageModel
+from train.optim.flat_parts import Run
 from train.optim.muon import Orthogonalizer, matrix_shape, newton_schulz, pieces_of
 from train.optim.optimizer import OptimizerConfig, assign
-from train.optim.shards import Run
 
 
 def model_shapes():
@@ -46,6 +47,8 @@ def test_muon_gets_the_matrices_and_adam_the_rest():
     }
     assert "model.layers.0.mlp.gate_proj.weight" in muon
     assert not muon & {"model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.gate.weight"}
+    shapes = model_shapes()
+    assert muon == {name for name in shapes if kind_of(name).linear and len(shapes[name]) > 1}
 
 
 @pytest.mark.parametrize("shape", [(7,), (7, 1, 4), (2, 64), (64, 1)])

@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: P
     older = finish(tmp_path, "older", 3.0)
     (older / "summary.json").write_text('{"steps": 5}')
     for added, message in (
-        (tmp_path / "nowhere", "no run there"),
+        (tmp_path / "nowhere", "not a run"),
         (unfinished, "not finished (summary.json is missing)"),
         (damaged, "summary.json: damaged"),
         (going_on, "not finished (summary.json is of 5 steps, config.yaml of 9)"),

@@ -132,6 +132,6 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(trained: Path, tmp_pa
     (tmp_path / "out").mkdir()
     export(SavedRun.open(trained), tmp_path / "out")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="there is something in it already"):
+    with pytest.raises(UserError, match="is not empty"):
         export(SavedRun.open(trained), tmp_path / "out")
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before

@@ -29,7 +29,7 @@ def forward(saved: SavedRun, ids: list[int]) -> Tensor:
 def test_token_by_token_gives_the_logits_of_trainings_forward(prompt: int, saved: SavedRun) -> None:
     ids = saved.tokenizer.encode(TEXT)[:28]
     wanted, model, tables = forward(saved, ids), saved.model(), saved.tables()
-    slots = 2 * saved.job.model.engram.slots
+    slots = 2 * saved.job.model.engram.lookups_per_token
     with Decoder(model, tables, max_length=32) as decoder:
         found = [decoder.append(ids[:prompt])]
         for token in ids[prompt:]:

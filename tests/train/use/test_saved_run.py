@@ -125,14 +125,14 @@ def test_changed_addresses_are_refused(trained: Path) -> None:
     saved = SavedRun.open(trained)
     assert saved.image.manifest.addresses is not None
     saved.image.manifest.addresses["multipliers"][0][0] += 2
-    with pytest.raises(UserError, match="addressed with another tokenizer"):
+    with pytest.raises(UserError, match="addresses come from another tokenizer"):
         saved.tables()
 
 
 def test_no_such_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.chdir(trained.parents[1])
     assert SavedRun.open("small").step == 6
-    with pytest.raises(UserError, match="none: no run there"):
+    with pytest.raises(UserError, match="none: not a run"):
         SavedRun.open("none")
     with pytest.raises(UserError, match="no checkpoint of step 2; there are: 3, 6"):
         SavedRun.open("small", 2)

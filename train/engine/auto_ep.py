@@ -1,18 +1,47 @@
-"""Logical names: what a module's parameters were called before AutoEP replaced the mixture-of-experts layers.
+"""AutoEP, DeepSpeed's expert parallelism: the only file that knows its layer, its names and what it looks for.
 
-AutoEP takes a layer with `gate.weight` and the stacks `experts.gate_up_proj` [E, 2F, D] and `experts.down_proj`
-[E, D, F], and leaves each rank `router.gate.weight` and `experts.w1`, `.w3` [E/R, F, D] and `.w2` [E/R, D, F] of the
-rank's own experts (`deepspeed/moe/ep_repack.py`; R ranks of expert parallelism).
+It replaces every `model.moe.MoE` and spreads the experts over R ranks (`deepspeed/moe/ep_repack.py`; E experts, F
+expert width, D hidden):
+
+    ours, prefix model.layers.N.mlp.             AutoEP's, same prefix
+    gate.weight                   [E, D]         router.gate.weight              [E, D]
+    gate.e_score_correction_bias  [E] buffer     router.e_score_correction_bias  [E] buffer, fp32, saved
+    experts.gate_up_proj          [E, 2F, D]     experts.w1 = gate_up_proj[:, :F]   [E/R, F, D]
+                                                 experts.w3 = gate_up_proj[:, F:]   [E/R, F, D]
+    experts.down_proj             [E, D, F]      experts.w2                         [E/R, D, F]
+    shared_experts.*                             unchanged
+    tokens_per_expert             [E] buffer     tokens_per_expert               [E] buffer, fp32, not saved
+
+Rank r holds experts [r E/R, (r+1) E/R). AutoEP's layer counts tokens in evaluation too.
 """
 
 from collections.abc import Iterator
 
+import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from torch import nn
+from deepspeed.utils import logger
+from torch import Tensor, nn
 
-from train.optim.shards import Run
+from train.optim.flat_parts import Run
 
-_PLACES = {"w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}
+# AutoEP warns that the model's factor on the routed experts overrides an equal one.
+logger.addFilter(lambda record: "overrides route_scale" not in record.getMessage())
+
+
+def _choice_bias(layer: AutoEPMoELayer) -> Tensor:
+    return layer.router.e_score_correction_bias
+
+
+def _scores(layer: AutoEPMoELayer, hidden_BTD: Tensor) -> Tensor:
+    logits_BTE = layer.router.gate(hidden_BTD)
+    return torch.sigmoid(logits_BTE.to(torch.promote_types(logits_BTE.dtype, torch.float32)))
+
+
+# What makes the layer a `model.balance.Balanced`.
+AutoEPMoELayer.choice_bias = property(_choice_bias)
+AutoEPMoELayer.scores = _scores
+
+_STACKS = {"w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}
 """Logical stack of each of AutoEP's, and which half of an expert's matrix it is."""
 
 
@@ -36,8 +65,8 @@ class LogicalNames:
             return name
         if rest.startswith("router."):
             return f"{prefix}.gate.{rest.removeprefix('router.').removeprefix('gate.')}"
-        if rest.startswith("experts.") and (leaf := rest.removeprefix("experts.")) in _PLACES:
-            return f"{prefix}.experts.{_PLACES[leaf][0]}"
+        if rest.startswith("experts.") and (leaf := rest.removeprefix("experts.")) in _STACKS:
+            return f"{prefix}.experts.{_STACKS[leaf][0]}"
         return name
 
     def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,7 +86,7 @@ class LogicalNames:
             return
         local_size, logical_size = shape[1] * shape[2], logical_shape[1] * logical_shape[2]
         first_expert = layer.ep_rank * layer.num_local_experts
-        half = _PLACES[rest.removeprefix("experts.")][1] * local_size
+        half = _STACKS[rest.removeprefix("experts.")][1] * local_size
         end = start + numel
         while start < end:
             expert, within = divmod(start, local_size)

@@ -1,6 +1,6 @@
 import pytest
 
-from train.optim.shards import Run, check_complete, owned_runs
+from train.optim.flat_parts import Run, check_complete, owned_runs
 
 A, B = ("a", (2, 3)), ("b", (4,))
 
@@ -12,8 +12,8 @@ def test_of_ranks_with_equal_copies_the_one_with_the_least_so_far_keeps_them():
     copies = [Run(*A, 0, 6, 0), Run(*B, 0, 4, 6), Run(*C, 0, 5, 10)]
     layout = [[copies, []], [copies, [Run("own", (9,), 0, 9, 0)]]]
     of_rank_0, of_rank_1 = owned_runs(layout)
-    assert [[run.name for run in shard] for shard in of_rank_0] == [["a"], []]
-    assert [[run.name for run in shard] for shard in of_rank_1] == [["b", "c"], ["own"]]
+    assert [[run.name for run in part] for part in of_rank_0] == [["a"], []]
+    assert [[run.name for run in part] for part in of_rank_1] == [["b", "c"], ["own"]]
 
 
 def test_parts_and_copies_that_cover_everything_pass():

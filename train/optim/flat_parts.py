@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shard:
+class FlatPart:
     """One tensor that the optimizer updates, and what it consists of."""
 
     flat: Tensor
@@ -42,20 +42,20 @@ class Shard:
 
 
 Layout = list[list[list[Run]]]
-"""Runs of every rank of the world: [rank][shard][run]. Shard `i` is the same group of parameters on every rank."""
+"""Runs of every rank of the world: [rank][part][run]. FlatPart `i` is the same group of parameters on every rank."""
 
 
-def gather_layout(shards: Sequence[Shard]) -> Layout:
+def gather_layout(parts: Sequence[FlatPart]) -> Layout:
     """Tells every rank what all ranks hold. Collective."""
     layout: Layout = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(layout, [shard.runs for shard in shards])
+    dist.all_gather_object(layout, [part.runs for part in parts])
     return layout
 
 
 def check_complete(layout: Layout, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises RuntimeError unless the runs of all ranks cover every parameter of `shapes` exactly, and nothing else."""
     covered = dict.fromkeys(shapes, 0)
-    for run in (run for rank in owned_runs(layout) for shard in rank for run in shard):
+    for run in (run for rank in owned_runs(layout) for part in rank for run in part):
         if shapes.get(run.name) != run.shape:
             raise RuntimeError(f"the engine holds {run.name} {run.shape}, the model has {shapes.get(run.name)}")
         covered[run.name] += run.numel
@@ -66,13 +66,11 @@ def check_complete(layout: Layout, shapes: dict[str, tuple[int, ...]]) -> None:
 def owned_runs(layout: Layout) -> Layout:
     """`layout` without repetitions: of ranks with equal copies of a run, the one with the least so far keeps it."""
     holders: dict[tuple[Any, ...], list[int]] = {}
-    for rank, shards in enumerate(layout):
-        for run in (run for shard in shards for run in shard):
+    for rank, parts in enumerate(layout):
+        for run in (run for part in parts for run in part):
             holders.setdefault(run[:4], []).append(rank)
     loads, owner = [0] * len(layout), {}
     for key, ranks in holders.items():
         owner[key] = min(ranks, key=lambda rank: loads[rank])
         loads[owner[key]] += key[3]
-    return [
-        [[run for run in shard if owner[run[:4]] == rank] for shard in shards] for rank, shards in enumerate(layout)
-    ]
+    return [[[run for run in part if owner[run[:4]] == rank] for part in parts] for rank, parts in enumerate(layout)]

@@ -1,4 +1,4 @@
-"""The engines by name, and what `engram launch` does with what was rendered for one."""
+"""The launchers by name, and what `engram launch` does with what was rendered for one."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ from launch.local.signals import Stopped
 from launch.local.start import run_processes
 from train.errors import UserError
 
-BACKENDS: dict[str, Callable[[Launch], Rendered]] = {
+LAUNCHERS: dict[str, Callable[[Launch], Rendered]] = {
     "local": local,
     "hosts": hosts,
     "hostfile": hostfile,
     "slurm": slurm,
     "kubernetes": kubernetes,
 }
-"""What renders a launch for each engine."""
+"""What renders a launch for each launcher."""
 
 _ELSEWHERE_S = 10.0
 """Seconds in which the end of ranks that were killed after their grace is known here."""
@@ -73,7 +73,7 @@ def start(rendered: Rendered) -> None:
         raise
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: no such command here; install it, or start the job from where it is"
+            f"{error.filename}: command not found; install it, or start the job from a machine that has it"
         ) from None
     except (UserError, RankFailed) as error:
         raise type(error)(first_failure(launch.reports) or f"{error}{_which(rendered)}") from None

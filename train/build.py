@@ -1,0 +1,68 @@
+"""Builds what a job's config names: its loaders and its engine."""
+
+import os
+import shutil
+import sys
+from typing import Literal, cast
+
+import torch
+
+from model.compilation import compile_blocks
+from model.transformer import Block, LanguageModel
+from train.config.job import JobConfig
+from train.data.loader import Loader
+from train.data.store import TokenStore
+from train.engine import Engine
+from train.errors import UserError
+
+
+def build_loader(
+    job: JobConfig, store: TokenStore, split: Literal["train", "validation"], *, rank: int, world_size: int
+) -> Loader:
+    """The batches of a split for one of `world_size` ranks."""
+    return Loader(
+        store,
+        split=split,
+        skip=[range(first - 1, last) for first, last in job.data.skip_steps] if split == "train" else (),
+        sequence_length=job.data.sequence_length,
+        global_batch_size=job.train.global_batch_size,
+        micro_batch_size=job.train.micro_batch_size,
+        seed=job.train.seed,
+        rank=rank,
+        world_size=world_size,
+        validation_fraction=job.data.validation_fraction,
+    )
+
+
+def build_engine(job: JobConfig, world_size: int) -> Engine:
+    """The model under DeepSpeed, compiled if the job says so. Collective.
+
+    Raises:
+        UserError: the number of ranks or the model does not fit the `deepspeed` section, or no compiler is installed.
+    """
+    torch.manual_seed(job.train.seed)
+    try:
+        engine = Engine(
+            LanguageModel(job.model, recompute=job.train.recompute),
+            optimizer=job.optimizer,
+            deepspeed_config=job.deepspeed,
+            dtype=job.train.dtype,
+            accumulation_steps=job.train.global_batch_size // world_size // job.train.micro_batch_size,
+            gathered_whole=Block if job.train.compile else None,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if job.train.compile:
+        _require_compiler(engine.device)
+        compile_blocks(cast(LanguageModel, engine.module))
+    return engine
+
+
+def _require_compiler(device: torch.device) -> None:
+    # What torch.compile would look for, minutes later.
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise UserError(
+            f"train.compile needs a C++ compiler on a CPU, and there is no {name}: install it, name another in the "
+            "environment variable CXX, or set train.compile=false"
+        )

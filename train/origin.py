@@ -1,0 +1,55 @@
+"""What a run begins with, and whether its disk has room for what it will save."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.checkpoint.listing import Found, find_checkpoint
+from train.config.job import JobConfig
+from train.errors import UserError
+
+
+def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> Path | None:
+    """The checkpoint of another run that this one begins with, if any; what it has itself goes first.
+
+    Args:
+        job: its config.
+        checkpoints: the folder of its checkpoints.
+        there: the checkpoints in it, or in a node's that has most.
+
+    Raises:
+        UserError: `checkpoint.resume` does not go with what is there, or `checkpoint.init_from` names no checkpoint.
+    """
+    resume = job.checkpoint.resume
+    if resume == "never" and there:
+        raise UserError(
+            f"checkpoint.resume is never, but {there[-1].path} exists: choose another run.name, or delete "
+            f"{checkpoints.parent}"
+        )
+    if resume == "must" and not there:
+        raise UserError(f"checkpoint.resume is must, but {checkpoints} holds no checkpoint")
+    source = job.checkpoint.init_from
+    return find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+
+
+def require_disk(job: JobConfig, folder: Path, checkpoint_bytes: int, there: int) -> None:
+    """Raises UserError unless the disk has room for the checkpoints that the run will keep.
+
+    Args:
+        job: its config.
+        folder: of the run.
+        checkpoint_bytes: of one checkpoint on this disk, at most.
+        there: checkpoints that it has.
+    """
+    if job.checkpoint.every is None:
+        return
+    # The newest one is complete before the oldest goes.
+    most = job.checkpoint.keep + 1 + bool(job.checkpoint.incremental)
+    needed = checkpoint_bytes * max(1, most - there)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: a checkpoint takes up to {checkpoint_bytes / 1e9:.1f} GB with every table row "
+            f"touched, those to come up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: set run.dir to a "
+            "larger disk, or lower checkpoint.keep or model.engram.rows_per_head"
+        )
