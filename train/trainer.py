@@ -78,8 +78,8 @@ class Trainer:
         )
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
-    def fit(self) -> Evaluation:
-        """Trains all steps that are left, and returns the evaluation at the end. Collective.
+    def fit(self) -> Evaluation | None:
+        """Trains all steps that are left, and returns the evaluation at the end, if any text is held out. Collective.
 
         Raises:
             UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
@@ -102,7 +102,8 @@ class Trainer:
         job, total = self._job, self._job.train.steps
         evaluation = None
         if self._unevaluated and start < total:
-            self._reporter.evaluated(start, self.evaluate())
+            if found := self.evaluate():
+                self._reporter.evaluated(start, found)
             self._unevaluated = False
         for step in range(start, total):
             done = step + 1
@@ -134,8 +135,7 @@ class Trainer:
         if evaluate and done == self._job.train.steps:
             evaluation = self.evaluate()
         elif evaluate and not signum:
-            found = self._evaluate_or_end()
-            evaluation, signum = (found, 0) if isinstance(found, Evaluation) else (None, found)
+            evaluation, signum = self._evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
         self._reporter.step(done, result, measured, evaluation)
         self._meter.restart()
@@ -151,12 +151,12 @@ class Trainer:
         """Tokens that the run was trained on, from its very start."""
         return self._meter.tokens
 
-    def evaluate(self) -> Evaluation:
-        """Evaluates the model as it is. Collective."""
+    def evaluate(self) -> Evaluation | None:
+        """Evaluates the model as it is; None if there is nothing to predict. Collective."""
         return Evaluation.of(self._sums(batches(self._validation_loader, self._job.eval.sequences)))
 
-    def _evaluate_or_end(self) -> Evaluation | int:
-        """The same, unless a signal comes meanwhile, which is returned instead. Collective."""
+    def _evaluate_or_end(self) -> tuple[Evaluation | None, int]:
+        """The same, unless a signal comes meanwhile, which is returned in its place. Collective."""
         signum = 0
 
         def until_signal() -> Iterator[Batch]:
@@ -169,7 +169,7 @@ class Trainer:
                     return
 
         sums = self._sums(until_signal())
-        return signum or Evaluation.of(sums)
+        return None if signum else Evaluation.of(sums), signum
 
     def _sums(self, text: Iterable[Batch]) -> Tensor:
         """Those of `evaluate`, over all ranks."""
