@@ -174,7 +174,7 @@ WRONG = {
         "5",
     ),
     "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
-    "batch not divisible": (["train.global_batch_size=7"], "no multiple of micro_batch_size 2"),
+    "batch not divisible": (["train.global_batch_size=7"], "is not a multiple of micro_batch_size 2"),
     "a name that leaves the folder": (["run.name=.."], "run.name"),
     "nothing to resume": (["checkpoint.resume=must"], "holds no checkpoint"),
     "diverging": (
