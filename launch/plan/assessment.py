@@ -169,7 +169,6 @@ def replayed_steps(
         ranks,
         job.train.global_batch_size,
         job.offload.window_rows,
-        job.offload.depth,
         steps=counted,
         warmup=steps - counted,
         tokens=figures.step_tokens,

@@ -34,7 +34,7 @@ class Point:
         shard_rows, shard_bytes: of a rank; what it would take on the device.
         owned, owned_mean, asked: rows of its shard that the step uses, and that ranks ask of it.
         used: share of the shard's rows that the step uses.
-        hit_rate: in a window that holds a quarter more than a step, at look-ahead 0.
+        hit_rate: in a window that holds a quarter more than a step.
         imbalance: the busiest sampled owner over the mean.
         exchange_bytes, node_bytes: values and gradients that a rank sends, and that leave a node.
         plan_seconds: of a rank's core.
@@ -115,7 +115,7 @@ class Scaled:
         job = _with_batch(self.figures.job, sequences, ranks)
         shard, tokens = largest_shard(self.figures.tables, ranks), sequences * job.data.sequence_length
         replayed = replay(
-            open_stream(job, self.zipf), ranks, sequences, None, 0, steps=_COUNTED, warmup=_WARMUP, tokens=tokens
+            open_stream(job, self.zipf), ranks, sequences, None, steps=_COUNTED, warmup=_WARMUP, tokens=tokens
         )
         rows = step_rows(replayed, self.planned)
         cluster = self.machines.cluster(ranks)
