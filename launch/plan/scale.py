@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.plan.assessment import step_rows
 from launch.plan.backbone import Matrices, count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
 from launch.plan.hardware import Hardware, Network
 from launch.plan.memory import device_budget, record_bytes
-from launch.plan.planning import Planned, measure_planning
+from launch.plan.planning import Planned, measure_planning, step_rows
 from launch.plan.replay import replay
 from launch.plan.step_time import Moved, exchange_bytes, step_time
 from launch.plan.stream import open_stream

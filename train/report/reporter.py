@@ -70,7 +70,8 @@ class Reporter:
             tokens_per_s=measured.tokens_per_s,
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
-            extra=({"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {})
+            extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
+            | ({"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {})
             | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )
         self._metrics.log(metrics)
