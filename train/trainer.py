@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,7 @@ class Trainer:
         if job.train.on_spike != "ignore":
             self._spikes = Spikes(job.train.spike_sigma, job.train.spike_window, resumed.recent)
         if tables:
-            tables.tell_stages(self._watch.enter)
+            tables.tell_stages(self._enter)
         self._start, self._skipped_in_a_row = resumed.step, 0
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(
@@ -199,26 +199,39 @@ class Trainer:
             WindowTooSmall: on every rank, before the step has begun.
         """
         self._watch.enter("plan", number + 1)
+        stages = self._meter.stages
+        stages.enter("plan")
         step = self._tables.begin(number) if self._tables else None
         self._watch.enter("compute")
         batches = cast(Sequence[Batch], step.batches) if step else self._train_loader.batch(number)
         num_labels = self._count_labels(batches)
         loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for place, batch in enumerate(batches):
+            stages.enter("forward")
             memory = memory_of(step.rows if step else None, place)
             part = forward(self._engine, batch, memory, self._engine.device) / num_labels
             # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
+            stages.enter("backward")
             self._engine.backward(part * dist.get_world_size())
             loss += part.detach()
-        return self._update(number, step, loss)
+        try:
+            return self._update(number, step, loss)
+        finally:
+            stages.enter("other")
+
+    def _enter(self, stage: Literal["plan", "fetch", "exchange"]) -> None:
+        self._watch.enter(stage)
+        self._meter.stages.enter(stage)
 
     def _update(self, number: int, step: Step | None, loss: Tensor) -> StepResult:
         # Given to the device first: the step's only wait, for the backbone's norm, is then one for all.
         self._watch.enter("exchange")
+        self._meter.stages.enter("reduce")
         of_rows = step.reduce() if step else 0.0
         of_all = self._everyones(loss) if self._spikes else 0.0
         norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
         self._watch.enter("compute")
+        self._meter.stages.enter("update")
         norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
         refused = self._why_refused(float(of_all), norm)

@@ -9,7 +9,7 @@ from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
 from launch.plan.fit import Change, smallest_change
 from launch.plan.memory import Budget, StepRows, device_budget, host_budget, matrices, record_bytes
-from launch.plan.planning import Planned, measure_planning
+from launch.plan.planning import Planned, measure_planning, step_rows
 from launch.plan.replay import replay
 from launch.plan.step_time import Moved, StepTime, exchange_bytes, step_time
 from launch.plan.stream import Stream, open_stream
@@ -169,22 +169,10 @@ def replayed_steps(
         ranks,
         job.train.global_batch_size,
         job.offload.window_rows,
-        job.offload.depth,
         steps=counted,
         warmup=steps - counted,
         tokens=figures.step_tokens,
         told=told,
-    )
-
-
-def step_rows(replayed: Replayed, planned: Planned) -> StepRows:
-    """The busiest sampled owner's. A rank asks for as many rows as are asked of an owner in the mean."""
-    return StepRows(
-        replayed.lookups / replayed.ranks,
-        replayed.mean(lambda owner: owner.asked),
-        replayed.most(lambda owner: owner.asked),
-        replayed.most(lambda owner: owner.most),
-        planned.index_bytes,
     )
 
 

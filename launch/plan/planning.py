@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from launch.plan.memory import StepRows
 from launch.plan.stream import Stream
+from launch.plan.traffic import Replayed
 from offload.plan.finders import HostFinder
 from offload.plan.plan import Tokens, make_plan
 from offload.plan.sharding import Sharding
@@ -52,3 +54,14 @@ def measure_planning(stream: Stream, micro_batch: int, tokens_a_rank: int) -> Pl
     plan.map(lambda tensor: made.append(tensor) or tensor)  # type: ignore[func-returns-value]
     lookups = sum(index.segment_N.numel() for module in plan.modules for index in module.indices)
     return Planned(seconds / lookups, sum(part.nbytes for part in made) / lookups, tokens_BT.numel())
+
+
+def step_rows(replayed: Replayed, planned: Planned) -> StepRows:
+    """The busiest sampled owner's. A rank asks for as many rows as are asked of an owner in the mean."""
+    return StepRows(
+        replayed.lookups / replayed.ranks,
+        replayed.mean(lambda owner: owner.asked),
+        replayed.most(lambda owner: owner.asked),
+        replayed.most(lambda owner: owner.most),
+        planned.index_bytes,
+    )

@@ -20,7 +20,6 @@ def replay(
     ranks: int,
     sequences: int,
     window_rows: int | None,
-    depth: int,
     *,
     steps: int,
     warmup: int,
@@ -34,7 +33,6 @@ def replay(
         ranks: that share the tables.
         sequences: of a step, a multiple of `ranks`.
         window_rows: slots of each rank; None: a quarter more than any step uses.
-        depth: look-ahead.
         steps, warmup: that count, and before them.
         tokens: of a step.
         told: hears of progress.
@@ -53,7 +51,7 @@ def replay(
         used.append(step_rows)
     owners = tuple(
         owner_traffic(
-            sample, place, [each[place] for each in asked], [each[place] for each in used], window_rows, depth, warmup
+            sample, place, [each[place] for each in asked], [each[place] for each in used], window_rows, warmup
         )
         for place in range(len(sample.owners))
     )

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.plan.assessment import step_rows
 from launch.plan.backbone import Matrices, count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
 from launch.plan.hardware import Hardware, Network
 from launch.plan.memory import device_budget, record_bytes
-from launch.plan.planning import Planned, measure_planning
+from launch.plan.planning import Planned, measure_planning, step_rows
 from launch.plan.replay import replay
 from launch.plan.step_time import Moved, exchange_bytes, step_time
 from launch.plan.stream import open_stream
@@ -34,7 +33,7 @@ class Point:
         shard_rows, shard_bytes: of a rank; what it would take on the device.
         owned, owned_mean, asked: rows of its shard that the step uses, and that ranks ask of it.
         used: share of the shard's rows that the step uses.
-        hit_rate: in a window that holds a quarter more than a step, at look-ahead 0.
+        hit_rate: in a window that holds a quarter more than a step.
         imbalance: the busiest sampled owner over the mean.
         exchange_bytes, node_bytes: values and gradients that a rank sends, and that leave a node.
         plan_seconds: of a rank's core.
@@ -115,7 +114,7 @@ class Scaled:
         job = _with_batch(self.figures.job, sequences, ranks)
         shard, tokens = largest_shard(self.figures.tables, ranks), sequences * job.data.sequence_length
         replayed = replay(
-            open_stream(job, self.zipf), ranks, sequences, None, 0, steps=_COUNTED, warmup=_WARMUP, tokens=tokens
+            open_stream(job, self.zipf), ranks, sequences, None, steps=_COUNTED, warmup=_WARMUP, tokens=tokens
         )
         rows = step_rows(replayed, self.planned)
         cluster = self.machines.cluster(ranks)

@@ -1,6 +1,5 @@
 """What sampled owners of rows have to do in a step, and the windows that do it: a real directory for each."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +88,6 @@ def owner_traffic(
     asked: Sequence[int],
     used: Sequence[Ids],
     window_rows: int | None,
-    depth: int,
     warmup: int,
 ) -> OwnerTraffic:
     """What one owner does.
@@ -99,14 +97,13 @@ def owner_traffic(
         asked: kept rows that ranks ask of it, in each step.
         used: which (places in its thinned shard), each once.
         window_rows: of its window, unthinned; None: a quarter more than any step uses.
-        depth: look-ahead.
         warmup: steps that do not count.
     """
     thinned, counted = sample.thinned, range(warmup, len(used))
     most = max(map(len, used))
     wanted = int(SNUG * most) if window_rows is None else window_rows // thinned
     slots = min(max(1, wanted), max(1, sample.shard_rows(place)))
-    moved = _moved(used, slots, depth)
+    moved = _moved(used, slots)
     mean = _mean_of(thinned)
     return OwnerTraffic(
         sample.owners[place],
@@ -128,26 +125,23 @@ def _union(used: Sequence[Ids], ahead: int) -> int:
     return max(len(each_once(*used[start : start + ahead + 1])) for start in starts)
 
 
-def _moved(used: Sequence[Ids], slots: int, depth: int) -> list[tuple[int, int]] | None:
-    """Rows fetched and written back for each step by a real directory; None if a step does not fit."""
+def _moved(used: Sequence[Ids], slots: int) -> list[tuple[int, int]] | None:
+    """Rows fetched and written back for each step by a real directory; None if a step does not fit.
+
+    Steps are admitted one at a time: a look-ahead changes when rows travel, but not which, as those that leave are the
+    longest unused either way (a test holds it to real tables that look ahead).
+    """
     known = each_once(*used)  # the others are in no slot ever: a directory of these alone decides the same
-    used = [np.searchsorted(known, rows) for rows in used]
     directory = open_directory(max(1, len(known)), slots)
-    waiting: deque[int] = deque(range(len(used)))
     moved = []
-    admitted: dict[int, tuple[int, int]] = {}
-    for step in range(len(used)):
-        while waiting and waiting[0] <= step + depth:
-            following = used[waiting[0]]
-            leaving = directory.evict(max(0, directory.keep(waiting[0], following) - directory.num_free))
-            directory.written(leaving)
-            admission = directory.admit(waiting[0], following)
-            if admission is None:
-                break
-            directory.fetched(admission[1])
-            admitted[waiting.popleft()] = len(admission[0]), len(leaving)
-        if step not in admitted:
+    for step, rows in enumerate(np.searchsorted(known, rows) for rows in used):
+        leaving = directory.evict(max(0, directory.keep(step, rows) - directory.num_free))
+        directory.written(leaving)
+        admission = directory.admit(step, rows)
+        if admission is None:
             return None
-        directory.finish(step, directory.slots(used[step]))
-        moved.append(admitted.pop(step))
+        fetched, taken = admission
+        directory.fetched(taken)
+        directory.finish(step, directory.slots(rows))
+        moved.append((len(fetched), len(leaving)))
     return moved

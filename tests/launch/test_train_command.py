@@ -30,6 +30,11 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
         *("step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"),
         *("offload.stall_ms", "offload.fetch_rows", "offload.hit_rate", "offload.writeback_rows"),
     }
+    stages = {name: value for name, value in first.items() if name.startswith("stages.")}
+    wanted = ("plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "other")
+    assert stages.keys() == {f"stages.{stage}_ms" for stage in wanted}
+    assert min(stages.values()) > 0
+    assert sum(stages.values()) == pytest.approx(first["step_ms"])
     for wanted in ("validation loss", "unigram entropy", "in host memory through windows", "What to try next"):
         assert wanted in result.stdout
     kept = (run / "summary.json").read_text()

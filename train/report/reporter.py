@@ -69,7 +69,9 @@ class Reporter:
             tokens_per_s=measured.tokens_per_s,
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
-            extra=_bits(evaluation) | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
+            extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
+            | _bits(evaluation)
+            | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )
         self._metrics.log(metrics)
         self._progress.update(metrics)

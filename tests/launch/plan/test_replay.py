@@ -26,8 +26,8 @@ def stream_of(*overrides: str) -> ZipfStream:
     return ZipfStream(load(TINY, [*SMALL, *overrides], JobConfig), 1.1)
 
 
-def replayed(stream: ZipfStream, ranks: int, window: int = 10_000, depth: int = 0, steps: int = 3) -> Replayed:
-    return replay(stream, ranks, 24, window, depth, steps=steps, warmup=0, tokens=24 * 64)
+def replayed(stream: ZipfStream, ranks: int, window: int = 10_000, steps: int = 3) -> Replayed:
+    return replay(stream, ranks, 24, window, steps=steps, warmup=0, tokens=24 * 64)
 
 
 def rows_by_hand(stream: ZipfStream, step: int, ranks: int) -> list[list[set[int]]]:
@@ -76,9 +76,9 @@ def test_pieces_of_a_step_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_so_many_th_row_stands_for_all() -> None:
     stream = stream_of("model.engram.rows_per_head=100000", "data.sequence_length=2048")
-    exact = replay(stream, 4, 24, 10**6, 0, steps=2, warmup=0, tokens=24 * 2048)
+    exact = replay(stream, 4, 24, 10**6, steps=2, warmup=0, tokens=24 * 2048)
     with mock.patch("launch.plan.sampling._MOST_KEPT", 24 * 2048):
-        thinned = replay(stream, 4, 24, 10**6, 0, steps=2, warmup=0, tokens=24 * 2048)
+        thinned = replay(stream, 4, 24, 10**6, steps=2, warmup=0, tokens=24 * 2048)
     assert (exact.thinned, thinned.thinned) == (1, 16)
     for one, other in zip(exact.owners, thinned.owners, strict=True):
         assert other.owned == pytest.approx(one.owned, rel=0.05)
@@ -107,7 +107,7 @@ def test_hits_are_those_of_real_tables(depth: int) -> None:
     """On the same tokens, through a window of two thirds of the rows, with decisions on a thread as on a GPU."""
     stream, steps = stream_of("model.engram.rows_per_head=6000"), 8
     window = 60_000
-    found = replayed(stream, 1, window, depth, steps)
+    found = replayed(stream, 1, window, steps)
     with mock.patch.object(tables, "_DECIDING_BESIDE", ("cpu",)):
         opened = EngramTables(
             stream.job.offload.model_copy(update={"window_rows": window, "depth": depth}),

@@ -29,6 +29,7 @@ def test_worlds_share_the_same_rows_and_a_growing_batch_uses_more() -> None:
     assert fixed[0]["owned_mean"] == 4 * fixed[1]["owned_mean"] == 16 * fixed[2]["owned_mean"]
     assert [point["tokens"] for point in growing] == [64, 256, 1024]
     assert [point["sequences"] for point in fixed] == [64] * 3
+    assert 4 * growing[0]["owned_mean"] < fixed[0]["owned_mean"]  # 2 sequences of 64
     assert growing[0]["used"] < growing[1]["used"] < growing[2]["used"] < 1
     assert fixed[0]["exchange_bytes"] > fixed[1]["exchange_bytes"] > fixed[2]["exchange_bytes"]
     assert [point["node_bytes"] > 0 for point in fixed] == [False, False, True]
