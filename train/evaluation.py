@@ -29,21 +29,24 @@ class Evaluation:
 
     Attributes:
         loss: mean cross-entropy of a predicted token, in nats.
-        bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers.
+        bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers. None
+            where no predicted token stands for a byte.
         tokens: that were predicted: all but the first of each document and sequence.
         text_bytes: that these stand for.
     """
 
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
     text_bytes: float
 
     @classmethod
-    def of(cls, sums: Tensor) -> "Evaluation":
-        """Makes it of what `evaluate` returns; at least one token was predicted."""
+    def of(cls, sums: Tensor) -> "Evaluation | None":
+        """Makes it of what `evaluate` returns; None where no token was predicted."""
         loss, tokens, text_bytes = sums.tolist()
-        return cls(loss / tokens, loss / math.log(2) / text_bytes, int(tokens), text_bytes)
+        if not tokens:
+            return None
+        return cls(loss / tokens, loss / math.log(2) / text_bytes if text_bytes else None, int(tokens), text_bytes)
 
 
 class RowSource(Protocol):

@@ -21,12 +21,14 @@ from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
 from train.data.open import open_data
+from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.origin import choose_origin, require_disk
 from train.report.metrics import METRICS_FILE, read_metrics
-from train.report.summary import Summary
-from train.run_folder import CONFIG_FILE
+from train.report.skipped import SKIPPED_FILE
+from train.report.summary import SUMMARY_FILE, Summary
+from train.run_folder import CONFIG_FILE, LOG_FILE, require_writable
 from train.run_lock import lock_run
 from train.tables import address_book, open_tables, table_bytes
 from train.use.sampling import continue_texts
@@ -123,17 +125,19 @@ class Parts:
             seed=self.job.train.seed,
         )
 
-    def summarise(self, found: Evaluation, samples: list[str], rows_moved: int, *, tokens: int, start: int) -> Summary:
-        """What the run came to, which went on from step `start`."""
+    def summarise(
+        self, found: Evaluation | None, samples: list[str], rows_moved: int, *, tokens: int, start: int
+    ) -> Summary:
+        """What the run came to, which resumed at step `start`."""
         job, tables = self.job, self.tables
         windowed = tables is not None and job.offload.mode == "window"
         speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
-        return Summary(
+        summary = Summary(
             run=str(self.folder),
             steps=job.train.steps,
             tokens=tokens,
-            val_loss=found.loss,
-            val_bits_per_byte=found.bits_per_byte,
+            val_loss=found.loss if found else None,
+            val_bits_per_byte=found.bits_per_byte if found else None,
             unigram_entropy=self._unigram_entropy(),
             parameters=self.counts.total + _table_parameters(tables),
             active_parameters=self.counts.active + _active_table_parameters(job.model),
@@ -144,13 +148,16 @@ class Parts:
             tokens_per_s=statistics.median(speeds) if speeds else None,
             samples=samples,
             init_from=job.checkpoint.init_from,
+            vocab_size=job.model.vocab_size,
         )
+        return summary if start < job.train.steps else summary.kept(self.folder)
 
-    def _unigram_entropy(self) -> float:
+    def _unigram_entropy(self) -> float | None:
         # Of the very tokens that were evaluated, by all ranks.
         everyones = build_loader(self.job, self.store, "validation", rank=0, world_size=1)
-        labels = [batch.labels_BT for batch in batches(everyones, self.job.eval.sequences)]
-        return self.train_loader.unigram_entropy(torch.cat(labels))
+        labels = [batch.labels_BT.flatten() for batch in batches(everyones, self.job.eval.sequences)]
+        predicted = any(bool((part != IGNORED).any()) for part in labels)
+        return self.train_loader.unigram_entropy(torch.cat(labels)) if predicted else None
 
     def _identity(self, addresses: AddressBook | None) -> Identity:
         fingerprint = addresses.fingerprint() if addresses else None
@@ -171,6 +178,7 @@ class Parts:
     def _take_folder(self, there: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(self.folder)
+        require_writable(self.folder, LOG_FILE, SKIPPED_FILE, SUMMARY_FILE)
         ranks_here = len(self.checkpoints.nodes.beside(self.rank))
         whole = self.saved_table_bytes + self.counts.total * _BACKBONE_BYTES
         require_disk(self.job, self.folder, whole * ranks_here // self.world_size, there)

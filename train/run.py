@@ -13,6 +13,7 @@ from train.config.job import JobConfig
 from train.history import bring_history
 from train.parts import Parts
 from train.ranks import join_ranks
+from train.report.notes import notes
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.start import tell_start
@@ -71,7 +72,8 @@ def _train(
     job, start = parts.job, resumed.step
     watch = _watch(parts, state, leave)
     with Reporter(job, parts.folder, start=start, active=parts.rank == 0, state=state) as reporter:
-        for note in resumed.notes:
+        told = notes(job, parts.train_loader, parts.validation_loader, parts.world_size)
+        for note in (*resumed.notes, *told):
             reporter.message(note)
         trainer = Trainer(
             job,

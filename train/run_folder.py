@@ -14,6 +14,17 @@ RUNS = "runs"
 """Folder in which a run is looked for by its name alone."""
 
 
+def require_writable(folder: Path, *names: str) -> None:
+    """Tries the files of a run that are there, and that are written only in mid-run or at its end.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    for path in (folder / name for name in names):
+        if path.exists():
+            path.open("ab").close()
+
+
 def find_run(run: str | Path) -> Path:
     """The folder that `run` is, or the one of that name in `runs`.
 

@@ -24,7 +24,7 @@ def lock_run(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        told = holder_file.read_text(encoding="utf-8") if holder_file.exists() else ""
+        told = holder_file.read_text(encoding="utf-8", errors="replace") if holder_file.exists() else ""
         raise UserError(f"{folder}: {_taken_by(*told.partition(_SEPARATOR)[::2])}") from None
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     holder_file.write_text(f"{holder}{_SEPARATOR}{_job()}", encoding="utf-8")

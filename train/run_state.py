@@ -54,10 +54,12 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The state of a run; None if it has none."""
+        """The state of a run; None if it has none, or none that can be read."""
+        from pydantic import TypeAdapter, ValidationError
+
         try:
-            return cls(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            return TypeAdapter(cls).validate_json((folder / STATE_FILE).read_bytes(), strict=True)
+        except (FileNotFoundError, ValidationError):
             return None
 
     def write(self, folder: Path) -> Self:

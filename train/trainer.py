@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ class Trainer:
         self._reporter = reporter
         self._watch = watch or Watch()
         if tables:
-            tables.tell_stages(self._watch.enter)
+            tables.tell_stages(self._enter)
         self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(
@@ -79,8 +79,8 @@ class Trainer:
         self._refusals = Refusals(job.train, train_loader, reporter, resumed.recent)
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
-    def fit(self) -> Evaluation:
-        """Trains all steps that are left, and returns the evaluation at the end. Collective.
+    def fit(self) -> Evaluation | None:
+        """Trains all steps that are left, and returns the evaluation at the end, if any text is held out. Collective.
 
         Raises:
             UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
@@ -103,7 +103,8 @@ class Trainer:
         job, total = self._job, self._job.train.steps
         evaluation = None
         if self._unevaluated and start < total:
-            self._reporter.evaluated(start, self.evaluate())
+            if found := self.evaluate():
+                self._reporter.evaluated(start, found)
             self._unevaluated = False
         for step in range(start, total):
             done = step + 1
@@ -135,8 +136,7 @@ class Trainer:
         if evaluate and done == self._job.train.steps:
             evaluation = self.evaluate()
         elif evaluate and not signum:
-            found = self._validation.evaluate_or_end()
-            evaluation, signum = (found, 0) if isinstance(found, Evaluation) else (None, found)
+            evaluation, signum = self._validation.evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
         self._reporter.step(done, result, measured, evaluation)
         self._meter.restart()
@@ -152,8 +152,8 @@ class Trainer:
         """Tokens that the run was trained on, from its very start."""
         return self._meter.tokens
 
-    def evaluate(self) -> Evaluation:
-        """Evaluates the model as it is. Collective."""
+    def evaluate(self) -> Evaluation | None:
+        """Evaluates the model as it is; None if there is nothing to predict. Collective."""
         return self._validation.evaluate()
 
     def _state(self) -> Now:
@@ -174,26 +174,39 @@ class Trainer:
             WindowTooSmall: on every rank, before the step has begun.
         """
         self._watch.enter("plan", number + 1)
+        stages = self._meter.stages
+        stages.enter("plan")
         step = self._tables.begin(number) if self._tables else None
         self._watch.enter("compute")
         batches = cast(Sequence[Batch], step.batches) if step else self._train_loader.batch(number)
         num_labels = self._count_labels(batches)
         loss = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for place, batch in enumerate(batches):
+            stages.enter("forward")
             memory = memory_of(step.rows if step else None, place)
             part = forward(self._engine, batch, memory, self._engine.device) / num_labels
             # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
+            stages.enter("backward")
             self._engine.backward(part * dist.get_world_size())
             loss += part.detach()
-        return self._update(number, step, loss)
+        try:
+            return self._update(number, step, loss)
+        finally:
+            stages.enter("other")
+
+    def _enter(self, stage: Literal["plan", "fetch", "exchange"]) -> None:
+        self._watch.enter(stage)
+        self._meter.stages.enter(stage)
 
     def _update(self, number: int, step: Step | None, loss: Tensor) -> StepResult:
         # Given to the device first: the step's only wait, for the backbone's norm, is then one for all.
         self._watch.enter("exchange")
+        self._meter.stages.enter("reduce")
         of_rows = step.reduce() if step else 0.0
         of_all = everyones(loss) if self._refusals.need_loss else 0.0
         norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
         self._watch.enter("compute")
+        self._meter.stages.enter("update")
         norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
         refused = self._refusals.why(float(of_all), norm)

@@ -29,12 +29,12 @@ class Validation:
         self._engine, self._tables, self._loader = engine, tables, loader
         self._sequences, self._watch = sequences, watch
 
-    def evaluate(self) -> Evaluation:
-        """Evaluates the model as it is. Collective."""
+    def evaluate(self) -> Evaluation | None:
+        """Evaluates the model as it is; None if there is nothing to predict. Collective."""
         return Evaluation.of(self._sums(batches(self._loader, self._sequences)))
 
-    def evaluate_or_end(self) -> Evaluation | int:
-        """The same, unless a signal comes meanwhile, which is returned instead. Collective."""
+    def evaluate_or_end(self) -> tuple[Evaluation | None, int]:
+        """The same, unless a signal comes meanwhile, which is returned in its place. Collective."""
         signum = 0
 
         def until_signal() -> Iterator[Batch]:
@@ -47,7 +47,7 @@ class Validation:
                     return
 
         sums = self._sums(until_signal())
-        return signum or Evaluation.of(sums)
+        return None if signum else Evaluation.of(sums), signum
 
     def _sums(self, text: Iterable[Batch]) -> Tensor:
         """Those of `evaluate`, over all ranks."""

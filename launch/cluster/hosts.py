@@ -33,13 +33,23 @@ def hosts(launch: Launch) -> Rendered:
             ["ssh", *_SSH, *settings.ssh_options, name, f"bash {quoted(node)} {number} --attached"]
             for number, name in enumerate(names)
         ]
-        return Rendered(
-            launch, files, commands, attached=True, may_fail=len(names) - (settings.min_nodes or len(names))
-        )
+        may_fail = len(names) - (settings.min_nodes or len(names))
+        return Rendered(launch, files, commands, copies=_copies(launch, names), attached=True, may_fail=may_fail)
     lines = [f"  {name}:  bash {quoted(node)} {number}" for number, name in enumerate(names)]
-    return Rendered(
-        launch, files, told="\n".join(["Run one line on each host, within ten minutes of each other:", *lines])
-    )
+    told = ["Run one line on each host, within ten minutes of each other:", *lines]
+    if launch.job.run.local_checkpoints:
+        told.insert(0, f"Copy {launch.folder} to the same place on each host.")
+    return Rendered(launch, files, told="\n".join(told))
+
+
+def _copies(launch: Launch, names: list[str]) -> list[list[str]]:
+    """What takes the launch's folder to each host, as a tar archive, where they share no disk."""
+    if not launch.job.run.local_checkpoints:
+        return []
+    folder = quoted(launch.folder)
+    # One of the hosts may be this one.
+    unpack = f"mkdir -p {folder} && tar -x --skip-old-files -C {folder}"
+    return [["ssh", *_SSH, *launch.job.launch.ssh_options, name, unpack] for name in names]
 
 
 def node_script(launch: Launch, names: list[str], number: str) -> str:
@@ -91,7 +101,8 @@ def hostfile(launch: Launch) -> Rendered:
         *("--no_python", "--no_local_rank", str(launch.folder / RANK_SCRIPT)),
     ]
     options = [*_SSH, *launch.job.launch.ssh_options]
-    return Rendered(launch, files, [command], environment={"PDSH_SSH_ARGS_APPEND": " ".join(options)})
+    environment = {"PDSH_SSH_ARGS_APPEND": " ".join(options)}
+    return Rendered(launch, files, [command], copies=_copies(launch, names), environment=environment)
 
 
 def _names(launch: Launch) -> list[str]:

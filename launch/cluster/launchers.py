@@ -35,7 +35,8 @@ def shown(rendered: Rendered) -> str:
     parts = [f"==> {folder / name}\n{text}" for name, text in rendered.files.items()]
     code = [f"==> {rendered.launch.code}/\nthe code of {Path(__file__).parents[2]}\n"] if rendered.launch.code else []
     config = f"==> {folder / CONFIG}\nthe resolved config of {rendered.launch.job.run.name}\n"
-    return "\n".join([*code, config, *parts, f"==> then\n{command_lines(rendered) or rendered.told}\n"])
+    copies = "".join(f"tar -c -C {quoted(folder)} . | {' '.join(map(quoted, copy))}\n" for copy in rendered.copies)
+    return "\n".join([*code, config, *parts, f"==> then\n{copies}{command_lines(rendered) or rendered.told}\n"])
 
 
 def command_lines(rendered: Rendered) -> str:
@@ -59,6 +60,8 @@ def start(rendered: Rendered) -> None:
         if rendered.in_place:
             sys.stdout.flush()
             os.execvpe(rendered.commands[0][0], rendered.commands[0], environment)
+        for copy in rendered.copies:
+            _copy(launch.folder, copy)
         run_processes(
             [(command, environment) for command in rendered.commands],
             log_folder=launch.logs,
@@ -77,6 +80,14 @@ def start(rendered: Rendered) -> None:
         ) from None
     except (UserError, RankFailed) as error:
         raise type(error)(first_failure(launch.reports) or f"{error}{_which(rendered)}") from None
+
+
+def _copy(folder: Path, unpack: list[str]) -> None:
+    with subprocess.Popen(["tar", "-c", "-C", str(folder), "."], stdout=subprocess.PIPE) as archive:
+        done = subprocess.run(unpack, stdin=archive.stdout, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode or archive.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode or archive.returncode}"]
+        raise UserError(f"{unpack[-2]}: cannot copy {folder} there ({reason[0]})")
 
 
 def _which(rendered: Rendered) -> str:

@@ -102,12 +102,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What an launcher is given.
+    """What a launcher is given.
 
     Args:
         launch: the launch, as the launcher needs it.
         files: texts in its folder, by name.
         commands: what starts it from here, one a host if there are several.
+        copies: what unpacks the launch's folder elsewhere, before, from a tar archive on its standard input.
         environment: variables for the commands.
         in_place: whether the command takes this process's place: it tells failures itself.
         queue: whether the command only puts the job into a queue.
@@ -119,6 +120,7 @@ class Rendered:
     launch: Launch
     files: dict[str, str]
     commands: list[list[str]] = field(default_factory=list)
+    copies: list[list[str]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     in_place: bool = False
     queue: bool = False

@@ -26,8 +26,13 @@ def slurm(launch: Launch) -> Rendered:
     """The batch script, and the command that submits it.
 
     Raises:
-        UserError: the job names no ranks a node, or no cores a rank.
+        UserError: the job names no ranks a node or no cores a rank, or its nodes do not see the script.
     """
+    if launch.job.run.local_checkpoints:
+        raise UserError(
+            "run.local_checkpoints: Slurm's nodes read the launch from run.dir, so they must share it; use --on hosts "
+            "for nodes that share no disk"
+        )
     launch = launch.requeued()
     files = {RANK_SCRIPT: rank_script(launch), _BATCH: batch_script(launch)}
     return Rendered(launch, files, [["sbatch", str(launch.folder / _BATCH)]], in_place=True, queue=True)

@@ -37,7 +37,8 @@ def prepare(
 ) -> None:
     """Turn text files and folders into a token store.
 
-    SOURCE is a folder or a file: .txt, .md, .py, .rst, .jsonl (also .gz, .zst) or .parquet.
+    SOURCE is a folder or a file: .txt, .md, .py, .rst, .jsonl (also .jsonl.gz, .jsonl.zst, .json.gz, .json.zst) or
+    .parquet. What a folder has besides is counted, shown and in the manifest.
     """
     if (tokenizer is None) == (train_bpe is None):
         raise click.UsageError("Give one of --tokenizer and --train-bpe.")

@@ -89,7 +89,8 @@ def _score(
     if as_json:
         click.echo(json.dumps({"step": saved.step, **asdict(found)}, indent=2))
         return
-    click.echo(f"step {saved.step}: {found.loss:.4f} nats/token, {found.bits_per_byte:.4f} bits/byte")
+    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits/byte"
+    click.echo(f"step {saved.step}: {found.loss:.4f} nats/token{bits}")
     click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
 
 

@@ -1,4 +1,4 @@
-"""Several whole numbers as the value of one option."""
+"""Several whole numbers, or a large one, as the value of one option."""
 
 from typing import Any
 
@@ -29,3 +29,24 @@ class NumberList(click.ParamType):
             if each % self._multiple_of:
                 self.fail(f"{each} is no multiple of {self._multiple_of}.", param, ctx)
         return found
+
+
+_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+class UnitNumber(click.ParamType):
+    """A whole number, or one with a unit: 300B, 1.5T."""
+
+    name = "N[K|M|B|T]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Reads an option's value; click calls it."""
+        text = str(value).strip().upper()
+        unit = _UNITS.get(text[-1:], 1)
+        try:
+            number = float(text.rstrip("KMBT").replace("_", "")) * unit
+        except ValueError:
+            self.fail(f"{value!r} is no number of tokens, such as 300B or 1T.", param, ctx)
+        if not 1 <= number <= 1e18:
+            self.fail(f"{value!r} is not between 1 and 10^18 tokens.", param, ctx)
+        return round(number)

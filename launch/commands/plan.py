@@ -1,46 +1,88 @@
 """`engram plan`."""
 
-import json
+from pathlib import Path
 
 import click
 
-_WIDTH = 140  # of a table that no terminal shows
+from launch.commands import plan_runs
+from launch.commands.number_list import NumberList, UnitNumber
 
 
 @click.command(
     epilog="""\b
 Examples:
   engram plan configs/paper/engram-27b.yaml
-  engram plan configs/paper/engram-27b.yaml offload.row_dtype=bf16 --ranks 64 --json
+  engram plan configs/paper/engram-27b.yaml offload.row_dtype=bf16 \\
+      --nodes 8 --gpu h200 --network ib400 --tokens 1T --price-per-gpu-hour 2.5
 """
 )
-@click.argument("config")
+@click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--nodes", type=click.IntRange(1, 1 << 16), default=1, show_default=True, help="Machines.")
+@click.option("--gpus-per-node", type=click.IntRange(1, 64), default=8, show_default=True, help="GPUs, a rank each.")
+@click.option("--gpu", default="h100", show_default=True, help="Whose numbers, of launch/plan/hardware.yaml.")
+@click.option("--network", help="Between nodes: ib400, ib200, roce, ethernet.")
+@click.option("--hardware", metavar="FILE", help="YAML of your own numbers, laid over the project's.")
+@click.option("--tokens", type=UnitNumber(), help="To train on, such as 1T; the config's steps otherwise.")
+@click.option("--price-per-gpu-hour", "price", type=click.FloatRange(0), help="In any currency.")
+@click.option("--zipf", type=click.FloatRange(0.1, 4), help="Draw tokens by this law, not the job's own text.")
+@click.option("--simulate", is_flag=True, help="Replay the job at many world sizes instead.")
+@click.option("--worlds", type=NumberList(1, 4096), default="8,64,512,4096", show_default=True, help="Their ranks.")
 @click.option(
-    "--ranks", type=click.IntRange(1, 65536), default=8, show_default=True, help="Ranks that share the tables."
-)
+    "--sequences-per-rank", "growing", type=click.IntRange(1, 4096), default=8, show_default=True,
+    help="Of the batch that grows with the world.",
+)  # fmt: skip
+@click.option("--calibrate", metavar="FILE", help="Measure this machine, write its numbers for --hardware.")
+@click.option("--plot", metavar="FILE", help="Also draw what is simulated, as PNG or SVG (matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def command(config: str, overrides: tuple[str, ...], ranks: int, as_json: bool) -> None:
-    """Count parameters, FLOPs and memory of the job that the YAML file CONFIG describes.
+def command(
+    config: str | None,
+    overrides: tuple[str, ...],
+    nodes: int,
+    gpus_per_node: int,
+    gpu: str,
+    network: str | None,
+    hardware: str | None,
+    tokens: int | None,
+    price: float | None,
+    zipf: float | None,
+    simulate: bool,
+    worlds: tuple[int, ...],
+    growing: int,
+    calibrate: str | None,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Tell what the job of CONFIG takes, before anything is paid.
 
-    Parameters by part, active parameters and FLOPs per token, rows and memory of the Engram tables. Builds nothing:
-    needs no memory, data or tokenizer.
+    CONFIG is a YAML file or a run's folder. Told are its parameters, the memory of a GPU and a node, what crosses
+    bus and network, a step's time by a stated cost model, days, cost, and what to set. Rows are those of the job's own
+    text if it is here, else of tokens drawn by Zipf's law. The job is not built: it takes no GPU and little memory.
+    --simulate replays its rows at many world sizes instead, for the batch as it is and for one that grows along;
+    --calibrate, which needs no CONFIG, measures this machine's processor as if it were a GPU: named `here`.
     """
+    from launch.plan.bounds import check_simulated, check_sizes
+    from launch.plan.cluster import Cluster
+    from launch.plan.hardware import read_catalogue
     from train.config.file import load
     from train.config.job import JobConfig
+    from train.run_folder import CONFIG_FILE
 
-    job = load(config, overrides, JobConfig)  # before what takes seconds to import
-
-    from rich.console import Console
-
-    from launch.plan.figures import plan
-    from launch.plan.report import show
-
-    figures = plan(job, ranks)
-    if as_json:
-        click.echo(json.dumps(figures.to_json(), indent=2))
+    if calibrate is not None:
+        plan_runs.calibrate(Path(calibrate))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH)
-    show(figures, console)
+    if config is None:
+        raise click.UsageError("Missing argument 'CONFIG'.")
+    path = str(Path(config, CONFIG_FILE)) if Path(config, CONFIG_FILE).is_file() else config
+    job = load(path, overrides, JobConfig)  # before what takes seconds to import
+    numbers = read_catalogue(hardware)
+    hardware_of = numbers.gpu(gpu)
+    if simulate:
+        check_simulated(job, worlds, growing, plot)
+        plan_runs.simulate(job, worlds, growing, gpus_per_node, hardware_of, numbers.network(network or "ib400"), zipf,
+                           plot, as_json=as_json)  # fmt: skip
+        return
+    joined = None if network is None else numbers.network(network)
+    cluster = Cluster(nodes, gpus_per_node, hardware_of, joined, gpu)
+    check_sizes(job, cluster.ranks)
+    plan_runs.assess(job, cluster, tokens, price, zipf, as_json=as_json)

@@ -36,6 +36,17 @@ _PEER_MESSAGE = re.compile(
 )
 
 
+_ADVICE = {
+    (errno.ENOSPC, errno.EDQUOT): "make room, then run it again",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "allow it, or choose another folder",
+    (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP): "check the path",
+    (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY): "move it away, or choose another path",
+    (errno.EBUSY, errno.EXDEV, errno.ETXTBSY): "something is mounted or at work there: choose another path",
+    (errno.EIO, errno.ESTALE, errno.ENXIO): "the disk or network share fails: check it, then run it again",
+    (errno.EMFILE, errno.ENFILE): "raise the limit of open files (ulimit -n), then run it again",
+}
+
+
 class RankFailed(RuntimeError):
     """A rank crashed; the message tells which, and shows its traceback or the end of its log."""
 
@@ -46,12 +57,13 @@ def user_message(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if not isinstance(error, OSError):
         return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{(error.strerror or 'no space left on device').lower()}; make room, then run it again"
-    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error.filename}: {os.strerror(error.errno).lower()}; allow it, or choose another folder"
-    return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.errno is None or not (error.filename or full):
+        return None
+    # The program has no paths of its own: what it opens is the user's, or lies where the user said.
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    advice = next((advice for kinds, advice in _ADVICE.items() if error.errno in kinds), "check it, then run it again")
+    return f"{place}{(error.strerror or os.strerror(error.errno)).lower()}; {advice}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from launch.plan.saves import BesideRecords, beside_records
 from launch.plan.tables import HostMemory, Table, Window, count_tables, host_memory, window
 from model.census import Census, PartCount, take_census
 from model.flops import Flops, flops_per_token
@@ -22,7 +21,6 @@ class Figures:
         tables: one an Engram layer.
         host_memory: that the tables take, by optimizer, row dtype and state dtype.
         window: on each rank's device; None without tables.
-        beside: what the largest rank keeps in host memory beside the records.
         flops: of training on one token.
     """
 
@@ -32,7 +30,6 @@ class Figures:
     tables: list[Table]
     host_memory: list[HostMemory]
     window: Window | None
-    beside: BesideRecords
     flops: Flops
 
     @cached_property
@@ -104,7 +101,6 @@ class Figures:
             "ranks": self.ranks,
             "host_memory": [asdict(memory) for memory in self.host_memory],
             "window": asdict(self.window) if self.window else None,
-            "beside_records_per_rank": asdict(self.beside),
         }
 
 
@@ -114,7 +110,7 @@ def plan(job: JobConfig, ranks: int) -> Figures:
     census = take_census(model)
     flops = flops_per_token(model, census, job.data.sequence_length)
     if model.engram is None:
-        return Figures(job, ranks, census, [], [], None, beside_records(job, [], ranks), flops)
+        return Figures(job, ranks, census, [], [], None, flops)
     tables = count_tables(model.engram)
     return Figures(
         job,
@@ -123,6 +119,5 @@ def plan(job: JobConfig, ranks: int) -> Figures:
         tables,
         host_memory(tables, model.engram, job.offload, ranks),
         window(tables, model.engram, job.offload, ranks),
-        beside_records(job, tables, ranks),
         flops,
     )

@@ -13,7 +13,8 @@ from offload.optimizers import OPTIMIZERS
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout
 
-_GPU = torch.device("cuda")  # what jobs of a size worth planning run on; on a CPU records lie side by side
+GPU = torch.device("cuda")
+"""What jobs of a size worth planning run on; on a CPU records lie side by side."""
 _DTYPES: tuple[RowDtype, ...] = get_args(RowDtype)
 
 
@@ -92,7 +93,7 @@ def host_memory(tables: list[Table], engram: EngramConfig, offload: OffloadConfi
             layout = RecordLayout(engram.row_dim, state_size, row_dtype, state_dtype)
             dtypes = row_dtype, state_dtype
             chosen = (offload.row_dtype, offload.optimizer.state_dtype) == dtypes
-            padded = layout.stride_bytes(_GPU)
+            padded = layout.stride_bytes(GPU)
             found.append(
                 HostMemory(
                     optimizers,
@@ -113,7 +114,7 @@ def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ra
     if offload.mode == "window":
         slots = min(offload.window_rows, slots)
     layout = RecordLayout.of(engram.row_dim, offload.optimizer, offload.row_dtype)
-    return Window(offload.mode, slots, slots * layout.stride_bytes(_GPU))
+    return Window(offload.mode, slots, slots * layout.stride_bytes(GPU))
 
 
 def _by_state(dim: int) -> dict[tuple[int, RowDtype], list[str]]:
@@ -131,6 +132,6 @@ def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list
 
 
 def largest_shard(tables: list[Table], ranks: int) -> int:
-    """Rows of the rank that has the most."""
+    """Rows of the largest shard: of each table, ranges differ by a row at most."""
     sharding = Sharding(tuple(table.rows for table in tables), ranks)
-    return max(sharding.shard_rows(rank) for rank in range(ranks))
+    return max(sharding.shard_rows(rank) for rank in {0, ranks // 2, ranks - 1, *range(min(ranks, 256))})

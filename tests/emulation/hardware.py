@@ -6,63 +6,18 @@ What the keys mean is said in the file; all times in seconds.
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, Field
-
+from launch.plan import hardware
+from launch.plan.hardware import read_catalogue
 from tests.emulation.clock import Rate, Span
 
-FILE = Path(__file__).parents[2] / "launch/plan/hardware.yaml"
 MODEL, OPTIMIZER, FETCH, WRITE_BACK = "model", "optimizer", "fetch", "write-back"
 COPIES = (FETCH, WRITE_BACK)
 _MEASURED_PROGRAMS = 8
 THREADS = ("loop", "engram-window", "engram-plan")
 
 
-class _Numbers(BaseModel, extra="forbid", frozen=True):
-    pass
-
-
-class Device(_Numbers):
-    flops_per_second: float = Field(gt=0)
-    memory_bytes_per_second: float = Field(gt=0)
-    exchange_bytes_per_second: float = Field(gt=0)
-
-
-class Link(_Numbers):
-    copy_engine_bytes_per_second: float = Field(gt=0)
-    fetch_bytes_per_second: float = Field(gt=0)
-    write_back_bytes_per_second: float = Field(gt=0)
-    write_back_with_4_programs: float = Field(gt=0, le=1)
-    both_directions: float = Field(gt=0, le=1)
-    beside_model: float = Field(gt=0, le=1)
-    lost_to_copies: float = Field(ge=0, lt=1)
-
-
-class Host(_Numbers):
-    launch_seconds: float = Field(ge=0)
-    lost_to_each_thread: float = Field(ge=0, lt=0.5)
-    factor: float = Field(ge=0)
-
-
-class Rows(_Numbers):
-    read_seconds: float = Field(ge=0)
-    update_seconds: float = Field(ge=0)
-    draw_seconds: float = Field(ge=0)
-
-
-class Backbone(_Numbers):
-    optimizer_bytes: float = Field(ge=0)
-    optimizer_launches: int = Field(ge=0)
-
-
-class Hardware(_Numbers):
+class Hardware(hardware.Hardware):
     """One machine's numbers."""
-
-    device: Device
-    link: Link
-    host: Host
-    rows: Rows
-    backbone: Backbone
 
     def copy_seconds(self, what: str, nbytes: float, programs: int) -> float:
         """Of a copy of records by kernels, alone."""
@@ -90,13 +45,10 @@ class Hardware(_Numbers):
         return of
 
 
-def read_hardware(machine: str, file: Path = FILE) -> Hardware:
-    """The numbers of a machine.
+def read_hardware(machine: str, file: Path | None = None) -> Hardware:
+    """The numbers of a machine, of a file that is laid over the project's if there is one.
 
     Raises:
-        ValueError: there is no such machine, or a number is missing or wrong (pydantic's error names its key).
+        ValueError: there is no such machine, or a number is missing or wrong.
     """
-    machines = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if machine not in machines:
-        raise ValueError(f"{file} has no machine {machine!r}: it has {', '.join(machines)}")
-    return Hardware.model_validate(machines[machine])
+    return Hardware.model_validate(read_catalogue(file).gpu(machine).model_dump())

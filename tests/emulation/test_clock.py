@@ -87,7 +87,7 @@ def test_copies_beside_the_model_are_slower_and_the_more_so_both_ways() -> None:
 
 
 def test_an_unknown_machine_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="no machine 'h300': it has h200"):
+    with pytest.raises(ValueError, match="no numbers of 'h300', only of h200"):
         read_hardware("h300")
 
 

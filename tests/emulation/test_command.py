@@ -30,7 +30,7 @@ def test_the_command_prints_a_table_and_calls_it_emulated() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--machine", "h300"), "no machine 'h300'"),
+        (("--machine", "h300"), "no numbers of 'h300'"),
         (("--scale", "3"), "train.global_batch_size: 4 sequences do not divide into 3 parts"),
         (("model.engram=null",), "has no Engram tables"),
         (("model.hiden_size=3",), "hiden_size"),

@@ -75,7 +75,7 @@ def test_without_transfers_nothing_is_said_about_them() -> None:
     assert (found.fetch_hidden, found.write_back_hidden, found.fetch_ms, found.idle_ms) == (None, None, 0, 0)
     with pytest.raises(UserError, match="give --steps"):
         summarise(trace)
-    with pytest.raises(UserError, match="no work of a GPU"):
+    with pytest.raises(UserError, match="has no GPU work"):
         summarise({"traceEvents": [event("aten::mm", "cpu_op", 0, 5)]}, steps=1)
 
 

@@ -30,9 +30,16 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
         *("step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"),
         *("offload.stall_ms", "offload.fetch_rows", "offload.hit_rate", "offload.writeback_rows"),
     }
+    stages = {name: value for name, value in first.items() if name.startswith("stages.")}
+    wanted = ("plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "other")
+    assert stages.keys() == {f"stages.{stage}_ms" for stage in wanted}
+    assert min(stages.values()) > 0
+    assert sum(stages.values()) == pytest.approx(first["step_ms"])
     for wanted in ("validation loss", "unigram entropy", "in host memory through windows", "What to try next"):
         assert wanted in result.stdout
+    kept = (run / "summary.json").read_text()
     again = train(run / "config.yaml")
+    assert (run / "summary.json").read_text() == kept, "a finished run lost what it knows of its training"
     assert "already has all 5 steps" in again.stdout
     assert losses(run)[-1][1] is not None, "a finished run lost its metrics when it was started again"
 
@@ -59,7 +66,8 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
     corpus: Path, tmp_path: Path
 ) -> None:
     sections = {"train": {"profile": {"first": 4, "steps": 9}}, "checkpoint": {"every": None}}
-    result = train(write_job(tmp_path, corpus, **sections), "--json", "--nproc", "1")
+    unmeasured = "data.validation_fraction=0"
+    result = train(write_job(tmp_path, corpus, **sections), unmeasured, "--json", "--nproc", "1")
     summary = json.loads(result.stdout)
     trace = json.loads(gzip.decompress(Path(summary["run"], TRACE_FILE).read_bytes()))
     assert trace[STEPS_KEY] == 2, "of nine steps from the fourth, the run has two"
@@ -68,6 +76,7 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
     assert summary["steps"] == 5
     assert summary["table_bytes"] > summary["window_bytes"] > 0
     assert summary["rows_moved"] > 0
+    assert (summary["val_loss"], summary["unigram_entropy"]) == (None, None)
 
 
 def wait_for(path: Path, at_work: Callable[[], bool]) -> None:
@@ -170,7 +179,7 @@ WRONG = {
         "5",
     ),
     "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
-    "batch not divisible": (["train.global_batch_size=7"], "no multiple of micro_batch_size 2"),
+    "batch not divisible": (["train.global_batch_size=7"], "is not a multiple of micro_batch_size 2"),
     "a name that leaves the folder": (["run.name=.."], "run.name"),
     "nothing to resume": (["checkpoint.resume=must"], "holds no checkpoint"),
     "diverging": (
@@ -244,6 +253,9 @@ def test_what_cannot_be_written_is_told_before_training(corpus: Path, tmp_path: 
     run.mkdir(parents=True)
     (run / "checkpoints").write_text("")
     assert "checkpoints: " in refusal(job, "--nproc", "1")
+    (run / "checkpoints").unlink()
+    (run / "summary.json").mkdir()
+    assert f"{run}/summary.json: is a directory" in refusal(job, "--nproc", "1")
     assert not (run / "metrics.jsonl").exists()
 
 

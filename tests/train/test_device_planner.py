@@ -42,5 +42,5 @@ def test_a_job_without_a_gpu_is_told_in_one_line_that_no_device_can_plan(corpus:
     result = engram("train", write_job(tmp_path, corpus), "offload.planner=device", "--nproc", "1")
     assert result.returncode != 0
     (line,) = (line for line in (result.stderr + result.stdout).splitlines() if "offload.planner" in line)
-    assert line.endswith("offload.planner=device needs a GPU, but the model is on cpu: set it to auto")
+    assert line.endswith("offload.planner=device needs a GPU, and ranks run on the CPU here: set it to auto")
     assert "Traceback" not in result.stderr + result.stdout

@@ -70,6 +70,12 @@ class TestALauncher:
         RunState("running", 3, 9, parent=1).write(tmp_path)
         assert self.told(tmp_path) is None
 
+    @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"state": "running"}', b'{"step": 1, "lost": 2}'])
+    def test_leaves_what_it_cannot_read(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "run.json").write_bytes(content)
+        assert self.told(tmp_path) is None
+        assert (tmp_path / "run.json").read_bytes() == content
+
     def test_leaves_a_run_that_is_at_work(self, tmp_path: Path) -> None:
         RunState("running", 3, 9, parent=os.getpid()).write(tmp_path)
         with FileLock(tmp_path / LOCK_FILE):

@@ -55,6 +55,7 @@ class PythonCorpus:
         if not self.files:
             raise UserError(f"{self.root}: no standard library sources; install them, or set data.path to your text")
         self.names = [f"Python {platform.python_version()} standard library"]
+        self.passed_over: dict[str, int] = {}  # the choice of files is the corpus
         self.sizes = [(self.root / name).stat().st_size for name in self.files]
         self.total_bytes = sum(self.sizes)
 
@@ -112,7 +113,7 @@ def default_corpus(
                 build_store(
                     corpus,
                     out,
-                    lambda: loaded or train_bpe_on(corpus, bpe_vocab),
+                    lambda shown: loaded or train_bpe_on(corpus, bpe_vocab, shown),
                     options=options,
                     workers=workers,
                     progress=progress,

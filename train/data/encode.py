@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data.indexed import token_dtype
+from train.data.interruptible import interruptible
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
 from train.machine import usable_cores
@@ -75,7 +76,8 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     """
     chunks = _chunks(texts)
     if workers == 1:
-        yield from (encode_chunk(tokenizer, chunk) for chunk in chunks)
+        for chunk in chunks:
+            yield interruptible(lambda chunk=chunk: encode_chunk(tokenizer, chunk))  # type: ignore[misc]
         return
     # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
     others = {*active_children()}

@@ -29,7 +29,7 @@ class Loader:
     Training: every epoch permutes the documents, packs them and permutes the sequences, all keyed by (seed, epoch);
     what does not fill a sequence or a global batch at the epoch's end is dropped. Validation: one fixed order, the
     same whatever the seed, that covers every token once; the last global batch is padded, and `batch` starts over
-    after it.
+    after it. There may be none of it, and no batch then.
 
     `batch` may be called from several threads. Memory: 17 bytes a document of the store,
     and 16 a document and 8 a sequence for each of the two epochs that are kept.
@@ -57,7 +57,7 @@ class Loader:
         which batches to pass over, ascending and apart: numbers from 0, as if none were.
 
         Raises:
-            UserError: batch sizes that do not divide, a split without documents, or too little text for one batch.
+            UserError: batch sizes that do not divide, or too little text for one batch of training.
         """
         _check_sizes(global_batch_size, micro_batch_size, rank, world_size)
         self.store = store
@@ -85,12 +85,7 @@ class Loader:
         self._epoch = functools.lru_cache(_EPOCHS_KEPT)(self._make_epoch)
 
     def _refuse_empty(self, sequences: int) -> None:
-        if self.split == "validation" and not self.num_documents:
-            raise UserError(
-                f"validation: none of the store's {self.store.num_documents} document(s) is held out; give at least "
-                f"two documents and data.validation_fraction above 0 (it is {self.validation_fraction})"
-            )
-        if self.steps_per_epoch == 0:
+        if self.split == "train" and self.steps_per_epoch == 0:
             raise UserError(
                 f"too little text: the training split has {self.num_tokens:,} tokens in {self.num_documents:,} "
                 f"document(s), {sequences:,} sequences of {self.sequence_length}; one step takes "

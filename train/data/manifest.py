@@ -45,6 +45,8 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
     """The same, summed from the table of bytes per token: equal to `text_bytes` for byte-level tokenizers."""
     bad: int
     """Source lines or files that were skipped because they could not be read."""
+    passed_over: dict[str, int] = {}
+    """Entries of source folders that were not read, by what they are: endings, `hidden`, `broken links`, ..."""
     empty: int
     """Documents that were skipped because they have no token."""
     sources: list[str]

@@ -1,16 +1,15 @@
 """Preparation: text files in, a token store out."""
 
 import errno
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
 from train.data.manifest import Manifest, Option
 from train.data.sample import sample_texts
-from train.data.sources import Corpus, Report, Sources
+from train.data.sources import Corpus, Report, Sources, told
 from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
@@ -36,7 +35,7 @@ def prepare(
     """Turns text files and folders into a token store at `out`, which appears complete or not at all.
 
     Args:
-        sources: files and folders: `.txt .md .py .rst .jsonl .jsonl.gz .jsonl.zst .parquet`.
+        sources: files and folders: `.txt .md .py .rst .jsonl .jsonl.gz .jsonl.zst .json.gz .json.zst .parquet`.
         out: folder to make.
         tokenizer: a loaded one, `deepseek`, or a `tokenizer.json`. This or `train_bpe`.
         train_bpe: vocabulary of a byte-level BPE to train on (a sample of) the same text.
@@ -59,11 +58,9 @@ def prepare(
         "document_chars": corpus.document_chars,
     }
 
-    def make_tokenizer() -> Tokenizer:
+    def make_tokenizer(shown: Progress) -> Tokenizer:
         if train_bpe is not None:
-            if progress:
-                print(f"training a byte-level BPE of {train_bpe:,} entries on the text", file=sys.stderr, flush=True)
-            return train_bpe_on(corpus, train_bpe)
+            return train_bpe_on(corpus, train_bpe, shown)
         assert tokenizer is not None
         return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
 
@@ -72,23 +69,35 @@ def prepare(
     )
 
 
-def train_bpe_on(corpus: Corpus, vocab_size: int) -> Tokenizer:
+def train_bpe_on(corpus: Corpus, vocab_size: int, shown: Progress) -> Tokenizer:
     """A byte-level BPE trained on a deterministic sample (16 M characters) of a corpus.
 
     Raises:
         UserError: the vocabulary is too small, or the corpus has no text.
     """
     report = Report()
-    texts = sample_texts(corpus.documents(report), _BPE_SAMPLE_CHARS)
+
+    def documents() -> Iterator[str]:
+        for text in corpus.documents(report):
+            percent = 100 * report.bytes_read // max(1, corpus.total_bytes)
+            shown.show(report.bytes_read, f"reading a sample of the text: {percent} %")
+            yield text
+
+    texts = sample_texts(documents(), _BPE_SAMPLE_CHARS)
     if not any(texts):
         raise _nothing(corpus, report)
-    return Tokenizer.train_bpe(texts, vocab_size)
+    chars = sum(map(len, texts)) / 1e6
+    shown.line(f"training a byte-level BPE of {vocab_size:,} entries on {chars:,.1f} M characters of the text")
+    tokenizer = Tokenizer.train_bpe(texts, vocab_size)
+    if tokenizer.vocab_size < vocab_size:
+        shown.line(f"the text gives a vocabulary of {tokenizer.vocab_size:,} entries only: no more pairs to merge")
+    return tokenizer
 
 
 def build_store(
     corpus: Corpus,
     out: Path,
-    make_tokenizer: Callable[[], Tokenizer],
+    make_tokenizer: Callable[[Progress], Tokenizer],
     *,
     options: dict[str, Option],
     workers: int | None = None,
@@ -102,7 +111,7 @@ def build_store(
             Progress("tokenizing", corpus.total_bytes, active=progress) as shown,
         ):
             processes = worker_count(workers, corpus.total_bytes)
-            return _fill(folder, corpus, make_tokenizer(), processes, shown, options)
+            return _fill(folder, corpus, make_tokenizer(shown), processes, shown, options)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{out}: no room on the disk for the token store ({error.strerror})") from None
@@ -118,7 +127,10 @@ def _fill(
     options: dict[str, Option],
 ) -> Manifest:
     report, started = Report(), time.monotonic()
-    shown.line(f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)")
+    shown.line(
+        f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)"
+        f"{told(corpus.passed_over)}"
+    )
     with (
         closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
         StoreWriter(folder, tokenizer) as writer,
@@ -133,7 +145,7 @@ def _fill(
             shown.line(f"{report.bad:,} bad line(s) or file(s) skipped; the first: {places}")
         if not writer.tokens:
             raise _nothing(corpus, report)
-        manifest = writer.finish(bad=report.bad, sources=corpus.names, options=options)
+        manifest = writer.finish(bad=report.bad, passed_over=corpus.passed_over, sources=corpus.names, options=options)
     rate = manifest.text_bytes / manifest.tokens
     shown.line(f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens ({rate:.2f} bytes a token)")
     return manifest

@@ -4,13 +4,20 @@ A reader yields `(record, position)`: a document's text or a `Bad` place, and ho
 far. A file that cannot be read on ends with a `Bad`; no reader raises for what is in a file.
 """
 
-import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from train.data.compressed import decompressed, zstd_error
+from train.data.interruptible import interruptible
+
+LONGEST_LINE = 256 << 20
+"""Bytes of a JSON line: a longer one is a bad place, so that a file without line ends takes neither the memory nor,
+while it is parsed, signals."""
+_LINE_PIECE = 16 << 20
 
 
 class Bad(NamedTuple):
@@ -62,33 +69,28 @@ def _pieces(stream: io.TextIOWrapper, limit: int) -> Iterator[str]:
 
 def read_jsonl(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
     """JSON lines, perhaps compressed (`.gz`, `.zst`): a document a line, in the field `text_key`. Never cut."""
-    line = 0
+    number = 0
     try:
-        with path.open("rb") as raw, _decompressed(raw, path) as stream:
-            for line, content in enumerate(stream, start=1):
-                if content.isspace():
-                    continue
-                yield _or_bad(f"{path}:{line}", _json_text, content, text_key), raw.tell()
-    except (OSError, EOFError, zlib.error, _zstd_error()) as error:
-        yield Bad(f"{path}:{line + 1}", f"cannot be read on ({error})"), 0
+        with path.open("rb") as raw, decompressed(raw, path) as stream:
+            for number, line in enumerate(_lines(stream), start=1):
+                where = f"{path}:{number}"
+                if line is None:
+                    yield Bad(where, f"longer than {LONGEST_LINE >> 20} MiB; split it"), raw.tell()
+                elif not line.isspace():
+                    yield _or_bad(where, _json_text, line, text_key), raw.tell()
+    except (OSError, EOFError, zlib.error, zstd_error()) as error:
+        yield Bad(f"{path}:{number + 1}", f"cannot be read on ({error})"), 0
 
 
-def _decompressed(raw: io.BufferedReader, path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(raw)
-    if path.suffix == ".zst":
-        import zstandard
-
-        # Many published corpora are long-window and made of several frames; neither is read by default.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
-    return raw
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
+def _lines(stream: Any) -> Iterator[bytes | None]:
+    """The lines of a binary stream; None for one that is too long."""
+    # In pieces: between two of them a signal is heard, where one call would read to a line end however far it is.
+    while piece := stream.readline(_LINE_PIECE):
+        pieces, size = [piece], len(piece)
+        while not piece.endswith(b"\n") and (piece := stream.readline(_LINE_PIECE)):
+            size += len(piece)
+            pieces = [*pieces, piece] if size <= LONGEST_LINE else []
+        yield b"".join(pieces) if pieces else None
 
 
 def _or_bad(where: str, parse: Callable[[Any, str], str], content: Any, text_key: str) -> str | Bad:
@@ -135,17 +137,30 @@ def read_parquet(path: Path, text_key: str, document_chars: int) -> Iterator[Rec
                 yield Bad(str(path), f"no column {text_key!r} (its columns: {columns})"), size
                 return
             rows = max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=256, columns=[text_key]):
+            batches = table.iter_batches(batch_size=256, columns=[text_key])
+            while (batch := interruptible(lambda: next(batches, None))) is not None:
                 for cell in batch.column(0):
                     row += 1
-                    yield _or_bad(f"{path}:{row}", _checked_text, cell.as_py(), text_key), size * row // rows
-    except (OSError, pyarrow.ArrowException) as error:
-        yield Bad(f"{path}:{row + 1}", f"cannot be read on ({str(error).splitlines()[0]})"), 0
+                    yield _or_bad(f"{path}:{row}", _cell_text, cell, text_key), size * row // rows
+    # A damaged footer shows as any of them: a name that is no UTF-8, a size beyond all memory.
+    except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        yield Bad(f"{path}:{row + 1}", f"cannot be read on ({why})"), 0
+
+
+def _cell_text(cell: Any, text_key: str) -> str:
+    try:
+        content = cell.as_py()
+    except UnicodeDecodeError as error:  # Arrow takes what a file calls text at its word
+        raise ValueError(f"{text_key!r} is not UTF-8 ({error.reason})") from None
+    except (ArithmeticError, TypeError, ValueError) as error:  # a date that Python has no number for
+        raise ValueError(f"{text_key!r} is {cell.type}, not text ({error})") from None
+    return _checked_text(content, text_key)
 
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys((".txt", ".md", ".py", ".rst"), read_text),
-    **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl),
+    **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), read_jsonl),
     ".parquet": read_parquet,
 }
 """Reader of each file name's end."""

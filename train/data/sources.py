@@ -1,6 +1,7 @@
 """Sources: the files and folders that a corpus is made of, read as one stream of documents."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,10 @@ class Corpus(Protocol):
         """What the documents come from, for the manifest."""
 
     @property
+    def passed_over(self) -> dict[str, int]:
+        """How many entries of folders are not read, by what they are."""
+
+    @property
     def total_bytes(self) -> int:
         """Size of all files, to measure progress against."""
 
@@ -55,8 +60,9 @@ class Corpus(Protocol):
 class Sources:
     """Documents of files and folders.
 
-    Folders are walked in sorted order; hidden entries and files whose names end otherwise are passed over. The order
-    of documents depends on nothing but the order of `paths` and the names of the files.
+    Folders are walked in sorted order, links followed. Hidden entries, files whose names end otherwise, links that
+    lead nowhere or to a folder that is read already are passed over, and counted. The order of documents depends on
+    nothing but the order of `paths` and the names of the files.
     """
 
     def __init__(
@@ -73,14 +79,17 @@ class Sources:
         small file gives documents enough to hold some out for validation.
 
         Raises:
-            UserError: a source is missing, of an unknown kind, or a folder without any readable file.
+            UserError: a source is missing, of an unknown kind, a folder that cannot be listed, or one without any
+                readable file.
         """
         if not paths:
             raise UserError("no source: name at least one file or folder of text")
-        self.names = [str(path) for path in paths]
+        self.names = [_shown(path) for path in paths]
         self.text_key = text_key
         self.strict = strict
-        self.files = [file for path in paths for file in _files(Path(path))]
+        passed_over: Counter[str] = Counter()
+        self.files = [file for path in paths for file in _files(Path(path), passed_over)]
+        self.passed_over = dict(sorted(passed_over.items()))
         self.total_bytes = sum(file.stat().st_size for file in self.files)
         few = max(_LEAST_DOCUMENT_CHARS, self.total_bytes // _LEAST_DOCUMENTS)
         self.document_chars = document_chars or min(DOCUMENT_CHARS, few)
@@ -108,19 +117,61 @@ class Sources:
             report.bytes_read = done
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, passed_over: Counter[str]) -> list[Path]:
     known = " ".join(READERS)
     if path.is_file():
         if reader_of(path) is None:
-            raise UserError(f"source {path}: unknown kind of file; known: {known}")
+            lines = "; if it holds a document a line, rename it to end in .jsonl" if path.suffix == ".json" else ""
+            raise UserError(f"source {path}: unknown kind of file; known: {known}{lines}")
         return [path]
     if not path.is_dir():
-        raise UserError(f"source {path}: no such file or folder")
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        found += [file for file in visible if reader_of(file) is not None and file.is_file()]
-    if not found:
-        raise UserError(f"source {path}: no file in this folder ends in {known}")
-    return found
+        found = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise UserError(f"source {path}: {found}")
+    files = list(_walk(path, passed_over))
+    if not files:
+        raise UserError(f"source {path}: no file in this folder ends in {known}{told(passed_over)}")
+    return files
+
+
+def _walk(root: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    """The files of a folder, then those of its folders."""
+    pending, walked = [root], set()
+    while pending:
+        folder = pending.pop()
+        if (real := os.path.realpath(folder)) in walked:
+            passed_over["folders read already"] += 1
+            continue
+        walked.add(real)
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise UserError(f"source {folder}: cannot be listed ({error.strerror})") from None
+        inner = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+        pending += reversed(inner)
+        for path in entries:
+            if reason := _unread(path):
+                passed_over[reason] += 1
+            elif path.is_file():
+                yield path
+
+
+def _unread(path: Path) -> str | None:
+    """What an entry of a folder is that is passed over."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        return "broken links" if path.is_symlink() else "special files"
+    return None if reader_of(path) else _shown(path.suffix.lower()) or "without an ending"
+
+
+def told(passed_over: dict[str, int]) -> str:
+    """How many entries were passed over, in words; empty for none."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in passed_over.items())
+    return f" (passed over: {kinds})" if kinds else ""
+
+
+def _shown(path: str | Path) -> str:
+    """A name in text that can be printed and written; bytes that are no UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")

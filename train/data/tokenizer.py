@@ -17,6 +17,8 @@ from train.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|pad|>"
+LONGEST_WORD = 512
+"""Characters of a word that a BPE is trained on; longer ones are cut: the time of a word grows with its square."""
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -28,8 +30,9 @@ _PAD_NAMES = (PADDING, "<｜▁pad▁｜>", "<pad>", "[PAD]", "<|padding|>", "<|
 class Tokenizer:
     """A Hugging Face tokenizer with what pretraining needs to know of it.
 
-    Special tokens that occur *in* a text are encoded as ordinary text: no document can contain an end-of-document
-    token by accident. Nothing is added, truncated or padded.
+    Special tokens that occur *in* a text are encoded as ordinary text, and an end-of-document token that the model
+    still makes of a text is spelled in other tokens: no document can contain one by accident. Nothing is added,
+    truncated or padded.
 
     Attributes:
         backend: the `tokenizers.Tokenizer`.
@@ -66,6 +69,18 @@ class Tokenizer:
         pad_id = self._first_id((*_PAD_NAMES, *((pad,) if pad else ())))
         self.pad_id = eos_id if pad_id is None else pad_id
 
+    @functools.cached_property
+    def _spelled_eos(self) -> list[int]:
+        """The end-of-document token's text, in tokens of its parts."""
+        name = str(self.backend.id_to_token(self.eos_id))
+        parts = (self.backend.model.tokenize(part) for part in (name[:1], name[1:]))
+        return [token.id for part in parts for token in part if token.id != self.eos_id]
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        if self.eos_id not in ids:
+            return ids
+        return [part for token in ids for part in (self._spelled_eos if token == self.eos_id else (token,))]
+
     def _first_id(self, names: Iterable[str]) -> int | None:
         ids = (self.backend.token_to_id(name) for name in names)
         return next((token for token in ids if token is not None), None)
@@ -94,7 +109,8 @@ class Tokenizer:
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """A byte-level BPE trained on `texts`; equal texts in equal order give the same tokenizer.
 
-        Ids 0 and 1 are end of document and padding. Little text may give fewer entries than `vocab_size`.
+        Ids 0 and 1 are end of document and padding. Little text may give fewer entries than `vocab_size`; the name
+        has their number.
 
         Raises:
             UserError: `vocab_size` leaves no room for the 256 bytes and the two special tokens.
@@ -104,7 +120,8 @@ class Tokenizer:
         if vocab_size < smallest:
             raise UserError(f"BPE vocabulary {vocab_size}: at least {smallest} is needed (256 bytes, 2 special tokens)")
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -113,7 +130,8 @@ class Tokenizer:
             show_progress=False,
         )
         interruptible(lambda: backend.train_from_iterator(texts, trainer))
-        return cls(backend.to_str(), name=f"bpe-{vocab_size}")
+        backend.pre_tokenizer = words
+        return cls(backend.to_str(), name=f"bpe-{backend.get_vocab_size()}")
 
     @property
     def specials(self) -> dict[str, str]:
@@ -134,11 +152,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without any special token."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self._as_text(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [self._as_text(each.ids) for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""

@@ -51,7 +51,9 @@ class StoreWriter:
         self._token_bytes += int(self._table[chunk.tokens].sum(dtype=np.int64))
         self._empty += chunk.empty
 
-    def finish(self, *, bad: int, sources: list[str], options: dict[str, Option]) -> Manifest:
+    def finish(
+        self, *, bad: int, passed_over: dict[str, int], sources: list[str], options: dict[str, Option]
+    ) -> Manifest:
         """Completes the folder and returns its manifest, of which the arguments become entries."""
         self._stream.close()
         with (self.folder / IDX).open("wb") as stream:
@@ -71,6 +73,7 @@ class StoreWriter:
             text_bytes=self._text_bytes,
             token_bytes=self._token_bytes,
             bad=bad,
+            passed_over=passed_over,
             empty=self._empty,
             sources=sources,
             options=options,

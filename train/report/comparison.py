@@ -1,8 +1,7 @@
 """Finished runs side by side, seeds of the same job together."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -14,8 +13,6 @@ from train.config.job import JobConfig
 from train.errors import UserError
 from train.report.summary import SUMMARY_FILE, Summary
 from train.run_folder import CONFIG_FILE, find_run
-
-_FIGURES = {field.name for field in fields(Summary) if field.default is MISSING}
 
 
 class Spread(NamedTuple):
@@ -70,19 +67,17 @@ class FinishedRun:
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    path = folder / SUMMARY_FILE
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not finished ({SUMMARY_FILE} is missing); let its training end") from None
+        summary = Summary.read(folder)
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
-    missing = _FIGURES - figures.keys() if isinstance(figures, dict) else _FIGURES
-    if missing:
         raise UserError(
-            f"{path}: {', '.join(sorted(missing))} missing; engram train {folder / CONFIG_FILE} writes it again"
-        )
-    return dict(figures)
+            f"{folder / SUMMARY_FILE}: damaged ({error}); engram train {folder / CONFIG_FILE} writes it again"
+        ) from None
+    if summary is None:
+        raise UserError(f"{folder}: not finished ({SUMMARY_FILE} is missing); let its training end")
+    if summary.val_loss is None or summary.val_bits_per_byte is None:
+        raise UserError(f"{folder}: no loss to compare, as it has no validation text (data.validation_fraction)")
+    return asdict(summary)
 
 
 @dataclass(frozen=True)

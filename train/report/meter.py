@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offload.tables import EngramTables
 from train.report.metrics import OffloadMetrics
+from train.report.stages import StageClock
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Measured:
         tokens: trained on since the start of the run.
         tokens_per_s: over all ranks.
         offload: None without Engram.
+        stages_ms: of a step, what of `step_ms` each stage of this rank's loop took; the sum is `step_ms`.
     """
 
     loss: float
@@ -30,6 +32,7 @@ class Measured:
     tokens: int
     tokens_per_s: float
     offload: OffloadMetrics | None
+    stages_ms: dict[str, float]
 
 
 class Meter:
@@ -49,6 +52,8 @@ class Meter:
         self.tokens = tokens
         """Trained on since the start of the run, over all ranks; those of skipped steps count."""
         self._loss = torch.zeros(())
+        self.stages = StageClock()
+        """Is told of each stage of a step."""
         self.rows_moved = 0
         """Rows of all ranks that travelled between host memory and the windows, in all records so far."""
         self.restart()
@@ -56,7 +61,7 @@ class Meter:
     def restart(self) -> None:
         """Begins the next record; time spent since the last one does not count."""
         self._steps = 0
-        self._started = time.perf_counter()
+        self.stages.restart()
         if self._tables:
             self._tables.take_traffic()
 
@@ -65,7 +70,7 @@ class Meter:
         """Time spent inside does not count."""
         paused = time.perf_counter()
         yield
-        self._started += time.perf_counter() - paused
+        self.stages.leave_out(time.perf_counter() - paused)
 
     def count(self, loss: Tensor) -> None:
         """One more step, with this rank's part of its loss."""
@@ -75,10 +80,13 @@ class Meter:
 
     def measure(self) -> Measured:
         """What was counted since `restart`. Collective."""
-        step_s = (time.perf_counter() - self._started) / self._steps
+        stages_s = self.stages.seconds()
+        step_s = sum(stages_s.values()) / self._steps
         loss = self._loss.to(self._device).clone()
         dist.all_reduce(loss)
-        return Measured(float(loss), 1e3 * step_s, self.tokens, self._tokens_per_step / step_s, self._offload())
+        stages_ms = {stage: 1e3 * seconds / self._steps for stage, seconds in stages_s.items()}
+        speed = self._tokens_per_step / step_s
+        return Measured(float(loss), 1e3 * step_s, self.tokens, speed, self._offload(), stages_ms)
 
     def _offload(self) -> OffloadMetrics | None:
         if not self._tables:

@@ -126,20 +126,20 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The records of a `metrics.jsonl`, oldest first; a line cut off by a crash is left out.
+    """The records of a `metrics.jsonl`, oldest first; what is none, as a line cut off by a crash, is left out.
 
     Raises:
         OSError: the file cannot be read.
     """
-    records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+    return [record for line in Path(path).read_bytes().splitlines() if (record := _record(line))]
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def truncate(path: Path, last_step: int) -> None:

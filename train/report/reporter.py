@@ -69,7 +69,8 @@ class Reporter:
             tokens_per_s=measured.tokens_per_s,
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
-            extra=({"val_bits_per_byte": evaluation.bits_per_byte} if evaluation else {})
+            extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
+            | _bits(evaluation)
             | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )
         self._metrics.log(metrics)
@@ -78,8 +79,7 @@ class Reporter:
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """A step that was recorded before, without the evaluation that was due."""
         if self._progress:
-            found = {"val_loss": evaluation.loss, "val_bits_per_byte": evaluation.bits_per_byte}
-            self._metrics.add(step, found)
+            self._metrics.add(step, {"val_loss": evaluation.loss} | _bits(evaluation))
             self.message(f"step {step}: validation loss {evaluation.loss:.4f}, which a signal had cut short")
 
     def saved(self, path: Path) -> None:
@@ -98,3 +98,9 @@ class Reporter:
         """A line that stays on the screen and in the log."""
         if self._progress:
             self._progress.message(text)
+
+
+def _bits(evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is None or evaluation.bits_per_byte is None:
+        return {}
+    return {"val_bits_per_byte": evaluation.bits_per_byte}

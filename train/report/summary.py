@@ -3,8 +3,12 @@
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
 
 from train.run_folder import LOG_FILE
 
@@ -18,8 +22,8 @@ class Summary:
     Attributes:
         run: folder of the run.
         steps, tokens: of the whole run.
-        val_loss, val_bits_per_byte: of the last evaluation.
-        unigram_entropy: nats a token of the validation text for who knows the token frequencies alone.
+        val_loss, val_bits_per_byte: of the last evaluation; None where nothing is held out to predict.
+        unigram_entropy: nats a token of the validation text for who knows the token frequencies alone; None as well.
         parameters: of the backbone and the tables.
         active_parameters: that compute for one token; the input embedding is not counted, the rows read are.
         table_parameters: weights of all rows.
@@ -29,14 +33,15 @@ class Summary:
         tokens_per_s: median over the records since then; None if nothing was trained.
         samples: continued texts.
         init_from: what `checkpoint.init_from` named; None for a run that began anew.
+        vocab_size: tokens that the model has room for; None in summaries of older versions.
     """
 
     run: str
     steps: int
     tokens: int
-    val_loss: float
-    val_bits_per_byte: float
-    unigram_entropy: float
+    val_loss: float | None
+    val_bits_per_byte: float | None
+    unigram_entropy: float | None
     parameters: int
     active_parameters: int
     table_parameters: int
@@ -46,6 +51,31 @@ class Summary:
     tokens_per_s: float | None
     samples: list[str]
     init_from: str | None = None
+    vocab_size: int | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The summary in a run's folder; None if there is none.
+
+        Raises:
+            ValueError: it is damaged, or of another version; the message is one line.
+        """
+        try:
+            content = (folder / SUMMARY_FILE).read_bytes()
+            return TypeAdapter(cls).validate_json(content, strict=True)
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
+            raise ValueError("; ".join(wrong)) from None
+
+    def kept(self, folder: Path) -> Self:
+        """This summary of a run that had no step left, with what the one in its folder knows of the training."""
+        with suppress(ValueError):
+            earlier = self.read(folder)
+            if earlier and earlier.steps == self.steps:
+                return replace(self, rows_moved=earlier.rows_moved, tokens_per_s=earlier.tokens_per_s)
+        return self
 
     def save(self, folder: Path) -> None:
         """Keeps the figures in the run's folder, and the text in its log."""
@@ -58,8 +88,7 @@ class Summary:
         for sample in self.samples:
             lines += ["A continuation:", *(f"    {line}" for line in sample.splitlines()), ""]
         rows = [
-            ("validation loss", f"{self.val_loss:.4f} nats/token, {self.val_bits_per_byte:.4f} bits/byte"),
-            ("unigram entropy", f"{self.unigram_entropy:.4f} nats/token: {self._verdict()}"),
+            *self._loss(),
             ("parameters", self._parameters()),
             *self._memory(),
             ("trained on", f"{_count(self.tokens)} tokens in {self.steps:,} steps{self._speed()}"),
@@ -68,13 +97,15 @@ class Summary:
         lines += [f"{name:<16} {value}" for name, value in rows]
         return "\n".join([*lines, "", "What to try next:", *(f"    {line}" for line in self._next())])
 
-    def _verdict(self) -> str:
+    def _loss(self) -> list[tuple[str, str]]:
+        if self.val_loss is None or self.unigram_entropy is None:
+            return [("validation loss", "none: no document is held out (data.validation_fraction)")]
         gain = self.unigram_entropy - self.val_loss
-        return (
-            f"the model is {gain:.2f} nats better than word frequencies"
-            if gain > 0
-            else "not reached, train for longer"
-        )
+        bits = "" if self.val_bits_per_byte is None else f", {self.val_bits_per_byte:.4f} bits/byte"
+        return [
+            ("validation loss", f"{self.val_loss:.4f} nats/token{bits}"),
+            ("unigram entropy", f"{self.unigram_entropy:.4f} nats/token: {_verdict(gain)}"),
+        ]
 
     def _parameters(self) -> str:
         tables = f", {_count(self.table_parameters)} of them in tables" if self.table_parameters else ""
@@ -93,12 +124,20 @@ class Summary:
         config = shlex.quote(f"{self.run}/config.yaml")
         # Another model or tokenizer cannot begin with these weights.
         anew = " checkpoint.init_from=null" if self.init_from else ""
-        return [
-            "your own text   engram data prepare FOLDER --out data/mine --train-bpe 4096",
+        lines = [
+            f"your own text   engram data prepare FOLDER --out data/mine --train-bpe {self.vocab_size or 4096}",
             f"                engram train {config} run.name=mine data.path=data/mine{anew}",
             f"longer, anew    engram train {config} train.steps={2 * self.steps} run.name=longer",
-            f"no memory       engram train {config} model.engram=null run.name=no-memory{anew}",
         ]
+        if self.table_parameters:
+            lines.append(f"no memory       engram train {config} model.engram=null run.name=no-memory{anew}")
+        return lines
+
+
+def _verdict(gain: float) -> str:
+    if gain > 0:
+        return f"the model is {gain:.2f} nats better than word frequencies"
+    return "not reached, train for longer"
 
 
 def _count(number: int) -> str:

@@ -82,6 +82,6 @@ class WandbLog:
 def _run_id(folder: Path) -> str:
     """The id kept in the run's folder, made at its first start."""
     path = folder / ID_FILE
-    if not path.exists():
+    if not path.exists() or not path.read_bytes().strip():
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     return path.read_text().strip()

@@ -14,7 +14,15 @@ from torch import Tensor
 from model.decoding import decoding
 from model.transformer import LanguageModel
 from train.data.tokenizer import Tokenizer
+from train.errors import UserError
 from train.evaluation import Model, RowSource
+
+NOT_FINITE = -1
+"""Stands for a token where none can be drawn."""
+
+
+class NotFinite(UserError):
+    """A model whose logits are NaN or infinite, by which no token can be drawn."""
 
 
 class Decoder:
@@ -108,12 +116,17 @@ def continuation(
         top_k: draws from this many likeliest tokens only; None from all.
         generator: of the draws, on the CPU.
         agreed: what all ranks take for a token that this one has drawn.
+
+    Raises:
+        NotFinite: on all ranks: a token cannot be drawn.
     """
     new = list(prompt) or [tokenizer.eos_id]
     for _ in range(num_tokens):
         # A vocabulary may be padded beyond the tokenizer's.
         logits_V = decoder.append(new)[: tokenizer.vocab_size]
         token = agreed(draw(logits_V, temperature, top_k, generator))
+        if token == NOT_FINITE:
+            raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
         if token == tokenizer.eos_id:
             return
         yield token
@@ -121,11 +134,17 @@ def continuation(
 
 
 def draw(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """A token id drawn from softmax(logits / temperature), among the `top_k` likeliest; the likeliest at 0."""
+    """A token id drawn from softmax(logits / temperature), among the `top_k` likeliest; the likeliest at 0.
+
+    NOT_FINITE for logits that give no distribution.
+    """
+    if not logits_V.isfinite().all():
+        return NOT_FINITE
     if temperature == 0:
         return int(logits_V.argmax())
-    if top_k is not None and top_k < len(logits_V):
-        likeliest = logits_V.topk(top_k)
-        chosen = torch.multinomial(torch.softmax(likeliest.values / temperature, dim=0), 1, generator=generator)
-        return int(likeliest.indices[chosen])
-    return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=0), 1, generator=generator))
+    likeliest = logits_V.topk(min(top_k, len(logits_V))) if top_k is not None else None
+    share = torch.softmax((logits_V if likeliest is None else likeliest.values) / temperature, dim=0)
+    if not share.isfinite().all():  # so low a temperature that the quotient overflows
+        return int(logits_V.argmax())
+    chosen = torch.multinomial(share, 1, generator=generator)
+    return int(chosen if likeliest is None else likeliest.indices[chosen])

@@ -1,6 +1,7 @@
 """Continues texts with the model at hand: a look at what it has learned."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from offload.tables import EngramTables
 from train.data.tokenizer import Tokenizer
 from train.engine import Engine
 from train.evaluation import TrainedRows, evaluating
-from train.use.generation import Decoder, continuation
+from train.use.generation import Decoder, NotFinite, continuation
 
 
 def continue_texts(
@@ -56,5 +57,8 @@ def continue_texts(
                     generator=generator,
                     agreed=of_rank_0,
                 )
-                texts.append(tokenizer.decode([*ids, *new]))
+                with suppress(NotFinite):  # the loss, which is not finite either, tells it
+                    for token in new:
+                        ids.append(token)
+                texts.append(tokenizer.decode(ids))
     return texts

@@ -68,10 +68,16 @@ class SavedRun:
         """What the run's text was tokenized with: from the run's folder, or else from its data.
 
         Raises:
-            UserError: neither is there.
+            UserError: neither is there, or what is there is another one than the checkpoint's.
         """
         path = self.folder / TOKENIZER
-        return Tokenizer.load(path) if path.exists() else open_data(self.job.data).tokenizer()
+        found = Tokenizer.load(path) if path.exists() else open_data(self.job.data).tokenizer()
+        if self.image.manifest.tokenizer not in (None, found.sha256):
+            raise UserError(
+                f"{path if path.exists() else self.job.data.path}: another tokenizer than the one that "
+                f"{self.image.path} was trained with; put that one at {path}"
+            )
+        return found
 
     def addresses(self, source: TokenSource | None = None) -> AddressBook | None:
         """Where the model's rows are for the tokens of `source` (of the run's tokenizer); None without Engram.

@@ -39,9 +39,10 @@ def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | No
     sums = evaluate(
         model, run.tables(run.addresses(store)), text, lambda labels: store.bytes_of(labels.numpy()), device
     )
-    if not sums[1:].all():
+    found = Evaluation.of(sums)
+    if found is None:
         raise UserError(f"{store.prefix}: no token to predict in the {split} documents; use more text, or --split all")
-    return Evaluation.of(sums)
+    return found
 
 
 def _check_vocabulary(run: SavedRun, store: TokenStore) -> None:

@@ -1,4 +1,4 @@
-"""What `engram launch` writes for each engine: correct shell, valid manifests, one description behind all of them."""
+"""What `engram launch` writes for each launcher: correct shell, valid manifests, one description behind all of them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch.cluster.launchers import LAUNCHERS
+from launch.cluster.launchers import LAUNCHERS, _copy
 from launch.cluster.layout import Launch, Rendered
 from launch.commands.launch import _LAUNCHERS
 from tests.command_line import engram, losses, train, write_job
@@ -45,16 +45,18 @@ PLAIN = [
     "launch.kubernetes.image=x",
 ]
 
+NO_DISK = ["run.local_checkpoints=true"]
 
-def rendered(engine: str, folder: Path, *overrides: str) -> Rendered:
+
+def rendered(launcher: str, folder: Path, *overrides: str) -> Rendered:
     job = load(write_job(folder, folder / "corpus"), overrides, JobConfig)
-    return LAUNCHERS[engine](Launch.next(job))
+    return LAUNCHERS[launcher](Launch.next(job))
 
 
-@pytest.fixture(params=[(engine, name) for engine in _LAUNCHERS for name in ("full", "plain")], ids=" ".join)
+@pytest.fixture(params=[(launcher, name) for launcher in _LAUNCHERS for name in ("full", "plain")], ids=" ".join)
 def every_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
-    engine, name = request.param
-    return rendered(engine, tmp_path, *(FULL if name == "full" else PLAIN))
+    launcher, name = request.param
+    return rendered(launcher, tmp_path, *(FULL if name == "full" else PLAIN))
 
 
 def scripts(found: Rendered) -> dict[str, str]:
@@ -77,7 +79,7 @@ def test_every_script_passes_shellcheck(every_kind: Rendered, tmp_path: Path) ->
         assert found.returncode == 0, found.stdout
 
 
-def test_the_engines_are_those_of_the_command() -> None:
+def test_the_launchers_are_those_of_the_command() -> None:
     assert tuple(LAUNCHERS) == _LAUNCHERS
 
 
@@ -105,8 +107,8 @@ def test_the_manifests_are_valid_and_keep_a_run_that_saved(overrides: list[str],
         kubernetes_validate.validate(job | {"spec": spec | {"completions": "many"}}, version, strict=True)
 
 
-def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> None:
-    texts = {engine: rendered(engine, tmp_path, *FULL) for engine in _LAUNCHERS}
+def test_nodes_ranks_and_grace_are_the_same_on_every_launcher(tmp_path: Path) -> None:
+    texts = {launcher: rendered(launcher, tmp_path, *FULL) for launcher in _LAUNCHERS}
     batch = texts["slurm"].files["job.sbatch"]
     for option in (
         *("--nodes=3", "--ntasks-per-node=2", "--cpus-per-task=6", "--gpus-per-node=2", "--time=90", "--qos=long"),
@@ -120,8 +122,8 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_engine(tmp_path: Path) -> N
     assert "--nnodes=2:3 --nproc-per-node=2 " in node
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=40" in node
     assert texts["hostfile"].files["hostfile"] == "n1 slots=2\nn2 slots=2\nn3 slots=2\n"
-    for engine in ("local", "hosts", "hostfile", "slurm"):
-        rank = texts[engine].files["rank.sh"]
+    for launcher in ("local", "hosts", "hostfile", "slurm"):
+        rank = texts[launcher].files["rank.sh"]
         assert "GLOO_SOCKET_IFNAME=ib0" in rank
         assert "unset OMP_NUM_THREADS" in rank
         assert "module load cuda" in rank
@@ -149,6 +151,11 @@ MISSING = {
         ["run.nproc=1", "launch.hosts=[a]", "run.dir=my runs"],
         "my runs.*: DeepSpeed's launcher does not quote paths",
     ),
+    "no shared disk": (
+        "slurm",
+        [*PLAIN, *NO_DISK],
+        "run.local_checkpoints: Slurm's nodes read the launch from run.dir",
+    ),
     "a relative mount": (
         "kubernetes",
         ["launch.kubernetes.volumes={runs: claim}"],
@@ -165,10 +172,26 @@ MISSING = {
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_what_an_engine_lacks_is_told_with_the_key(what: str, tmp_path: Path) -> None:
-    engine, overrides, message = MISSING[what]
+def test_what_a_launcher_lacks_is_told_with_the_key(what: str, tmp_path: Path) -> None:
+    launcher, overrides, message = MISSING[what]
     with pytest.raises(UserError, match=message):
-        rendered(engine, tmp_path, *overrides)
+        rendered(launcher, tmp_path, *overrides)
+
+
+@pytest.mark.parametrize("launcher", ["hosts", "hostfile"])
+def test_hosts_that_share_no_disk_are_sent_the_launch(launcher: str, tmp_path: Path) -> None:
+    sent = rendered(launcher, tmp_path, *PLAIN, *NO_DISK, "launch.hosts=[n1, n2]", "launch.ssh=true").copies
+    assert [copy[-2] for copy in sent] == ["n1", "n2"]
+    assert rendered(launcher, tmp_path, *PLAIN, "launch.ssh=true").copies == []
+
+
+def test_who_starts_hosts_that_share_no_disk_is_told_to_copy_the_launch(tmp_path: Path) -> None:
+    assert rendered("hosts", tmp_path, *PLAIN, *NO_DISK).told.startswith("Copy ")
+
+
+def test_a_launch_that_cannot_be_sent_names_the_host(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"n1: cannot copy .* there \(exit code 3\)"):
+        _copy(tmp_path, ["sh", "-c", "cat > /dev/null; exit 3", "n1", "unpack"])
 
 
 def test_a_folder_of_any_name_is_one_word_of_the_batch_script(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The tiny job on two hosts, by `engram launch`: the losses of one host, and what is told of a mistake."""
 
+import shutil
 from pathlib import Path
 from statistics import median
 
@@ -40,6 +41,35 @@ def test_deepspeeds_launcher_on_two_hosts_has_the_bits_of_one(
     one, two = on_one_host(shared, corpus, *expert_parallel), shared / "runs" / "small"
     assert losses(two) == losses(one)
     assert table_rows(two) == table_rows(one)
+
+
+@pytest.mark.long
+def test_without_a_shared_disk_the_run_goes_on_with_the_hosts_changed_over(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    """Each host has a `/tmp` of its own, in which it keeps its half of each checkpoint."""
+    write_shared_job(shared, train={"steps": 8}, checkpoint={"every": 2}, schedule={"shape": "constant"})
+    local = ["run.dir=/tmp/runs", "run.local_checkpoints=true"]
+    for names, steps in (("n1, n2", 4), ("n2, n1", 8)):
+        process = launch(hosts[0], "hosts", *local, f"launch.hosts=[{names}]", f"train.steps={steps}")
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    one = on_one_host(shared, corpus)
+    first, second = (Path(f"/proc/{host.pid}/root/tmp/runs/small") for host in hosts)
+    # Rank 0 writes them, on the host that torchrun has given it.
+    assert losses(one)[-4:] in [losses(run)[-4:] for run in (first, second) if (run / METRICS_FILE).exists()]
+    whole = shared / "whole"
+    shutil.copytree(first, whole)
+    for part in (second / "checkpoints" / "step-00000008").glob("rank-*"):
+        shutil.copy(part, whole / "checkpoints" / "step-00000008")
+    assert table_rows(whole) == table_rows(one)
+    for host in hosts:
+        host.run("rm", "-r", "/tmp/runs/small/checkpoints/step-00000006")
+    hosts[0].run("rm", "-r", "/tmp/runs/small/checkpoints/step-00000008")
+    lost = launch(hosts[0], "hosts", *local, "train.steps=10")
+    output, _ = lost.communicate(timeout=240)
+    assert lost.returncode == 2, output
+    assert "are on no node of this job" in output
 
 
 @pytest.mark.long

@@ -23,7 +23,11 @@ def raising(error: BaseException) -> RankReport | int | None:
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "user"),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), 2, "user"),
         (PermissionError(errno.EACCES, "Permission denied"), 1, "crash"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "crash"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2, "user"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"/data/\xff"), 2, "user"),
+        (OSError(errno.EIO, "Input/output error", "/data/x"), 2, "user"),
+        (OSError(errno.ENODEV, "No such device"), 1, "crash"),
+        (OSError("a bug"), 1, "crash"),
         (ValueError("a bug"), 1, "crash"),
         (ConnectionResetError("by peer"), 1, "peer"),
         (RuntimeError("[pair.cc] Connection closed by peer [127.0.0.1]"), 1, "peer"),
@@ -82,6 +86,18 @@ def test_a_full_disk_is_told_with_the_place() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     assert user_message(error) == "/data/x: no space left on device; make room, then run it again"
     assert user_message(PermissionError(errno.EACCES, "Permission denied")) is None
+
+
+def test_what_to_do_about_a_path_follows_from_what_is_wrong_with_it() -> None:
+    assert user_message(NotADirectoryError(errno.ENOTDIR, "Not a directory", "/data/x/y")) == (
+        "/data/x/y: not a directory; move it away, or choose another path"
+    )
+    assert user_message(OSError(errno.EMFILE, "Too many open files", "/x")) == (
+        "/x: too many open files; raise the limit of open files (ulimit -n), then run it again"
+    )
+    assert (
+        user_message(OSError(errno.EFBIG, "File too large", "/x")) == "/x: file too large; check it, then run it again"
+    )
 
 
 @pytest.mark.parametrize(("wanted", "gpus", "count"), [(None, 0, 2), (None, 8, 8), (1, 8, 1), (4, 0, 4)])

@@ -163,15 +163,19 @@ def test_a_batch_is_made_in_milliseconds(tmp_path):
 def test_too_little_text_is_told_with_the_numbers(store):
     with pytest.raises(UserError, match=r"\d+ tokens in \d+ document.*sequences of 512; one step takes 8"):
         loader(store, sequence_length=512)
-    with pytest.raises(UserError, match="validation_fraction above 0"):
-        loader(store, "validation", validation_fraction=0)
 
 
-def test_one_document_trains_but_cannot_be_split(tmp_path):
+def test_there_may_be_nothing_to_validate_on(store):
+    validation = loader(store, "validation", validation_fraction=0)
+    assert (validation.num_documents, validation.steps_per_epoch) == (0, 0)
+    assert loader(store, validation_fraction=0).num_documents == loader(store).num_documents + loader(
+        store, "validation").num_documents  # fmt: skip
+
+
+def test_one_document_trains_without_validation(tmp_path):
     store = TokenStore.open(write_pair(tmp_path / "a", [[*range(2, 202), 0]]), tokenizer=TOKENIZER)
     assert loader(store).num_documents == 1
-    with pytest.raises(UserError, match="at least two documents"):
-        loader(store, "validation")
+    assert loader(store, "validation").num_documents == 0
 
 
 def test_sizes_that_do_not_divide_are_refused(store):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.signals import skip_if_ignored
 from tests.train.data.text import SENTENCES, small_tokenizer
 from train.data import encode
 from train.data import prepare as module
+from train.data.manifest import Manifest
 from train.data.prepare import prepare
 from train.data.store import TokenStore
 from train.errors import UserError
@@ -54,6 +56,34 @@ def test_manifest_tells_what_is_there(source, tmp_path):
     assert manifest.text_bytes == manifest.token_bytes == sum(len(text.encode()) for text in SENTENCES)
     assert manifest.tokenizer_sha256 == TOKENIZER.sha256
     assert manifest.sources == [str(source)]
+
+
+def test_what_is_passed_over_is_told_and_in_the_manifest(source, tmp_path, capfd):
+    (tmp_path / "notes.json").write_text("{}")
+    (tmp_path / os.fsdecode(b"\xff.csv")).write_text("")
+    manifest = prepare([tmp_path], tmp_path / "out", tokenizer=TOKENIZER)
+    assert manifest.passed_over == {".csv": 1, ".json": 1}
+    assert Manifest.read(tmp_path / "out") == manifest
+    assert "(passed over: 1 .csv, 1 .json)" in capfd.readouterr().err
+
+
+def test_a_bpe_that_is_smaller_than_asked_for_is_told(source, tmp_path, capfd):
+    manifest = prepare([source], tmp_path / "out", train_bpe=100_000)
+    assert manifest.tokenizer == f"bpe-{manifest.vocab_size}"
+    assert f"the text gives a vocabulary of {manifest.vocab_size} entries only" in capfd.readouterr().err
+
+
+def test_signals_are_heard_while_this_process_tokenizes(source, tmp_path, monkeypatch):
+    # Python handles them on the main thread, and not while that is in the library.
+    on_main, work = [], encode.encode_chunk
+
+    def seen(*arguments):
+        on_main.append(threading.current_thread() is threading.main_thread())
+        return work(*arguments)
+
+    monkeypatch.setattr(encode, "encode_chunk", seen)
+    prepare([source], tmp_path / "out", tokenizer=TOKENIZER, workers=1, progress=False)
+    assert on_main == [False]
 
 
 def test_fingerprint_follows_text_and_boundaries_not_packaging(source, tmp_path):
@@ -176,6 +206,7 @@ def test_closing_the_stream_ends_the_processes_before_their_work_is_done():
 
 CHILD = """
 import sys
+from train.data.manifest import Manifest
 from train.data.prepare import prepare
 
 if __name__ == "__main__":

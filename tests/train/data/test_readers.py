@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -8,6 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.data import readers
 from train.data.readers import Bad, reader_of
 
 
@@ -71,6 +73,48 @@ def test_damaged_compression_ends_the_file_and_is_told(tmp_path, suffix, pack):
     assert isinstance(read(path)[-1], Bad)
     path.write_bytes(b"not compressed at all")
     assert bad_places(read(path)) == [f"a.jsonl.{suffix}:1"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, two_frames])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "A.JSONL"])
+def test_compression_that_is_cut_short_is_told_wherever_it_ends(tmp_path, pack, name):
+    packed = pack(CONTENT)
+    path = tmp_path / f"{name}.{'gz' if pack is gzip.compress else 'zst'}"
+    path.write_bytes(packed)
+    assert "größer 🙂" in read(path)
+    # Two frames cut between them are a whole file of one.
+    for end in {0, 3, len(packed) // 2, len(packed) - 5, len(packed) - 1}:
+        path.write_bytes(packed[:end])
+        assert isinstance(read(path)[-1], Bad), end
+
+
+def test_a_frame_that_becomes_far_more_is_read_whole(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.compress(json.dumps({"text": "a" * 3_000_000}).encode()))
+    assert [len(text) for text in read(path)] == [3_000_000]
+
+
+def test_a_line_that_is_too_long_is_a_bad_place_and_the_next_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 60)
+    monkeypatch.setattr(readers, "_LINE_PIECE", 25)
+    path = tmp_path / "a.jsonl"
+    texts = ["x" * length for length in (3, 40, 47, 48, 300)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "last"]))
+    records = read(path)
+    assert [record for record in records if isinstance(record, str)] == ["xxx", "x" * 40, "x" * 47, "last"]
+    assert bad_places(records) == ["a.jsonl:4", "a.jsonl:5"]
+
+
+def test_a_parquet_cell_that_cannot_be_read_is_a_bad_place(tmp_path):
+    path = tmp_path / "a.parquet"
+    ends = pyarrow.py_buffer(np.array([0, 2, 4, 6], dtype=np.int32))
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, ends, pyarrow.py_buffer(b"ok\xff\xfeto")])
+    dates = pyarrow.array([0, 0, 2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "when": dates}), path)
+    records = read(path)
+    assert (records[0], records[2], bad_places(records)) == ("ok", "to", ["a.parquet:2"])
+    assert "not UTF-8" in records[1].why
+    assert bad_places(read(path, "when")) == ["a.parquet:1", "a.parquet:2", "a.parquet:3"]
 
 
 def test_parquet(tmp_path):

@@ -3,11 +3,13 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
 
 from tests.train.data.text import SENTENCES, deepseek, small_tokenizer
-from train.data.tokenizer import END_OF_DOCUMENT, PADDING, Tokenizer
+from train.data.tokenizer import END_OF_DOCUMENT, LONGEST_WORD, PADDING, Tokenizer
 from train.errors import UserError
 
 TOKENIZER = small_tokenizer()
@@ -28,6 +30,31 @@ def test_special_tokens_in_a_text_are_ordinary_text():
     assert not {TOKENIZER.eos_id, TOKENIZER.pad_id} & set(ids)
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER.token_bytes()[[TOKENIZER.eos_id, TOKENIZER.pad_id]].tolist() == [0, 0]
+
+
+def test_a_model_that_has_the_end_of_document_among_its_pieces_spells_it():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -3.0) for piece in ("▁", "a", "<", "/", "s", ">"))]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert 1 in backend.encode("a </s> a").ids
+    tokenizer = Tokenizer(backend.to_str(), name="x")
+    assert tokenizer.eos_id == 1
+    spelled = [2, 3, 2, 4, 5, 6, 7, 2, 3]
+    assert tokenizer.encode("a </s> a") == tokenizer.encode_batch(["a </s> a"])[0] == spelled
+
+
+def test_training_cuts_long_words_and_no_others():
+    # Pairs double with each merge: without a cut there would be tokens of 1024 characters and more.
+    text = "ab" * 4000
+    assert max(map(len, Tokenizer.train_bpe([text], 400).backend.get_vocab())) == LONGEST_WORD
+    plain = tokenizers.Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[END_OF_DOCUMENT, PADDING], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    plain.train_from_iterator(SENTENCES, trainer)
+    assert plain.get_vocab() == TOKENIZER.backend.get_vocab()
 
 
 def test_training_is_deterministic_and_depends_on_the_text():

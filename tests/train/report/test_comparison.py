@@ -83,12 +83,18 @@ def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: P
     dump(load(going_on / "config.yaml", ["train.steps=9"], JobConfig), going_on / "config.yaml")
     older = finish(tmp_path, "older", 3.0)
     (older / "summary.json").write_text('{"steps": 5}')
+    mistyped, none = finish(tmp_path, "mistyped", 3.0), finish(tmp_path, "none", 3.0)
+    for run, value in ((mistyped, '"many"'), (none, "null")):
+        summary = run / "summary.json"
+        summary.write_text(summary.read_text().replace('"val_loss": 3.0', f'"val_loss": {value}'))
     for added, message in (
+        (mistyped, "summary.json: damaged (val_loss: input should be a valid number)"),
+        (none, "no loss to compare, as it has no validation text"),
         (tmp_path / "nowhere", "not a run"),
         (unfinished, "not finished (summary.json is missing)"),
         (damaged, "summary.json: damaged"),
         (going_on, "not finished (summary.json is of 5 steps, config.yaml of 9)"),
-        (older, "summary.json: active_parameters, parameters, "),
+        (older, "summary.json: damaged (run: field required; "),
         (again, "again and memory-0: the same job with the same seed"),
     ):
         result = compare(*runs, added)

@@ -55,6 +55,8 @@ def test_resuming_drops_later_steps_and_what_a_crash_tore(tmp_path: Path) -> Non
     before = (tmp_path / METRICS_FILE).read_text().splitlines()
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 3, "lo')
+    with (tmp_path / METRICS_FILE).open("ab") as file:
+        file.write(b'\n\xff{"step": 2}\n\xfe\xff\n[2]\n{"step": "2"}\n{"step": true}\n')
     with MetricsLog(tmp_path, resumed_step=3) as log:
         log.log(metrics(4))
     after = (tmp_path / METRICS_FILE).read_text().splitlines()

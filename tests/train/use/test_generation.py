@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.errors import UserError
 from train.use.generation import Decoder, continuation, draw
 from train.use.saved_run import SavedRun
 
@@ -71,6 +72,23 @@ def test_a_seed_decides_the_text(saved: SavedRun) -> None:
         return continued(saved, [], num_tokens=12, temperature=1.0, top_k=50, seed=seed)
 
     assert text(1) == text(1) != text(2)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_told_and_not_drawn_from(saved: SavedRun, wrong: float) -> None:
+    model = saved.model()
+    model.model.norm.weight.fill_(wrong)
+    with Decoder(model, saved.tables(), 32) as decoder:
+        drawn = continuation(
+            decoder, saved.tokenizer, [5], num_tokens=2, temperature=1.0, top_k=None, generator=torch.Generator()
+        )
+        with pytest.raises(UserError, match="logits are not finite"):
+            list(drawn)
+
+
+def test_no_temperature_is_too_low_to_draw_at() -> None:
+    logits_V = torch.tensor([1.0, 3.0, 2.0])
+    assert [draw(logits_V, 1e-45, top_k, torch.Generator()) for top_k in (None, 2)] == [1, 1]
 
 
 def test_draws_are_of_the_likeliest_at_the_temperature() -> None:

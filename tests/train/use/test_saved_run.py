@@ -100,6 +100,15 @@ def test_a_run_without_its_data_has_its_tokenizer(trained: Path, tmp_path: Path)
     assert SavedRun.open(run).tables() is not None
 
 
+def test_a_tokenizer_that_was_changed_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(trained, run)
+    path = run / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|pad|>", "<|filler|>"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: another tokenizer than the one that .* was trained with"):
+        _ = SavedRun.open(run).tokenizer
+
+
 def test_another_tokenizers_text_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("something else altogether, " * 50)
     engram("data", "prepare", tmp_path / "text.txt", "--out", tmp_path / "store", "--train-bpe", "280")

@@ -1,25 +1,25 @@
-"""`engram plan`: the published models come to their published figures, and a job's figures to what it would build."""
+"""What `engram plan` counts: published models come to their published figures, and a job to what it would build."""
 
 import json
 import sys
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from rich.console import Console
 
-from launch.cli import main
 from launch.plan.figures import Figures, plan
-from launch.plan.report import _LABELS
+from launch.plan.report import _LABELS, show
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from train.config.file import load
 from train.config.job import JobConfig
 from train.tables import table_bytes
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 PAPER = CONFIGS / "paper"
 TINY = str(CONFIGS / "tiny.yaml")
 COMPRESSED_SIZE = 99_092
@@ -31,14 +31,14 @@ def figures(name: str, *overrides: str, ranks: int = 8) -> Figures:
     return plan(load(PAPER / f"{name}.yaml", overrides, JobConfig), ranks)
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments], prog_name="engram")
+def answer(path: str, *overrides: str, ranks: int = 8) -> dict[str, Any]:
+    return json.loads(json.dumps(plan(load(path, overrides, JobConfig), ranks).to_json()))
 
 
-def answer(*arguments: str) -> dict[str, Any]:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+def shown(found: Figures) -> str:
+    text = StringIO()
+    show(found, Console(file=text, width=80))
+    return text.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_bytes_by_hand() -> None:
     """Two tables of one head each, of 11 and 13 rows, on 2 ranks: 5 + 6 rows and 6 + 7."""
     sizes = ["rows_per_head=10", "heads=1", "orders=[2]", "layers=[1,2]", "row_dim=6"]
     overrides = [f"model.engram.{size}" for size in sizes]
-    found = answer(TINY, *overrides, "offload.window_rows=7", "--ranks", "2")
+    found = answer(TINY, *overrides, "offload.window_rows=7", ranks=2)
     assert [table["heads"] for table in found["tables"]] == [{"2": [11]}, {"2": [13]}]
     kinds = "row_dtype", "state_dtype"
     bytes_of = {(memory["optimizers"][0], *(memory[kind] for kind in kinds)): memory for memory in found["host_memory"]}
@@ -153,28 +153,11 @@ def test_bytes_by_hand() -> None:
     adam = bytes_of["adam", "fp32", "fp32"]
     assert (adam["chosen"], adam["bytes"], adam["bytes_per_rank"]) == (True, 24 * 96, 13 * 96)
     assert found["window"] == {"mode": "window", "rows_per_rank": 7, "bytes_per_rank": 7 * 96}
-    assert found["beside_records_per_rank"]["update_counts"] == 13
-    halved = answer(TINY, *overrides, "offload.window_rows=7", "offload.optimizer.state_dtype=bf16", "--ranks", "2")
+    halved = answer(TINY, *overrides, "offload.window_rows=7", "offload.optimizer.state_dtype=bf16", ranks=2)
     assert [memory["record_bytes"] for memory in halved["host_memory"] if memory["chosen"]] == [4 * (6 + 6 + 1)]
     assert halved["window"]["bytes_per_rank"] == 7 * 64
-    resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", "--ranks", "2")
+    resident = answer(TINY, *overrides, "offload.window_rows=7", "offload.mode=resident", ranks=2)
     assert resident["window"] == {"mode": "resident", "rows_per_rank": 13, "bytes_per_rank": 13 * 96}
-    assert resident["beside_records_per_rank"]["update_counts"] == 0
-
-
-def test_what_saves_beside_training_take_is_counted() -> None:
-    """Adam keeps two numbers of a parameter, Muon one of a matrix's."""
-    adam, muon = (answer(TINY, f"optimizer.name={name}", "--ranks", "1") for name in ("adamw", "muon"))
-    parts = adam["parameters"]["parts"]
-    backbone = sum(part["total"] for name, part in parts.items() if name != "engram_tables")
-    assert adam["beside_records_per_rank"]["backbone_copy"] == 12 * backbone
-    assert 8 * backbone < muon["beside_records_per_rank"]["backbone_copy"] < 12 * backbone
-    assert adam["beside_records_per_rank"]["undo"] == 1 << 30
-    assert "rows as they were (checkpoint.undo_bytes), at most: 1.00 GiB" in run(TINY).stdout
-    for setting in ("checkpoint.asynchronous=false", "checkpoint.every=null"):
-        waiting = answer(TINY, setting)["beside_records_per_rank"]
-        assert (waiting["backbone_copy"], waiting["undo"]) == (0, 0)
-        assert waiting["update_counts"] > 0
 
 
 def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +177,15 @@ def test_json_adds_up_and_follows_overrides(monkeypatch: pytest.MonkeyPatch) -> 
     assert fewer["flops_per_token"]["attention"] < 0.51 * flops["attention"]
 
 
-def test_a_table_for_people() -> None:
-    shown = run(str(PAPER / "engram-27b.yaml"), "--ranks", "64").stdout
-    for text in ("26.72B", "74.3%", "36,199,972", "2,262,409, ", "a rank of 64", "1.08 GiB", "T = 4,096"):
-        assert text in shown
-    plain = run(TINY, "model.engram=null").stdout
+def test_tables_for_people_fit_80_columns() -> None:
+    text = shown(figures("engram-27b", ranks=64))
+    for part in ("26.72B", "74.3%", "36,199,972", "2,262,409, ", "a rank of 64", "1.08 GiB", "T = 4,096"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 80
+    plain = shown(plan(load(TINY, ["model.engram=null"], JobConfig), 8))
     assert "rho" in plain
     assert "Engram tables" not in plain
-    assert "rho" not in run(TINY, "model.engram=null", "model.moe=null").stdout
+    assert "rho" not in shown(plan(load(TINY, ["model.engram=null", "model.moe=null"], JobConfig), 8))
 
 
 def test_every_part_has_a_label() -> None:
@@ -211,19 +195,3 @@ def test_every_part_has_a_label() -> None:
 def test_huge_tables_take_no_longer() -> None:
     found = answer(TINY, "model.engram.rows_per_head=3000000000")
     assert found["tables"][0]["rows"] > 8 * 3e9
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((TINY, "model.moe.num_expert=3"), "command line: model.moe.num_expert: unknown key; did you mean"),
-        ((TINY, "model.engram.layers=[9]"), "engram.layers names layer 9, but the layers are 0 to 2"),
-        (("no-such.yaml",), "no-such.yaml: no such file"),
-        ((TINY, "--ranks", "0"), "Invalid value for '--ranks'"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert len(result.stderr.splitlines()) == 1
-    assert message in result.stderr

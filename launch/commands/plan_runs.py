@@ -1,0 +1,116 @@
+"""What `engram plan` does once its arguments were checked; heavy imports are within."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from launch.plan.cluster import Cluster
+    from launch.plan.hardware import Hardware, Network
+    from train.config.job import JobConfig
+
+_WIDTH = 80
+_CALIBRATED = "# Measured by `engram plan --calibrate`; launch/plan/hardware.yaml says what each key means.\n"
+
+
+def assess(
+    job: "JobConfig", cluster: "Cluster", tokens: int | None, price: float | None, zipf: float | None, *, as_json: bool
+) -> None:
+    """Tells what a job takes of machines."""
+    from launch.plan import assessment
+    from launch.plan.answer import to_json
+    from launch.plan.report import show
+    from launch.plan.report_machines import show_machines
+
+    progress = Progress()
+    found = assessment.assess(
+        job, cluster, tokens=tokens, price=price, zipf=zipf,
+        told=lambda step, of: progress(f"replaying step {step + 1} of {of}"),
+    )  # fmt: skip
+    progress.end()
+    if as_json:
+        click.echo(json.dumps(to_json(found), indent=2))
+        return
+    console = _console()
+    show(found.figures, console)
+    show_machines(found, console)
+
+
+def simulate(
+    job: "JobConfig",
+    worlds: tuple[int, ...],
+    growing: int,
+    gpus_per_node: int,
+    hardware: "Hardware",
+    network: "Network",
+    zipf: float | None,
+    plot: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Replays a job's rows at many world sizes."""
+    from launch.plan.scale import Machines, scaled
+    from launch.plan.scale_report import draw, show_scale
+
+    progress = Progress()
+    progress("planning a rank's step")
+    work = scaled(job, Machines(hardware, network, gpus_per_node), zipf, growing)
+    points = list(work.points(worlds, progress))
+    progress.end()
+    if plot:
+        draw(points, f"{job.run.name}; {points[0].stream}", Path(plot))
+    if as_json:
+        click.echo(json.dumps([point.to_json() for point in points], indent=2))
+    else:
+        show_scale(points, _console())
+
+
+def calibrate(file: Path) -> None:
+    """Measures this machine and writes its numbers.
+
+    Raises:
+        UserError: the file's folder does not exist.
+    """
+    from train.errors import UserError
+
+    if not file.parent.is_dir():
+        raise UserError(f"--calibrate {file}: there is no folder {file.parent}")
+
+    from launch.plan.calibrate import calibrated
+    from launch.plan.hardware import Catalogue
+    from train.config import yaml_text
+    from train.files import new_file
+
+    progress = Progress()
+    with tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
+        numbers = calibrated(lambda what: progress(f"measuring {what}"), f"{folder}/ranks")
+    progress.end()
+    Catalogue.model_validate(numbers)
+    with new_file(file) as partial:
+        partial.write_text(_CALIBRATED + yaml_text.render(numbers), encoding="utf-8")
+    click.echo(f"wrote {file}: engram plan CONFIG --hardware {file} --gpu here --network loopback")
+
+
+class Progress:
+    """What is being done, on a line of a terminal; nothing elsewhere."""
+
+    def __call__(self, text: str) -> None:
+        """Puts a line in the place of the one before."""
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{text} ...", nl=False, err=True)
+
+    def end(self) -> None:
+        """Takes the line away."""
+        if sys.stderr.isatty():
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)

@@ -1,0 +1,162 @@
+"""Bytes of a rank's device and of a node's host memory, part by part, and whether they fit.
+
+Arithmetic with sizes of real layouts; what a step's rows come to is given by the replay (`launch.plan.replay`).
+"""
+
+from dataclasses import dataclass
+
+from launch.plan.activations import activations
+from launch.plan.backbone import BackboneBytes, Matrices, backbone_bytes, count_matrices
+from launch.plan.cluster import Cluster
+from launch.plan.tables import GPU, Table, count_tables, largest_shard
+from offload.rows.records import RecordLayout
+from train.config.job import JobConfig
+
+DEVICE_USABLE, HOST_USABLE = 0.95, 0.95
+"""[assumed] Of memory: fragments and what others hold take the rest."""
+CONTEXT_BYTES = 2.5 * 2**30
+"""[assumed] Of a device: CUDA's context, kernels, buffers of NCCL and cuBLAS."""
+PROCESS_BYTES = 4 * 2**30
+"""[assumed] Of the host, a rank: Python, CUDA, libraries, before any of the job."""
+_STAGED_CHUNKS, _STAGED_BYTES = 8, 4 << 20  # offload/transfers/staged.py
+_PLACES, _SLOT_BYTES = 4, 35  # of the directory: offload/window/directory.py, and writebacks.py
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What a step's rows come to; of all modules, the busiest rank's.
+
+    Attributes:
+        lookups: of one rank.
+        unique: rows that it asks for.
+        asked: rows that ranks ask of it.
+        owned: rows of its shard that the step uses.
+        index_bytes: of a plan, a lookup.
+    """
+
+    lookups: float
+    unique: float
+    asked: float
+    owned: float
+    index_bytes: float = 16.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Parts in bytes, and the memory that there is."""
+
+    parts: dict[str, float]
+    capacity: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(self.parts.values())
+
+    @property
+    def free(self) -> float:
+        """What is left; negative if they do not fit."""
+        return self.capacity - self.total
+
+
+def matrices(job: JobConfig) -> Matrices:
+    """The counts of the job's backbone, made once for each model and optimizer."""
+    key = job.model.model_dump_json(), job.optimizer.model_dump_json()
+    if key not in _memo:
+        _memo[key] = count_matrices(job)
+    return _memo[key]
+
+
+_memo: dict[tuple[str, str], Matrices] = {}
+
+
+def device_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Budget:
+    """Of one rank's device."""
+    backbone = backbone_bytes(job, matrices(job), cluster)
+    width = 2 if job.train.dtype == "bf16" else _FLOAT
+    kept = activations(job.model, job.train.micro_batch_size * job.data.sequence_length, width)
+    parts = {
+        "weights": backbone.weights,
+        "gradients": backbone.gradients,
+        "optimizer": 0.0 if backbone.optimizer_on_host else backbone.optimizer,
+        "activations": kept.peak(job.train.recompute),
+        "buffers": backbone.buffers,
+        "cuda": CONTEXT_BYTES,
+    }
+    if job.model.engram is not None and rows is not None:
+        parts |= _rows_on_device(job, cluster, rows)
+    return Budget(parts, DEVICE_USABLE * cluster.hardware.device.memory_bytes)
+
+
+def host_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Budget:
+    """Of one node's host memory, every row touched."""
+    backbone = backbone_bytes(job, matrices(job), cluster)
+    parts = {"processes": PROCESS_BYTES, **_saved(job, backbone)}
+    if backbone.optimizer_on_host:
+        parts["optimizer"] = backbone.optimizer
+    if job.model.engram is not None and rows is not None:
+        parts |= _rows_on_host(job, cluster, rows)
+    capacity = HOST_USABLE * cluster.hardware.node.memory_bytes
+    return Budget({name: cluster.gpus_per_node * size for name, size in parts.items()}, capacity)
+
+
+def window_slots(job: JobConfig, tables: list[Table], ranks: int) -> int:
+    """Records that a rank's device holds."""
+    shard = largest_shard(tables, ranks)
+    return min(job.offload.window_rows, shard) if job.offload.mode == "window" else shard
+
+
+def record_bytes(job: JobConfig) -> tuple[int, int]:
+    """Of weights and of a whole record, as it lies in memory for a GPU."""
+    assert job.model.engram is not None
+    layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
+    return 4 * layout.weight_words, layout.stride_bytes(GPU)
+
+
+def packed_bytes(job: JobConfig) -> int:
+    """Of a record as it lies for a CPU, which is what an emulated link carries."""
+    assert job.model.engram is not None
+    return RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype).bytes
+
+
+def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str, float]:
+    assert job.model.engram is not None
+    columns = _FLOAT * job.model.engram.row_dim
+    tables = count_tables(job.model.engram)
+    _, stride = record_bytes(job)
+    replayed = 2 * columns if job.offload.optimizer.type == "adam" else 0
+    exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
+    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0
+    return {
+        "window": window_slots(job, tables, cluster.ranks) * stride,
+        # Values and gradients where they are used and where they are owned, what travels, and Adam's state of the read.
+        "step_rows": 2 * columns * (rows.unique + rows.owned) + exchange + replayed * rows.owned,
+        "plans": 2 * rows.index_bytes * rows.lookups + 8 * rows.owned,
+        "staging": staged,
+    }
+
+
+def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str, float]:
+    assert job.model.engram is not None
+    tables = count_tables(job.model.engram)
+    shard, slots = largest_shard(tables, cluster.ranks), window_slots(job, tables, cluster.ranks)
+    plans = (job.offload.depth + 2) * (rows.index_bytes * rows.lookups + 8 * rows.owned)
+    if job.offload.mode == "resident":
+        return {"plans": plans}
+    weights, stride = record_bytes(job)
+    in_memory = job.offload.host_file is None
+    return {
+        "table_weights": shard * weights if in_memory else 0.0,
+        "table_states": shard * (stride - weights) if in_memory else 0.0,
+        "update_counts": shard,
+        "directory": _PLACES * shard + _SLOT_BYTES * slots,
+        "plans": plans,
+        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0,
+    }
+
+
+def _saved(job: JobConfig, backbone: BackboneBytes) -> dict[str, float]:
+    if job.checkpoint.every is None or not job.checkpoint.asynchronous:
+        return {}
+    return {"saved_backbone": backbone.saved, "undo_log": job.checkpoint.undo_bytes if job.model.engram else 0.0}

@@ -1,0 +1,46 @@
+"""`engram plan --calibrate`: numbers of this machine, of which another plan is made."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from launch.cli import main
+from launch.plan.hardware import read_catalogue
+
+TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments], prog_name="engram")
+
+
+@pytest.mark.long
+def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    assert run("--calibrate", str(file)).exit_code == 0
+    catalogue = read_catalogue(file)
+    here = catalogue.gpu("here")
+    assert 1e8 < here.device.flops_per_second < 1e13
+    assert 1e8 < here.link.fetch_bytes_per_second < here.device.memory_bytes_per_second < 1e12
+    assert 1e-7 < here.host.launch_seconds < 1e-2
+    assert 0 < here.host.decide_seconds < 1e-4
+    assert 0 < here.rows.read_seconds < 1e-4
+    assert 1e6 < catalogue.network("loopback").bytes_per_second < 1e12
+    assert catalogue.gpu("h100").device.overlaps_launches
+    told = run(TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
+    assert told.exit_code == 0, told.output
+    assert "A GPU's memory, of 1 x 2 here" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--calibrate", "no/where/here.yaml"), "--calibrate no/where/here.yaml: there is no folder no/where"),
+        ((), "Missing argument 'CONFIG'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert message in result.stderr

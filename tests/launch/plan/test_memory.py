@@ -1,0 +1,156 @@
+"""Predicted bytes and counts against those of real engines, real forwards and real launches."""
+
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.gather import row_index
+from launch.plan.activations import activations, block_bytes
+from launch.plan.backbone import backbone_bytes, count_matrices
+from launch.plan.cluster import Cluster
+from launch.plan.hardware import read_catalogue
+from launch.plan.launches import launch_count
+from model.engram import MemoryRows
+from model.transformer import LanguageModel
+from tests.distributed import run_ranks
+from tests.model.launches import launches
+from train.config.file import load
+from train.config.job import JobConfig
+
+TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
+DENSE = ("model.engram=null", "model.moe=null", "model.num_layers=2", "data.sequence_length=32")
+CASES = [(1, "bf16", "muon"), (3, "bf16", "adamw")] + [
+    pytest.param(case, marks=pytest.mark.long)
+    for case in [(0, "bf16", "adamw"), (0, "fp32", "adamw"), (2, "bf16", "adamw"), (2, "fp32", "muon")]
+]
+BRANCHES = "model.hyper_connections.expansion=4"
+
+
+def case_job(stage: int, dtype: str, optimizer: str) -> JobConfig:
+    settings = (f"deepspeed.zero_optimization.stage={stage}", f"train.dtype={dtype}", f"optimizer.name={optimizer}")
+    small = ("deepspeed.zero_optimization.reduce_bucket_size=1000", "model.vocab_size=512")
+    return load(TINY, [*DENSE, *small, *settings], JobConfig)
+
+
+def storages() -> dict[int, torch.UntypedStorage]:
+    """All memory that tensors hold, by address; which nobody else has as long as this is kept."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
+    return {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors if not each.is_meta}
+
+
+def held_by_an_engine(case: tuple[int, str, str]) -> int:
+    """What its tensors hold before its second step."""
+    from train.engine import Engine
+
+    job, before = case_job(*case), storages()
+    engine = Engine(
+        LanguageModel(job.model),
+        optimizer=job.optimizer,
+        deepspeed_config=job.deepspeed,
+        dtype=job.train.dtype,
+        accumulation_steps=1,
+    )
+    tokens_BT, positions_BT = torch.randint(512, (1, 32)), torch.arange(32)[None]
+    held = 0
+    for _ in range(2):
+        engine.backward(engine(tokens_BT, positions_BT, (), tokens_BT) / 32)
+        held = sum(memory.nbytes() for place, memory in storages().items() if place not in before)
+        engine.gradient_norm_squared()
+        engine.step(lr_factor=1.0, gradient_scale=1.0)
+    return held
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_backbone_s_bytes_are_those_of_a_real_engine(case: tuple[int, str, str]) -> None:
+    job = case_job(*case)
+    found = backbone_bytes(job, count_matrices(job), Cluster(1, 2, read_catalogue().gpu("h100"), None))
+    predicted = found.weights + found.gradients + found.optimizer
+    assert run_ranks(held_by_an_engine, 2, case)[0] == pytest.approx(predicted, rel=0.02)
+
+
+def saved_by_blocks(job: JobConfig, sequences: int, length: int) -> Counter[object]:
+    """Bytes a token that a real forward on a CPU keeps for the backward, by block."""
+    config, dtype = job.model, {"bf16": torch.bfloat16, "fp32": torch.float32}[job.train.dtype]
+    torch.manual_seed(0)
+    network = LanguageModel(config).to(dtype)
+    seen = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: list[torch.Tensor] = []
+    found: Counter[object] = Counter()
+    block: list[object] = ["ends"]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept.append(tensor)  # or its memory would be another's
+            found[block[0]] += storage.nbytes() / (sequences * length)
+        return tensor
+
+    for number, layer in enumerate(network.model.layers):
+        layer.register_forward_pre_hook(lambda *_, number=number: block.__setitem__(0, number))
+        layer.register_forward_hook(lambda *_: block.__setitem__(0, "ends"))
+    tokens_BT = torch.randint(config.vocab_size, (sequences, length))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(tokens_BT, torch.arange(length).expand(sequences, length), memory_of(job, tokens_BT), tokens_BT)
+    return found
+
+
+def memory_of(job: JobConfig, tokens_BT: torch.Tensor) -> list[MemoryRows]:
+    engram = job.model.engram
+    if engram is None:
+        return []
+    index = row_index(torch.randint(40, (tokens_BT.numel() * engram.lookups_per_token,)), 40)
+    return [MemoryRows(torch.randn(40, engram.row_dim, requires_grad=True), index) for _ in engram.layers]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.dtype=bf16",),
+        ("train.dtype=fp32", BRANCHES),
+        ("train.dtype=bf16", "model.attention.q_lora_rank=48", BRANCHES, "model.engram.convolution=false"),
+    ],
+    ids=["plain", "branches", "latent queries"],
+)
+def test_activations_are_within_a_tenth_of_what_a_forward_keeps(overrides: tuple[str, ...]) -> None:
+    job = load(TINY, overrides, JobConfig)
+    width = 2 if job.train.dtype == "bf16" else 4
+    kept = saved_by_blocks(job, 2, 128)
+    for layer in range(job.model.num_layers):
+        assert block_bytes(job.model, layer, width, on_cpu=True) == pytest.approx(kept[layer], rel=0.1)
+
+
+def test_recompute_keeps_the_stream_and_one_block() -> None:
+    model = load(TINY, [BRANCHES], JobConfig).model
+    found = activations(model, 100, 2)
+    blocks = [block_bytes(model, layer, 2) for layer in range(3)]
+    assert found.kept - found.kept_with_recompute == 100 * (sum(blocks) - max(blocks) - 3 * 4 * 128 * 2)
+    assert found.peak(recompute=True) < found.peak(recompute=False)
+
+
+@pytest.mark.parametrize("overrides", [(), (BRANCHES, "model.attention.q_lora_rank=16", "model.engram.kernel_size=3")])
+def test_launches_are_those_that_are_counted(overrides: tuple[str, ...]) -> None:
+    model = load(TINY, overrides, JobConfig).model
+    assert launch_count(model, 2048) == pytest.approx(launches(model, 2048).total(), abs=3)
+
+
+def test_a_save_copies_what_the_ranks_share_and_experts_are_spread() -> None:
+    """Of 8 experts 4 on each of 2 ranks: no copy is shared, so masters and states of experts are whole on a rank."""
+    cluster = Cluster(1, 2, read_catalogue().gpu("h100"), None)
+    settings = ("train.dtype=bf16", "optimizer.name=adamw", "deepspeed.zero_optimization.stage=1")
+    spread = ("deepspeed.expert_parallel.enabled=true", "deepspeed.expert_parallel.autoep_size=2")
+    found: list[Any] = []
+    for more in ((), spread):
+        job = load(TINY, [*settings, *more], JobConfig)
+        counted = count_matrices(job)
+        found.append(backbone_bytes(job, counted, cluster))
+    whole, parted = found
+    assert whole.saved == parted.saved == 12 * counted.total / 2
+    assert whole.weights - parted.weights == 2 * counted.experts / 2
+    assert whole.optimizer == parted.optimizer

@@ -1,0 +1,48 @@
+"""What a step's time goes to on the training loop: every moment belongs to one stage."""
+
+import time
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+StepStage = Literal["plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "other"]
+"""`plan`, `fetch`: waiting for them. `exchange`: of values; `reduce`: of gradients, with the wait for their norm.
+`update`: backbone and rows, and the release of rows, behind which they are written back. On a GPU these are the host's
+times: work that it gave to the device is waited for in `reduce`."""
+
+
+class StageClock:
+    """Adds up seconds by stage, and names the stages in a profile that is being recorded."""
+
+    def __init__(self) -> None:
+        self._label: AbstractContextManager[object] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all times; what follows is `other`."""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+        self._stage: StepStage = "other"
+
+    def enter(self, stage: StepStage) -> None:
+        """The stage before ends, and this one begins."""
+        now = time.perf_counter()
+        self._seconds[self._stage] += now - self._since
+        self._since, self._stage = now, stage
+        if self._label is not None:
+            self._label.__exit__(None, None, None)
+            self._label = None
+        if stage != "other" and torch.autograd._profiler_enabled():
+            self._label = torch.profiler.record_function(f"engram {stage}")
+            self._label.__enter__()
+
+    def leave_out(self, seconds: float) -> None:
+        """So much of the present stage belongs to none."""
+        self._since += seconds
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, until now."""
+        self.enter(self._stage)
+        return dict(self._seconds)
