@@ -2,15 +2,19 @@
 
 Numba's own caches go by a file's path, so that each copy of the code would compile all of it again, and by a file's own
 content, though a compiled function holds constants and functions of others. These go by the content of all files that
-it can have taken something from. Of processes that miss the same function, one compiles it, and the others wait.
+it can have taken something from. Of processes that miss the same function, one compiles it, and the others wait. What
+no process has used for a month goes when there is something new to keep.
 """
 
 import hashlib
 import os
+import re
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,27 @@ _KERNELS = Path(__file__).parent
 _POLL_S = 0.05
 _STUCK_S = 300.0
 """Longest wait for another process's compiler; all loops together take it some twenty seconds."""
+_UNUSED_S = 30 * 24 * 3600.0
+_STAMP = re.compile(r"[0-9a-f]{16}")
 
 
-def cache_of(function: Callable[..., Any]) -> Any:
-    """Numba's cache for a function; one that keeps nothing where no folder can be written."""
-    return _SharedCache(function) if _root() else NullCache()
+def keep_compiled(dispatcher: Any, function: Callable[..., Any]) -> None:
+    """Has what Numba compiles of a function kept, as `cache=True` does; not where no folder can be written."""
+    if _root() is None:
+        dispatcher._cache = NullCache()
+        return
+    dispatcher._cache = kept = _SharedCache(function)
+    compile_it = dispatcher.compile
+
+    def compile_or_let_go(types: Any) -> Any:
+        held = kept.held
+        try:
+            return compile_it(types)
+        except BaseException:
+            kept.let_go(held)
+            raise
+
+    dispatcher.compile = compile_or_let_go
 
 
 class _Locator(_CacheLocator):
@@ -53,14 +73,18 @@ class _Locator(_CacheLocator):
 
 
 class _SharedCache(FunctionCache):
-    """From the time that a function is missed until it is saved, this process holds the folder's lock."""
+    """From the time that a function is missed until it is saved, this process holds the folder's lock.
+
+    Attributes:
+        held: how many times.
+    """
 
     class _impl_class(FunctionCache._impl_class):
         _locator_classes = (_Locator,)
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        self._lock, self._held = _lock(_folder(self._impl.locator.get_source_stamp())), 0
+        self._lock, self.held = _lock(_folder(self._impl.locator.get_source_stamp())), 0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What was kept for these types; None if this process has to compile it."""
@@ -74,21 +98,26 @@ class _SharedCache(FunctionCache):
             except (OSError, NotImplementedError):  # a disk without locks
                 return None
             if (found := super().load_overload(sig, target_context)) is None:
-                self._held += 1
+                self.held += 1
                 return None
             self._lock.release()
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keeps what was compiled, under the lock: two that saved at once would give two functions one file."""
-        if not self._held:
+        if not self.held:
             return
         try:
             super().save_overload(sig, data)
         except OSError:
             pass  # a full disk: it is compiled again next time
         finally:
-            self._held -= 1
+            self.let_go(self.held - 1)
+
+    def let_go(self, held: int) -> None:
+        """Holds the lock no more than so many times: what was to be compiled cannot be, or is saved."""
+        while self.held > held:
+            self.held -= 1
             self._lock.release()
 
 
@@ -114,8 +143,21 @@ def _folder(stamp: str) -> Path:
 
 @cache
 def _lock(folder: Path) -> FileLock:
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        os.utime(folder)
+        if new:
+            _prune(folder.parent)
     return FileLock(folder / "lock", thread_local=False)
+
+
+def _prune(root: Path) -> None:
+    """Removes what was compiled from states of the files that no process has begun with for long."""
+    for folder in root.iterdir():
+        if _STAMP.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > _UNUSED_S:
+            with suppress(Timeout), FileLock(folder / "lock").acquire(timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @cache

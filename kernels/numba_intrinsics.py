@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kernels.compiled_cache import cache_of
+from kernels.compiled_cache import keep_compiled
 
 _AHEAD = 4  # rows
 _LINE = 64  # bytes of a cache line
@@ -15,8 +15,7 @@ _LINE = 64  # bytes of a cache line
 def compiled(function: Any) -> Any:
     """Compiles loops, which let go of the interpreter's lock, for each set of types that they are called with."""
     dispatcher = njit(nogil=True, error_model="numpy", boundscheck=False)(function)
-    # As `cache=True` does, with another cache.
-    dispatcher._cache = cache_of(function)
+    keep_compiled(dispatcher, function)
     return dispatcher
 
 

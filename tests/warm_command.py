@@ -93,6 +93,7 @@ class _Forked:
         assert start_new_session
         sys.stdout.flush()
         sys.stderr.flush()
+        self.stdin = None  # nothing, as of every rank of these tests
         self.pid = os.fork()
         if self.pid == 0:
             _become_rank(*command[3:], environment=env, output=stdout, preexec=preexec_fn)

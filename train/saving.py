@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from train.checkpoint.checkpoints import Checkpoints, Now
+from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.content import Now
 from train.checkpoint.together import Failed
 from train.config.job import JobConfig
 from train.errors import Interrupted

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
@@ -14,20 +14,22 @@ from torch import Tensor
 from model.balance import reset_counts, update_balance
 from offload.step import Step
 from offload.tables import EngramTables, WindowTooSmall
-from train.checkpoint.checkpoints import Checkpoints, Now, Resumed
+from train.checkpoint.checkpoints import Checkpoints, Resumed
+from train.checkpoint.content import Now
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation, TrainedRows, batches, evaluate, evaluating, forward, memory_of
+from train.evaluation import Evaluation, forward, memory_of
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
+from train.refusals import Refusals, everyones
 from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
 from train.saving import RunSaves
-from train.spikes import Spikes
+from train.validation import Validation
 from train.watch.watch import Watch
 
 
@@ -63,19 +65,18 @@ class Trainer:
         resumed = resumed or Resumed()
         self._job, self._engine, self._tables = job, engine, tables
         self._profiler = profiler or StepProfiler(None, Path(), engine.device)
-        self._train_loader, self._validation_loader = train_loader, validation_loader
+        self._train_loader = train_loader
         self._reporter = reporter
         self._watch = watch or Watch()
-        self._spikes = None
-        if job.train.on_spike != "ignore":
-            self._spikes = Spikes(job.train.spike_sigma, job.train.spike_window, resumed.recent)
         if tables:
             tables.tell_stages(self._enter)
-        self._start, self._skipped_in_a_row = resumed.step, 0
+        self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(
             job.train.global_batch_size * job.data.sequence_length, tables, engine.device, tokens=resumed.tokens
         )
+        self._validation = Validation(engine, tables, validation_loader, job.eval.sequences, self._watch)
+        self._refusals = Refusals(job.train, train_loader, reporter, resumed.recent)
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
     def fit(self) -> Evaluation | None:
@@ -112,7 +113,7 @@ class Trainer:
                 result = self._train_step_or_save(step)
             if step == start:
                 self._watch.begun()
-            self._check_refusal(step, result)
+            self._refusals.tell(step, result, self._saves.before)
             self._meter.count(result.loss)
             signum, overdue = self._watch.answer()
             due = done % job.eval.every == 0 or done == total
@@ -135,7 +136,7 @@ class Trainer:
         if evaluate and done == self._job.train.steps:
             evaluation = self.evaluate()
         elif evaluate and not signum:
-            evaluation, signum = self._evaluate_or_end()
+            evaluation, signum = self._validation.evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
         self._reporter.step(done, result, measured, evaluation)
         self._meter.restart()
@@ -153,37 +154,11 @@ class Trainer:
 
     def evaluate(self) -> Evaluation | None:
         """Evaluates the model as it is; None if there is nothing to predict. Collective."""
-        return Evaluation.of(self._sums(batches(self._validation_loader, self._job.eval.sequences)))
-
-    def _evaluate_or_end(self) -> tuple[Evaluation | None, int]:
-        """The same, unless a signal comes meanwhile, which is returned in its place. Collective."""
-        signum = 0
-
-        def until_signal() -> Iterator[Batch]:
-            nonlocal signum
-            for batch in batches(self._validation_loader, self._job.eval.sequences):
-                self._watch.ask()
-                yield batch
-                signum = self._watch.answer().signum
-                if signum:
-                    return
-
-        sums = self._sums(until_signal())
-        return None if signum else Evaluation.of(sums), signum
-
-    def _sums(self, text: Iterable[Batch]) -> Tensor:
-        """Those of `evaluate`, over all ranks."""
-        engine, loader = self._engine, self._validation_loader
-        rows = TrainedRows(self._tables) if self._tables else None
-        with evaluating(engine.module):
-            sums = evaluate(engine, rows, self._watch.each("evaluate", text), loader.bytes_of, engine.device)
-        sums = sums.to(engine.device)
-        dist.all_reduce(sums)
-        return sums
+        return self._validation.evaluate()
 
     def _state(self) -> Now:
-        recent = self._spikes.recent if self._spikes else ()
-        return Now(self._engine, self._tables, self._skipped_in_a_row, recent, self._unevaluated, self.tokens)
+        refusals = self._refusals
+        return Now(self._engine, self._tables, refusals.in_a_row, refusals.recent, self._unevaluated, self.tokens)
 
     def _train_step_or_save(self, step: int) -> StepResult:
         try:
@@ -228,13 +203,13 @@ class Trainer:
         self._watch.enter("exchange")
         self._meter.stages.enter("reduce")
         of_rows = step.reduce() if step else 0.0
-        of_all = self._everyones(loss) if self._spikes else 0.0
+        of_all = everyones(loss) if self._refusals.need_loss else 0.0
         norm_squared = float(self._engine.gradient_norm_squared()) + float(of_rows)
         self._watch.enter("compute")
         self._meter.stages.enter("update")
         norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
-        refused = self._why_refused(float(of_all), norm)
+        refused = self._refusals.why(float(of_all), norm)
         result = StepResult(loss, norm, self._job.optimizer.learning_rate * factor, refused)
         if refused:
             self._skip(step)
@@ -247,27 +222,11 @@ class Trainer:
             update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
         return result
 
-    def _why_refused(self, loss: float, norm: float) -> str | None:
-        """Why a step is not applied, from numbers that are the same on all ranks; None if it is."""
-        if not math.isfinite(norm):
-            return "its gradient is not finite"
-        if self._spikes is None:
-            return None
-        if why := self._spikes.why(loss, norm):
-            return why
-        self._spikes.add(loss, norm)
-        return None
-
     def _skip(self, step: Step | None) -> None:
         self._engine.skip_step()
         if step:
             step.skip()
         reset_counts(self._engine.module)
-
-    def _everyones(self, loss: Tensor) -> Tensor:
-        total = loss.clone()
-        dist.all_reduce(total)
-        return total
 
     def _count_labels(self, batches: Sequence[Batch]) -> Tensor:
         """The labels of all ranks' batches, on the device: reading the number would wait for the step before."""
@@ -275,29 +234,6 @@ class Trainer:
         count = torch.full((), mine, dtype=torch.int64, device=self._engine.device)
         dist.all_reduce(count)
         return count.clamp(min=1)
-
-    def _check_refusal(self, step: int, result: StepResult) -> None:
-        """Tells of a step that was not applied, and ends the run where the config wants it. Collective."""
-        if result.refused is None:
-            self._skipped_in_a_row = 0
-            return
-        config, loader = self._job.train, self._train_loader
-        number = step + 1
-        self._reporter.refused(number, result, float(self._everyones(result.loss)), loader.where(step))
-        policy = config.on_spike if math.isfinite(result.grad_norm) else config.on_non_finite
-        batch = loader.batch_number(step) + 1
-        if policy == "stop":
-            key = "on_spike" if math.isfinite(result.grad_norm) else "on_non_finite"
-            raise UserError(
-                f"train.{key} is stop, and step {number} was not applied: {result.refused}{self._saves.before(step)}; "
-                f"data.skip_steps=[[{batch},{batch}]] data.allow_change=true passes over its batch"
-            )
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row > config.max_skipped_steps:
-            raise UserError(
-                f"train.max_skipped_steps: {self._skipped_in_a_row} steps in a row were skipped, the last one step "
-                f"{number}: {result.refused}; lower optimizer.learning_rate or raise schedule.warmup_steps"
-            )
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def examine(job: JobConfig | None, place: Place | None) -> Findings:
     mine = checks_here(job, place) if place.local_rank == 0 else []
     everyones: list[tuple[str, list[Check]] | None] = [None] * place.world_size
     dist.all_gather_object(everyones, (host, mine) if place.local_rank == 0 else None)
-    together = between_ranks(device, _folder(job), place.local_rank)
+    local = job is not None and job.run.local_checkpoints
+    together = between_ranks(device, _folder(job), place.local_rank, local=local)
     dist.destroy_process_group()
     # What ranks find together is every host's finding.
     return {host: [*checks, *together] for host, checks in filter(None, everyones)}
@@ -75,6 +76,8 @@ def _needs(job: JobConfig | None, place: Place | None) -> tuple[int, int, int | 
     saved = (figures.total - stored) * _BACKBONE_BYTES
     saved += sum(table.rows for table in figures.tables) * chosen.record_bytes if chosen else 0
     images = 0 if job.checkpoint.every is None else job.checkpoint.keep + 1
+    if job.run.local_checkpoints:  # a host keeps what its own ranks write
+        saved = saved * here // (place.world_size if place else nodes * here)
     # By itself a machine without GPUs trains on the CPU; nodes of a launcher were asked for one a rank.
     takes_gpus = gpus_here or (place is not None and job.run.nproc is not None)
     wanted = job.launch.gpus if job.launch.gpus is not None else (here if takes_gpus else None)

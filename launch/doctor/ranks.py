@@ -27,12 +27,16 @@ class Pair:
     rate: float
 
 
-def between_ranks(device: torch.device, folder: Path, local_rank: int) -> list[Check]:
-    """Checks that all ranks make together. Collective; the findings are the same on all of them."""
+def between_ranks(device: torch.device, folder: Path, local_rank: int, *, local: bool = False) -> list[Check]:
+    """Checks that all ranks make together. Collective; the findings are the same on all of them.
+
+    With `local`, each host keeps its own part of the run's folder.
+    """
     places: list[tuple[str, int]] = [("", 0)] * dist.get_world_size()
     dist.all_gather_object(places, (socket.gethostname(), local_rank))
     firsts = {host: rank for rank, (host, local) in reversed([*enumerate(places)]) if local == 0}
-    checks = [_clocks(places), _shared(folder, places)]
+    own = Check("run folder", "ok", f"{folder} is each host's own (run.local_checkpoints)")
+    checks = [_clocks(places), own if local else _shared(folder, places)]
     words = _BYTES[device.type] // 4 // len(places) * len(places)
     sent, got = torch.ones(words, device=device), torch.empty(words, device=device)
 
@@ -147,4 +151,10 @@ def _shared(folder: Path, places: list[tuple[str, int]]) -> Check:
         probe.unlink()
     blind = sorted({host for (host, _), seen in zip(places, sees, strict=True) if not seen})
     found = f"{folder} is another one on {', '.join(blind)}" if blind else f"{folder} is the same on all hosts"
-    return bound("run folder", "missing", not blind, found, "set run.dir to a folder that all hosts share")
+    return bound(
+        "run folder",
+        "missing",
+        not blind,
+        found,
+        "set run.dir to a folder that all hosts share, or run.local_checkpoints=true",
+    )

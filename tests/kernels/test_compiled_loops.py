@@ -1,5 +1,6 @@
 """Numba is used where it works, and nothing breaks where it does not."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,31 @@ def test_of_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
     told = "total(); print(sum(total.stats.cache_misses.values()))"
     together = [in_copy(folder, told, tmp_path) for _ in range(3)]
     assert sorted(process.communicate()[0].strip() for process in together) == ["0", "0", "1"]
+
+
+def test_who_cannot_compile_lets_the_others_go_on(tmp_path: Path) -> None:
+    folder = copy_of_total(tmp_path / "a", 3)
+    (folder / "kernels" / "value.py").write_text("VALUE = object()")
+    told = "\ntry: total()\nexcept Exception as error: print(type(error).__name__, total._cache._lock.is_locked)"
+    assert in_copy(folder, told, tmp_path).communicate()[0].strip() == "TypingError False"
+
+
+def test_what_was_compiled_goes_when_it_was_not_used_for_long_and_something_new_comes(tmp_path: Path) -> None:
+    def states() -> dict[str, Path]:
+        return {path.name: path for path in tmp_path.glob("**/numba/*")}
+
+    old, used = (copy_of_total(tmp_path / name, value) for name, value in (("a", 3), ("b", 4)))
+    names = []
+    for folder in (old, used):
+        in_copy(folder, "total()", tmp_path).communicate()
+        names += states().keys() - {*names}
+    (states()[names[0]].parent / "others").mkdir()
+    for path in states().values():
+        os.utime(path, (0, 0))
+    in_copy(used, "total()", tmp_path).communicate()
+    assert {*names, "others"} == states().keys(), "there was nothing new"
+    in_copy(copy_of_total(tmp_path / "c", 5), "total()", tmp_path).communicate()
+    assert {*names, "others"} - states().keys() == {names[0]}
 
 
 def test_where_no_folder_can_be_written_loops_are_compiled_all_the_same(tmp_path: Path) -> None:

@@ -3,36 +3,27 @@
 What a checkpoint is, and what holds of it, is in docs/checkpoints.md.
 """
 
-import importlib.metadata
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from offload.tables import EngramTables
 from train.checkpoint.choice import Candidate, Key, candidates, look, open_everywhere
+from train.checkpoint.content import Contents, Now
 from train.checkpoint.delivery import Delivery
-from train.checkpoint.host_copies import HostCopies
 from train.checkpoint.identity import Identity
-from train.checkpoint.image import SavedImage
-from train.checkpoint.index import Save, Written
 from train.checkpoint.load import load, refuse
-from train.checkpoint.manifest import Manifest
 from train.checkpoint.nodes import Nodes
-from train.checkpoint.parts import PIECE_BYTES
+from train.checkpoint.saved_image import SavedImage
 from train.checkpoint.saves import Content, Ended, Saves
-from train.checkpoint.tensor_files import CODES
 from train.checkpoint.together import Failed
 from train.config.job import JobConfig
 from train.engine import Engine
 from train.errors import UserError
 from train.optim.pieces import StatePiece
-
-_PROGRAMS = ("engram-pretrain", "torch", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -56,24 +47,6 @@ class Resumed:
     tokens: int = 0
 
 
-class Now(NamedTuple):
-    """The state of a run, as it is.
-
-    Attributes:
-        engine: the backbone.
-        tables: None without Engram.
-        skipped_in_a_row: how many of the last steps changed nothing.
-        recent, unevaluated, tokens: come back in `Resumed`.
-    """
-
-    engine: Engine
-    tables: EngramTables | None
-    skipped_in_a_row: int = 0
-    recent: Sequence[tuple[float, float]] = ()
-    unevaluated: bool = False
-    tokens: int = 0
-
-
 class Checkpoints:
     """The checkpoints of a run. All ranks call the same methods in the same order.
 
@@ -84,15 +57,14 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, job: JobConfig, identity: Identity) -> None:
-        self.folder, self._config, self._identity = folder, job.checkpoint, identity
+        self.folder, self._identity = folder, identity
         self._job, self._allow_data_change = job.model_dump(mode="json"), job.data.allow_change
         group = dist.new_group(backend="gloo")
         self.nodes = Nodes.found(folder, group) if job.run.local_checkpoints else Nodes.one(group)
         """Which ranks see one folder."""
         self._passed_over: dict[Key, str] = {}
-        self._saves = Saves(folder, self._config, self._passed_over.keys(), self.nodes)
-        self._backbone = HostCopies()
-        self._data_changes: list[dict[str, Any]] = []
+        self._saves = Saves(folder, job.checkpoint, self._passed_over.keys(), self.nodes)
+        self._contents = Contents(job, identity, self.nodes.hosts)
         self._mixed = False  # whether a load was begun before
 
     def probe(self) -> None:
@@ -155,10 +127,11 @@ class Checkpoints:
                 self._passed_over[choice.key] = str(error)
                 continue
             notes = [f"{self.folder / key.name} was passed over: {why}" for key, why in self._passed_over.items()]
+            manifest = image.manifest
             if changed:
                 notes.append(f"data.allow_change: from here on with another {changed}")
-                self._data_changes = [*image.manifest.data_changes, {"step": image.manifest.step, "change": changed}]
-            manifest = image.manifest
+                change = {"step": manifest.step, "change": changed}
+                self._contents.data_changes = [*manifest.data_changes, change]
             recent = [(loss, norm) for loss, norm in manifest.recent]
             tokens = manifest.tokens_seen(self._job)
             return Resumed(manifest.step, path, notes, recent, manifest.unevaluated, tokens)
@@ -218,42 +191,5 @@ class Checkpoints:
         return change
 
     def _content(self, step: int, now: Now, *, beside: bool, ephemeral: bool) -> Content:
-        """What a save writes: with `beside`, a state that stays as it is now."""
-        engine, tables = now.engine, now.tables
-        base, since = self._saves.next_base(has_rows=tables is not None)
-        tensors = {name: (CODES[info.dtype], list(info.shape)) for name, info in engine.state_tensors().items()}
-        of_step: dict[str, Any] = {
-            "step": step,
-            "steps_applied": engine.steps,
-            "skipped_in_a_row": now.skipped_in_a_row,
-            "ephemeral": ephemeral,
-            "recent": list(now.recent),
-            "unevaluated": now.unevaluated,
-            "tokens": now.tokens,
-            "tables": tables.optimizer_state() if tables else None,
-            "base": base,
-        }
-
-        def describe(save: Save, written: Sequence[Written]) -> Manifest:
-            return Manifest(
-                nonce=save.nonce,
-                world_size=save.world_size,
-                **of_step,
-                **vars(self._identity),
-                data_changes=self._data_changes,
-                tensors=tensors,
-                ranks=list(written),
-                nodes=list(self.nodes.hosts),
-                config=self._job,
-                versions={name: importlib.metadata.version(name) for name in _PROGRAMS},
-            )
-
-        updates, pieces = tables.updates if tables else 0, engine.state_pieces(PIECE_BYTES)
-        if not beside:
-            rows = tables.with_counts(tables.updated_rows(PIECE_BYTES, since=since)) if tables else ()
-            return Content(step, updates, base, pieces, rows, describe)
-        if tables is None:
-            return Content(step, updates, base, self._backbone.copied(pieces), (), describe)
-        frozen = tables.freeze(since=since, undo_bytes=self._config.undo_bytes)
-        rows = tables.with_counts(frozen.pieces(PIECE_BYTES), frozen=True)
-        return Content(step, updates, base, self._backbone.copied(pieces), rows, describe, frozen.close)
+        base, since = self._saves.next_base(has_rows=now.tables is not None)
+        return self._contents.of(step, now, base, since, beside=beside, ephemeral=ephemeral)

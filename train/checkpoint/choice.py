@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.format_1 import Format1Image
-from train.checkpoint.image import Home, SavedImage
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.nodes import Nodes
 from train.checkpoint.open import open_described, open_image, standing
+from train.checkpoint.saved_image import Home, SavedImage
 from train.checkpoint.together import SHARE, Failed, together
 from train.errors import UserError
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.image import Home, Rows, SavedImage
 from train.checkpoint.index import Range, RowRange
+from train.checkpoint.saved_image import Home, Rows, SavedImage
 from train.checkpoint.together import together
 from train.optim.pieces import StatePiece, TensorInfo
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from offload.config import TableOptimizerConfig
 from offload.rows.records import RecordLayout
-from train.checkpoint.image import SavedImage, find_rows
 from train.checkpoint.increment import rows_once
+from train.checkpoint.saved_image import SavedImage, find_rows
 from train.errors import UserError
 from train.optim.pieces import StatePiece
 

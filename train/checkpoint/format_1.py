@@ -18,10 +18,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from train.checkpoint.checked import Damaged, checksum, reading
-from train.checkpoint.image import Home, Image, Rows, check_rows
+from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
+from train.checkpoint.saved_image import Home, Rows, check_rows
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import StatePiece, TensorInfo
@@ -32,7 +33,7 @@ _STATE_KEYS = {"format", "step", "steps_applied", "model", "addresses", "data", 
 
 
 class Format1Image:
-    """A checkpoint of the first format, as `train.checkpoint.image.SavedImage` says."""
+    """A checkpoint of the first format, as `train.checkpoint.saved_image.SavedImage` says."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.here = path, frozenset([0])

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 import torch
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.image import Home, Image, Rows, SavedImage, find_rows
+from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
+from train.checkpoint.saved_image import Home, Rows, SavedImage, find_rows
 from train.optim.pieces import StatePiece, TensorInfo
 
 
 class Increment:
-    """A checkpoint, as `train.checkpoint.image.SavedImage` says: a backbone of its own, and its rows over the base's.
+    """A checkpoint (see `SavedImage`): a backbone of its own, and its rows over the base's.
 
     Args:
         own: what was saved.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from offload.tables import EngramTables
 from train.checkpoint.delivery import Delivery
-from train.checkpoint.image import SavedImage
 from train.checkpoint.index import RowRange
+from train.checkpoint.saved_image import SavedImage
 from train.checkpoint.together import Failed, together
 from train.engine import Engine
 from train.errors import UserError

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.format_1 import Format1Image, state_checksum
-from train.checkpoint.image import Image, SavedImage
+from train.checkpoint.image import Image
 from train.checkpoint.increment import Increment
 from train.checkpoint.listing import folder_name, held_ranks
 from train.checkpoint.manifest import MANIFEST_FILE, Manifest
+from train.checkpoint.saved_image import SavedImage
 from train.errors import UserError
 
 

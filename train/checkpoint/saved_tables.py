@@ -12,7 +12,7 @@ from offload.addresses.hashing import AddressBook
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
 from offload.rows.updater import RowUpdater
 from train.checkpoint.checked import Damaged
-from train.checkpoint.image import SavedImage, find_rows
+from train.checkpoint.saved_image import SavedImage, find_rows
 from train.config.job import JobConfig
 from train.errors import UserError
 

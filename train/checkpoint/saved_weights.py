@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from train.checkpoint.image import SavedImage
+from train.checkpoint.saved_image import SavedImage
 from train.optim.pieces import BUFFER, WEIGHT, TensorInfo
 
 

@@ -11,9 +11,9 @@ import torch
 from model.transformer import LanguageModel
 from offload.addresses.hashing import AddressBook
 from train.checkpoint.checked import Damaged
-from train.checkpoint.image import SavedImage
 from train.checkpoint.listing import checkpoints_of
 from train.checkpoint.open import open_all
+from train.checkpoint.saved_image import SavedImage
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.config.file import load

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from launch.doctor import ranks
 from launch.doctor.check import Check, is_missing, lines
 from launch.doctor.disk import disk
 from launch.doctor.examine import checks_here
@@ -142,6 +143,9 @@ def find_together(folder: str) -> None:
     found = findings(between_ranks(torch.device("cpu"), Path(folder, "other" if rank == 2 else "shared"), 0))
     assert found["run folder"].status == "missing"
     assert "is another one on n2" in found["run folder"].found
+    ranks._BYTES = {"cpu": 1 << 10}
+    own = findings(between_ranks(torch.device("cpu"), Path(folder, f"own{rank}"), 0, local=True))["run folder"]
+    assert (own.status, "is each host's own" in own.found) == ("ok", True)
     assert found["clocks"].status == "ok"
     assert "GB/s" in found["all-reduce"].found
     assert "GB/s" in found["all-to-all"].found
@@ -157,7 +161,7 @@ def test_under_a_launcher_rank_0_tells_for_all(tmp_path: Path) -> None:
     job = write_job(tmp_path, tmp_path / "no-data")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     result = subprocess.run(
-        [*command, "-m", "launch", "doctor", job, "--json"],
+        [*command, "-m", "launch", "doctor", job, "run.local_checkpoints=true", "--json"],
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -167,3 +171,4 @@ def test_under_a_launcher_rank_0_tells_for_all(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     (checks,) = json.loads(result.stdout)["hosts"].values()
     assert {"all-to-all", "all-reduce", "clocks", "run folder"} <= {check["name"] for check in checks}
+    assert any("is each host's own" in check["found"] for check in checks)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from train.checkpoint.image import SavedImage
+from train.checkpoint.saved_image import SavedImage
 
 
 def write_format_1(image: SavedImage, folder: Path, ranks: int = 2) -> None:

@@ -14,7 +14,8 @@ from offload.config import OffloadConfig
 from tests.command_line import JOB
 from tests.offload.tables_job import Job, open_tables, train_step
 from tests.train.reference import Toy
-from train.checkpoint.checkpoints import Checkpoints, Now
+from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.content import Now
 from train.checkpoint.identity import Identity
 from train.checkpoint.together import Failed
 from train.config.deepspeed import DeepSpeedConfig

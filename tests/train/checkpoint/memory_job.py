@@ -16,7 +16,8 @@ from offload.rows.records import RowInit
 from offload.tables import EngramTables
 from tests.command_line import JOB
 from tests.train.checkpoint.job import identity
-from train.checkpoint.checkpoints import Checkpoints, Now
+from train.checkpoint.checkpoints import Checkpoints
+from train.checkpoint.content import Now
 from train.config.deepspeed import DeepSpeedConfig
 from train.config.job import JobConfig
 from train.optim.optimizer import OptimizerConfig

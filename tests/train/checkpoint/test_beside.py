@@ -9,13 +9,13 @@ from unittest import mock
 
 import pytest
 
-import train.checkpoint.checkpoints
+import train.checkpoint.content
 import train.checkpoint.parts
 from offload.config import OffloadConfig
 from offload.rows import snapshot
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Parts, load_all, messages, with_full_disk
-from train.checkpoint.checkpoints import Now
+from train.checkpoint.content import Now
 from train.checkpoint.differences import differences
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
@@ -39,7 +39,7 @@ def slow_disk() -> Iterator[threading.Event]:
         write_all(*args)
 
     with (
-        mock.patch.object(train.checkpoint.checkpoints, "PIECE_BYTES", 400),
+        mock.patch.object(train.checkpoint.content, "PIECE_BYTES", 400),
         mock.patch.object(train.checkpoint.parts, "FILE_BYTES", 1000),
         mock.patch.object(train.checkpoint.parts, "_write_all", write),
         mock.patch.object(snapshot, "_PART_ROWS", 16),

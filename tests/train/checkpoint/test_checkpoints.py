@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Live, Parts, load_all, messages, save_steps, with_full_disk
-from train.checkpoint.checkpoints import Now
+from train.checkpoint.content import Now
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_image
 

@@ -11,8 +11,8 @@ from tests.train.checkpoint.format_1 import write_format_1
 from train.checkpoint.checked import Damaged
 from train.checkpoint.differences import differences
 from train.checkpoint.format_1 import Format1Image
-from train.checkpoint.image import find_rows
 from train.checkpoint.open import open_image
+from train.checkpoint.saved_image import find_rows
 from train.use.saved_run import SavedRun
 
 

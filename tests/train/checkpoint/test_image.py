@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 import train.checkpoint.parts
 from tests.train.checkpoint.small import APPLIED, fault, records, write
 from train.checkpoint.checked import Damaged, checked_text
-from train.checkpoint.image import Rows, check_rows, find_rows
 from train.checkpoint.index import Index, Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
 from train.checkpoint.part_reader import PartReader
 from train.checkpoint.parts import PartWriter
+from train.checkpoint.saved_image import Rows, check_rows, find_rows
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tests.distributed import run_ranks
 from tests.train.checkpoint.job import Live, Parts
 from tests.train.checkpoint.test_checkpoints import merged
-from train.checkpoint.checkpoints import Now
+from train.checkpoint.content import Now
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.open import open_all
 from train.checkpoint.part_reader import PartReader
