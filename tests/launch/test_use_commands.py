@@ -66,7 +66,7 @@ def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -
         (("export", "RUN", "--to", "new", "--step", "5"), "no checkpoint of step 5; there are: 3, 6"),
         (("generate", "nowhere", "x"), "nowhere: not a run"),
         (("generate", "RUN", "x", "--temperature", "-1"), "Invalid value for '--temperature'"),
-        (("eval", "RUN", "--data", "nowhere"), "nowhere: neither a prepared folder"),
+        (("eval", "RUN", "--data", "nowhere"), "nowhere: no prepared folder"),
         (("eval", "RUN", "--limit", "3"), "--limit has no meaning without --tasks."),
         (("eval", "RUN", "--tasks", "x", "--split", "all"), "--split has no meaning with --tasks."),
     ],

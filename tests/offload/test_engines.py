@@ -212,7 +212,7 @@ def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypa
         "resource.getrlimit", lambda which: (8192, 8192) if which == resource.RLIMIT_MEMLOCK else real(which)
     )
     monkeypatch.setattr("offload.window.store.pins", lambda config, device: True)
-    outcome = run_job(Job(steps=3), OffloadConfig(engine="zero_copy", window_rows=TINY))
+    outcome = run_job(Job(steps=6), OffloadConfig(engine="zero_copy", window_rows=TINY))
     assert outcome.fetched > 0
 
 

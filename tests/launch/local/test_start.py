@@ -158,7 +158,7 @@ def test_a_port_in_use_is_told_before_any_rank_starts(tmp_path: Path) -> None:
 
 def test_a_log_folder_that_cannot_be_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         run_ranks(program(tmp_path, ""), 1, log_folder=tmp_path / "file" / "logs")
 
 

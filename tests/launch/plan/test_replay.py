@@ -10,7 +10,7 @@ from launch.plan.replay import replay
 from launch.plan.sampling import Sample, choose_sample
 from launch.plan.stream import Piece, ZipfStream
 from launch.plan.traffic import Replayed
-from offload import tables
+from offload import opening
 from offload.plan.plan import Tokens
 from offload.plan.sharding import Sharding
 from offload.rows.records import RowInit
@@ -108,7 +108,7 @@ def test_hits_are_those_of_real_tables(depth: int) -> None:
     stream, steps = stream_of("model.engram.rows_per_head=6000"), 8
     window = 60_000
     found = replayed(stream, 1, window, steps)
-    with mock.patch.object(tables, "_DECIDING_BESIDE", ("cpu",)):
+    with mock.patch.object(opening, "_DECIDING_BESIDE", ("cpu",)):
         opened = EngramTables(
             stream.job.offload.model_copy(update={"window_rows": window, "depth": depth}),
             stream.addresses,
