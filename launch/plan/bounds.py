@@ -9,10 +9,8 @@ from train.errors import UserError
 
 MOST_PARAMETERS = 10**14
 """Of a backbone or of the tables: a hundred times the largest that were published."""
-MOST_LAYERS = 4096
 MOST_TOKENS = 1 << 31
 """Of a step."""
-MOST_ROWS_PER_HEAD = 1 << 40
 MOST_HEADS = 4096
 """Sub-tables of all layers: for each the next primes are sought."""
 
@@ -21,11 +19,9 @@ def check_sizes(job: JobConfig, ranks: int) -> None:
     """Raises UserError, in one line with the key, if the job is larger than anything or does not divide over ranks."""
     model, train, engram = job.model, job.train, job.model.engram
     tokens = train.global_batch_size * job.data.sequence_length
-    _at_most("model.num_layers", model.num_layers, MOST_LAYERS)
     _at_most("model: parameters of the backbone, roughly", _rough_parameters(model), MOST_PARAMETERS)
     _at_most("train.global_batch_size times data.sequence_length", tokens, MOST_TOKENS)
     if engram is not None:
-        _at_most("model.engram.rows_per_head", engram.rows_per_head, MOST_ROWS_PER_HEAD)
         _at_most(
             "model.engram: layers times orders times heads", len(engram.layers) * engram.lookups_per_token, MOST_HEADS
         )

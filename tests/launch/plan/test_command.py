@@ -95,10 +95,13 @@ def test_what_does_not_fit_is_told_with_the_change_that_mends_it() -> None:
         ((TINY, "--nodes", "3", "--network", "ib400"), "16 sequences cannot be split over 24 ranks"),
         ((TINY, "--tokens", "many"), "'many' is no number of tokens"),
         ((TINY, "--hardware", "none.yaml"), "none.yaml: no such file"),
-        ((*SMALL, "model.hidden_size=10000000000"), "parameters of the backbone, roughly"),
-        ((*SMALL, "model.num_layers=1000000000"), "model.num_layers: 1,000,000,000 is beyond 4,096"),
-        ((*SMALL, "model.engram.rows_per_head=9000000000000000000"), "model.engram.rows_per_head: 9,000"),
-        ((*SMALL, "train.global_batch_size=10000000000000"), "train.global_batch_size times data.sequence_length"),
+        (
+            (*SMALL, "model.hidden_size=1000000", "model.num_layers=1024", "model.dense_hidden_size=10000000"),
+            "parameters of the backbone, roughly",
+        ),
+        ((*SMALL, "model.num_layers=1000000000"), "model.num_layers: expected an integer >= 1 and <= 1024"),
+        ((*SMALL, "model.engram.rows_per_head=9000000000000"), "model.engram: parameters of the tables"),
+        ((*SMALL, "train.global_batch_size=10000000"), "train.global_batch_size times data.sequence_length"),
     ],
 )
 def test_mistakes_are_told_in_one_line_at_once(arguments: tuple[str, ...], message: str) -> None:
