@@ -7,12 +7,14 @@ from pydantic import BaseModel, Field, model_validator
 from model.huggingface_names import HuggingFaceNames
 
 
-class RopeScalingConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class RopeScalingConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """YaRN (arXiv 2309.00071, section 3): rotary positions for sequences longer than those of earlier training."""
 
     factor: float = Field(10.0, ge=1)
     """How many times longer sequences become; frequencies are divided by this."""
-    original_length: int = Field(4096, ge=1)
+    original_length: int = Field(4096, ge=1, le=1_000_000_000)
     """Sequence length of the earlier training."""
     alpha: float = Field(1.0, gt=0)
     """Columns that turn at most this often in the original length have their frequency divided by the whole factor."""
@@ -28,20 +30,22 @@ class RopeScalingConfig(BaseModel, extra="forbid", frozen=True, use_attribute_do
         return self
 
 
-class AttentionConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class AttentionConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Multi-head latent attention (DeepSeek-V2 paper, section 2.1)."""
 
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=65_536)
     """Attention heads."""
-    q_lora_rank: int | None = Field(None, ge=1)
+    q_lora_rank: int | None = Field(None, ge=1, le=65_536)
     """Width that queries are compressed to; null projects them straight from the hidden state."""
-    kv_lora_rank: int = Field(64, ge=1)
+    kv_lora_rank: int = Field(64, ge=1, le=65_536)
     """Width that keys and values are compressed to together."""
-    qk_nope_dim: int = Field(32, ge=1)
+    qk_nope_dim: int = Field(32, ge=1, le=65_536)
     """Columns of a head's query and key without position."""
-    qk_rope_dim: int = Field(32, ge=2, multiple_of=2)
+    qk_rope_dim: int = Field(32, ge=2, multiple_of=2, le=65_536)
     """Columns of a head's query and key that carry the rotary position; the key's are shared by all heads."""
-    v_dim: int = Field(64, ge=1)
+    v_dim: int = Field(64, ge=1, le=65_536)
     """Columns of a head's value."""
     rope_theta: float = Field(10000.0, gt=1)
     """Base of the rotary frequencies."""
@@ -49,16 +53,18 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docs
     """Scaling of the frequencies for longer sequences; null: none."""
 
 
-class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class MoEConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Mixture of experts with sigmoid scores and bias-balanced choice (DeepSeek-V3 report, section 2.1.2)."""
 
-    num_experts: int = Field(8, ge=1)
+    num_experts: int = Field(8, ge=1, le=65_536)
     """Routed experts in each MoE layer."""
-    experts_per_token: int = Field(2, ge=1)
+    experts_per_token: int = Field(2, ge=1, le=65_536)
     """Routed experts that each token visits."""
-    shared_experts: int = Field(1, ge=0)
+    shared_experts: int = Field(1, ge=0, le=1_024)
     """Experts that every token visits, computed as one SwiGLU of this many times the expert width."""
-    expert_hidden_size: int = Field(128, ge=1)
+    expert_hidden_size: int = Field(128, ge=1, le=1_000_000)
     """Inner width of one expert."""
     routed_scaling_factor: float = Field(1.0, gt=0)
     """Factor on the routed experts' weights."""
@@ -80,23 +86,25 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
         return self
 
 
-class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class EngramConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Engram memory: tables of rows, looked up by hashed n-grams, that some layers read."""
 
     layers: list[int] = Field(default=[1], min_length=1)
     """Layers, counted from 0, that begin with an Engram module. Each has its own table."""
     orders: list[int] = Field(default=[2, 3], min_length=1)
     """Lengths of the n-grams that are looked up, in tokens."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=65_536)
     """Hash functions, and so rows, per order."""
-    rows_per_head: int = Field(10_000, ge=1)
+    rows_per_head: int = Field(10_000, ge=1, le=10_000_000_000_000)
     """Minimum rows of one head's table; each gets the next unused prime. With 1, each has a single row for all n-grams:
     the module without its memory, as a control."""
-    row_dim: int = Field(16, ge=1)
+    row_dim: int = Field(16, ge=1, le=65_536)
     """Columns of one row."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of the hash multipliers."""
-    pad_id: int | None = Field(None, ge=0)
+    pad_id: int | None = Field(None, ge=0, le=2**31 - 1)
     """Token id, before compression, that pads n-grams before a document's first token; null: the tokenizer's."""
     compress_tokens: bool = True
     """Whether token ids that spell the same text up to case, accents and spaces are hashed as one."""
@@ -108,7 +116,7 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Added to the mean squares under the gate's norms; keys may be small, so it is far below `norm_eps`."""
     convolution: bool = True
     """Whether the gated values pass a short causal convolution, whose dilation is the largest order."""
-    kernel_size: int = Field(4, ge=1)
+    kernel_size: int = Field(4, ge=1, le=1_024)
     """Taps of that convolution."""
     init_std: float = Field(0.02, ge=0)
     """Standard deviation of the rows before training."""
@@ -135,29 +143,39 @@ class EngramConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
         return self
 
 
-class HyperConnectionsConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class HyperConnectionsConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Manifold-constrained hyper-connections (arXiv 2512.24880): several branches instead of one residual stream."""
 
-    expansion: int = Field(4, ge=1)
+    expansion: int = Field(4, ge=1, le=256)
     """Branches of the residual stream; 1 is a plain residual."""
-    sinkhorn_iterations: int = Field(20, ge=1)
+    sinkhorn_iterations: int = Field(20, ge=1, le=1_000)
     """Row and column normalisations that make the residual mappings doubly stochastic."""
     alpha_init: float = Field(0.01, gt=0)
     """Initial factor on the part of the mappings that depends on the stream."""
 
 
-class ModelConfig(HuggingFaceNames, BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class ModelConfig(
+    HuggingFaceNames,
+    BaseModel,
+    extra="forbid",
+    frozen=True,
+    use_attribute_docstrings=True,
+    strict=True,
+    allow_inf_nan=False,
+):
     """A decoder-only language model: dense, mixture of experts, or either with Engram memory."""
 
-    vocab_size: int = Field(ge=2)
+    vocab_size: int = Field(ge=2, le=2**31 - 1)
     """Token ids; at least the tokenizer's."""
-    hidden_size: int = Field(256, ge=1)
+    hidden_size: int = Field(256, ge=1, le=1_000_000)
     """Columns of the residual stream."""
-    num_layers: int = Field(4, ge=1)
+    num_layers: int = Field(4, ge=1, le=1_024)
     """Transformer blocks."""
-    dense_layers: int = Field(1, ge=0)
+    dense_layers: int = Field(1, ge=0, le=1_024)
     """Leading blocks with one dense feed-forward network instead of experts. Without `moe`, all are dense."""
-    dense_hidden_size: int = Field(1024, ge=1)
+    dense_hidden_size: int = Field(1024, ge=1, le=10_000_000)
     """Inner width of a dense feed-forward network."""
     tie_embeddings: bool = False
     """Whether the output head shares the input embedding's weights."""

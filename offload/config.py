@@ -13,7 +13,9 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
-class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class LinkConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """An emulated bus between host memory and the window: transfers take time, but no processor time."""
 
     bytes_per_second: float = Field(gt=0)
@@ -22,7 +24,9 @@ class LinkConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     """Seconds before the first byte of every transfer."""
 
 
-class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class TableOptimizerConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """The optimizer of the table rows. There is no weight decay: the paper's Table 5 sets it to 0."""
 
     type: OptimizerName = Field(
@@ -65,7 +69,9 @@ class TableOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute
         return self
 
 
-class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class OffloadConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Where table rows are kept, and how they are transferred."""
 
     row_dtype: RowDtype = "fp32"
@@ -80,14 +86,14 @@ class OffloadConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     row of this rank's shard on the device; the reference that `window` equals bit by bit."""
     depth: int = Field(1, ge=0, le=64)
     """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
-    window_rows: int = Field(65536, ge=1)
+    window_rows: int = Field(65536, ge=1, le=2**31 - 1)
     """Slots (rows) in each rank's window. It must hold all rows of any single step that the rank owns."""
     planner: Literal["auto", "cpu", "device"] = "auto"
     """Where the rows of upcoming steps are computed from token ids (hashing, sorting, deduplication). `cpu`: on cores
     that the training loop leaves free. `device`: on the GPU, beside the model, for machines with few cores per GPU.
     `auto` means `cpu`: its plans are ready before their steps, and leave the GPU to the model. Both give the same
     bits."""
-    planner_threads: int = Field(1, ge=1)
+    planner_threads: int = Field(1, ge=1, le=1_024)
     """Cores per rank for planning upcoming steps."""
     engine: Literal["auto", "zero_copy", "staged", "cpu"] = "auto"
     """How rows are copied between host memory and the window. `zero_copy`: GPU kernels access host memory directly,

@@ -1,10 +1,13 @@
 """Every YAML in `configs/` is a valid job, and so is what it resolves to."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from launch.plan.figures import plan
+from train.config.errors import Schema, dotted
 from train.config.file import dump, load
 from train.config.job import JobConfig
 
@@ -19,8 +22,6 @@ def test_a_config_loads_and_its_resolved_form_loads_back(path: Path, tmp_path: P
 
 
 def test_every_field_of_every_section_is_described() -> None:
-    from pydantic import BaseModel
-
     def check(schema: type[BaseModel], seen: set[type[BaseModel]]) -> None:
         seen.add(schema)
         for name, field in schema.model_fields.items():
@@ -67,3 +68,18 @@ def test_the_study_compares_models_of_equal_size_on_the_same_text_by_the_same_re
     assert control.total < engram.total
     rest = [job.model_dump(exclude={"run", "model"}) for job in jobs.values()]
     assert all(each == rest[0] for each in rest)
+
+
+def test_every_number_of_a_job_has_bounds() -> None:
+    schema = Schema(JobConfig)
+    for path in schema.fields():
+        for node in schema._branches(schema.at(path)):
+            bounds = {"maximum", "exclusiveMaximum", "enum"} & node.keys()
+            assert node.get("type") != "integer" or bounds, dotted(path)
+    sections = [JobConfig]
+    while sections:
+        section = sections.pop()
+        assert section.model_config.get("allow_inf_nan") is False, section
+        for field in section.model_fields.values():
+            parts = (field.annotation, *get_args(field.annotation))
+            sections += [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]

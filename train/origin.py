@@ -1,9 +1,10 @@
-"""What a run begins with, and whether its disk has room for what it will save."""
+"""What a run begins with, and whether memory and disk have room for what it builds and saves."""
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from offload.host.limits import local_ranks, memory_limits, size_text
 from train.checkpoint.listing import Found, find_checkpoint
 from train.config.job import JobConfig
 from train.errors import UserError
@@ -30,6 +31,19 @@ def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> 
         raise UserError(f"checkpoint.resume is must, but {checkpoints} holds no checkpoint")
     source = job.checkpoint.init_from
     return find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+
+
+def require_memory(parameters: int) -> None:
+    """Raises UserError unless the ranks of this machine can build a model of so many parameters, each for itself."""
+    ranks = local_ranks()
+    for limit in memory_limits():
+        needed = 4 * parameters * (ranks if limit.shared else 1)
+        if needed > limit.free:
+            raise UserError(
+                f"the backbone has {parameters / 1e9:,.1f}B parameters: {size_text(needed)} of host memory in fp32 "
+                f"while {ranks} rank(s) build it, but {limit.source} leaves {size_text(limit.free)}; lower "
+                "model.hidden_size, model.num_layers, model.vocab_size or model.moe.num_experts, or start fewer ranks"
+            )
 
 
 def require_disk(job: JobConfig, folder: Path, checkpoint_bytes: int, there: int) -> None:

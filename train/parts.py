@@ -24,7 +24,7 @@ from train.data.open import open_data
 from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
-from train.origin import choose_origin, require_disk
+from train.origin import choose_origin, require_disk, require_memory
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
 from train.report.summary import SUMMARY_FILE, Summary
@@ -62,6 +62,7 @@ class Parts:
         self.train_loader = build_loader(job, self.store, "train", rank=self.rank, world_size=self.world_size)
         self.validation_loader = build_loader(job, self.store, "validation", rank=self.rank, world_size=self.world_size)
         self.counts = take_census(job.model)
+        require_memory(self.counts.total)
         addresses = address_book(job.model, self.store)
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, job, self._identity(addresses))
         self.saved_table_bytes = table_bytes(job, addresses)

@@ -173,6 +173,11 @@ WRONG = {
          "model.moe.num_experts=5"],
         "5",
     ),
+    "an endless rate": (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: expected a finite number > 0"),
+    "a number that no table has": (
+        ["model.engram.rows_per_head=99999999999999999999", "train.seed=-1"], "train.seed: expected an integer >= 0",
+    ),
+    "no memory for the backbone": (["model.vocab_size=2000000000"], "while 1 rank(s) build it"),
     "no room on disk": (["model.engram.rows_per_head=2000000000000"], "GB are free"),
     "batch not divisible": (["train.global_batch_size=7"], "no multiple of micro_batch_size 2"),
     "a name that leaves the folder": (["run.name=.."], "run.name"),

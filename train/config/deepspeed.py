@@ -11,7 +11,9 @@ from pydantic import BaseModel, Field, model_validator
 from train.config.deepspeed_keys import OWNED_KEYS, UNSUPPORTED_EXPERT_KEYS, UNSUPPORTED_KEYS, UNSUPPORTED_ZERO_KEYS
 
 
-class OffloadOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class OffloadOptimizerConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Where the backbone's master weights and optimizer state live, and so where its optimizer runs (ZeRO 1 to 3)."""
 
     device: Literal["none", "cpu"] = "none"
@@ -20,7 +22,9 @@ class OffloadOptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribu
     """Page-locked host memory, for faster transfers."""
 
 
-class ZeroConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class ZeroConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """ZeRO: what of the backbone is partitioned over the ranks. DeepSpeed's names."""
 
     stage: Literal[0, 1, 2, 3] = 1
@@ -29,31 +33,31 @@ class ZeroConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     """Copy gradients to one buffer as they are produced."""
     reduce_scatter: bool = True
     """Reduce each gradient to its owner instead of to all ranks."""
-    reduce_bucket_size: int = Field(50_000_000, ge=1)
+    reduce_bucket_size: int = Field(50_000_000, ge=1, le=2**63 - 1)
     """Elements reduced at once, and the size of the buffer for it."""
     use_multi_rank_bucket_allreduce: bool = True
     """One bucket may hold gradients of several owners."""
     allgather_partitions: bool = True
     """Collect updated parameters by all-gather instead of broadcasts."""
-    allgather_bucket_size: int = Field(500_000_000, ge=1)
+    allgather_bucket_size: int = Field(500_000_000, ge=1, le=2**63 - 1)
     """Elements gathered at once."""
     overlap_comm: bool | None = None
     """Reduce gradients during the backward; null: with stage 3."""
     round_robin_gradients: bool = False
     """Stage 1 and 2: spread the ownership of successive gradients over ranks."""
-    sub_group_size: int = Field(1_000_000_000, ge=1)
+    sub_group_size: int = Field(1_000_000_000, ge=1, le=2**63 - 1)
     """Stage 3: elements updated at once."""
-    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0)
+    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0, le=2**63 - 1)
     """Elements fetched ahead."""
-    stage3_param_persistence_threshold: int = Field(100_000, ge=0)
+    stage3_param_persistence_threshold: int = Field(100_000, ge=0, le=2**63 - 1)
     """Parameters with fewer elements are not partitioned."""
-    stage3_max_live_parameters: int = Field(1_000_000_000, ge=0)
+    stage3_max_live_parameters: int = Field(1_000_000_000, ge=0, le=2**63 - 1)
     """Elements that may be gathered at the same time."""
-    stage3_max_reuse_distance: int = Field(1_000_000_000, ge=0)
+    stage3_max_reuse_distance: int = Field(1_000_000_000, ge=0, le=2**63 - 1)
     """Keep a parameter gathered if it is used again within so many elements."""
-    stage3_model_persistence_threshold: int = Field(2**63 - 1, ge=0)
+    stage3_model_persistence_threshold: int = Field(2**63 - 1, ge=0, le=2**63 - 1)
     """Elements of all parameters together that stay unpartitioned."""
-    stage3_module_granularity_threshold: int = Field(0, ge=0)
+    stage3_module_granularity_threshold: int = Field(0, ge=0, le=2**63 - 1)
     """Gather modules finer than this as a whole."""
     stage3_use_all_reduce_for_fetch_params: bool = False
     """Fetch by all-reduce."""
@@ -73,12 +77,14 @@ class ZeroConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
         return self
 
 
-class ExpertParallelConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class ExpertParallelConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Expert parallelism, under DeepSpeed's names. Everything else that DeepSpeed needs follows from the model."""
 
     enabled: bool = False
     """Let DeepSpeed replace the mixture-of-experts layers."""
-    autoep_size: int = Field(1, ge=1)
+    autoep_size: int = Field(1, ge=1, le=65_536)
     """Ranks that share one set of experts."""
     preset_model: Literal["deepseek_v3"] = "deepseek_v3"
     """The shape in which our model presents its experts."""
@@ -94,7 +100,9 @@ class ExpertParallelConfig(BaseModel, extra="forbid", frozen=True, use_attribute
     """GPU: hide the transfer of the token counts."""
 
 
-class DeepSpeedConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class DeepSpeedConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """What a job tells DeepSpeed."""
 
     zero_optimization: ZeroConfig = ZeroConfig()

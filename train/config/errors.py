@@ -97,17 +97,15 @@ def _range(node: Mapping[str, Any]) -> str:
     return text
 
 
-def describe(error: ValidationError, data: Any, schema: Schema) -> tuple[KeyPath, str]:
-    """Key path and one-line message of the first mistake in `data`.
+def describe(error: ValidationError, data: Any, schema: Schema) -> dict[KeyPath, str]:
+    """One-line messages of all mistakes in `data`, by key path.
 
     Unknown keys come first, since a mistyped key is often also the reason why another one is missing.
     """
     found: dict[KeyPath, ErrorDetails] = {}
     for details in sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"):
         found.setdefault(_path(details, data), details)
-    path, details = next(iter(found.items()))
-    message = " ".join(_message(path, details, schema).split())
-    return path, message + (f" [{len(found) - 1} more to fix after this]" if len(found) > 1 else "")
+    return {path: " ".join(_message(path, details, schema).split()) for path, details in found.items()}
 
 
 def _path(details: ErrorDetails, data: Any) -> KeyPath:

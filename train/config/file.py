@@ -27,6 +27,8 @@ COMMAND_LINE = "command line"
 
 _HEADER = "# The resolved config of a run: every key with its value. It is itself a valid config.\n"
 _COMMENT_WIDTH = 100
+_MOST_TOLD = 12
+"""Mistakes that are told at once: a file that is no job at all has one a key."""
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -61,6 +63,13 @@ class _Document:
         known = [self.sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.sources]
         return known[0] if known else default
 
+    def source_of(self, path: KeyPath, default: str) -> str:
+        """Where what is wrong at `path` was written."""
+        value: Any = self.values
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return self.source(path, whole=isinstance(value, dict), default=default)
+
     def _is_leaf(self, path: KeyPath) -> bool:
         value: Any = self.values
         for key in path:
@@ -73,7 +82,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[Co
 
     Raises:
         UserError: a file that is missing or no YAML mapping, bases in a circle, an unknown key, a value that the
-            schema does not allow. One line: the source, the key path, what is allowed.
+            schema does not allow. One line, with ` | ` between mistakes: the source, the key path, what is allowed.
     """
     name = os.fspath(path)
     document = _Document()
@@ -85,12 +94,12 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[Co
         # As JSON, since there a strict schema still takes text for a path and a list for a tuple.
         return schema.model_validate_json(json.dumps(document.values))
     except ValidationError as error:
-        where, message = describe(error, document.values, Schema(schema))
-        value: Any = document.values
-        for key in where:
-            value = value.get(key) if isinstance(value, dict) else None
-        source = document.source(where, whole=isinstance(value, dict), default=name)
-        raise UserError(": ".join(filter(None, (source, dotted(where), message)))) from None
+        found = describe(error, document.values, Schema(schema))
+        told = [
+            ": ".join(filter(None, (document.source_of(where, name), dotted(where), found[where]))) for where in found
+        ]
+        more = f" | and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+        raise UserError(" | ".join(told[:_MOST_TOLD]) + more) from None
 
 
 def _chain(name: str) -> list[tuple[str, dict[str, Any]]]:

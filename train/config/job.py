@@ -14,7 +14,9 @@ from train.optim.optimizer import OptimizerConfig
 from train.optim.schedule import ScheduleConfig
 
 
-class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class RunConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Where a run is stored, and how many processes it has."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -24,23 +26,25 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     local_checkpoints: bool = False
     """Each node keeps its ranks' parts of a checkpoint on a disk of its own, where `dir` is: for nodes that share no
     disk. A node that is gone takes its parts with it."""
-    nproc: int | None = Field(None, ge=1)
+    nproc: int | None = Field(None, ge=1, le=4_096)
     """Ranks that `engram train` starts on this machine, and `engram launch` on each node; null means one per GPU, or 2
     without GPUs."""
     port: int | None = Field(None, ge=1, le=65535)
     """TCP port on which the ranks meet; null picks a free one."""
 
 
-class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class TrainConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Size and arithmetic of a training step."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=1_000_000_000)
     """Optimizer steps of the whole run."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Decides initial weights, table rows and data order."""
-    global_batch_size: int = Field(16, ge=1)
+    global_batch_size: int = Field(16, ge=1, le=10_000_000)
     """Sequences in a step, over all ranks."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(8, ge=1, le=10_000_000)
     """Sequences that a rank computes at once; gradients accumulate over its share of a step."""
     dtype: Literal["bf16", "fp32"] = "fp32"
     """Arithmetic of the backbone. Master weights, optimizer state and table rows are fp32 either way."""
@@ -60,18 +64,18 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     the `spike_window` updates before it."""
     spike_sigma: float = Field(6.0, gt=0)
     """Standard deviations above the mean beyond which a loss or gradient norm is a spike."""
-    spike_window: int = Field(128, ge=2)
+    spike_window: int = Field(128, ge=2, le=1_000_000)
     """Updates that a step's loss and gradient norm are compared with; until there are half as many, nothing counts
     as a spike."""
-    max_skipped_steps: int = Field(10, ge=0)
+    max_skipped_steps: int = Field(10, ge=0, le=1_000_000_000)
     """Training stops after more than this many skipped steps in a row."""
-    restarts: int = Field(0, ge=0)
+    restarts: int = Field(0, ge=0, le=1_000_000)
     """Times that `engram train` restarts its ranks from the newest intact checkpoint after one of them crashed or hung.
     Under another launcher, restarting is that launcher's job."""
-    hang_s: float | None = Field(1800.0, gt=0)
+    hang_s: float | None = Field(1800.0, gt=0, le=1_000_000_000)
     """Seconds without progress after which a run ends and names the rank that the others wait for; must be longer than
     a save. Counted from the end of the first step, which may compile. null: never."""
-    log_every: int = Field(1, ge=1)
+    log_every: int = Field(1, ge=1, le=1_000_000_000)
     """Steps between progress lines and records of metrics.jsonl. On a GPU each one waits for the step to end, during
     which the next cannot be prepared: use 10 or more where steps are short."""
     profile: ProfileConfig | None = None
@@ -87,42 +91,46 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
         return self
 
 
-class EvalConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class EvalConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Evaluation on the validation split, and the texts continued at the end."""
 
-    every: int = Field(100, ge=1)
+    every: int = Field(100, ge=1, le=1_000_000_000)
     """Steps between evaluations; there is always one at the end."""
-    sequences: int = Field(64, ge=1)
+    sequences: int = Field(64, ge=1, le=1_000_000_000)
     """Sequences per evaluation; all of the validation split if it has fewer."""
     prompts: list[str] = ["def ", "import "]
     """Texts that the model continues at the end of the run."""
-    sample_tokens: int = Field(40, ge=0)
+    sample_tokens: int = Field(40, ge=0, le=1_000_000)
     """Tokens of each continuation; 0 for none."""
     temperature: float = Field(0.8, ge=0)
     """Sampling temperature of the continuations; 0 always takes the likeliest token."""
 
 
-class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class CheckpointConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """When a run's state is saved, and what a run resumes from."""
 
-    every: int | None = Field(100, ge=1)
+    every: int | None = Field(100, ge=1, le=1_000_000_000)
     """Steps between checkpoints; there is always one at the end. null: none at all, for benchmarks."""
-    every_minutes: float | None = Field(None, gt=0)
+    every_minutes: float | None = Field(None, gt=0, le=10_000_000)
     """Also save when the last checkpoint began this many minutes ago. Such a checkpoint is removed as soon as there is
     a newer good one, and does not count for `keep` and `keep_every`; null: none."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, le=1_000_000)
     """How many of the newest checkpoints to keep. One saved right after skipped steps does not count, and is removed
     as soon as there is a newer one."""
-    keep_every: int | None = Field(None, ge=1)
+    keep_every: int | None = Field(None, ge=1, le=1_000_000_000)
     """Checkpoints whose step is a multiple of this are kept permanently; null: none."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written; it pauses only until the state is frozen. Takes host memory on
     each rank for its part of the backbone with its optimizer state, and for `undo_bytes`. The run waits for its last
     checkpoint."""
-    undo_bytes: int = Field(1 << 30, ge=0)
+    undo_bytes: int = Field(1 << 30, ge=0, le=2**53)
     """Most bytes per rank for old versions of table rows while a checkpoint is written; beyond that, steps wait for
     the disk."""
-    incremental: int | None = Field(None, ge=2)
+    incremental: int | None = Field(None, ge=2, le=1_000_000)
     """Every n-th checkpoint has all table rows that were ever updated; the others have only those updated since that
     one, which is kept as long as any of them. null: each has all."""
     init_from: str | None = None
@@ -131,7 +139,7 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` resumes from the newest checkpoint in the run's folder, if there is one; `never` requires a folder
     without checkpoints, `must` one with a checkpoint."""
-    grace_s: float = Field(30.0, gt=0)
+    grace_s: float = Field(30.0, gt=0, le=1_000_000_000)
     """Seconds between the signal that asks ranks to end and SIGKILL."""
     interrupted_exit: int = Field(0, ge=0, le=125)
     """Exit code of a run that was saved after a signal interrupted it."""
@@ -143,7 +151,9 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
         return self
 
 
-class JobConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class JobConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """One training job."""
 
     run: RunConfig

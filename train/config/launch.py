@@ -5,14 +5,16 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 
 
-class SlurmConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class SlurmConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """What to request from Slurm, besides nodes and tasks."""
 
     partition: str | None = None
     """Partition; null: the cluster's default."""
     account: str | None = None
     """Account to charge; null: the user's default."""
-    cpus_per_rank: int | None = Field(None, ge=1)
+    cpus_per_rank: int | None = Field(None, ge=1, le=4_096)
     """Cores per rank. Required."""
     requeue: bool = True
     """Requeue the job when it was preempted, or was saved and ended with checkpoint.interrupted_exit."""
@@ -20,7 +22,9 @@ class SlurmConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     """Further options of sbatch, such as `--qos=long`."""
 
 
-class KubernetesConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class KubernetesConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """What to request from Kubernetes: each node is a pod of an indexed Job."""
 
     namespace: str = "default"
@@ -31,15 +35,15 @@ class KubernetesConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
     """Folder in the container that the job's paths are relative to."""
     volumes: dict[str, str] = {}
     """Persistent volume claims, by mount folder. All pods write to them: ReadWriteMany."""
-    cpus: int | None = Field(None, ge=1)
+    cpus: int | None = Field(None, ge=1, le=4_096)
     """Cores per pod; null: not set."""
-    memory_gib: int | None = Field(None, ge=1)
+    memory_gib: int | None = Field(None, ge=1, le=1_000_000)
     """Memory per pod, including tables and /dev/shm; null: not set."""
-    shm_gib: int = Field(16, ge=1)
+    shm_gib: int = Field(16, ge=1, le=1_000_000)
     """Size of /dev/shm."""
     gpu_resource: str = "nvidia.com/gpu"
     """Resource name of a GPU."""
-    retries: int = Field(3, ge=0)
+    retries: int = Field(3, ge=0, le=1_000_000)
     """Pod failures after which the Job fails; interruptions after a save do not count."""
 
     @model_validator(mode="after")
@@ -50,10 +54,12 @@ class KubernetesConfig(BaseModel, extra="forbid", frozen=True, use_attribute_doc
         return self
 
 
-class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class LaunchConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Nodes, and the environment of their ranks. `run.nproc` is ranks per node, `run.port` the port they meet on."""
 
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1, le=100_000)
     """Nodes to request, for `slurm` and `kubernetes`."""
     hosts: list[Annotated[str, Field(pattern=r"^[^\s-]\S*$")]] = []
     """Names or addresses of the nodes, for `hosts` and `hostfile`; the ranks meet on the first."""
@@ -61,13 +67,13 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """`hosts`: run the command on every host over ssh; false prints the commands."""
     ssh_options: list[str] = []
     """Further arguments of ssh, for `hosts` and `hostfile`, such as `-p 2222`."""
-    min_nodes: int | None = Field(None, ge=1)
+    min_nodes: int | None = Field(None, ge=1, le=100_000)
     """`hosts`: continue with as few as this many nodes when others are lost; null: all are needed."""
-    restarts: int = Field(0, ge=0)
+    restarts: int = Field(0, ge=0, le=1_000_000)
     """`hosts`, `kubernetes`: times that torchrun restarts the ranks after one of them failed or a node was lost."""
-    gpus: int | None = Field(None, ge=0)
+    gpus: int | None = Field(None, ge=0, le=1_024)
     """GPUs per node; null: one per rank; 0: train on the CPU."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=4_096)
     """Threads per rank (OMP_NUM_THREADS); null: its share of the node's cores."""
     interface: str | None = None
     """Network interface between the nodes, for gloo and NCCL; null: the one that reaches the first node."""
@@ -75,10 +81,10 @@ class LaunchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Environment variables of the ranks."""
     setup: list[str] = []
     """Shell lines before each rank, such as `module load cuda`."""
-    timeout_s: float = Field(1800.0, gt=0)
+    timeout_s: float = Field(1800.0, gt=0, le=1_000_000_000)
     """Seconds that ranks wait for each other, at the start and in each collective, before they fail; must be longer
     than a save."""
-    time_limit_min: int | None = Field(None, ge=1)
+    time_limit_min: int | None = Field(None, ge=1, le=10_000_000)
     """Minutes after which slurm or kubernetes ends the job; null: the launcher's default."""
     logs: str | None = None
     """Folder for the logs of ranks other than 0; null: `logs` in the run's folder."""

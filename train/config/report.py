@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
-class WandbConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class WandbConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """What is sent to Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
@@ -18,10 +20,12 @@ class WandbConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrin
     """Name shown for the run; null: `run.name`."""
 
 
-class ProfileConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class ProfileConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Which steps are recorded, on rank 0, in `trace.json.gz`."""
 
-    first: int = Field(ge=1)
+    first: int = Field(ge=1, le=1_000_000_000)
     """The first of them, counted from 1; one that follows a few others, so that kernels are compiled."""
-    steps: int = Field(3, ge=1)
+    steps: int = Field(3, ge=1, le=1_000_000_000)
     """How many. What comes after the run's last step is not recorded."""

@@ -13,6 +13,8 @@ import yaml
 YamlValue: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 """What a document can hold."""
 
+_MOST_DEPTH = 64
+_MOST_VALUES = 1_000_000
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -87,10 +89,15 @@ def parse(text: str) -> YamlValue:
     """The value of one YAML document; None if it is empty.
 
     Raises:
-        ValueError: not one YAML document, a key that is no text or stands twice; one line, with the line number.
+        ValueError: not one YAML document, a key that is no text or stands twice, or more than a config can mean; one
+            line, with the line number where there is one.
     """
     try:
-        return yaml.load(text, _Loader)
+        value: YamlValue = yaml.load(text, _Loader)
+        _require_bounded(value)
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
@@ -98,6 +105,20 @@ def parse(text: str) -> YamlValue:
         raise ValueError(where + " ".join(f"{error.problem}{context}".split())) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _require_bounded(value: YamlValue) -> None:
+    """Refuses what aliases make too large, and what is nested deeper than others can follow."""
+    pending, count = [(value, 0)], 0
+    while pending:
+        part, depth = pending.pop()
+        count += 1
+        if depth > _MOST_DEPTH:
+            raise ValueError("nested too deeply")
+        if count > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values, aliases counted where they stand")
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        pending += [(each, depth + 1) for each in inner]
 
 
 def render(value: YamlValue) -> str:

@@ -9,7 +9,9 @@ SMALLEST_BPE = 258
 """Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
 
 
-class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class DataConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """What a job trains on, and how it is packed into sequences."""
 
     path: str | None = None
@@ -20,7 +22,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     cache: str = "data"
     """Folder in which the default corpus is kept once prepared."""
 
-    bpe_vocab: int = Field(4096, ge=SMALLEST_BPE)
+    bpe_vocab: int = Field(4096, ge=SMALLEST_BPE, le=10_000_000)
     """Vocabulary of the byte-level BPE trained on the default corpus, end-of-document and padding included.
     Not used when `path` or `tokenizer` is given."""
 
@@ -29,7 +31,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
     any other is refused."""
 
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=1_024)
     """Processes that tokenize the default corpus. null: one per core, fewer for little text."""
 
     allow_change: bool = False
@@ -40,7 +42,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstring
     """Batches to skip, as ranges `[first, last]` of the steps that would train on them if none were skipped; log.txt
     and skipped.jsonl name those of skipped steps. To resume from a checkpoint with other ranges, set `allow_change`."""
 
-    sequence_length: int = Field(256, ge=2)
+    sequence_length: int = Field(256, ge=2, le=10_000_000)
     """Tokens in one packed sequence (T)."""
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)

@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field
 from model.parameters import ADAM_PATTERNS
 
 
-class OptimizerConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class OptimizerConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """Optimizer of the backbone (the tables have their own: `offload`)."""
 
     name: Literal["muon", "adamw"] = "muon"

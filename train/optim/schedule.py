@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 
-class Milestone(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class Milestone(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """One step of a `step_decay` schedule."""
 
     at: float = Field(gt=0, lt=1)
@@ -15,12 +17,14 @@ class Milestone(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings
     """Learning rate from there on, as a fraction of the peak."""
 
 
-class ScheduleConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
+class ScheduleConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
     """How the learning rate moves over a run. All learning rates, the tables' included, follow the same factor."""
 
     shape: Literal["cosine", "constant", "step_decay"] = "cosine"
     """What follows the warm-up: a half cosine down to `min_ratio`, nothing, or the `milestones`."""
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, le=1_000_000_000)
     """Steps of linear warm-up from (almost) zero to the peak."""
     min_ratio: float = Field(0.1, ge=0, le=1)
     """Where the cosine ends, as a fraction of the peak; the other shapes do not use it."""

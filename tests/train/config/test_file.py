@@ -176,7 +176,20 @@ def test_the_message_names_the_file_in_which_the_key_stands() -> None:
 def test_a_mistyped_key_is_told_before_the_missing_one_it_causes() -> None:
     write(job="train: {stesp: 3}")
     assert message().startswith("job.yaml: train.stesp: unknown key; did you mean train.steps? (allowed: ")
-    assert message().endswith("[1 more to fix after this]")
+    assert message().endswith(" | job.yaml: train.steps: missing; expected an integer >= 1")
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_source() -> None:
+    write(base="train: {steps: 0, seed: -1}", job="extends: base.yaml\noffload: {depth: x}")
+    assert message("train.warmup=y").split(" | ") == [
+        "base.yaml: train.steps: expected an integer >= 1, got 0",
+        "base.yaml: train.seed: expected an integer >= 0, got -1",
+        'command line: train.warmup: expected an integer, got "y"',
+        'job.yaml: offload.depth: expected an integer >= 0 and <= 64, got "x"',
+    ]
+    write(job="train: {steps: 3, " + ", ".join(f"key{number}: 1" for number in range(20)) + "}")
+    assert message().count(" | ") == 12
+    assert message().endswith(" | and 8 more")
 
 
 def test_a_dotted_key_in_a_file_is_told_how_to_nest() -> None:

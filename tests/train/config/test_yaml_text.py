@@ -62,6 +62,12 @@ def test_not_a_number() -> None:
         ("a: &x [*x]", "recursive"),
         ("a: !!python/object/apply:os.getcwd []", "line 1: "),
         ("a: \x01", "special characters"),
+        ("a: " + "[" * 20_000, "nested too deeply"),
+        ("a: " + "[" * 65 + "]" * 65, "nested too deeply"),
+        (
+            "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" if n else "a0: &a0 [1]" for n in range(9)),
+            "more than 1,000,000 values",
+        ),
     ],
 )
 def test_bad_documents_are_one_line(text: str, message: str) -> None:
