@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from model.config import ModelConfig
+from model.config import EngramConfig, ModelConfig
 from offload.addresses.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from offload.rows.records import RecordLayout, RowInit
@@ -38,17 +38,22 @@ def address_book(model: ModelConfig, source: TokenSource) -> AddressBook | None:
     if engram is None:
         return None
     try:
-        return AddressBook(
-            compressed_vocabulary(model, source),
-            layers=engram.layers,
-            orders=engram.orders,
-            heads=engram.heads,
-            rows_per_head=engram.rows_per_head,
-            seed=engram.seed,
-            cross_documents=engram.cross_documents,
-        )
+        return addresses_of(engram, compressed_vocabulary(model, source))
     except ValueError as error:
         raise UserError(f"model.engram: {error}") from None
+
+
+def addresses_of(engram: EngramConfig, vocabulary: CompressedVocabulary) -> AddressBook:
+    """The addresses of the tables for tokens of a vocabulary."""
+    return AddressBook(
+        vocabulary,
+        layers=engram.layers,
+        orders=engram.orders,
+        heads=engram.heads,
+        rows_per_head=engram.rows_per_head,
+        seed=engram.seed,
+        cross_documents=engram.cross_documents,
+    )
 
 
 def table_bytes(job: JobConfig, addresses: AddressBook | None, device: torch.device | None = None) -> int:

@@ -14,7 +14,7 @@ from offload.addresses.hashing import AddressBook
 from train.config.job import JobConfig
 from train.data.loader import Loader
 from train.data.open import open_data
-from train.tables import address_book
+from train.tables import address_book, addresses_of
 
 PIECE_TOKENS = 1 << 18
 
@@ -64,15 +64,7 @@ class ZipfStream:
         """Without compression of the vocabulary: ids are hashed as they are."""
         engram, vocabulary = self.job.model.engram, self.job.model.vocab_size
         assert engram is not None
-        return AddressBook(
-            identity_vocabulary(vocabulary, pad_id=min(engram.pad_id or 0, vocabulary - 1)),
-            layers=engram.layers,
-            orders=engram.orders,
-            heads=engram.heads,
-            rows_per_head=engram.rows_per_head,
-            seed=engram.seed,
-            cross_documents=engram.cross_documents,
-        )
+        return addresses_of(engram, identity_vocabulary(vocabulary, pad_id=min(engram.pad_id or 0, vocabulary - 1)))
 
     def pieces(self, step: int) -> Iterator[Piece]:
         """See `Stream.pieces`."""

@@ -22,7 +22,7 @@ from tests.model.launches import launches
 from train.config.job import JobConfig
 from train.data.loader import Batch, Loader
 from train.data.open import open_data
-from train.tables import address_book
+from train.tables import address_book, addresses_of
 
 _ROW_DIM = 1
 """Of the emulated rows: what they weigh on the bus is counted with their real width."""
@@ -147,14 +147,7 @@ def _tokens(job: JobConfig) -> tuple[str, AddressBook, Callable[[int], Sequence[
 def _drawn_addresses(job: JobConfig) -> AddressBook:
     engram = job.model.engram
     assert engram is not None
-    return AddressBook(
-        identity_vocabulary(job.model.vocab_size, pad_id=engram.pad_id or 0),
-        layers=engram.layers,
-        orders=engram.orders,
-        heads=engram.heads,
-        rows_per_head=engram.rows_per_head,
-        seed=engram.seed,
-    )
+    return addresses_of(engram, identity_vocabulary(job.model.vocab_size, pad_id=engram.pad_id or 0))
 
 
 def _drawn(job: JobConfig, step: int) -> list[Batch]:

@@ -13,6 +13,14 @@ from tests.launch.cluster.two_hosts import Host, child_of, wait_for
 from train.checkpoint.listing import checkpoints_in
 
 
+def assert_goes_on_like_one_host(host: Host, shared: Path, corpus: Path, *overrides: str) -> None:
+    """The next launch comes to the losses of a run on one host that was left alone."""
+    again = launch(host, "hosts", "offload.emulate_link=null", *overrides)
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
+
+
 @pytest.mark.long
 def test_a_link_that_is_cut_ends_both_sides_with_the_reason_and_the_relaunch_resumes(
     shared: Path, corpus: Path, hosts: tuple[Host, Host]
@@ -27,10 +35,7 @@ def test_a_link_that_is_cut_ends_both_sides_with_the_reason_and_the_relaunch_res
     other_side = shared / "runs/small/launches/0001/reports/rank1"
     wait_for(other_side, process=None)
     hosts[1].run("ip", "link", "set", "e0", "up")
-    again = launch(hosts[0], "hosts", "offload.emulate_link=null")
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
-    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
+    assert_goes_on_like_one_host(hosts[0], shared, corpus)
 
 
 @pytest.mark.long
@@ -46,10 +51,7 @@ def test_when_the_host_of_the_rendezvous_is_lost_the_relaunch_resumes(
     assert process.returncode == 1, output
     told = output.splitlines()[-1]
     assert "lost another rank, whose host or link failed: " in told or "host 0 failed (exit code 255)" in told, output
-    again = launch(hosts[1], "hosts", "launch.hosts=[n2]", "run.nproc=2", "offload.emulate_link=null")
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
-    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
+    assert_goes_on_like_one_host(hosts[1], shared, corpus, "launch.hosts=[n2]", "run.nproc=2")
 
 
 @pytest.mark.long
@@ -62,7 +64,6 @@ def test_when_a_host_is_lost_the_job_goes_on_with_those_that_are_left(
     wait_for(shared / "runs/small/checkpoints/step-00000002", process)
     hosts[1].kill()
     output, _ = process.communicate(timeout=240)
-    print(output)
     assert process.returncode == 0, output
     two, one = (
         run / "metrics.jsonl"
@@ -89,7 +90,4 @@ def test_who_ends_the_launcher_waits_for_the_ranks_elsewhere_which_save(
     assert output.splitlines()[-1].startswith("interrupted by SIGTERM after step "), output
     assert left[0], "nothing was saved when it returned"
     assert not left[1]
-    again = launch(hosts[0], "hosts", "offload.emulate_link=null")
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
-    assert losses(run) == losses(on_one_host(shared, corpus, "offload.emulate_link=null"))
+    assert_goes_on_like_one_host(hosts[0], shared, corpus)
