@@ -34,7 +34,7 @@ def between_ranks(device: torch.device, folder: Path, local_rank: int, *, local:
     """
     places: list[tuple[str, int]] = [("", 0)] * dist.get_world_size()
     dist.all_gather_object(places, (socket.gethostname(), local_rank))
-    firsts = {host: rank for rank, (host, local) in reversed([*enumerate(places)]) if local == 0}
+    firsts = {host: rank for rank, (host, number) in reversed([*enumerate(places)]) if number == 0}
     own = Check("run folder", "ok", f"{folder} is each host's own (run.local_checkpoints)")
     checks = [_clocks(places), own if local else _shared(folder, places)]
     words = _BYTES[device.type] // 4 // len(places) * len(places)
