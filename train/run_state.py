@@ -7,6 +7,7 @@ import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import Literal, Self
 
@@ -33,7 +34,7 @@ class RunState:
 
     Attributes:
         state: `running` although nobody holds the lock of the folder: rank 0 was killed, and its launcher as well.
-        step: steps that were done when the state was written; when it is `running`, those at the start.
+        step: steps that were done when the state was written; when it is `running`, at the start or the newest save.
         steps: of the whole run.
         saved: newest checkpoint that the run has written or gone on from; None if there is none.
         why: of what was interrupted or failed; one line or a traceback.
@@ -74,7 +75,7 @@ class StateRecord:
     """The state of a run at work, as a context manager: `running` inside, then how it ended.
 
     Attributes:
-        step, saved: kept up to date by whoever knows; written at the end.
+        step: kept up to date by whoever knows; written with the next save, and at the end.
 
     Args:
         folder: of the run.
@@ -85,8 +86,9 @@ class StateRecord:
     """
 
     def __init__(self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool) -> None:
-        self._folder, self._active, self.step, self.saved = folder, active, step, saved
+        self._folder, self._active, self.step = folder, active, step
         self._state = RunState("running", step, steps, saved)
+        self._writing = RLock()  # a signal's handler may end the run while its own thread writes
 
     def __enter__(self) -> Self:
         if self._active:
@@ -102,13 +104,23 @@ class StateRecord:
             known = isinstance(error, UserError)
             self.end("failed", str(error) if known else f"{type(error).__name__}: {error}")
 
+    def saved(self, checkpoint: str) -> None:
+        """Writes that there is a checkpoint: a rank that is killed later can say nothing any more."""
+        with self._writing:
+            self._state = replace(self._state, step=self.step, saved=checkpoint)
+            if self._active:
+                self._write(self._state)
+
     def end(self, state: State, why: str | None = None) -> None:
         """Writes how the run ended, if the disk takes it; of several ends the first counts. From any thread."""
-        if self._active:
-            self._active = False
-            ended = replace(self._state, state=state, step=self.step, saved=self.saved, why=why)
-            with suppress(OSError):  # the end itself is told in any case
-                ended.write(self._folder)
+        with self._writing:
+            if self._active:
+                self._active = False
+                self._write(replace(self._state, state=state, step=self.step, why=why))
+
+    def _write(self, state: RunState) -> None:
+        with suppress(OSError):  # what happened is told in any case
+            state.write(self._folder)
 
 
 def record_end(folder: Path, state: State, why: str) -> None:

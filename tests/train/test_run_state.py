@@ -14,7 +14,8 @@ def ended(folder: Path, error: BaseException | None, *, active: bool = True) -> 
     """The state of a run that did a step, saved it, and ended so."""
     record = StateRecord(folder, step=3, steps=9, saved=None, active=active)
     with suppress(BaseException), record:
-        record.step, record.saved = 4, "checkpoints/step-00000004"
+        record.step = 4
+        record.saved("checkpoints/step-00000004")
         if error:
             raise error
     return RunState.read(folder)
@@ -40,6 +41,24 @@ def test_the_state_says_how_a_run_ended(
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert ended(tmp_path, None, active=False) is None
+
+
+def test_a_rank_that_is_killed_has_said_what_it_saved(tmp_path: Path) -> None:
+    with StateRecord(tmp_path, step=3, steps=9, saved=None, active=True) as record:
+        record.step = 4
+        record.saved("checkpoints/step-00000004")
+        found = RunState.read(tmp_path)
+    assert found is not None
+    assert (found.state, found.step, found.saved) == ("running", 4, "checkpoints/step-00000004")
+
+
+def test_a_save_does_not_bring_an_ended_run_back(tmp_path: Path) -> None:
+    with StateRecord(tmp_path, step=3, steps=9, saved=None, active=True) as record:
+        record.end("interrupted", "at once")
+        record.saved("checkpoints/step-00000003")
+    found = RunState.read(tmp_path)
+    assert found is not None
+    assert (found.state, found.saved) == ("interrupted", None)
 
 
 def test_the_first_end_counts(tmp_path: Path) -> None:

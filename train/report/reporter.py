@@ -85,7 +85,7 @@ class Reporter:
     def saved(self, path: Path) -> None:
         """A checkpoint was written."""
         if self._state:
-            self._state.saved = str(path)
+            self._state.saved(str(path))
         self.message(f"saved {path}")
 
     def refused(self, step: int, result: StepResult, loss: float, batch: dict[str, Any]) -> None:
