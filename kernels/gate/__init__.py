@@ -43,11 +43,11 @@ def engram_gate(
         signed_sqrt: the released form; False for the paper's.
 
     The inputs may have any floating dtypes and strides. Everything inside is fp32 (fp64 if an input is); gradients have
-    their inputs' dtypes and the same bits on every run. Saved for the backward: the inputs and three numbers a token
+    their inputs' dtypes and the same bits on every run. Saved for the backward: the inputs and three numbers per token
     and branch. On a GPU this is Triton, forward and backward, except in fp64.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit together.
     """
     if hidden_BTMD.shape != key_BTMD.shape or hidden_BTMD.dim() != 4:
         raise ValueError(f"hidden states {tuple(hidden_BTMD.shape)} and keys {tuple(key_BTMD.shape)} must share one "
