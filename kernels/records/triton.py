@@ -1,4 +1,4 @@
-"""Copies whole row records straight over the bus between pinned host memory and the window, by persistent programs.
+"""Copies whole row records straight over the bus between pinned host memory and window, by a few persistent programs.
 
 A read over the bus takes a microsecond or more, so some fifty kilobytes must be in flight at any time: each program has
 tiles of rows in flight while it stores another one. Data travels in requests of at most one 128-byte line: each row's

@@ -34,10 +34,10 @@ def adam(
 ) -> None:
     """One step of Adam (Kingma and Ba, arXiv 1412.6980), with the bits of `torch.optim.Adam(fused=True)` on CPUs.
 
-    These are IEEE operations in a fixed order, so that other devices and kernels can have the same bits: m = fma(1 -
-    beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v), w = w + (-lr / c1 m) / (sqrt(v) / c2 + eps), where c1 = 1 -
-    beta1^step and c2 = sqrt(1 - beta2^step), and scalars are rounded to float32 before they are used. (torch's loop
-    over a tensor's last elements, which fill no vector register, may round differently.)
+    These are IEEE operations in a fixed order, so that other devices and kernels can have the same bits:
+    m = fma(1 - beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v), w = w + (-lr / c1 m) / (sqrt(v) / c2 + eps), where
+    c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step), and scalars are rounded to float32 before they are used. (torch's
+    loop over a tensor's last elements, which fill no vector register, may round differently.)
 
     On its own this is lazy Adam: rows without a gradient rest, moments included, and only the bias correction knows
     of the steps they missed. After `replay_adam` it is dense Adam.
