@@ -7,7 +7,7 @@ The bias must stay fp32 in a bf16 model. DeepSpeed casts buffers if `data_types.
 built under `zero.Init`, except those that `_keep_in_fp32_modules_strict` names; a plain `.to(bfloat16)` is undone by
 `Float32Buffers`.
 
-Shape suffixes: N tokens, K experts a token, A = N*K assignments, E experts, D hidden, F expert width.
+Shape suffixes: N tokens, K experts per token, A = N*K assignments, E experts, D hidden, F expert width.
 """
 
 from collections.abc import Callable
