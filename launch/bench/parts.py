@@ -24,7 +24,7 @@ class Part:
     on_gpu: bool = True
     """Whether it is measured on the GPU, where there is one and the options say so."""
     trains: bool = False
-    """Whether its ranks are as many as the job's, and joined as for training."""
+    """Whether it has as many ranks as the job, joined as for training."""
 
 
 PARTS = {
