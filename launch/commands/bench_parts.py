@@ -121,7 +121,7 @@ Examples:
 def links(**chosen: Any) -> None:
     """Time record transfers by kernels between host memory and the GPU, against the copy engines.
 
-    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, or as told; each direction
+    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, unless given; each direction
     alone, and both at once. On a CPU it copies from host to host.
     """
     shared.measure(("links",), **chosen)
