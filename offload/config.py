@@ -103,7 +103,9 @@ class OffloadConfig(
     slowest rank is faster. All give the same bits."""
     programs: int | None = Field(None, ge=1, le=1024)
     """Triton programs per kernel of the `zero_copy` engine: the number of SMs on which a copy runs beside the model's
-    kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null means 8."""
+    kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null means that
+    of 4, 8 and 16 with which matrix products beside a copy are done first, measured when the run starts, on all ranks
+    at once; without a GPU it means 8."""
     host_file: str | None = None
     """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
     tables larger than RAM. Its whole size is reserved at the start and released however the run ends. null
