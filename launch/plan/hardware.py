@@ -48,6 +48,8 @@ class Host(_Numbers):
     lost_to_each_thread: float = Field(ge=0, lt=0.5)
     factor: float = Field(ge=0)
     decide_seconds: float = Field(ge=0)
+    gather_bytes_per_second: float = Field(gt=0)
+    staging_cores: int = Field(ge=1)
 
 
 class Rows(_Numbers):

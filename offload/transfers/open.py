@@ -1,7 +1,7 @@
-"""Opens the engine that carries records between host memory and the window: one of three.
+"""Opens the engine that carries records between host memory and the window: one of four.
 
 `zero_copy`: kernels that reach into pinned host memory. `staged`: the CPU gathers, the GPU's copy engines carry.
-`cpu`: the window is in host memory too. All give the same bits.
+`mixed`: the first in, the second out. `cpu`: the window is in host memory too. All give the same bits.
 """
 
 import logging
@@ -22,6 +22,7 @@ from offload.rows.shard import Shard
 from offload.transfers.agreement import Products, Ranks, fastest
 from offload.transfers.cpu import CpuTransfers
 from offload.transfers.engine import Transfers
+from offload.transfers.mixed import MixedTransfers
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
 
@@ -32,7 +33,7 @@ _MAX_STAGING_THREADS = 8
 
 def pins(config: OffloadConfig, device: torch.device) -> bool:
     """Whether the tables' host memory is going to be pinned, if the system allows it."""
-    return device.type == "cuda" and config.engine in ("auto", "zero_copy") and config.host_file is None
+    return device.type == "cuda" and config.engine in ("auto", "zero_copy", "mixed") and config.host_file is None
 
 
 def open_transfers(
@@ -77,7 +78,7 @@ def open_transfers(
     try:
         seen_RW = _seen(host, device, driver_of, ranks, tell)
     except PinError as error:
-        if engine == "zero_copy":
+        if engine != "auto":
             raise
         _log.warning("offload.engine: staged, since %s", error)
         return open_staged()
@@ -87,6 +88,8 @@ def open_transfers(
     if engine == "zero_copy":
         return zero_copy
     staged = open_staged()
+    if engine == "mixed":
+        return MixedTransfers(zero_copy, staged)
     both: list[Transfers] = [zero_copy, staged]
     chosen, seconds = fastest(both, len(seen_RW), window_CW, ranks)
     rates = ", ".join(f"{each.name} {2 / s:.1f} GB/s" for each, s in zip(both, seconds, strict=True))

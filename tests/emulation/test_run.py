@@ -1,6 +1,6 @@
 """A small job over virtual time: the real tables and training loop, in the order in which they act."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from unittest import mock
 
@@ -73,15 +73,17 @@ def disordered(accesses: list[Access]) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_copy_never_runs_before_what_it_depends_on_and_bits_are_those_of_resident(
-    workload: Workload, depth: int
+    workload: Workload, depth: int, engine: str
 ) -> None:
-    slow = hardware(fetch=2e8, write_back=1e8)
-    found = emulated(workload, depth, slow, watched=True)
+    slow = hardware(fetch=2e8, write_back=1e8, copy_engine=1e8)
+    found = emulated(workload, depth, slow, watched=True, variant=Variant(engine=engine))
     assert disordered(found.accesses) == []
-    kinds = [access.span.what for access in found.accesses]
-    assert kinds.count("write-back") > 2, "nothing was written: the test would prove nothing"
+    kinds = Counter((access.span.what, access.writes[0]) for access in found.accesses if len(access.writes[1]))
+    written = ("write-back" if engine == "zero_copy" else "engram-writeback", "row")
+    assert kinds[written] > 2, "nothing was written: the test would prove nothing"
     assert found.norms == emulated(workload, None, slow).norms
 
 
