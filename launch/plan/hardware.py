@@ -49,6 +49,7 @@ class Host(_Numbers):
     factor: float = Field(ge=0)
     decide_seconds: float = Field(ge=0)
     gather_bytes_per_second: float = Field(gt=0)
+    scatter_bytes_per_second: float = Field(gt=0)
     staging_cores: int = Field(ge=1)
 
 

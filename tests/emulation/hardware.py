@@ -30,9 +30,10 @@ class Hardware(hardware.Hardware):
         slower = self.link.write_back_with_4_programs if programs <= 4 else 1.0
         return nbytes / self.link.write_back_bytes_per_second / slower
 
-    def staging_seconds(self, nbytes: float) -> float:
+    def staging_seconds(self, nbytes: float, *, gathered: bool) -> float:
         """Of records gathered from host memory by the CPU, or put there."""
-        return nbytes / self.host.gather_bytes_per_second / self.host.staging_cores
+        rate = self.host.gather_bytes_per_second if gathered else self.host.scatter_bytes_per_second
+        return nbytes / rate / self.host.staging_cores
 
     def rate(self, programs: int) -> Rate:
         """What work beside each other does to its speed, with copies of so many programs."""

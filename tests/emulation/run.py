@@ -166,7 +166,7 @@ class _Emulation:
         def gathered(records: Tensor, numbers: Tensor, out: Tensor) -> None:
             with self.simulation.uncharged():
                 gather(records, numbers, out)
-            kind, span = self._stage(len(numbers))
+            kind, span = self._stage(len(numbers), gathered=True)
             self._note(span, (kind, numbers), (kind, numbers[:0]))
 
         return gathered
@@ -175,17 +175,17 @@ class _Emulation:
         def scattered(gathered: Tensor, records: Tensor, numbers: Tensor) -> None:
             with self.simulation.uncharged():
                 scatter(gathered, records, numbers)
-            kind, span = self._stage(len(numbers))
+            kind, span = self._stage(len(numbers), gathered=False)
             self._note(span, (kind, numbers[:0]), (kind, numbers))
 
         return scattered
 
-    def _stage(self, rows: int) -> tuple[str, Span]:
+    def _stage(self, rows: int, *, gathered: bool) -> tuple[str, Span]:
         """Records between a staging buffer and where they belong: slots on the device, or rows of host memory."""
         nbytes = rows * self.workload.packed_bytes
         if self.simulation.thread.current is not None:
             return "slot", self._launch("rows", 2 * nbytes / self.hardware.device.memory_bytes_per_second)
-        self.simulation.work(self.hardware.staging_seconds(nbytes), self.simulation.thread.name)
+        self.simulation.work(self.hardware.staging_seconds(nbytes, gathered=gathered), self.simulation.thread.name)
         return "row", self.simulation.thread.last
 
     def _chunk_bytes(self, nbytes: int) -> int:
