@@ -66,7 +66,7 @@ def test_padding_changes_no_bits(
     assert run_job(JOB, config).digest == plain.digest
 
 
-@pytest.mark.parametrize("engine", ["zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 @pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
 def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -> None:
     resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
@@ -105,7 +105,7 @@ def _late(owner: Any, name: str, chance: random.Random, longest_s: float) -> Cal
 
 def test_two_ranks_have_the_same_bits_under_every_engine() -> None:
     base = TABLES["adam-exact"].model_copy(update=WINDOWS[2])
-    engines = [base.model_copy(update={"engine": engine}) for engine in ("cpu", "zero_copy", "staged")]
+    engines = [base.model_copy(update={"engine": engine}) for engine in ("cpu", "zero_copy", "staged", "mixed")]
     for outcomes in run_ranks(run_jobs, 2, [(JOB, config) for config in engines]):
         assert len({outcome.digest for outcome in outcomes}) == 1
 
@@ -299,8 +299,11 @@ def choose(
         try:
             window, rows = torch.zeros(50, 19).as_subclass(OnGpu), shard(world_size=world_size)
             chosen = open_transfers(config, host, window, rows, lambda device: driver, tell=told.append)
-            assert bool(driver.registered) == chosen.name.startswith("zero_copy"), "pinned for nothing"
-            assert [engine for engine in opened if not engine.closed] == [chosen]
+            assert bool(driver.registered) == (chosen.name != "staged"), "pinned for nothing"
+            used = [engine for engine in opened if not engine.closed]
+            assert len(used) == 2 if chosen.name == "mixed" else used == [chosen]
+            chosen.close()
+            assert all(engine.closed for engine in opened)
             return chosen.name, told
         finally:
             host.close()
@@ -373,8 +376,12 @@ def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must
     refusing = FakeDriver({("register", 0): 2})
     assert on_gpu(OffloadConfig(), refusing) == "staged"
     assert "offload.engine: staged, since registering 22.27 KiB" in caplog.text
-    with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
-        on_gpu(OffloadConfig(engine="zero_copy"), FakeDriver({("register", 0): 2}))
+    for engine in ("zero_copy", "mixed"):
+        with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            on_gpu(OffloadConfig(engine=engine), FakeDriver({("register", 0): 2}))
+    driver = FakeDriver()
+    assert on_gpu(OffloadConfig(engine="mixed"), driver) == "mixed"
+    assert driver.calls["register"] == 1
     for config in (OffloadConfig(engine="staged"), OffloadConfig(host_file=str(tmp_path))):
         unused = FakeDriver()
         assert on_gpu(config, unused) == "staged"
@@ -403,6 +410,8 @@ def test_what_a_gpu_cannot_do_is_refused(config: OffloadConfig, message: str) ->
     "wrong",
     [
         {"engine": "zero_copy", "host_file": "/somewhere"},
+        {"engine": "mixed", "host_file": "/somewhere"},
+        {"engine": "mixed", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "staged", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "zero_copy", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "staged", "programs": 4},
@@ -436,6 +445,7 @@ def test_host_memory_is_pinned_for_a_gpu_that_may_read_it_alone() -> None:
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert pins(OffloadConfig(), gpu)
     assert pins(OffloadConfig(engine="zero_copy"), gpu)
+    assert pins(OffloadConfig(engine="mixed"), gpu)
     assert not pins(OffloadConfig(engine="staged"), gpu)
     assert not pins(OffloadConfig(host_file="/somewhere"), gpu)
     assert not pins(OffloadConfig(), cpu)
