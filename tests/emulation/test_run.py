@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from tests.emulation.device import VirtualStream
+from tests.emulation.device import VirtualEvent, VirtualStream
 from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, variants_table
 from tests.emulation.results import Access, Run, Variant
@@ -19,6 +19,8 @@ TINY = Path(__file__).parents[2] / "configs/tiny.yaml"
 DEPTHS = (0, 1, 2, 4)
 WARMUP, STEPS = 4, 3
 INFINITE = 1e30
+CLOSING = 2
+"""Waits of an engine's end, one a direction."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,20 @@ def test_a_copy_never_runs_before_what_it_depends_on_and_bits_are_those_of_resid
     written = ("write-back" if engine == "zero_copy" else "engram-writeback", "row")
     assert kinds[written] > 2, "nothing was written: the test would prove nothing"
     assert found.norms == emulated(workload, None, slow).norms
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_loop_waits_for_the_device_once_a_step_for_the_norm(workload: Workload, depth: int) -> None:
+    waits: Counter[str] = Counter()
+    wait = VirtualEvent.synchronize
+
+    def counted(event: VirtualEvent) -> None:
+        waits[event._simulation.thread.name] += 1
+        wait(event)
+
+    with mock.patch.object(VirtualEvent, "synchronize", counted):
+        emulated(workload, depth, read_hardware("h200"))
+    assert waits["loop"] - CLOSING == WARMUP + STEPS
 
 
 def test_a_wait_that_is_left_out_is_noticed(workload: Workload) -> None:
