@@ -23,6 +23,7 @@ from offload.rows.records import RecordLayout, RowInit
 from offload.rows.updater import RowUpdater
 from offload.step import Step
 from offload.tables import EngramTables
+from offload.window.resident import ResidentStore
 from tests.emulation.clock import Simulation, Span
 from tests.emulation.critical_path import critical_path
 from tests.emulation.device import VirtualEvent, VirtualStreams, VirtualWorker
@@ -282,6 +283,19 @@ class _Emulation:
 
         return updating
 
+    def _release(self, release: Callable[..., None]) -> Callable[..., None]:
+        """Of resident rows, whose counts of updates are on the device; the window's are the window's thread's."""
+
+        def released(store: ResidentStore, step: int, *, updated: bool) -> None:
+            with self.simulation.uncharged():
+                release(store, step, updated=updated)
+            if updated:
+                # A row's place is read twice, its count twice and written once, or thereabouts.
+                nbytes = 4 * store._held_O.nbytes
+                self._launch("rows", nbytes / self.hardware.device.memory_bytes_per_second, launches=4)
+
+        return released
+
     @contextmanager
     def _over_virtual_time(self) -> Iterator[None]:
         beside = () if self.variant.decided_in_loop else ("cpu",)
@@ -313,6 +327,7 @@ class _Emulation:
             put(staged, "_CHUNK_BYTES", self._chunk_bytes(staged._CHUNK_BYTES))
             put(RowUpdater, "read", self._read(RowUpdater.read))
             put(RowUpdater, "update_at", self._update(RowUpdater.update_at))
+            put(ResidentStore, "release", self._release(ResidentStore.release))
             put(Step, "reduce", self._reduce(Step.reduce))
             yield
 
