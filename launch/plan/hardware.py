@@ -48,6 +48,10 @@ class Host(_Numbers):
     lost_to_each_thread: float = Field(ge=0, lt=0.5)
     factor: float = Field(ge=0)
     decide_seconds: float = Field(ge=0)
+    # For tests/emulation alone: a file need not have them.
+    gather_bytes_per_second: float = Field(4.1e9, gt=0)
+    scatter_bytes_per_second: float = Field(2.8e9, gt=0)
+    staging_cores: int = Field(4, ge=1)
 
 
 class Rows(_Numbers):

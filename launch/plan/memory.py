@@ -127,7 +127,7 @@ def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[st
     _, stride = record_bytes(job)
     replayed = 2 * columns if job.offload.optimizer.type == "adam" else 0
     exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
-    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0
+    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0
     return {
         "window": window_slots(job, tables, cluster.ranks) * stride,
         # Values and gradients where they are used and where they are owned, what travels, and Adam's state of the read.
@@ -152,7 +152,7 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
         "update_counts": shard,
         "directory": _PLACES * shard + _SLOT_BYTES * slots,
         "plans": plans,
-        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0,
+        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0,
     }
 
 

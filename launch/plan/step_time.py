@@ -106,16 +106,14 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
         return fetch, write
     link, node = cluster.hardware.link, cluster.hardware.node
     _, stride = record_bytes(job)
+    by_kernels = {"staged": (False, False), "mixed": (True, False)}.get(job.offload.engine, (True, True))
     rates = link.fetch_bytes_per_second, link.write_back_bytes_per_second
-    if job.offload.engine == "staged":
-        rates = (link.copy_engine_bytes_per_second,) * 2
-    both = link.both_directions if moved.fetched and moved.written and job.offload.engine != "staged" else 1.0
+    both = link.both_directions if moved.fetched and moved.written and all(by_kernels) else 1.0
+    dram = node.dram_bytes_per_second / cluster.gpus_per_node
     # Staged records are read and written by the CPU, then by the copy engine: twice through memory.
-    passes = 3 if job.offload.engine == "staged" else 1
-    dram = node.dram_bytes_per_second / cluster.gpus_per_node / passes
     fetch, write = (
-        count * stride / min(rate * both, dram)
-        for count, rate in zip((moved.fetched, moved.written), rates, strict=True)
+        count * stride / (min(rate * both, dram) if kernels else min(link.copy_engine_bytes_per_second, dram / 3))
+        for count, rate, kernels in zip((moved.fetched, moved.written), rates, by_kernels, strict=True)
     )
     return fetch, write
 

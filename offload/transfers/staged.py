@@ -81,12 +81,12 @@ class StagedTransfers:
         self._in.wait_event(free)
         for part, places in self._chunks(rows[:stored], slots[:stored]):
             chunk = _next(self._incoming)
-            records_BW = torch.index_select(self._host_RW, 0, part, out=chunk.records_BW[: len(part)])
+            records_BW, there_BW = chunk.records_BW[: len(part)], chunk.there_BW[: len(part)]
+            _gather(self._host_RW, part, records_BW)
             with self._streams.use(self._in):
                 (slots_B,) = self._in_slots.send(places).take()
-                there_BW = chunk.there_BW[: len(part)]
-                there_BW.copy_(records_BW, non_blocking=True)
-                self._window_CW.index_copy_(0, slots_B, there_BW)
+                _carry(records_BW, there_BW)
+                _scatter(there_BW, self._window_CW, slots_B)
             chunk.busy = self._in.record_event()
         with self._streams.use(self._in):
             rows_U, slots_U = self._in_slots.send(rows[stored:], slots[stored:]).take()
@@ -103,8 +103,8 @@ class StagedTransfers:
             with self._streams.use(self._out):
                 (slots_B,) = self._out_slots.send(places).take()
                 there_BW = chunk.there_BW[: len(part)]
-                torch.index_select(self._window_CW, 0, slots_B, out=there_BW)
-                chunk.records_BW[: len(part)].copy_(there_BW, non_blocking=True)
+                _gather(self._window_CW, slots_B, there_BW)
+                _carry(there_BW, chunk.records_BW[: len(part)])
             chunk.busy = self._out.record_event()
             landing.append((chunk, part))
         while landing:
@@ -112,7 +112,7 @@ class StagedTransfers:
 
     def _land(self, chunk: "_Chunk", rows: Tensor) -> None:
         chunk.wait()
-        self._host_RW.index_copy_(0, rows, chunk.records_BW[: len(rows)])
+        _scatter(chunk.records_BW[: len(rows)], self._host_RW, rows)
 
     def _chunks(self, sources: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(sources.split(self._chunk_rows), targets.split(self._chunk_rows), strict=True)
@@ -134,6 +134,18 @@ class _Chunk:
         """The host waits until the chunk may be used again."""
         if self.busy is not None:
             self.busy.synchronize()
+
+
+def _gather(records_RW: Tensor, numbers_B: Tensor, gathered_BW: Tensor) -> None:
+    torch.index_select(records_RW, 0, numbers_B, out=gathered_BW)
+
+
+def _scatter(gathered_BW: Tensor, records_RW: Tensor, numbers_B: Tensor) -> None:
+    records_RW.index_copy_(0, numbers_B, gathered_BW)
+
+
+def _carry(from_BW: Tensor, to_BW: Tensor) -> None:
+    to_BW.copy_(from_BW, non_blocking=True)
 
 
 def _next(ring: deque[_Chunk]) -> _Chunk:
