@@ -38,6 +38,11 @@ def host_group(timeout_s: float | None = None) -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=_patience(timeout_s))
 
 
+def job_store() -> dist.Store:
+    """The store in which all ranks of the job may leave words for each other, by a connection of its own."""
+    return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+
+
 def _patience(timeout_s: float | None) -> timedelta | None:
     return None if timeout_s is None else timedelta(seconds=timeout_s)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from launch.cluster.layout import RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
+from launch.cluster.layout import CONFIG, RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
 from train.errors import UserError
 
 NODE_SCRIPT = "node.sh"
@@ -101,9 +101,23 @@ def hostfile(launch: Launch) -> Rendered:
         *(f"--master_addr={names[0]}", f"--master_port={launch.port}"),
         *("--no_python", "--no_local_rank", str(launch.folder / RANK_SCRIPT)),
     ]
-    options = [*_SSH, *launch.job.launch.ssh_options]
-    environment = {"PDSH_SSH_ARGS_APPEND": " ".join(options)}
-    return Rendered(launch, files, [command], copies=_copies(launch, names), environment=environment)
+    options = " ".join([*_SSH, *launch.job.launch.ssh_options])
+    pdsh = ["env", f"PDSH_SSH_ARGS_APPEND={options}", "pdsh", "-R", "ssh", "-w", ",".join(names)]
+    return Rendered(
+        launch,
+        files,
+        [command],
+        copies=_copies(launch, names),
+        environment={"PDSH_SSH_ARGS_APPEND": options},
+        # A signal to DeepSpeed's launcher would cut the ssh sessions, and it would not wait for the ranks.
+        ask=[*pdsh, f"pkill -TERM -f {quoted(_ranks_of(launch))} || true"],
+    )
+
+
+def _ranks_of(launch: Launch) -> str:
+    """The command lines of a launch's ranks, as a pattern for pkill; not of what starts them."""
+    folder = re.sub(r"[][+.^{}]", r"\\\g<0>", str(launch.folder))
+    return f"^[^ ]*bash {folder}/{RANK_SCRIPT}$|{folder}/{CONFIG}$"
 
 
 def _names(launch: Launch) -> list[str]:

@@ -69,6 +69,7 @@ def start(rendered: Rendered) -> None:
             kind="host",
             stdin=subprocess.PIPE if rendered.attached else subprocess.DEVNULL,
             may_fail=rendered.may_fail,
+            ask=rendered.ask,
         )
     except Stopped:
         if checkpoint.every and all_saved(launch.reports):

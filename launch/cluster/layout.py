@@ -114,6 +114,7 @@ class Rendered:
         in_place: whether the command takes this process's place: it reports failures itself.
         queue: whether the command only puts the job into a queue.
         attached: whether the commands end, in their own time, when their standard input does.
+        ask: what asks the ranks to end, in place of a signal to the command.
         may_fail: how many of the commands may fail.
         told: what the user is told to do, where there is no command.
     """
@@ -126,6 +127,7 @@ class Rendered:
     in_place: bool = False
     queue: bool = False
     attached: bool = False
+    ask: list[str] = field(default_factory=list)
     may_fail: int = 0
     told: str = ""
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch.distributed as dist
+
 from train.watch.hang import HangWatch
 from train.watch.heartbeat import Stage, T
 from train.watch.stop import Answer, StopSignals
@@ -39,6 +41,7 @@ class RunWatch(Watch):
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
+        store: of the job, if not all ranks see the folder.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class RunWatch(Watch):
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
+        store: dist.Store | None = None,
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave, store)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 

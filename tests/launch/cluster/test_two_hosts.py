@@ -1,14 +1,19 @@
-"""The tiny job on two hosts, by `engram launch`: the losses of one host, and what is told of a mistake."""
+"""The tiny job on two hosts, by `engram launch` and others: the losses of one host, and what is told of a mistake."""
 
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
 
 from tests.command_line import losses, table_rows
-from tests.launch.cluster.shared_job import launch, on_one_host, write_shared_job
-from tests.launch.cluster.two_hosts import Host, skip_without_namespaces
+from tests.launch.cluster.shared_job import environment, launch, on_one_host, write_shared_job
+from tests.launch.cluster.test_launch_page import ON_HOSTS
+from tests.launch.cluster.two_hosts import SHARED, Host, skip_without_namespaces
+from tests.warm import ROOT
 from train.report.metrics import METRICS_FILE, read_metrics
 
 
@@ -104,3 +109,40 @@ def test_a_mistake_is_told_last_and_once(engine: str, shared: Path, hosts: tuple
     assert process.returncode == 2, output
     assert output.splitlines()[-1].startswith("Error: offload.window_rows: step 1 alone needs ")
     assert output.count("step 1 alone needs") == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", ON_HOSTS, ids=lambda command: command.split()[0])
+def test_launchers_of_others_on_two_hosts_have_the_bits_of_one(
+    command: str, shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    skip_without_namespaces(command.split()[0] if command.startswith("mpirun") else "ssh")
+    write_shared_job(shared)
+    by_ssh = ["--allow-run-as-root", "--oversubscribe", "--mca", "plm_rsh_args", f"-F {SHARED}/ssh_config"]
+    stands_for = {
+        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+        "mpirun": ["mpirun", *by_ssh, "-x", "PYTHONPATH", "-x", "DS_ACCELERATOR", "-x", "PATH"],
+        "engram": [sys.executable, "-P", "-m", "launch"],
+        "configs/tiny.yaml": [str(SHARED / "job.yaml")],
+        "--nproc-per-node=8": ["--nproc-per-node=1"],
+        "--rdzv-endpoint=node1:29400": ["--rdzv-endpoint=n1:29400"],
+        "16": ["2"],
+        "node1:8,node2:8": ["n1,n2"],
+        "MASTER_ADDR=node1": ["MASTER_ADDR=n1"],
+    }
+    words = [each for word in shlex.split(command) for each in stands_for.get(word, [word])]
+    started = [
+        subprocess.Popen(
+            host.command(*words),
+            env=environment() | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host in (hosts if command.startswith("torchrun") else hosts[:1])
+    ]
+    told = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), told
+    assert "".join(told).count("validation loss ") == 1
+    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus))
