@@ -21,6 +21,7 @@ from model.config import MoEConfig
 from model.dispatch import dispatch, permute
 from model.layers import draw_normal
 from model.mlp import SwiGLU
+from model.router_logits import router_logits
 
 
 class Float32Buffers(nn.Module):
@@ -54,8 +55,7 @@ class Router(Float32Buffers):
 
         Weights and scores are in fp32 or wider.
         """
-        logits_NE = F.linear(tokens_ND, self.weight)
-        scores_NE = torch.sigmoid(logits_NE.to(torch.promote_types(logits_NE.dtype, torch.float32)))
+        scores_NE = torch.sigmoid(router_logits(tokens_ND, self.weight))
         choice_NE = (scores_NE + self.e_score_correction_bias).detach()
         experts_NK = choice_NE.topk(self.config.experts_per_token, dim=-1, sorted=False).indices
         weights_NK = scores_NE.gather(1, experts_NK)
