@@ -1,7 +1,7 @@
-"""The engine that proves faster: found out by all ranks at once, and the same for all.
+"""Chooses the faster engine: measured on all ranks at once, and the same for all.
 
 A step takes as long as its slowest rank, and ranks share host memory and its bus: one that measured alone, or chose for
-itself, could choose what the others' load makes the slower one.
+itself, could choose one that the others' load makes the slower.
 """
 
 import time
@@ -33,7 +33,7 @@ class Ranks:
         return bool(self.largest(float(here)))
 
     def largest(self, number: float) -> float:
-        """The largest of the ranks' numbers. Collective: no rank goes on before all have come here."""
+        """The largest of the ranks' numbers. Collective: no rank continues before all have arrived."""
         if self._world_size == 1:
             return number
         largest = torch.tensor(number, dtype=torch.float64)
@@ -51,7 +51,7 @@ def fastest(engines: Sequence[Transfers], num_rows: int, window_CW: Tensor, rank
         ranks: all of them.
 
     Returns:
-        That whose slowest rank is the fastest, the same on every rank; and what was measured.
+        The engine whose slowest rank is the fastest, the same on every rank; and what was measured.
     """
     count = min(num_rows, len(window_CW), _SAMPLE_ROWS)
     slots = torch.arange(count)
@@ -64,7 +64,7 @@ def fastest(engines: Sequence[Transfers], num_rows: int, window_CW: Tensor, rank
 
 
 def _fetch_s(engine: Transfers, rows: Tensor, slots: Tensor, ranks: Ranks) -> float:
-    """Of the slowest rank, the shortest of a few fetches, after one that may have to compile."""
+    """Seconds of the shortest of a few fetches, after one that may have to compile, on the slowest rank."""
     engine.fetch(rows, slots, len(rows)).wait()
     ranks.any(False)  # nobody is measured while another still compiles
     times = []

@@ -54,7 +54,7 @@ def open_transfers(
         shard: the rows.
         driver_of: who pins memory for a GPU.
         group: the shard's ranks, with communication in host memory; None for all.
-        tell: is told what takes long, and what `auto` came to.
+        tell: is told what takes long, and what `auto` chose.
 
     Raises:
         ValueError: this device has no such engine, or host memory cannot be pinned.
