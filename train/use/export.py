@@ -35,7 +35,7 @@ INDEX = "model.safetensors.index.json"
 COMPRESSED_IDS = "engram.compressed_ids"
 SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 64 << 20
-"""Of table rows that are in memory at a time."""
+"""Bytes of table rows that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def export(
 
 
 def _sources(run: SavedRun, dtype: torch.dtype, shard_bytes: int) -> tuple[list[TensorSource], list[dict[str, Any]]]:
-    """All tensors, and what the config says of the tables."""
+    """All tensors, and what the config says about the tables."""
     buffers = run.model_buffers()
     weights = run.weights()
     sources = [_weight(weights, name, None if name in buffers else dtype) for name in sorted(weights)]

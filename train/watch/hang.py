@@ -1,4 +1,4 @@
-"""Finds out that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
+"""Detects that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
 
 Every rank watches itself. One that is stopped, or lost, cannot; but those that wait for it are stuck as well, and look
 at everyone's heartbeat.
@@ -20,7 +20,7 @@ _BEATS_A_LIMIT = 4
 
 
 class HangWatch:
-    """Watches this rank's progress; `leave` gets the `Hung` that ends it, from a thread.
+    """Watches this rank's progress; `leave` is given the `Hung` that ends it, from a thread.
 
     Args:
         folder: of the run.
@@ -101,12 +101,12 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def set_up_flight_recorder(folder: Path) -> None:
-    """Has NCCL keep its last operations, and write them into the run's folder when one does not end.
+    """Makes NCCL keep its last operations, and write them into the run's folder when one does not end.
 
     To be called before its groups are made. What the user has set stays.
     """
     stacks = (folder / STACKS).absolute()
-    with suppress(OSError):  # a folder that cannot be made is told when the run opens it
+    with suppress(OSError):  # a folder that cannot be made is reported when the run opens it
         stacks.mkdir(parents=True, exist_ok=True)
     wanted = {
         "TORCH_FR_BUFFER_SIZE": "2000",
