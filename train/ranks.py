@@ -12,12 +12,12 @@ from train.errors import UserError
 def join_ranks(timeout_s: float | None = None) -> torch.device:
     """Initialises torch.distributed from the environment; returns where this rank computes. Collective.
 
-    `timeout_s` is how long ranks wait for each other, here and in each exchange; None: as long as PyTorch has it.
+    `timeout_s` is how long ranks wait for each other, here and in each exchange; None: PyTorch's default.
 
     Raises:
         UserError: the ranks do not find each other, or this one has no GPU of its own.
     """
-    # What DeepSpeed decides by, too: one place says where the job runs.
+    # DeepSpeed decides by it too: one place says where the job runs.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if on_gpu:
         torch.cuda.set_device(_own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))

@@ -38,7 +38,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
 
     Args:
         job: its config.
-        leave: tells of an error and ends this process, from any thread: what a rank that is stuck ends by.
+        leave: reports an error and ends this process, from any thread: this is how a rank that is stuck ends.
 
     Returns:
         The summary on rank 0; None on the others.

@@ -1,7 +1,7 @@
 """Which of some engines moves rows best: found out by all ranks at once, and the same for all.
 
 A step takes as long as its slowest rank, and ranks share host memory and its bus: one that measured alone, or chose for
-itself, could choose what the others' load makes the slower one.
+itself, could choose one that the others' load makes the slower.
 """
 
 import time
@@ -37,7 +37,7 @@ class Ranks:
         return bool(self.largest(float(here)))
 
     def largest(self, number: float) -> float:
-        """The largest of the ranks' numbers. Collective: no rank goes on before all have come here."""
+        """The largest of the ranks' numbers. Collective: no rank continues before all have arrived."""
         if self._world_size == 1:
             return number
         largest = torch.tensor(number, dtype=torch.float64)

@@ -20,13 +20,13 @@ from offload.rows.shard import Shard
 from offload.transfers.copies import HandedCopy, WorkerCopy
 
 _CHUNK_BYTES = 4 << 20
-"""Of records: long enough for a copy engine's full rate, short enough that other copies get their turn."""
+"""Bytes of records: enough for a copy engine's full rate, few enough that other copies get their turn."""
 _CHUNKS = 4
-"""Of each direction: one is gathered, one on the bus, one scattered, and one spare."""
+"""Per direction: one is gathered, one on the bus, one scattered, and one spare."""
 
 
 class StagedTransfers:
-    """One worker and one stream a direction, and a ring of chunks between them that is allocated once.
+    """One worker and one stream per direction, and a ring of chunks between them that is allocated once.
 
     Args:
         host_RW: the shard's records, in any host memory.
@@ -52,7 +52,7 @@ class StagedTransfers:
         chunk_bytes = min(_CHUNK_BYTES, window_CW.nbytes)
         self._chunk_rows = max(1, chunk_bytes // (window_CW.shape[1] * window_CW.element_size()))
         self._in, self._out = streams.new(), streams.new()
-        # By the streams that read them: numbers that are sent are in order before their use.
+        # Sent on the streams that read them: the numbers are then in order before their use.
         self._in_slots, self._out_slots = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
         self._incoming = deque(self._new_chunk() for _ in range(_CHUNKS))
         self._outgoing = deque(self._new_chunk() for _ in range(_CHUNKS))
@@ -122,7 +122,7 @@ class StagedTransfers:
 
 
 class _Chunk:
-    """Room for records, in pinned host memory and on the device."""
+    """Buffers for records, in pinned host memory and on the device."""
 
     def __init__(self, window_CW: Tensor, rows: int, streams: Streams) -> None:
         self.records_BW = streams.pinned(rows, window_CW.shape[1], dtype=window_CW.dtype)

@@ -36,7 +36,7 @@ INDEX = "model.safetensors.index.json"
 COMPRESSED_IDS = "engram.compressed_ids"
 SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 64 << 20
-"""Of table rows that are in memory at a time."""
+"""Bytes of table rows that are in memory at a time."""
 
 
 @dataclass(frozen=True)

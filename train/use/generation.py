@@ -22,7 +22,7 @@ NOT_FINITE = -1
 
 
 class NotFinite(UserError):
-    """A model whose logits are NaN or infinite, by which no token can be drawn."""
+    """A model whose logits are NaN or infinite, from which no token can be drawn."""
 
 
 class Decoder:
@@ -30,13 +30,13 @@ class Decoder:
 
     Logits are those of training's forward over the text: from the same hidden states, bit by bit, for what is given
     first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes.
-    Only a new token's rows are looked up; its n-grams reach back over all that is there, a prompt included.
+    Only a new token's rows are looked up; its n-grams reach back over everything before it, a prompt included.
 
     Args:
         model: in evaluation mode; its forward belongs to the decoder while it is open.
         source: of the rows; None without Engram.
-        max_length: tokens that the model looks back over at most. Where the text outgrows it, the newer half stays,
-            as the rest of a document, which is what training makes of documents that it cuts.
+        max_length: the most tokens that the model looks back over. Where the text outgrows it, the newer half stays, as
+            the rest of a document, which is what training makes of documents that it cuts.
         forward: of the model, if not its own: an engine's around it.
 
     Example:
@@ -68,7 +68,7 @@ class Decoder:
 
     @torch.no_grad()
     def append(self, ids: Sequence[int]) -> Tensor:
-        """Adds tokens, any number at first and one at a time then; returns the next token's logits, fp32 [V], on the
+        """Adds tokens, any number at first and then one at a time; returns the next token's logits, fp32 [V], on the
         CPU."""
         self._ids += ids
         if len(self._ids) > self._max_length:
@@ -113,7 +113,7 @@ def continuation(
         tokenizer: of the model.
         prompt: token ids; for none, the text starts after an end of document.
         temperature: 0 takes the likeliest token.
-        top_k: draws from this many likeliest tokens only; None from all.
+        top_k: draws from only this many likeliest tokens; None from all.
         generator: of the draws, on the CPU.
         agreed: what all ranks take for a token that this one has drawn.
 

@@ -67,7 +67,7 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continues texts until a stop text, the end of the document or the number of tokens asked for."""
+        """Continues texts until a stop text, the end of the document or the requested number of tokens."""
         return [self._generate(*request.args) for request in requests]
 
     @torch.inference_mode()
@@ -134,7 +134,7 @@ def run_tasks(
         limit: takes only the first questions of each task.
 
     Returns:
-        JSON-able: `step`, and under `tasks` the figures of each.
+        A JSON object: `step`, and under `tasks` the figures of each.
 
     Raises:
         UserError: no such task or folder.
