@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 from tests.command_line import JOB, train, write_job
 from train.use.saved_run import SavedRun
