@@ -33,6 +33,16 @@ def join_ranks(timeout_s: float | None = None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
+def join_on_hosts() -> None:
+    """Initialises torch.distributed for ranks that each have a whole model, and exchange a few objects in host memory.
+
+    One may wait long for another, which has longer texts. Collective.
+    """
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        torch.cuda.set_device(_own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
+    dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+
 def host_group(timeout_s: float | None = None) -> dist.ProcessGroup:
     """A group of all ranks whose exchanges are in host memory, with a timeout as in `join_ranks`. Collective."""
     return dist.new_group(backend="gloo", timeout=_patience(timeout_s))

@@ -104,6 +104,7 @@ def continuation(
     temperature: float,
     top_k: int | None,
     generator: torch.Generator,
+    top_p: float = 1.0,
     agreed: Callable[[int], int] = int,
 ) -> Iterator[int]:
     """Up to `num_tokens` tokens after a prompt, one by one; ends early where the document does.
@@ -115,6 +116,7 @@ def continuation(
         temperature: 0 takes the likeliest token.
         top_k: draws from only this many likeliest tokens; None from all.
         generator: of the draws, on the CPU.
+        top_p: draws from the likeliest tokens only, as few as have this probability together.
         agreed: what all ranks take for a token that this one has drawn.
 
     Raises:
@@ -124,7 +126,7 @@ def continuation(
     for _ in range(num_tokens):
         # A vocabulary may be padded beyond the tokenizer's.
         logits_V = decoder.append(new)[: tokenizer.vocab_size]
-        token = agreed(draw(logits_V, temperature, top_k, generator))
+        token = agreed(draw(logits_V, temperature, top_k, generator, top_p))
         if token == NOT_FINITE:
             raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
         if token == tokenizer.eos_id:
@@ -133,18 +135,24 @@ def continuation(
         new = [token]
 
 
-def draw(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+def draw(
+    logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator, top_p: float = 1.0
+) -> int:
     """A token id drawn from softmax(logits / temperature), among the `top_k` likeliest; the likeliest at 0.
 
+    With `top_p`, among as few of these as together have at least this probability, given the choice among them.
     NOT_FINITE for logits that give no distribution.
     """
     if not logits_V.isfinite().all():
         return NOT_FINITE
     if temperature == 0:
         return int(logits_V.argmax())
-    likeliest = logits_V.topk(min(top_k, len(logits_V))) if top_k is not None else None
+    count = len(logits_V) if top_k is None else min(top_k, len(logits_V))
+    likeliest = None if count == len(logits_V) and top_p == 1 else logits_V.topk(count)
     share = torch.softmax((logits_V if likeliest is None else likeliest.values) / temperature, dim=0)
     if not share.isfinite().all():  # so low a temperature that the quotient overflows
         return int(logits_V.argmax())
+    if top_p < 1:
+        share = share * (share.cumsum(0) - share < top_p)
     chosen = torch.multinomial(share, 1, generator=generator)
     return int(chosen if likeliest is None else likeliest.indices[chosen])
