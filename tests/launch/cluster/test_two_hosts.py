@@ -1,5 +1,6 @@
 """The tiny job on two hosts, by `engram launch` and others: the losses of one host, and what is told of a mistake."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,21 +32,43 @@ def test_torchrun_on_two_hosts_has_the_bits_of_one(shared: Path, corpus: Path, h
 
 
 @pytest.mark.long
-def test_deepspeeds_launcher_on_two_hosts_has_the_bits_of_one(
-    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+@pytest.mark.parametrize("engine", ["hosts", "hostfile"])
+def test_with_experts_on_two_hosts_it_has_the_bits_of_one(
+    engine: str, shared: Path, corpus: Path, hosts: tuple[Host, Host]
 ) -> None:
-    skip_without_namespaces("pdsh")
+    if engine == "hostfile":
+        skip_without_namespaces("pdsh")
     expert_parallel = [
         "deepspeed.expert_parallel={enabled: true, autoep_size: 2, preset_model: deepseek_v3}",
         "deepspeed.zero_optimization.stage=2",
     ]
     write_shared_job(shared)
-    process = launch(hosts[0], "hostfile", *expert_parallel)
+    process = launch(hosts[0], engine, *expert_parallel)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     one, two = on_one_host(shared, corpus, *expert_parallel), shared / "runs" / "small"
     assert losses(two) == losses(one)
     assert table_rows(two) == table_rows(one)
+
+
+@pytest.mark.long
+def test_the_lines_that_are_printed_for_each_host_are_one_job(
+    shared: Path, corpus: Path, hosts: tuple[Host, Host]
+) -> None:
+    write_shared_job(shared)
+    printed, _ = launch(hosts[0], "hosts", "launch.ssh=false").communicate(timeout=60)
+    lines = re.findall(r"^  (n\d):  (bash .*)$", printed, re.MULTILINE)
+    assert [name for name, _ in lines] == ["n1", "n2"], printed
+    by_name = {host.name: host for host in hosts}
+    started = [
+        subprocess.Popen(
+            by_name[name].command(*shlex.split(line)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for name, line in lines
+    ]
+    told = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    assert losses(shared / "runs" / "small") == losses(on_one_host(shared, corpus))
 
 
 @pytest.mark.long
