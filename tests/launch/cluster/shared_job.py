@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.command_line import losses, train, write_job
+from tests.command_line import train, write_job
 from tests.launch.cluster.two_hosts import ADDRESSES, DISK, SHARED, Host
 from tests.warm import ROOT
 
@@ -43,14 +43,14 @@ class Folders:
         """Of the job."""
         return [f"run.dir={DISK}/runs", "run.local_checkpoints=true"] if self.own else []
 
-    def of(self, host: Host) -> Path:
-        """The run's folder on a host, as this machine sees it."""
-        return (host.disk if self.own else self.shared) / "runs" / "small"
+    def of(self, host: Host, name: str = "small") -> Path:
+        """A run's folder on a host, as this machine sees it."""
+        return (host.disk if self.own else self.shared) / "runs" / name
 
-    def losses(self, hosts: Sequence[Host]) -> list[tuple[float, float | None]]:
-        """The run's losses, from the host on which rank 0 was last."""
-        found = [run for host in hosts if (run := self.of(host) / "metrics.jsonl").exists()]
-        return losses(max(found, key=lambda path: path.stat().st_mtime).parent)
+    def of_rank_0(self, hosts: Sequence[Host], name: str = "small") -> Path:
+        """That of the host on which rank 0 was last, which has the metrics."""
+        runs = [run for host in hosts if (run := self.of(host, name) / "metrics.jsonl").exists()]
+        return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def write_shared_job(shared: Path, **sections: dict[str, Any]) -> Path:

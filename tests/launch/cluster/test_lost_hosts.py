@@ -18,11 +18,6 @@ LOST = "lost another rank, whose host or link failed: "
 QUICK = "offload.emulate_link=null"
 
 
-@pytest.fixture(params=[False, True], ids=["shared-disk", "no-shared-disk"])
-def folders(request: pytest.FixtureRequest, shared: Path) -> Folders:
-    return Folders(shared, request.param)
-
-
 def assert_goes_on_like_one_host(
     folders: Folders, hosts: Sequence[Host], corpus: Path, *overrides: str, by: int = 0
 ) -> None:
@@ -30,7 +25,7 @@ def assert_goes_on_like_one_host(
     again = launch(hosts[by], "hosts", QUICK, *folders.overrides, *overrides)
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output
-    assert folders.losses(hosts) == losses(on_one_host(folders.shared, corpus, QUICK))
+    assert losses(folders.of_rank_0(hosts)) == losses(on_one_host(folders.shared, corpus, QUICK))
 
 
 @pytest.mark.long
@@ -165,8 +160,9 @@ def test_who_ends_the_launcher_waits_for_the_ranks_elsewhere_which_save(
     assert process.returncode == 75, output
     assert "s at most for the ranks to save and end" in output
     told = f"interrupted by SIGTERM after step {len(losses(run))}: all is saved in "
-    assert output.splitlines()[-1].startswith(told), output
-    assert output.count(told) == 1
+    (line,) = [number for number, line in enumerate(output.splitlines()) if line.startswith(told)]
+    # DeepSpeed's launcher and pdsh tell of the exit code after it.
+    assert engine == "hostfile" or line == len(output.splitlines()) - 1, output
     assert left[0], "nothing was saved when it returned"
     assert not left[1]
     assert_goes_on_like_one_host(Folders(shared, own=False), hosts, corpus)

@@ -87,5 +87,6 @@ def test_on_a_shared_disk(config: dict[str, Any], tmp_path: Path) -> None:
 def test_on_each_nodes_own_disk(tmp_path: Path) -> None:
     for found in on_nodes("ab", resumed_from, tmp_path, True, {}):
         assert {name.partition("/")[0] for name in found if "elsewhere" in name} == {"elsewhere"}
-        wrong = {name: what for name, what in found.items() if what != (4, 1)}
+        # A manifest that differs from the other node's is a checkpoint of its own, of which a part is missing.
+        wrong = {name: what for name, what in found.items() if what not in {(4, 1), (4, 2)}}
         assert not wrong, wrong
