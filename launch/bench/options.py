@@ -25,7 +25,9 @@ class BenchOptions:
         job, overrides: the job that part `train` trains.
         depths: look-aheads of part `train`, in the order of their turns.
         engines: of part `train`: each for one run with rows in host memory.
-        rounds: turns of each depth in part `train`.
+        rounds: turns of each depth in part `train`, and of all in part `checkpoint`.
+        table_mib: MiB of the table in part `checkpoint`.
+        folder: where part `checkpoint` writes.
         device: `cpu` or `cuda`: where the model would compute.
         seconds: the time that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for
             no limit.
@@ -52,6 +54,8 @@ class BenchOptions:
     depths: tuple[int, ...] = (2, 1, 4, 0)
     engines: tuple[str, ...] = ("auto",)
     rounds: int = 1
+    table_mib: int = 2048
+    folder: str = "runs"
     device: Literal["cpu", "cuda"] = "cpu"
     seconds: float | None = None
     tokens: int | None = None
