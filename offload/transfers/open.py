@@ -108,7 +108,9 @@ def _zero_copy(
     tell: Callable[[str], None],
 ) -> ZeroCopyTransfers:
     device = window_CW.device
-    seen_RW = host.records_RW if device.type == "cpu" else host.pin(driver_of(device), device, tell)
+    seen_RW = host.records_RW if device.type == "cpu" else host.device_RW
+    if seen_RW is None:  # not pinned for a window before this one
+        seen_RW = host.pin(driver_of(device), device, tell)
     programs = PROGRAMS if config.programs is None else config.programs
     return ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs)
 

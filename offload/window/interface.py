@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from offload.config import OffloadConfig
+
 
 @dataclass
 class Traffic:
@@ -100,6 +102,9 @@ class RowStore(Protocol):
 
     def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
         """Overwrites records and counts of updates (uint8, 0 for those of version 0 alone) before the first step."""
+
+    def reopen(self, config: OffloadConfig) -> None:
+        """Takes the window's size and the engine of `config`, if there is a window, and forgets what was prepared."""
 
     def close(self) -> None:
         """Ends background work."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from offload.config import OffloadConfig
 from offload.device.sender import Sender, Sent
 from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
@@ -79,6 +80,10 @@ class ResidentStore:
         device = self.records.device
         self.records[rows.to(device)] = records_UW.to(device)
         self._counts_R[rows.to(device)] = counts_U.to(device)
+
+    def reopen(self, config: OffloadConfig) -> None:
+        """See `RowStore.reopen`."""
+        self._prepared.clear()
 
     def close(self) -> None:
         """See `RowStore.close`."""
