@@ -25,6 +25,8 @@ from offload.window.interface import Traffic
 FIRST_DEPTH = 1
 """Look-ahead with `offload.depth=auto`, until somebody says another."""
 
+_OF_WINDOW = {"window_rows", "engine", "programs"}
+
 
 class WindowTooSmall(ValueError):
     """The rows of one step alone do not fit into a window."""
@@ -97,6 +99,11 @@ class EngramTables(OwnedRows):
         self._enter: Callable[[Literal["plan", "fetch", "exchange"]], None] = lambda stage: None
 
     @property
+    def engine(self) -> str | None:
+        """What carries rows into the window and back: the engine's name, the chosen one's with `auto`; None without."""
+        return self._shard.store.engine
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of this rank's window on the device (of the whole shard with mode=resident), padding included."""
         rows = self._shard.sharding.shard_rows(self._shard.rank)
@@ -122,22 +129,23 @@ class EngramTables(OwnedRows):
     def reopen(self, config: OffloadConfig) -> None:
         """Goes on with the look-ahead, the window's size, its engine and the planner's threads of `config`. Collective.
 
-        Rows and losses stay what they are; the window is empty. To be called between two steps.
+        Rows and losses stay what they are. Another size or engine empties the window. To be called between two steps.
 
         Raises:
-            ValueError: `config` differs in something else, or the device has no such engine; nothing has changed then.
+            ValueError: `config` differs in something else, or the device has no such engine; nothing has changed then,
+                but that the window is empty.
         """
-        free = {"depth", "window_rows", "engine", "programs", "planner_threads"}
+        free = {"depth", "planner_threads", *_OF_WINDOW}
         if config.model_dump(exclude=free) != self._config.model_dump(exclude=free):
             raise ValueError(f"between two steps only {', '.join(sorted(free))} of offload may change")
-        store = self._shard.store
-        try:
-            store.reopen(config)
-            self._planner.take_threads(config.planner_threads)
-            self._config, self._depth = config, _depth_of(config)
-        finally:
-            for step in range(self._last + 1, self._prepared + 1):
-                store.prepare(step, self._planner.plan(step).rows_O)
+        if config.model_dump(include=_OF_WINDOW) != self._config.model_dump(include=_OF_WINDOW):
+            try:
+                self._shard.store.reopen(config)
+            finally:
+                for step in range(self._last + 1, self._prepared + 1):
+                    self._shard.store.prepare(step, self._planner.plan(step).rows_O)
+        self._planner.take_threads(config.planner_threads)
+        self._config, self._depth = config, _depth_of(config)
 
     def count_all_as_updated(self) -> None:
         """From now on, rows that enter the window are fetched, as late in a run, and not drawn. For measurements alone:

@@ -67,6 +67,10 @@ class RowStore(Protocol):
     before_change: Callable[[Tensor], object]
     """Called with rows before their records change in the memory that `flush` returned; it may wait."""
 
+    @property
+    def engine(self) -> str | None:
+        """Name of the transfer engine; None where no row travels."""
+
     def prepare(self, step: int, rows: Tensor) -> None:
         """Asks that a step's rows be brought within reach: at once, or as soon as there is room.
 

@@ -25,6 +25,8 @@ class ResidentStore:
         device: of the shard.
     """
 
+    engine = None
+
     def __init__(
         self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
     ) -> None:

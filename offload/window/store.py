@@ -84,6 +84,11 @@ class WindowStore:
             raise
 
     @property
+    def engine(self) -> str:
+        """See `RowStore.engine`."""
+        return self._transfers.name
+
+    @property
     def before_change(self) -> Callable[[Tensor], object]:
         """See `RowStore.before_change`."""
         return self._admissions.before_change
