@@ -34,9 +34,10 @@ class Point:
         """The config with these settings."""
         return config.model_copy(update=asdict(self))
 
-    def changes(self, config: OffloadConfig) -> dict[str, Any]:
-        """The settings that differ from a config's."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(config, name)}
+    def changes(self, config: OffloadConfig, engine: str) -> dict[str, Any]:
+        """The settings that differ from a config's, with which `engine` carries the rows here."""
+        here = config if config.engine != "auto" else config.model_copy(update={"engine": engine})
+        return {name: value for name, value in asdict(self).items() if value != getattr(here, name)}
 
     @property
     def build(self) -> tuple[int, str, int | None]:

@@ -22,9 +22,9 @@ class Results:
     Attributes:
         job: digest of everything that measurements depend on: config, ranks, machine, kind of search.
         start: the configured point, with the engine that `auto` means here; None before anything was measured.
+        best: the point to take, as far as is known; None likewise.
         points: of the first stage, the look-aheads and windows.
         shard_rows: of the largest shard.
-        record_bytes: that a slot takes.
         turns: what was measured, in its order.
         seconds: that all of it took.
         finished: whether nothing was left to measure; else the time was over.
@@ -32,9 +32,9 @@ class Results:
 
     job: str
     start: Point | None = None
+    best: Point | None = None
     points: list[Point] = field(default_factory=list)
     shard_rows: int = 0
-    record_bytes: int = 0
     turns: list[Turn] = field(default_factory=list)
     seconds: float = 0.0
     finished: bool = False

@@ -145,10 +145,11 @@ class Leader:
 
     def end(self) -> None:
         """Keeps the results, finished or not."""
-        self._results.finished = self._search.next(self._results.turns)[0] is None
         self._keep()
 
     def _keep(self) -> None:
+        coming, self._results.best = self._search.next(self._results.turns)
+        self._results.finished = coming is None
         self._results.seconds = self._earlier_s + time.monotonic() - _STARTED
         self._results.write(Path(self._asked.folder))
 
