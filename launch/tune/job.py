@@ -59,8 +59,9 @@ class TunedJob:
         self.shard_rows = largest_shard(count_tables(self.job.model.engram), dist.get_world_size())
         """Of the largest shard."""
         # By its name: `auto` would be measured, by all ranks together, each time that a window is opened.
-        self.start = replace(start, engine=self._tables.engine)
-        """The configured point, with the engine that `auto` means here."""
+        slots = min(start.window_rows, self.shard_rows)
+        self.start = replace(start, window_rows=slots, engine=self._tables.engine)
+        """The configured point, with the engine that `auto` means here, and no more slots than a shard has rows."""
         self._tables.reopen(self.start.apply(self.job.offload))
         self._at, self._point, self._entered = 0, self.start, 0
         gc.collect()

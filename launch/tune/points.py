@@ -78,7 +78,7 @@ def windows(snug: dict[int, int], shard_rows: int, room_rows: int, configured: i
     for rows in wanted:
         if rows <= room_rows and all(max(rows, other) >= _APART * min(rows, other) for other in kept):
             kept.append(rows)
-    return sorted(rows for rows in kept if rows >= min(snug.values()))
+    return sorted(kept)
 
 
 def grid(start: Point, snug: dict[int, int], sizes: Iterable[int], *, every: bool) -> list[Point]:
