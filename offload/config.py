@@ -1,6 +1,6 @@
 """What a job may say about its tables in host memory."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -84,8 +84,10 @@ class OffloadConfig(
     mode: Literal["window", "resident"] = "window"
     """`window`: tables in host memory, the rows of upcoming steps in a window of slots on the device. `resident`: every
     row of this rank's shard on the device; the reference that `window` equals bit by bit."""
-    depth: int = Field(1, ge=0, le=64)
-    """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously."""
+    depth: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = 1
+    """Look-ahead: how many steps before its use a row may be fetched. 0 fetches synchronously. `auto` tries 1, 2 and 4
+    in the first steps of a run, keeps the smallest that waits hardly longer than the best, and tries again once many
+    more rows travel. Losses do not depend on it."""
     window_rows: int = Field(65536, ge=1, le=2**31 - 1)
     """Slots (rows) in each rank's window. It must hold all rows of any single step that the rank owns."""
     planner: Literal["auto", "cpu", "device"] = "auto"

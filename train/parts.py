@@ -127,9 +127,16 @@ class Parts:
         )
 
     def summarise(
-        self, found: Evaluation | None, samples: list[str], rows_moved: int, *, tokens: int, start: int
+        self,
+        found: Evaluation | None,
+        samples: list[str],
+        rows_moved: int,
+        *,
+        tokens: int,
+        start: int,
+        look_ahead: int | None,
     ) -> Summary:
-        """The outcome of the run, which resumed at step `start`."""
+        """The outcome of the run, which resumed at step `start`; `look_ahead` is what it chose itself."""
         job, tables = self.job, self.tables
         windowed = tables is not None and job.offload.mode == "window"
         speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
@@ -149,6 +156,7 @@ class Parts:
             tokens_per_s=statistics.median(speeds) if speeds else None,
             samples=samples,
             init_from=job.checkpoint.init_from,
+            look_ahead=look_ahead,
             vocab_size=job.model.vocab_size,
         )
         return summary if start < job.train.steps else summary.kept(self.folder)

@@ -96,7 +96,9 @@ def _train(
     samples = parts.sample()
     if parts.rank != 0:
         return None
-    summary = parts.summarise(found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start)
+    summary = parts.summarise(
+        found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start, look_ahead=state.look_ahead
+    )
     summary.save(parts.folder)
     return summary
 

@@ -38,6 +38,7 @@ class RunState:
         steps: of the whole run.
         saved: newest checkpoint that the run has written or continued from; None if there is none.
         why: it was interrupted or failed; one line or a traceback.
+        look_ahead: that `offload.depth=auto` chose; None if it chose none yet, or the config names one.
         host, pid, parent: of the process that writes it, rank 0 or one of its node, and of what started that.
         started, written: times, UTC, ISO 8601.
     """
@@ -47,6 +48,7 @@ class RunState:
     steps: int
     saved: str | None = None
     why: str | None = None
+    look_ahead: int | None = None
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
     parent: int = field(default_factory=os.getppid)
@@ -110,6 +112,18 @@ class StateRecord:
             self._state = replace(self._state, step=self.step, saved=checkpoint)
             if self._active:
                 self._write(self._state)
+
+    def chose(self, look_ahead: int) -> None:
+        """Writes the look-ahead that was chosen."""
+        with self._writing:
+            self._state = replace(self._state, step=self.step, look_ahead=look_ahead)
+            if self._active:
+                self._write(self._state)
+
+    @property
+    def look_ahead(self) -> int | None:
+        """See `RunState`."""
+        return self._state.look_ahead
 
     def end(self, state: State, why: str | None = None) -> None:
         """Writes how the run ended, if the disk takes it; of several ends the first counts. From any thread."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -78,27 +78,8 @@ class Lane:
         Raises:
             UserError: the job cannot be trained, or has no tables.
         """
-        # DeepSpeed takes seconds to import, and no other part needs it.
-        from train.parts import Parts
-        from train.trainer import Trainer
-
         mode = ["offload.mode=resident"] if name == RESIDENT else ["offload.mode=window", f"offload.engine={name}"]
-        plain = ["checkpoint.every=null", "wandb.mode=disabled", f"train.steps={steps}", f"eval.every={steps}"]
-        overrides = [*options.overrides, f"run.dir={folder}", f"run.name={name}", *plain, *mode]
-        job = load(options.job, overrides, JobConfig)
-        if job.model.engram is None:
-            raise UserError(f"{options.job}: a model without model.engram has no tables to measure")
-        run = Parts(job)
-        run.resume()
-        trainer = Trainer(
-            job,
-            engine=run.engine,
-            tables=run.tables,
-            train_loader=run.train_loader,
-            validation_loader=run.validation_loader,
-            checkpoints=run.checkpoints,
-            reporter=Reporter(job, run.folder, start=0, active=False),
-        )
+        run, trainer = open_run(options.job, [*options.overrides, *mode], folder, name, steps)
         lane = cls(name, run, trainer)
         lane._watch()
         return lane
@@ -167,3 +148,39 @@ class Lane:
                 self.phases[name] += time.perf_counter() - started
 
         return timed
+
+
+def open_run(config: str, overrides: Sequence[str], folder: str, name: str, steps: int) -> tuple[Any, Any]:
+    """Builds a run of a job from its first step, which nobody hears of, once ranks have joined. Collective.
+
+    Args:
+        config, overrides: the job.
+        folder, name: where the run may keep something.
+        steps: that it will have.
+
+    Returns:
+        Its `Parts` and its `Trainer`.
+
+    Raises:
+        UserError: the job cannot be trained, or has no tables.
+    """
+    # DeepSpeed takes seconds to import, and other parts of the benchmark do not need it.
+    from train.parts import Parts
+    from train.trainer import Trainer
+
+    plain = ["checkpoint.every=null", "wandb.mode=disabled", f"train.steps={steps}", f"eval.every={steps}"]
+    job = load(config, [*overrides, f"run.dir={folder}", f"run.name={name}", *plain], JobConfig)
+    if job.model.engram is None:
+        raise UserError(f"{config}: a model without model.engram has no tables to measure")
+    parts = Parts(job)
+    parts.resume()
+    trainer = Trainer(
+        job,
+        engine=parts.engine,
+        tables=parts.tables,
+        train_loader=parts.train_loader,
+        validation_loader=parts.validation_loader,
+        checkpoints=parts.checkpoints,
+        reporter=Reporter(job, parts.folder, start=0, active=False),
+    )
+    return parts, trainer

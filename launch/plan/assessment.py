@@ -11,6 +11,7 @@ from launch.plan.fit import Change, smallest_change
 from launch.plan.memory import Budget, StepRows, device_budget, host_budget, matrices, record_bytes
 from launch.plan.planning import Planned, measure_planning, step_rows
 from launch.plan.replay import replay
+from launch.plan.stall import least_depth
 from launch.plan.step_time import Moved, StepTime, exchange_bytes, step_time
 from launch.plan.stream import Stream, open_stream
 from launch.plan.tables import largest_shard
@@ -75,9 +76,15 @@ class Assessment:
         return step_time(self.job, self.cluster, self.figures.flops, matrices(self.job), self.rows, self.moved)
 
     @property
+    def depth(self) -> int:
+        """The configured look-ahead; with `auto`, the one that the cost model would choose."""
+        depth = self.job.offload.depth
+        return least_depth(self.time.stages) if depth == "auto" else depth
+
+    @property
     def seconds(self) -> float:
-        """Of a step at the configured look-ahead."""
-        return self.time.stages.period(self.job.offload.depth)
+        """Of a step at that look-ahead."""
+        return self.time.stages.period(self.depth)
 
     @property
     def tokens_per_second(self) -> float:

@@ -11,6 +11,7 @@ from launch.plan.cluster import Cluster
 from launch.plan.tables import GPU, Table, count_tables, largest_shard
 from offload.rows.records import RecordLayout
 from train.config.job import JobConfig
+from train.look_ahead import TRIED
 
 DEVICE_USABLE, HOST_USABLE = 0.95, 0.95
 """[assumed] Of memory: fragments and what others hold take the rest."""
@@ -141,7 +142,8 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
     assert job.model.engram is not None
     tables = count_tables(job.model.engram)
     shard, slots = largest_shard(tables, cluster.ranks), window_slots(job, tables, cluster.ranks)
-    plans = (job.offload.depth + 2) * (rows.index_bytes * rows.lookups + 8 * rows.owned)
+    depth = max(TRIED) if job.offload.depth == "auto" else job.offload.depth
+    plans = (depth + 2) * (rows.index_bytes * rows.lookups + 8 * rows.owned)
     if job.offload.mode == "resident":
         return {"plans": plans}
     weights, stride = record_bytes(job)

@@ -54,6 +54,10 @@ class Planner:
         """Plans micro-batches that belong to no training step, after the plans already requested. Collective."""
         return self._thread.submit(lambda: self._timed(batches)).result()
 
+    def take_threads(self, threads: int) -> None:
+        """From the next plan on, planning may take so many cores."""
+        self._thread.submit(torch.set_num_threads, threads)
+
     def close(self) -> None:
         """Waits for the plan under way and ends the thread."""
         self._thread.shutdown(cancel_futures=True)

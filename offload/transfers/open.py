@@ -125,6 +125,8 @@ def _seen(
     """
     if device.type == "cpu":
         return host.records_RW
+    if host.device_RW is not None:  # pinned for a window before this one
+        return host.device_RW
     refused, seen_RW = None, host.records_RW
     try:
         seen_RW = host.pin(driver_of(device), device, tell)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from offload.config import OffloadConfig
+
 
 @dataclass
 class Traffic:
@@ -65,6 +67,10 @@ class RowStore(Protocol):
     before_change: Callable[[Tensor], object]
     """Called with rows before their records change in the memory that `flush` returned; it may wait."""
 
+    @property
+    def engine(self) -> str | None:
+        """Name of the transfer engine; None where no row travels."""
+
     def prepare(self, step: int, rows: Tensor) -> None:
         """Asks that a step's rows be brought within reach: at once, or as soon as there is room.
 
@@ -99,6 +105,9 @@ class RowStore(Protocol):
 
     def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:
         """Overwrites records and counts of updates (uint8, 0 for those of version 0 alone) before the first step."""
+
+    def reopen(self, config: OffloadConfig) -> None:
+        """Takes the window's size and the engine of `config`, if there is a window, and forgets what was prepared."""
 
     def close(self) -> None:
         """Ends background work."""

@@ -60,7 +60,6 @@ class WindowStore:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        num_slots = min(config.window_rows, num_rows)
         self._host = HostTable(
             num_rows,
             layout.words,
@@ -70,23 +69,24 @@ class WindowStore:
             device=device,
             beside=num_rows,  # one byte per row for the counts
         )
-        self.records = zeros_on(device, num_slots, layout.stride(device))[:, : layout.words]
-        self._directory = open_directory(num_rows, num_slots)
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
-        try:
-            self._transfers = open_transfers(config, self._host, self.records, self._shard, group=group, tell=tell)
-        except BaseException:
-            self._host.close()
-            raise
+        self._device, self._beside, self._group = device, beside, group
         self.traffic = Traffic()
-        self._admissions = Admissions(
-            self._directory, self._counts, self._transfers, device, self.traffic, beside=beside
-        )
-        self._beside = beside
         self._decider = background_worker("engram-window", device) if beside else InlineWorker()
         self._prepared: dict[int, Future[None]] = {}
         self._asked: deque[Future[None]] = deque()
+        try:
+            self._open_window(config, tell)
+        except BaseException:
+            self._decider.shutdown()
+            self._host.close()
+            raise
+
+    @property
+    def engine(self) -> str:
+        """See `RowStore.engine`."""
+        return self._transfers.name
 
     @property
     def before_change(self) -> Callable[[Tensor], object]:
@@ -170,11 +170,45 @@ class WindowStore:
         self._host.records_RW[rows] = records_UW
         self._counts.counts_R[rows] = counts_U
 
+    def reopen(self, config: OffloadConfig) -> None:
+        """Goes on with another window: `window_rows` slots, carried by the engine of `config`. Collective.
+
+        All records go back to host memory first. What was prepared is forgotten, and has to be prepared again.
+
+        Raises:
+            ValueError: the device has no such engine. The window is then as large as before, and empty.
+        """
+        self.flush()
+        for admitted in self._admissions.admitted.values():
+            admitted.fetch.wait()
+        self._prepared.clear()
+        self._transfers.close()
+        before_change, before = self.before_change, self._config
+        del self._admissions, self._transfers, self._directory, self.records  # room for the next window
+        try:
+            self._open_window(config)
+        except ValueError:
+            self._open_window(before)
+            raise
+        finally:
+            self.before_change = before_change
+
     def close(self) -> None:
         """See `RowStore.close`."""
         self._decider.shutdown()
         self._transfers.close()
         self._host.close()
+
+    def _open_window(self, config: OffloadConfig, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._config = config
+        layout, num_rows = self._shard.layout, len(self._host.records_RW)
+        num_slots = min(config.window_rows, num_rows)
+        self.records = zeros_on(self._device, num_slots, layout.stride(self._device))[:, : layout.words]
+        self._directory = open_directory(num_rows, num_slots)
+        self._transfers = open_transfers(config, self._host, self.records, self._shard, group=self._group, tell=tell)
+        self._admissions = Admissions(
+            self._directory, self._counts, self._transfers, self._device, self.traffic, beside=self._beside
+        )
 
     def _ask(self, decide: Callable[P, None], /, *args: P.args, **keywords: P.kwargs) -> Future[None]:
         """Has something decided after everything that was asked before; raises what went wrong with that."""

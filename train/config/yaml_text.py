@@ -107,6 +107,12 @@ def parse(text: str) -> YamlValue:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def compose(text: str) -> yaml.Node | None:
+    """Where everything stands in a text that `parse` reads."""
+    node: yaml.Node | None = yaml.compose(text, _Loader)
+    return node
+
+
 def _require_bounded(value: YamlValue) -> None:
     """Refuses what aliases make too large, and what is nested deeper than other code can follow."""
     pending, count = [(value, 0)], 0

@@ -34,6 +34,7 @@ class Summary:
         tokens_per_s: median over the records since then; None if nothing was trained.
         samples: continued texts.
         init_from: what `checkpoint.init_from` named; None for a run that began anew.
+        look_ahead: that `offload.depth=auto` chose last; None if it chose none.
         vocab_size: tokens that the model has room for; None in summaries of older versions.
     """
 
@@ -52,6 +53,7 @@ class Summary:
     tokens_per_s: float | None
     samples: list[str]
     init_from: str | None = None
+    look_ahead: int | None = None
     vocab_size: int | None = None
 
     @classmethod
@@ -75,7 +77,8 @@ class Summary:
         with suppress(ValueError):
             earlier = self.read(folder)
             if earlier and earlier.steps == self.steps:
-                return replace(self, rows_moved=earlier.rows_moved, tokens_per_s=earlier.tokens_per_s)
+                kept = {name: getattr(earlier, name) for name in ("rows_moved", "tokens_per_s", "look_ahead")}
+                return replace(self, **kept)
         return self
 
     def save(self, folder: Path) -> None:
@@ -116,7 +119,8 @@ class Summary:
         if self.window_bytes is None:
             return []
         share = f"{_bytes(self.table_bytes)} in host memory through windows of {_bytes(self.window_bytes)}"
-        return [("tables", f"{share}; {_count(self.rows_moved)} rows moved")]
+        ahead = f"; look-ahead {self.look_ahead}, as offload.depth=auto chose" if self.look_ahead is not None else ""
+        return [("tables", f"{share}; {_count(self.rows_moved)} rows moved{ahead}")]
 
     def _speed(self) -> str:
         return f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens_per_s else ""
