@@ -1,4 +1,4 @@
-"""The part files of a checkpoint, read tensor by tensor; nothing is given out whose checksum was not compared."""
+"""The part files of a checkpoint, read tensor by tensor; nothing is returned whose checksum was not compared."""
 
 import functools
 import json
