@@ -81,8 +81,8 @@ class Checkpoints:
     def save(self, step: int, now: Now, *, ephemeral: bool = False) -> Path:
         """Saves the state after `step` steps. Collective.
 
-        Waits for the save under way beside the loop, if there is one. With `ephemeral`, it is removed with the next
-        good one.
+        Waits for the save under way beside the loop, if there is one. With `ephemeral`, it is removed once there is a
+        newer good one.
 
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,

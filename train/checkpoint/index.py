@@ -43,7 +43,7 @@ class Range:
     """A piece of the backbone: elements [start, start + count) of a tensor, in row-major order.
 
     Attributes:
-        tensor: `weight/` or another slot's name and the parameter's, or `buffer/` and the buffer's.
+        tensor: `weight/` or another kind of state and the parameter's name, or `buffer/` and the buffer's.
         sum: checksum of its bytes.
         file: that it is in.
     """

@@ -12,8 +12,7 @@ from train.config.job import CheckpointConfig
 
 
 def let_go(folder: Path, step: int, config: CheckpointConfig, passed_over: Collection[Key], nodes: Nodes) -> str:
-    """Removes what need not stay once `step` is saved. Later ones, from which the run did not continue, wait.
-    Collective.
+    """Removes what need not stay once `step` is saved; later ones, not continued from, wait. Collective.
 
     Returns:
         the checksum of the manifest of what was saved.
