@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 @cache
 def available() -> bool:
-    """Whether Numba is installed and supports the installed NumPy: its import fails with a newer one."""
+    """Whether Numba is installed and supports the installed NumPy: with a newer one, importing it fails."""
     if find_spec("numba") is None:
         return False
     try:

@@ -26,8 +26,7 @@ class AttentionContext(NamedTuple):
 
 
 def attention_context(positions_BT: Tensor, config: AttentionConfig, dtype: torch.dtype) -> AttentionContext:
-    """Builds the context from int64 positions within documents: a token sees itself and earlier tokens of its own
-    document.
+    """The context of int64 positions within documents: a token sees itself and earlier tokens of its own document.
 
     `dtype` is that of the layers' arithmetic.
     """

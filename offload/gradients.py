@@ -58,7 +58,7 @@ class ModuleGradient:
         return self._total_UD
 
     def sum(self) -> Tensor:
-        """The sum [O, D] over the ranks, of the rows that this one owns; sends now what was not sent. Collective."""
+        """The sum [O, D] over the ranks, of the rows that this one owns; sends what was not sent yet. Collective."""
         self._send()
         assert self._arriving is not None
         return self._arriving()

@@ -16,7 +16,7 @@ def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> 
     Args:
         job: its config.
         checkpoints: the folder of its checkpoints.
-        there: the checkpoints in it, or in that of the node that has most.
+        there: the checkpoints in it, or in that of the node that has the most.
 
     Raises:
         UserError: `checkpoint.resume` does not fit what is there, or `checkpoint.init_from` names no checkpoint.

@@ -27,7 +27,7 @@ class Progress:
         active: whether to show anything.
         stream: standard error by default.
         transient: whether the bar goes away at the end.
-        line_every_s: least seconds between two lines where there is no terminal.
+        line_every_s: minimum seconds between two lines where there is no terminal.
         clock: counts seconds.
     """
 
@@ -71,12 +71,12 @@ class Progress:
         return self._bar.console.width - _BAR_WIDTH - 1
 
     def expect(self, steps: int) -> None:
-        """Announces that many more steps."""
+        """Announces `steps` more steps."""
         self._total += steps
         self._bar.update(self._task, total=self._total)
 
     def advance(self, steps: int = 1) -> None:
-        """Counts that many steps as done."""
+        """Counts `steps` more as done."""
         done = self._done + steps
         self.show(done, f"{self._name}: {done} of {self._total} steps")
 

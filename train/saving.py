@@ -16,7 +16,7 @@ from train.report.reporter import Reporter
 from train.watch.watch import Watch
 
 _WORTH_TELLING_S = 1.0
-"""The least time for which a save waited for the one before that is reported."""
+"""A save's wait for the one before is reported from this many seconds on."""
 
 
 class RunSaves:

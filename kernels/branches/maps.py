@@ -1,4 +1,4 @@
-"""The small matrices of hyper-connections, a few numbers a token: from projections to mappings, and their products.
+"""The small matrices of hyper-connections, a few numbers per token: from projections to mappings, and their products.
 
 Each step alone is so little work that a GPU would spend its time on launches. On a GPU they are therefore Triton,
 except in fp64 and with more than four branches: one launch for a projection's mappings, one for a product, and as many

@@ -34,7 +34,7 @@ def engram_gate(
     """Returns the gated values [B, T, M, D], contiguous, in the dtype of `value_BTD`.
 
     Args:
-        hidden_BTMD: hidden states, one vector a branch.
+        hidden_BTMD: hidden states, one vector per branch.
         key_BTMD: keys projected from the memory rows, same shape.
         value_BTD: values projected from the memory rows, shared by the branches.
         query_weight_MD: weight of the RMSNorm over `hidden_BTMD`, per branch.

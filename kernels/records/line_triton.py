@@ -1,8 +1,8 @@
 """Records that each start a line of host memory, copied line by line: see `kernels.records.triton` for the others.
 
 Beside a model's kernels a copy gets few of an SM's issue slots, so a kilobyte must take few instructions: accesses are
-masked by column alone, and only if the words are not a power of two, and each thread looks up few numbers. The last
-tile is filled up with the last row, whose words are written again.
+masked by column alone, and only if a record's words are not a power of two, and each thread looks up few numbers. The
+last tile is filled up with the last row, whose words are written again.
 
 W words of a record, U rows to move.
 """

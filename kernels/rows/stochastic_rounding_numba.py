@@ -1,5 +1,4 @@
-"""bf16 rows inside loops that Numba compiles: the bits and the integer arithmetic of
-`kernels.rows.stochastic_rounding`.
+"""bf16 rows inside loops that Numba compiles: bits and integer arithmetic of `kernels.rows.stochastic_rounding`.
 
 Shape suffix: D numbers of a part of a row: its weights, or its optimizer's state.
 """

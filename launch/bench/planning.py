@@ -21,8 +21,7 @@ _VOCABULARY = 129_280
 
 
 def measure_planning(options: BenchOptions, progress: Progress) -> Section:
-    """Times the planning of a step on its own, and steps whose plans are ready beside steps with planning in the
-    background.
+    """Times a step's planning on its own, and steps whose plans are ready beside steps with planning in the background.
 
     Raises:
         ValueError: host memory does not suffice.

@@ -53,8 +53,7 @@ def _copies(launch: Launch, names: list[str]) -> list[list[str]]:
 
 
 def node_script(launch: Launch, names: list[str], number: str) -> str:
-    """The shell script of one node: torchrun's agent, and under it the ranks. `number` is the line that sets its
-    number.
+    """The shell script of one node: torchrun's agent, and under it the ranks. `number`: the line that sets its number.
 
     The node's exit code is that of its first rank that failed, and with `--attached` it ends with its standard input.
     """

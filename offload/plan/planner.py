@@ -16,7 +16,7 @@ class Planner:
     Args:
         make: plans the micro-batches of a step; collective.
         batches: this rank's micro-batches of a step, a pure function of the step number.
-        device: where the plans are sent from host memory that is pinned for it.
+        device: where plans are sent to, from host memory that is pinned for it.
         threads: cores that planning may use.
     """
 

@@ -137,11 +137,11 @@ class RowUpdater:
         return len(self._rates)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the records; JSON-able."""
+        """What a checkpoint must hold beside the records, as a JSON object."""
         return {"settings": self._settings(), "learning_rates": self._rates.to_list()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over a saved state.
+        """Loads a saved state.
 
         Raises:
             ValueError: if records of that state mean something else under this config.

@@ -1,7 +1,7 @@
 """Which of some engines moves rows best: found out by all ranks at once, and the same for all.
 
-A step takes as long as its slowest rank, and ranks share host memory and its bus: one that measured alone, or chose for
-itself, could choose one that the others' load makes the slower.
+A step takes as long as its slowest rank, and ranks share host memory and its bus: a rank that measured alone, or chose
+for itself, could choose one that the others' load makes the slower.
 """
 
 import time

@@ -18,11 +18,11 @@ MOST = 255
 
 
 class UpdateCounts:
-    """The counts of a shard's rows, at first all zero. Rows are given uniquely.
+    """The counts of a shard's rows, at first all zero. Rows given at once are unique.
 
     Args:
         num_rows: rows of the shard.
-        device: near which the memory is, as the table's.
+        device: the memory is near it, as the table's is.
 
     Raises:
         ValueError: the system refuses the memory.

@@ -58,7 +58,7 @@ class WriteBacks:
         return oldest.slots
 
     def oldest_landed(self) -> bool:
-        """Whether the oldest waiting one has landed, so that to order it takes no time; never waits."""
+        """Whether the oldest waiting one has landed, so that ordering it takes no time; never waits."""
         while self._ordered and self._ordered[0].copy.done():
             self._ordered.popleft()
         return bool(self._waiting) and self._waiting[0].copy.done()

@@ -29,7 +29,7 @@ class Loader:
     Training: every epoch permutes the documents, packs them and permutes the sequences, all keyed by (seed, epoch);
     what does not fill a sequence or a global batch at the epoch's end is dropped. Validation: one fixed order, the same
     whatever the seed, that covers every token once; the last global batch is padded, and `batch` starts over after it.
-    It may be empty, with no batch.
+    The split may be empty; then there is no batch.
 
     `batch` may be called from several threads. Memory: 17 bytes per document of the store, and 16 per document and 8
     per sequence for each of the two epochs that are kept.

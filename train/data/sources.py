@@ -76,7 +76,7 @@ class Sources:
         """Args: files and folders; the field or column with the text; whether a bad place is fatal; where to cut.
 
         Plain text is cut after `document_chars`; None: 256 Ki characters, or a 32nd of little text, so that even one
-        small file gives documents enough to hold some out for validation.
+        small file gives enough documents to hold some out for validation.
 
         Raises:
             UserError: a source is missing, of an unknown kind, a folder that cannot be listed, or one without any

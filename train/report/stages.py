@@ -39,7 +39,7 @@ class StageClock:
             self._label.__enter__()
 
     def leave_out(self, seconds: float) -> None:
-        """That much of the present stage belongs to none."""
+        """Leaves `seconds` of the present stage out of every stage."""
         self._since += seconds
 
     def seconds(self) -> dict[str, float]:
