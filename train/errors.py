@@ -1,4 +1,17 @@
-"""What ends a command for a reason that is not a bug."""
+"""What ends a command for a reason that is no bug, and how it is told in one line."""
+
+import errno
+import os
+
+_ADVICE = {
+    (errno.ENOSPC, errno.EDQUOT): "make room, then run it again",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "allow it, or choose another folder",
+    (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP): "check the path",
+    (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY): "move it away, or choose another path",
+    (errno.EBUSY, errno.EXDEV, errno.ETXTBSY): "something is mounted or at work there: choose another path",
+    (errno.EIO, errno.ESTALE, errno.ENXIO): "the disk or network share fails: check it, then run it again",
+    (errno.EMFILE, errno.ENFILE): "raise the limit of open files (ulimit -n), then run it again",
+}
 
 
 class UserError(ValueError):
@@ -18,3 +31,16 @@ class Interrupted(BaseException):
 
 class Hung(RuntimeError):
     """No rank makes progress any more; the message names the one that the others wait for, its step and stage."""
+
+
+def told_by_system(error: OSError) -> str | None:
+    """A system's error in one line, with what to do, if it is about a path or a full disk; else None.
+
+    The program has no paths of its own: what it opens is the user's, or lies where the user said.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.errno is None or not (error.filename or full):
+        return None
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    advice = next((advice for kinds, advice in _ADVICE.items() if error.errno in kinds), "check it, then run it again")
+    return f"{place}{(error.strerror or os.strerror(error.errno)).lower()}; {advice}"

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: built beside their place under a hidden name, then renamed."""
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -24,7 +25,11 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Gives the name of a file to write, with the same ending; when the block ends well, it becomes `target`."""
+    """Gives the name of a file to write, with the same ending; when the block ends well, it becomes `target`.
+
+    If `target` is a link, the file that it leads to is meant.
+    """
+    target = Path(os.path.realpath(target))
     partial = target.with_name(f".partial-{os.getpid()}.{target.name}")
     try:
         yield partial
@@ -34,19 +39,24 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool = False, like: str | None = None) -> Iterator[Path]:
     """Gives a temporary folder to fill; when the block ends well, its files are synced and it becomes `target`.
 
     After an error, an interrupt or a kill, `target` is as before. What a killed process left behind is removed by the
     next one that builds the same target. Of two processes building at once the first to end wins. If `target` is a
     link, the folder that it leads to is meant.
 
+    Args:
+        target: the folder to make.
+        overwrite: replace what is there.
+        like: an entry without which what is there is not ours, and is not replaced.
+
     Raises:
-        UserError: `target` exists and is not empty (unless `overwrite`), is a mount point, or its parent cannot be
-            written.
+        UserError: `target` is there and not empty (unless `overwrite`), not one of ours, a mount point, or its parent
+            cannot be written.
     """
-    target = target.resolve()
-    _refuse_used(target, overwrite)
+    target = Path(os.path.realpath(target))
+    _refuse_used(target, overwrite, like)
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,28 +68,39 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         for file in partial.iterdir():
             sync(file)
         sync(partial)
-        _refuse_used(target, overwrite)
+        _refuse_used(target, overwrite, like)
         put_in_place(partial, target, overwrite=overwrite)
 
 
 def put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
     """Renames a finished folder, all of it on the disk, to its name, if need be in place of an existing one.
 
-    Both renames are atomic: between them there is no target, never half of one.
+    Both renames are atomic: between them there is no target, never half of one. Only where the system cannot rename
+    what is there, as a folder of a container's image, it is removed instead, once its successor is complete.
     """
     replaced = partial.with_name(f"{partial.name}-replaced")
     if overwrite and target.is_dir():
-        target.replace(replaced)
+        try:
+            target.replace(replaced)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.rmtree(target)
     partial.replace(target)
     sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _refuse_used(target: Path, overwrite: bool) -> None:
+def _refuse_used(target: Path, overwrite: bool, like: str | None) -> None:
+    if target.is_symlink():
+        raise UserError(f"{target}: is a link that leads in a circle; remove it, or choose another folder")
     if os.path.ismount(target):
         raise UserError(f"{target}: is a mount point, which cannot be replaced; give a folder inside it")
-    if target.is_dir() and not overwrite and any(target.iterdir()):
+    used = target.is_dir() and any(target.iterdir())
+    if used and not overwrite:
         raise UserError(f"{target}: is not empty; choose another folder, or remove it")
+    if used and like and not (target / like).is_file():
+        raise UserError(f"{target}: is not empty and has no {like}, so it is not replaced; choose another folder")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, not a folder")
 

@@ -84,7 +84,7 @@ class Parts:
     def record_config(self) -> None:
         """Writes config and tokenizer into the run's folder, once they are known to fit what is there."""
         if self.leads:
-            dump(self.job, self.folder / CONFIG_FILE)
+            dump(self.job.model_copy(update={"data": self.job.data.anchored()}), self.folder / CONFIG_FILE)
             self.store.tokenizer().save(self.folder)
 
     def close(self) -> None:

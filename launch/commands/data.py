@@ -22,7 +22,7 @@ Examples:
 @click.option("--workers", type=click.IntRange(min=1), help="Tokenizing processes; default: one per core.")
 @click.option("--text-key", default="text", show_default=True, metavar="K", help="Field or column with the text.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad line; default: count and report them.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace the token store at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON on stdout.")
 def prepare(
     sources: tuple[str, ...],

@@ -1,6 +1,5 @@
 """How a failure is reported: to the user in one line if it is theirs, from a rank to its launcher in a small file."""
 
-import errno
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from train.errors import Interrupted, UserError
+from train.errors import Interrupted, UserError, told_by_system
 from train.files import new_file
 
 REPORT_FILE = "ENGRAM_RANK_REPORT"
@@ -36,17 +35,6 @@ _PEER_MESSAGE = re.compile(
 )
 
 
-_ADVICE = {
-    (errno.ENOSPC, errno.EDQUOT): "make room, then run it again",
-    (errno.EACCES, errno.EPERM, errno.EROFS): "allow it, or choose another folder",
-    (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP): "check the path",
-    (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY): "move it away, or choose another path",
-    (errno.EBUSY, errno.EXDEV, errno.ETXTBSY): "something is mounted or at work there: choose another path",
-    (errno.EIO, errno.ESTALE, errno.ENXIO): "the disk or network share fails: check it, then run it again",
-    (errno.EMFILE, errno.ENFILE): "raise the limit of open files (ulimit -n), then run it again",
-}
-
-
 class RankFailed(RuntimeError):
     """A rank crashed; the message says which, and shows its traceback or the end of its log."""
 
@@ -55,15 +43,7 @@ def user_message(error: BaseException) -> str | None:
     """The one line to show for `error` if the user can fix it, else None."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if not isinstance(error, OSError):
-        return None
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if error.errno is None or not (error.filename or full):
-        return None
-    # The program has no paths of its own: what it opens is the user's, or lies where the user said.
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    advice = next((advice for kinds, advice in _ADVICE.items() if error.errno in kinds), "check it, then run it again")
-    return f"{place}{(error.strerror or os.strerror(error.errno)).lower()}; {advice}"
+    return told_by_system(error) if isinstance(error, OSError) else None
 
 
 @dataclass(frozen=True)

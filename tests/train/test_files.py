@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from train.errors import UserError
@@ -60,6 +65,20 @@ def test_refuses_what_is_in_use_but_takes_an_empty_folder(tmp_path):
             pass
 
 
+def test_what_is_none_of_ours_is_never_replaced(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UserError, match=r"has no manifest\.json, so it is not replaced"):
+        _build_like(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    _build_like(tmp_path)
+    assert names(tmp_path) == ["manifest.json"]
+
+
+def _build_like(target):
+    with new_folder(target, overwrite=True, like="manifest.json") as partial:
+        (partial / "manifest.json").write_text("new")
+
+
 def test_of_two_at_once_the_first_to_end_wins_and_neither_removes_the_others_work(tmp_path):
     target = tmp_path / "out"
     with pytest.raises(UserError, match="is not empty"), new_folder(target) as slow:
@@ -116,3 +135,55 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_file(target) as partial:
         _fail(partial.write_text("tw"), KeyboardInterrupt)
     assert (target.read_text(), names(tmp_path)) == ("one", ["a.json"])
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "disk" / "real.json")
+    for content in ("one", "two"):
+        with new_file(tmp_path / "link.json") as partial:
+            partial.write_text(content)
+        assert (tmp_path / "link.json").is_symlink()
+        assert (tmp_path / "disk" / "real.json").read_text() == content
+    assert names(tmp_path) == ["disk", "link.json"]
+
+
+def _in_mounts(script, folder):
+    """Runs a script in a mount namespace of its own, where $D is an empty folder of a new tmpfs."""
+    if os.getuid() or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare")
+    setup = f"mount -t tmpfs tmpfs {folder} && export D={folder} && "
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", setup + script]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "mount:" in result.stderr:
+        pytest.skip(f"may not mount: {result.stderr.splitlines()[0]}")
+    return result
+
+
+_BUILD = f"""
+{sys.executable} -c '
+import sys
+from pathlib import Path
+from train.files import new_folder
+with new_folder(Path(sys.argv[1]), overwrite=True) as partial:
+    print("began")
+    (partial / "new").write_text("x")
+' """
+
+
+def test_a_real_mount_point_is_refused_and_a_folder_in_it_is_made(tmp_path):
+    made = _in_mounts(_BUILD + "$D/out; ls $D/out", tmp_path)
+    assert made.stdout.split() == ["began", "new"], made.stderr
+    refused = _in_mounts(_BUILD + "$D", tmp_path)
+    assert "is a mount point" in refused.stderr
+    assert "began" not in refused.stdout
+    linked = _in_mounts("ln -s $D $D/link; " + _BUILD + "$D/link", tmp_path)
+    assert "is a mount point" in linked.stderr
+
+
+def test_a_folder_of_an_images_layer_is_replaced(tmp_path):
+    overlay = "mkdir $D/low $D/up $D/work $D/all; mkdir $D/low/out; touch $D/low/out/old; "
+    overlay += "mount -t overlay overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work,redirect_dir=off $D/all; "
+    made = _in_mounts(overlay + _BUILD + "$D/all/out; ls -A $D/all $D/all/out", tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["began", f"{tmp_path}/all:", "out", f"{tmp_path}/all/out:", "new"]

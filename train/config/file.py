@@ -141,7 +141,10 @@ def _read(name: str, extended_by: str | None) -> dict[str, Any]:
 
 def _near_file(name: str) -> str:
     path = Path(name)
-    if path.exists() or not path.parent.is_dir():
+    try:
+        if path.exists() or not path.parent.is_dir():
+            return ""
+    except OSError:  # a name that is too long
         return ""
     siblings = [each.name for each in path.parent.glob("*.y*ml")]
     near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -15,6 +15,8 @@ YamlValue: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | N
 
 _MOST_DEPTH = 64
 _MOST_VALUES = 1_000_000
+_MOST_BITS = 1024
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -94,7 +96,7 @@ def parse(text: str) -> YamlValue:
     """
     try:
         value: YamlValue = yaml.load(text, _Loader)
-        _require_bounded(value)
+        _require_plain(value)
         return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -113,8 +115,8 @@ def compose(text: str) -> yaml.Node | None:
     return node
 
 
-def _require_bounded(value: YamlValue) -> None:
-    """Refuses what aliases make too large, and what is nested deeper than other code can follow."""
+def _require_plain(value: YamlValue) -> None:
+    """Refuses what aliases make too large, what is nested too deeply, and values that others cannot hold."""
     pending, count = [(value, 0)], 0
     while pending:
         part, depth = pending.pop()
@@ -124,7 +126,18 @@ def _require_bounded(value: YamlValue) -> None:
         if count > _MOST_VALUES:
             raise ValueError(f"more than {_MOST_VALUES:,} values, aliases counted where they stand")
         inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        for leaf in part if isinstance(part, dict) else (part,):
+            _require_common(leaf)
         pending += [(each, depth + 1) for each in inner]
+
+
+def _require_common(leaf: Any) -> None:
+    if not isinstance(leaf, str | bool | int | float | list | dict | None):
+        raise ValueError(f"a value of the type {type(leaf).__name__}; there are text, numbers, true, false and null")
+    if isinstance(leaf, int) and leaf.bit_length() > _MOST_BITS:
+        raise ValueError(f"a number of more than {_MOST_BITS} bits")
+    if isinstance(leaf, str) and _NO_TEXT.search(leaf):
+        raise ValueError("text with a NUL or with half of a surrogate pair, which no file or name can hold")
 
 
 def render(value: YamlValue) -> str:

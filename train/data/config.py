@@ -1,6 +1,7 @@
 """The `data` section of a job."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -47,6 +48,14 @@ class DataConfig(
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
     """Fraction of documents held out for validation. 0: none, and no evaluation."""
+
+    def anchored(self) -> Self:
+        """The same with absolute paths, for whoever reads them in another folder."""
+        own = self.tokenizer is not None and self.tokenizer != "deepseek"
+        paths = {"path": self.path, "cache": self.cache, "tokenizer": self.tokenizer if own else None}
+        return self.model_copy(
+            update={name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
+        )
 
     @field_validator("skip_steps")
     @classmethod

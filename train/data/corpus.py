@@ -7,11 +7,13 @@ files, and each topic of the language reference that `pydoc` carries.
 import ast
 import os
 import platform
+import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from train.data.manifest import MANIFEST, Option, fingerprint
 from train.data.prepare import build_store, train_bpe_on
@@ -108,7 +110,7 @@ def default_corpus(
     options: dict[str, Option] = {"corpus": "python", "train_bpe": None if loaded else bpe_vocab}
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(cache) / ".lock"):
+        with _alone(Path(cache), progress):
             if not (out / MANIFEST).is_file():
                 build_store(
                     corpus,
@@ -121,6 +123,22 @@ def default_corpus(
     except OSError as error:
         raise UserError(f"data.cache {cache}: cannot keep the default corpus there ({error.strerror})") from None
     return out
+
+
+@contextmanager
+def _alone(cache: Path, progress: bool) -> Iterator[None]:
+    """Lets no other process prepare in the cache meanwhile; if one is at work there, waits for its end."""
+    lock = FileLock(cache / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if progress:
+            print(f"waiting for another process, which prepares the corpus in {cache}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _files(root: Path) -> Iterator[str]:

@@ -20,5 +20,6 @@ def located(path: str | Path) -> Path:
         return path
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     if not prefix.with_name(prefix.name + ".idx").is_file():
-        raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there; make one: engram data prepare")
+        home = "; ~ is not your home here: write the folder out" if path.parts[:1] == ("~",) else ""
+        raise UserError(f"{path}: no prepared folder and no .bin/.idx pair there{home}; make one: engram data prepare")
     return prefix

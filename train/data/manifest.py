@@ -3,13 +3,17 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from train.errors import UserError
 
 MANIFEST = "manifest.json"
+
+_LARGEST_ID = 2**31 - 1
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=_LARGEST_ID)]
 
 Option = str | int | bool | None
 """Value of a preparation option in a manifest."""
@@ -18,7 +22,7 @@ _BLOCK = 64 * 1024
 _BLOCKS = 64
 
 
-class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True):
     """What a prepared folder holds. The same text, tokenizer and options give the same manifest."""
 
     format: Literal["engram-token-store"] = "engram-token-store"
@@ -29,25 +33,25 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
     """Name of the tokenizer; its file lies alongside."""
     tokenizer_sha256: str
     """Hash of the tokenizer's canonical JSON."""
-    vocab_size: int
+    vocab_size: int = Field(ge=1, le=_LARGEST_ID + 1)
     """Largest token id of the tokenizer + 1."""
-    eos_id: int
+    eos_id: TokenId
     """Token that ends every document."""
-    pad_id: int
+    pad_id: TokenId
     """Padding token; equals `eos_id` where the tokenizer has none."""
-    documents: int
+    documents: Count
     """Documents in the store."""
-    tokens: int
+    tokens: Count
     """Tokens in the store, end-of-document tokens included."""
-    text_bytes: int
+    text_bytes: Count
     """UTF-8 bytes of all documents."""
-    token_bytes: int
+    token_bytes: Count
     """The same, summed from the table of bytes per token: equal to `text_bytes` for byte-level tokenizers."""
-    bad: int
+    bad: Count
     """Source lines or files that were skipped because they could not be read."""
-    passed_over: dict[str, int] = {}
+    passed_over: dict[str, Count] = {}
     """Entries of source folders that were not read, by what they are: endings, `hidden`, `broken links`, ..."""
-    empty: int
+    empty: Count
     """Documents that were skipped because they have no token."""
     sources: list[str]
     """What was prepared, as it was named."""
@@ -61,6 +65,13 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
     """Hash of sizes and of evenly spaced blocks of both files, verified at every opening."""
     fingerprint: str
     """Identity of the contents: tokens, document boundaries, tokenizer and end-of-document token."""
+
+    @model_validator(mode="after")
+    def _ids_are_of_the_vocabulary(self) -> Self:
+        for name in ("eos_id", "pad_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise ValueError(f"{name} {getattr(self, name)} is no id of a vocabulary of {self.vocab_size}")
+        return self
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

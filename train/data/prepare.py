@@ -1,13 +1,14 @@
 """Preparation: text files in, a token store out."""
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
-from train.data.manifest import Manifest, Option
+from train.data.manifest import MANIFEST, Manifest, Option
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources, told
 from train.data.tokenizer import Tokenizer
@@ -42,14 +43,18 @@ def prepare(
         workers: tokenizing processes; None: one per core, fewer for little text; 1: none but this one.
         text_key: field or column that holds the text.
         strict: the first bad line or file is an error. Otherwise they are counted and the first few shown.
-        overwrite: replace what is at `out`.
+        overwrite: replace the token store at `out`; anything else stays.
         document_chars: plain text files longer than this become several documents; None: see `Sources`.
         progress: show a bar (on a terminal) or some lines on standard error.
 
     Raises:
-        UserError: nothing to read, no document with text, no tokenizer, `out` in use, disk full.
+        UserError: nothing to read, no document with text, no tokenizer, `out` in use or with a source in it, disk full.
     """
     corpus = Sources(sources, text_key=text_key, strict=strict, document_chars=document_chars)
+    if inside := [
+        file for file in corpus.files if os.path.realpath(file).startswith(f"{os.path.realpath(out)}{os.sep}")
+    ]:
+        raise UserError(f"{out}: holds the source {inside[0]}; choose another folder")
     if (tokenizer is None) == (train_bpe is None):
         raise UserError("prepare: give either a tokenizer (name or file) or the vocabulary of a BPE to train")
     options: dict[str, Option] = {
@@ -107,7 +112,7 @@ def build_store(
     """`prepare` for any stream of documents. `options`: what the contents depend on, for the manifest."""
     try:
         with (
-            new_folder(out, overwrite=overwrite) as folder,
+            new_folder(out, overwrite=overwrite, like=MANIFEST) as folder,
             Progress("tokenizing", corpus.total_bytes, active=progress) as shown,
         ):
             processes = worker_count(workers, corpus.total_bytes)

@@ -152,7 +152,17 @@ class Tokenizer:
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without any special token."""
+        """Token ids of `text`, without any special token.
+
+        Raises:
+            UserError: half of a surrogate pair is in the text, as where bytes are no UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text to tokenize: character {error.start + 1} is no Unicode (bytes that are not UTF-8?)"
+            ) from None
         return self._as_text(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -78,7 +78,8 @@ class MetricsLog:
 
     Floats are written with all their digits (Python's shortest form that reads back to the same bits; not-a-number
     and infinity as `NaN` and `Infinity`). A run that resumes from `resumed_step` drops the records of later steps
-    first, so the file always tells one history. Use it on one rank only, as a context manager.
+    first, so the file always tells one history; `every` says how many steps a record is for. Use it on one rank only,
+    as a context manager.
 
     Raises:
         OSError: the folder is missing, not writable or full.
@@ -89,11 +90,14 @@ class MetricsLog:
         folder: str | os.PathLike[str],
         *,
         resumed_step: int = 0,
+        every: int = 1,
         wandb: WandbConfig | None = None,
         name: str = "",
         job: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = Path(folder) / METRICS_FILE
+        self.notes = _lost(self._path, resumed_step, every)
+        """What is missing of the records of earlier steps, in lines to show."""
         truncate(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._wandb = WandbLog(wandb or WandbConfig(), Path(folder), name=name, job=job or {})
@@ -132,6 +136,21 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
         OSError: the file cannot be read.
     """
     return [record for line in Path(path).read_bytes().splitlines() if (record := _record(line))]
+
+
+def _lost(path: Path, resumed_step: int, every: int) -> list[str]:
+    """What a resume has to tell of records that are not there, of which there should be one `every` so many steps."""
+    if not path.exists():
+        return [f"{path} is not there: it begins after step {resumed_step}"] if resumed_step else []
+    records = [_record(line) for line in path.read_bytes().splitlines()]
+    broken = [number for number, record in enumerate(records, 1) if record is None]
+    newest = max((step for record in records if record and (step := int(record["step"])) <= resumed_step), default=0)
+    found = []
+    if broken:
+        found.append(f"{path}: {len(broken)} line(s) are no records and are dropped, the first is line {broken[0]}")
+    if resumed_step - newest >= every:
+        found.append(f"{path}: there is no record of the steps from {newest + 1} to {resumed_step}")
+    return found
 
 
 def _record(line: bytes) -> dict[str, float] | None:

@@ -38,10 +38,19 @@ class Reporter:
             return
         log = self._stack.enter_context((folder / LOG_FILE).open("a", encoding="utf-8"))
         self._metrics = self._stack.enter_context(
-            MetricsLog(folder, resumed_step=start, wandb=job.wandb, name=job.run.name, job=job.model_dump())
+            MetricsLog(
+                folder,
+                resumed_step=start,
+                every=job.train.log_every,
+                wandb=job.wandb,
+                name=job.run.name,
+                job=job.model_dump(),
+            )
         )
         self._skipped = SkippedSteps(folder, resumed_step=start)
         self._progress = self._stack.enter_context(RunProgress(job.train.steps, start_step=start, log=log))
+        for note in self._metrics.notes:
+            self.message(note)
 
     def __enter__(self) -> Self:
         return self

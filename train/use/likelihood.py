@@ -42,7 +42,7 @@ class Likelihood:
         self._batch_tokens = batch_tokens or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
         self._chunk = max(1, (_GPU_LOGITS if on_gpu else _CPU_LOGITS) // model.config.vocab_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: the tables keep what they allocate here, for whoever reads them next
     def of(self, pairs: Sequence[Pair], done: Callable[[int], object] = lambda count: None) -> list[Found]:
         """What is found for each pair, in order. Pairs with the same input share a forward; `done` hears of progress.
 

@@ -63,6 +63,12 @@ def test_not_a_number() -> None:
         ("a: !!python/object/apply:os.getcwd []", "line 1: "),
         ("a: \x01", "special characters"),
         ("a: " + "[" * 20_000, "nested too deeply"),
+        ("a: 0x" + "f" * 9_000, "a number of more than 1024 bits"),
+        ("a: " + "9" * 5_000, "Exceeds the limit"),
+        ('a: "\\0"', "text with a NUL"),
+        ('"a\\ud800": 1', "half of a surrogate pair"),
+        ("a: !!set {b}", "a value of the type set"),
+        ("a: !!binary aGVsbG8=", "a value of the type bytes"),
         ("a: " + "[" * 65 + "]" * 65, "nested too deeply"),
         (
             "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" if n else "a0: &a0 [1]" for n in range(9)),

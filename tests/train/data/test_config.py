@@ -39,3 +39,12 @@ def test_ranges_to_pass_over_ascend_and_do_not_meet(ranges: list[list[int]]) -> 
     with pytest.raises(ValidationError, match="is not a range"):
         DataConfig(skip_steps=ranges)
     assert DataConfig(skip_steps=[[1, 4], [5, 5]]).skip_steps == [[1, 4], [5, 5]]
+
+
+def test_paths_are_those_of_the_place_where_they_were_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    anchored = DataConfig(path="a/b", tokenizer="../t.json").anchored()
+    assert (anchored.path, anchored.tokenizer) == (f"{tmp_path}/a/b", f"{tmp_path}/../t.json")
+    assert anchored.cache == f"{tmp_path}/data"
+    assert DataConfig(path="/x", tokenizer="deepseek").anchored().tokenizer == "deepseek"
+    assert DataConfig().anchored() == DataConfig(cache=f"{tmp_path}/data")

@@ -1,10 +1,12 @@
 import subprocess
 import sys
 import sysconfig
+import threading
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.train.data.text import SENTENCES, small_tokenizer
 from train.data.config import DataConfig
@@ -103,6 +105,17 @@ def test_several_processes_at_once_end_with_one_good_store(library, tmp_path):
     (folder,) = folders
     assert TokenStore.open(folder).num_documents == 5
     assert sorted(path.name for path in cache.iterdir()) == sorted([".lock", Path(folder).name])
+
+
+def test_who_waits_for_another_process_is_told_so(as_stdlib, tmp_path, capfd):
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.3, lock.release).start()
+    default_corpus(tmp_path, bpe_vocab=270)
+    assert f"waiting for another process, which prepares the corpus in {tmp_path}" in capfd.readouterr().err
+    lock.acquire()
+    (found,) = tmp_path.glob("python-*")
+    assert default_corpus(tmp_path, bpe_vocab=270) == found  # what is there needs no lock
 
 
 def test_open_data_prepares_the_default_and_opens_what_is_named(as_stdlib, tmp_path):

@@ -136,6 +136,15 @@ def test_errors_are_one_line_and_leave_nothing(source, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_source_is_never_replaced_by_what_is_made_of_it(source, tmp_path):
+    for out in (tmp_path, tmp_path / "link"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path)
+        with pytest.raises(UserError, match="holds the source"):
+            prepare([source], out, train_bpe=290, overwrite=True, progress=False)
+    assert source.exists()
+
+
 def test_refuses_to_overwrite_unless_told(source, tmp_path):
     out = tmp_path / "out"
     first = prepare([source], out, tokenizer=TOKENIZER, progress=False)

@@ -103,6 +103,11 @@ def test_changed_files_are_refused(folder, name):
         ({"tokenizer_sha256": "0"}, "fingerprint does not follow"),
         ({"version": 2}, "version"),
         ({"surprise": 1}, "surprise"),
+        ({"documents": -1}, "documents: Input should be greater than or equal to 0"),
+        ({"tokens": 10**30}, "tokens: "),
+        ({"tokens": "5"}, "tokens: Input should be a valid integer"),
+        ({"vocab_size": 0}, "vocab_size: Input should be greater than or equal to 1"),
+        ({"pad_id": 10**6}, "pad_id 1000000 is no id of a vocabulary of"),
     ],
 )
 def test_edited_manifests_are_refused(folder, change, message):

@@ -64,3 +64,22 @@ def test_resuming_drops_later_steps_and_what_a_crash_tore(tmp_path: Path) -> Non
     assert steps(tmp_path) == [1, 2, 3, 4]
     with MetricsLog(tmp_path):
         assert steps(tmp_path) == []
+
+
+def test_records_that_were_lost_are_told(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    with MetricsLog(tmp_path, resumed_step=4, every=2) as log:
+        assert log.notes == [f"{path} is not there: it begins after step 4"]
+    with MetricsLog(tmp_path) as log:
+        assert log.notes == []
+        for step in (2, 4):
+            log.log(metrics(step))
+    for resumed_step, told in ((4, []), (5, []), (6, [f"{path}: there is no record of the steps from 5 to 6"])):
+        with MetricsLog(tmp_path, resumed_step=resumed_step, every=2) as log:
+            assert log.notes == told
+    path.write_text(path.read_text()[:-5])
+    with MetricsLog(tmp_path, resumed_step=4, every=2) as log:
+        assert log.notes == [
+            f"{path}: 1 line(s) are no records and are dropped, the first is line 2",
+            f"{path}: there is no record of the steps from 3 to 4",
+        ]

@@ -128,6 +128,7 @@ def test_what_the_model_writes(tasks: Path, trained: Path) -> None:
     assert written() == greedy
     stop = greedy[2]
     assert written(until=[stop, "never there"]) == greedy[: greedy.index(stop)]
+    assert written(until="") == written(until=["", "never there"]) == greedy
     assert model.loglikelihood([Instance("loglikelihood", {}, ("import ", greedy), 0)])[0][1] in (True, False)
 
 
