@@ -22,6 +22,11 @@ from offload.rows.records import RowInit
 from offload.step import Rows, Step
 from offload.window.interface import Traffic
 
+FIRST_DEPTH = 1
+"""Look-ahead with `offload.depth=auto`, until somebody says another."""
+
+_OF_WINDOW = {"window_rows", "engine", "programs"}
+
 
 class WindowTooSmall(ValueError):
     """The rows of one step alone do not fit into a window."""
@@ -36,7 +41,7 @@ class WindowTooSmall(ValueError):
 class EngramTables(OwnedRows):
     """This rank's shard of the tables, its window, and the look-ahead over coming steps.
 
-    Between two steps it is what `OwnedRows` says.
+    Between two steps it offers what `OwnedRows` does.
 
     Every method that is called collective must be called by all ranks of `group` in the same order.
 
@@ -51,10 +56,10 @@ class EngramTables(OwnedRows):
         host_group: the same ranks, with communication in host memory, used by the planner's thread alone once
             the tables are open.
         device: where the model computes.
-        tell: is told what takes long meanwhile.
+        tell: is told what takes long.
 
     Raises:
-        ValueError: if host memory does not suffice, or the device has not what the config asks for.
+        ValueError: if host memory does not suffice, or the device lacks what the config asks for.
     """
 
     def __init__(
@@ -72,13 +77,14 @@ class EngramTables(OwnedRows):
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._config, self._device = config, torch.device(device)
+        self._depth = _depth_of(config)
         finder = open_finder(config.planner, addresses, self._device)
         shard = open_shard(
             config, addresses, dim, init, group=group, host_group=host_group, device=self._device, tell=tell
         )
         super().__init__(shard, init)
         self._uploads = uploads = PlanUploads(self._device)
-        # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
+        # No reference to the tables themselves: their memory is to be freed with the last one to them.
         shards = shard.sharding, shard.rank, host_group
         self._planner = Planner(
             lambda batches: uploads.pin(make_plan(batches, finder, *shards)),
@@ -93,6 +99,11 @@ class EngramTables(OwnedRows):
         self._enter: Callable[[Literal["plan", "fetch", "exchange"]], None] = lambda stage: None
 
     @property
+    def engine(self) -> str | None:
+        """What carries rows into the window and back: the engine's name, the chosen one's with `auto`; None without."""
+        return self._shard.store.engine
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of this rank's window on the device (of the whole shard with mode=resident), padding included."""
         rows = self._shard.sharding.shard_rows(self._shard.rank)
@@ -100,23 +111,49 @@ class EngramTables(OwnedRows):
         return slots * self._shard.layout.stride_bytes(self._device)
 
     def tell_stages(self, enter: Callable[[Literal["plan", "fetch", "exchange"]], None]) -> None:
-        """From now on `enter` hears what `begin` is about to wait for: a plan, rows on their way, other ranks."""
+        """From now on `enter` is told what `begin` is about to wait for: a plan, rows on their way, other ranks."""
         self._enter = enter
 
     def look_ahead(self, depth: int) -> None:
-        """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.
+        """Fetches rows up to `depth` steps before their use, from the next step on, in place of `offload.depth`.
 
-        Steps that were looked ahead to stay so. To be called between two steps, on all ranks alike.
+        Steps that were already looked ahead to stay so. To be called between two steps, on all ranks alike.
 
         Raises:
             ValueError: the depth is negative.
         """
         if depth < 0:
             raise ValueError(f"the look-ahead is a number of steps, not {depth}")
-        self._config = self._config.model_copy(update={"depth": depth})
+        self._depth = depth
+
+    def reopen(self, config: OffloadConfig) -> None:
+        """Goes on with the look-ahead, the window's size, its engine and the planner's threads of `config`. Collective.
+
+        Rows and losses stay what they are. Another size or engine empties the window. To be called between two steps.
+
+        Raises:
+            ValueError: `config` differs in something else, or the device has no such engine; nothing has changed then,
+                but that the window is empty.
+        """
+        free = {"depth", "planner_threads", *_OF_WINDOW}
+        if config.model_dump(exclude=free) != self._config.model_dump(exclude=free):
+            raise ValueError(f"between two steps only {', '.join(sorted(free))} of offload may change")
+        if config.model_dump(include=_OF_WINDOW) != self._config.model_dump(include=_OF_WINDOW):
+            try:
+                self._shard.store.reopen(config)
+            finally:
+                for step in range(self._last + 1, self._prepared + 1):
+                    self._shard.store.prepare(step, self._planner.plan(step).rows_O)
+        self._planner.take_threads(config.planner_threads)
+        self._config, self._depth = config, _depth_of(config)
+
+    def count_all_as_updated(self) -> None:
+        """From now on, rows that enter the window are fetched, as late in a run, and not drawn. For measurements alone:
+        the weights of rows that were never updated are zeros."""
+        self._shard.store.update_counts().clamp_(min=1)
 
     def check_window(self, step: int) -> None:
-        """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
+        """Refuses a window that the rows of `step` do not fit into, before anything is trained. Collective.
 
         Raises:
             WindowTooSmall: on every rank.
@@ -137,7 +174,7 @@ class EngramTables(OwnedRows):
         if self._step is not None or (self._last >= 0 and number != self._last + 1):
             raise RuntimeError(f"step {number} began before step {self._last} was applied or skipped")
         # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
-        for ahead in range(number, min(number + self._config.depth + 2, self._num_steps)):
+        for ahead in range(number, min(number + self._depth + 2, self._num_steps)):
             self._planner.request(ahead)
         self._enter("plan")
         plan = self._require_room(number)
@@ -156,7 +193,7 @@ class EngramTables(OwnedRows):
     def look_up(self, batches: Sequence[TokenBatch]) -> Rows:
         """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective.
 
-        They stand in memory that the next call may overwrite.
+        They are in memory that the next call may overwrite.
         """
         plan = self._planner.plan_now(batches)
         there = self._uploads.now(plan)
@@ -165,9 +202,14 @@ class EngramTables(OwnedRows):
         self._shard.observer.looked_up(self._last, plan, records_OW, rows.values)
         return rows
 
+    @property
+    def traffic(self) -> Traffic:
+        """What this rank did so far."""
+        return replace(self._shard.store.traffic, planned_s=self._planner.busy_s)
+
     def take_traffic(self) -> Traffic:
         """What this rank did since the last call."""
-        now = replace(self._shard.store.traffic, planned_s=self._planner.busy_s)
+        now = self.traffic
         taken, self._told = now.since(self._told), now
         return taken
 
@@ -177,9 +219,7 @@ class EngramTables(OwnedRows):
         self._shard.store.close()
 
     def _look_ahead(self) -> None:
-        for ahead in range(
-            max(self._last, self._prepared) + 1, min(self._last + self._config.depth + 1, self._num_steps)
-        ):
+        for ahead in range(max(self._last, self._prepared) + 1, min(self._last + self._depth + 1, self._num_steps)):
             if not self._planner.ready(ahead):
                 return
             self._prepare(ahead, self._planner.plan(ahead))
@@ -204,3 +244,7 @@ class EngramTables(OwnedRows):
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
             raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
         return plan
+
+
+def _depth_of(config: OffloadConfig) -> int:
+    return FIRST_DEPTH if config.depth == "auto" else config.depth

@@ -38,7 +38,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
 
     Args:
         job: its config.
-        leave: tells of an error and ends this process, from any thread: what a rank that is stuck ends by.
+        leave: reports an error and ends this process, from any thread: this is how a rank that is stuck ends.
 
     Returns:
         The summary on rank 0; None on the others.
@@ -96,7 +96,9 @@ def _train(
     samples = parts.sample()
     if parts.rank != 0:
         return None
-    summary = parts.summarise(found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start)
+    summary = parts.summarise(
+        found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start, look_ahead=state.look_ahead
+    )
     summary.save(parts.folder)
     return summary
 

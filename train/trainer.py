@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
 
@@ -21,6 +21,7 @@ from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, forward, memory_of
+from train.look_ahead import LookAhead
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
 from train.refusals import Refusals, everyones
@@ -45,7 +46,7 @@ class Trainer:
         reporter: told of everything that a user may want to see.
         profiler: of some steps; None for none.
         watch: of the run; None for none.
-        resumed: what the run goes on from; None for a fresh start.
+        resumed: what the run continues from; None for a fresh start.
     """
 
     def __init__(
@@ -70,6 +71,9 @@ class Trainer:
         self._watch = watch or Watch()
         if tables:
             tables.tell_stages(self._enter)
+        self._look_ahead = None
+        if tables and job.offload.depth == "auto":
+            self._look_ahead = LookAhead(tables, engine.device, job.train.steps, reporter.chose)
         self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(
@@ -86,7 +90,7 @@ class Trainer:
             UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
                 into the window.
             Interrupted: on all ranks, by a signal; the run is saved.
-            Failed: the last checkpoint cannot be written; without an earlier one training goes on.
+            Failed: the last checkpoint cannot be written; if an earlier one cannot, training goes on.
         """
         with _what_is_built_uncollected():
             try:
@@ -109,7 +113,7 @@ class Trainer:
         for step in range(start, total):
             done = step + 1
             self._watch.ask(save=self._saves.overdue)
-            with self._profiler.step(done):
+            with self._profiler.step(done), self._look_ahead.step(step) if self._look_ahead else nullcontext():
                 result = self._train_step_or_save(step)
             if step == start:
                 self._watch.begun()

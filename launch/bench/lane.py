@@ -1,8 +1,8 @@
-"""One of the runs that are trained in turns, and what a turn of it came to."""
+"""One of the runs that are trained in turn, and the result of one of its turns."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -30,9 +30,9 @@ class Turn:
         lane: its name: the engine that carries its rows, or `RESIDENT`.
         depth: the window's look-ahead; None for the resident run.
         step_ms: mean over the timed steps, from the device's end of the one before to its end of the last.
-        stall_ms: a step, that the loop waited for plans and rows.
-        fetched, written_back: rows a step.
-        phases_ms: a step, what the host spent in parts of the loop; their waits for the device included.
+        stall_ms: per step, how long the loop waited for plans and rows.
+        fetched, written_back: rows per step.
+        phases_ms: per step, the host's time in parts of the loop, their waits for the device included.
     """
 
     lane: str
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass
 class Lane:
-    """A run that is trained in turns. Made by `open`.
+    """A run that takes turns with others. Made by `open`.
 
     Attributes:
         name: the engine that carries its rows, or `RESIDENT`.
@@ -71,40 +71,21 @@ class Lane:
 
         Args:
             name: the engine that is to carry its rows, or `RESIDENT`.
-            steps: that it will have.
+            steps: how many it will have.
             options: name the job and its overrides.
-            folder: for the run's own.
+            folder: where the run puts its own.
 
         Raises:
             UserError: the job cannot be trained, or has no tables.
         """
-        # DeepSpeed takes seconds to import, and no other part needs it.
-        from train.parts import Parts
-        from train.trainer import Trainer
-
         mode = ["offload.mode=resident"] if name == RESIDENT else ["offload.mode=window", f"offload.engine={name}"]
-        plain = ["checkpoint.every=null", "wandb.mode=disabled", f"train.steps={steps}", f"eval.every={steps}"]
-        overrides = [*options.overrides, f"run.dir={folder}", f"run.name={name}", *plain, *mode]
-        job = load(options.job, overrides, JobConfig)
-        if job.model.engram is None:
-            raise UserError(f"{options.job}: a model without model.engram has no tables to measure")
-        run = Parts(job)
-        run.resume()
-        trainer = Trainer(
-            job,
-            engine=run.engine,
-            tables=run.tables,
-            train_loader=run.train_loader,
-            validation_loader=run.validation_loader,
-            checkpoints=run.checkpoints,
-            reporter=Reporter(job, run.folder, start=0, active=False),
-        )
+        run, trainer = open_run(options.job, [*options.overrides, *mode], folder, name, steps)
         lane = cls(name, run, trainer)
         lane._watch()
         return lane
 
     def train(self, steps: range, untimed: int, depth: int) -> Turn:
-        """Trains `steps`, a window's rows at look-ahead `depth`; the first `untimed` of them do not count."""
+        """Trains `steps`, a window's rows at look-ahead `depth`; the first `untimed` of them are not timed."""
         tables, device, losses = self.run.tables, self.run.engine.device, []
         at = self._look_ahead(depth)
         for step in steps:
@@ -125,7 +106,7 @@ class Lane:
         return Turn(self.name, at, each * taken, each * traffic.waited_s, *moved, phases)
 
     def trace(self, steps: range, folder: Path | None, depth: int) -> None:
-        """Trains `steps` under PyTorch's profiler, and writes what the device did into a folder, if there is one."""
+        """Trains `steps` under PyTorch's profiler, and writes what the device did to `folder`, if given."""
         profile = ProfileConfig(first=steps.start + 1, steps=len(steps)) if folder else None
         profiler = StepProfiler(profile, folder or Path(), self.run.engine.device)
         self._look_ahead(depth)
@@ -167,3 +148,39 @@ class Lane:
                 self.phases[name] += time.perf_counter() - started
 
         return timed
+
+
+def open_run(config: str, overrides: Sequence[str], folder: str, name: str, steps: int) -> tuple[Any, Any]:
+    """Builds a run of a job from its first step, which nobody hears of, once ranks have joined. Collective.
+
+    Args:
+        config, overrides: the job.
+        folder, name: where the run may keep something.
+        steps: that it will have.
+
+    Returns:
+        Its `Parts` and its `Trainer`.
+
+    Raises:
+        UserError: the job cannot be trained, or has no tables.
+    """
+    # DeepSpeed takes seconds to import, and other parts of the benchmark do not need it.
+    from train.parts import Parts
+    from train.trainer import Trainer
+
+    plain = ["checkpoint.every=null", "wandb.mode=disabled", f"train.steps={steps}", f"eval.every={steps}"]
+    job = load(config, [*overrides, f"run.dir={folder}", f"run.name={name}", *plain], JobConfig)
+    if job.model.engram is None:
+        raise UserError(f"{config}: a model without model.engram has no tables to measure")
+    parts = Parts(job)
+    parts.resume()
+    trainer = Trainer(
+        job,
+        engine=parts.engine,
+        tables=parts.tables,
+        train_loader=parts.train_loader,
+        validation_loader=parts.validation_loader,
+        checkpoints=parts.checkpoints,
+        reporter=Reporter(job, parts.folder, start=0, active=False),
+    )
+    return parts, trainer

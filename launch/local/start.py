@@ -64,7 +64,7 @@ def run_processes(
     may_fail: int = 0,
     ask: Sequence[str] = (),
 ) -> int:
-    """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
+    """Runs commands, each in its environment, as `run_ranks` does its ranks; up to `may_fail` of them may fail.
 
     Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does, or when they
     are asked to end: no signal reaches what they have started elsewhere. `ask` is a command that asks that to end, in
@@ -150,7 +150,7 @@ class _LocalRanks:
         ]
 
     def _culprits(self) -> list[RankProcess]:
-        """Those whose failure is not another's; a rank that was asked to end may do so with any exit code."""
+        """Those whose failure did not follow from another's; a rank that was asked to end may do so with any code."""
         return [rank for rank in self._failed() if _blame(rank)[0] < 2 and (rank.report or not self._received)]
 
     def _interrupted(self) -> list[RankProcess]:

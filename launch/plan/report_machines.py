@@ -110,7 +110,7 @@ _BYTES = {
 
 
 def _show_step(found: Assessment, console: Console) -> None:
-    stages, depth = found.time.stages, found.job.offload.depth
+    stages, depth = found.time.stages, found.depth
     table = table_of("A step's time, estimated", "part", "time", "share")
     for name, seconds in found.time.parts.items():
         if seconds:

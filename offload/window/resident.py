@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from offload.config import OffloadConfig
 from offload.device.sender import Sender, Sent
 from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
@@ -23,6 +24,8 @@ class ResidentStore:
         layout, init: of the records.
         device: of the shard.
     """
+
+    engine = None
 
     def __init__(
         self, sharding: Sharding, rank: int, layout: RecordLayout, init: RowInit, device: torch.device
@@ -79,6 +82,10 @@ class ResidentStore:
         device = self.records.device
         self.records[rows.to(device)] = records_UW.to(device)
         self._counts_R[rows.to(device)] = counts_U.to(device)
+
+    def reopen(self, config: OffloadConfig) -> None:
+        """See `RowStore.reopen`."""
+        self._prepared.clear()
 
     def close(self) -> None:
         """See `RowStore.close`."""

@@ -30,17 +30,17 @@ class WindowStore:
     """A shard in host memory, and a window of slots that holds the rows of the steps at hand.
 
     `Admissions` decide which rows have slots: in the loop, or on a thread while the loop gives the device its work. The
-    loop touches nothing of theirs but the step that it holds, or waits until all is decided.
+    loop touches nothing of theirs but the step that it holds, or else first waits until everything is decided.
 
     Args:
         config: offload settings.
         sharding, rank: which rows the shard holds.
         layout, init: of the records.
         device: of the window.
-        beside: decides on a thread. Copies that it asks for are ordered behind what the device's default stream was
+        beside: whether a thread decides. Copies that it requests are ordered after what the device's default stream was
             given by then, which is at least what it was given when the loop asked.
         group: the ranks, with communication in host memory, which agree on an engine; None for all.
-        tell: is told what takes long meanwhile.
+        tell: is told what takes long.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -60,7 +60,6 @@ class WindowStore:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        num_slots = min(config.window_rows, num_rows)
         self._host = HostTable(
             num_rows,
             layout.words,
@@ -68,25 +67,26 @@ class WindowStore:
             file_folder=config.host_file,
             touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
             device=device,
-            beside=num_rows,  # a byte a row for the counts
+            beside=num_rows,  # one byte per row for the counts
         )
-        self.records = zeros_on(device, num_slots, layout.stride(device))[:, : layout.words]
-        self._directory = open_directory(num_rows, num_slots)
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
-        try:
-            self._transfers = open_transfers(config, self._host, self.records, self._shard, group=group, tell=tell)
-        except BaseException:
-            self._host.close()
-            raise
+        self._device, self._beside, self._group = device, beside, group
         self.traffic = Traffic()
-        self._admissions = Admissions(
-            self._directory, self._counts, self._transfers, device, self.traffic, beside=beside
-        )
-        self._beside = beside
         self._decider = background_worker("engram-window", device) if beside else InlineWorker()
         self._prepared: dict[int, Future[None]] = {}
         self._asked: deque[Future[None]] = deque()
+        try:
+            self._open_window(config, tell)
+        except BaseException:
+            self._decider.shutdown()
+            self._host.close()
+            raise
+
+    @property
+    def engine(self) -> str:
+        """See `RowStore.engine`."""
+        return self._transfers.name
 
     @property
     def before_change(self) -> Callable[[Tensor], object]:
@@ -105,11 +105,11 @@ class WindowStore:
         """See `RowStore.hold`. The caller has made sure that the rows fit into the window.
 
         Raises:
-            RuntimeError: they do not, or a step before is not released.
+            RuntimeError: they do not, or an earlier step is not released.
         """
         self._await(self._prepared.pop(step))
         if step not in self._admissions.admitted:
-            # There was no room. Now the steps before are released, or will be when it is this one's turn.
+            # There was no room. Now the earlier steps are released, or will be when it is this one's turn.
             self._await(self._ask(self._admissions.admit_waiting, step))
         if step not in self._admissions.admitted:
             raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
@@ -170,14 +170,48 @@ class WindowStore:
         self._host.records_RW[rows] = records_UW
         self._counts.counts_R[rows] = counts_U
 
+    def reopen(self, config: OffloadConfig) -> None:
+        """Goes on with another window: `window_rows` slots, carried by the engine of `config`. Collective.
+
+        All records go back to host memory first. What was prepared is forgotten, and has to be prepared again.
+
+        Raises:
+            ValueError: the device has no such engine. The window is then as large as before, and empty.
+        """
+        self.flush()
+        for admitted in self._admissions.admitted.values():
+            admitted.fetch.wait()
+        self._prepared.clear()
+        self._transfers.close()
+        before_change, before = self.before_change, self._config
+        del self._admissions, self._transfers, self._directory, self.records  # room for the next window
+        try:
+            self._open_window(config)
+        except ValueError:
+            self._open_window(before)
+            raise
+        finally:
+            self.before_change = before_change
+
     def close(self) -> None:
         """See `RowStore.close`."""
         self._decider.shutdown()
         self._transfers.close()
         self._host.close()
 
+    def _open_window(self, config: OffloadConfig, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._config = config
+        layout, num_rows = self._shard.layout, len(self._host.records_RW)
+        num_slots = min(config.window_rows, num_rows)
+        self.records = zeros_on(self._device, num_slots, layout.stride(self._device))[:, : layout.words]
+        self._directory = open_directory(num_rows, num_slots)
+        self._transfers = open_transfers(config, self._host, self.records, self._shard, group=self._group, tell=tell)
+        self._admissions = Admissions(
+            self._directory, self._counts, self._transfers, self._device, self.traffic, beside=self._beside
+        )
+
     def _ask(self, decide: Callable[P, None], /, *args: P.args, **keywords: P.kwargs) -> Future[None]:
-        """Has something decided behind all that was asked before; raises what has gone wrong with that."""
+        """Has something decided after everything that was asked before; raises what went wrong with that."""
         while self._asked and self._asked[0].done():
             self._asked.popleft().result()
         self._asked.append(asked := self._decider.submit(decide, *args, **keywords))
@@ -188,6 +222,6 @@ class WindowStore:
             asked.result()
 
     def _await_all(self) -> None:
-        """Then nobody is at work on the window."""
+        """Waits until nobody is at work on the window."""
         while self._asked:
             self._await(self._asked.popleft())

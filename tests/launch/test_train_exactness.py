@@ -1,5 +1,7 @@
 """Through the command line: any look-ahead and any window give the bits of tables that live on the device."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,23 @@ def test_losses_and_tables_have_the_same_bits(ranks: int, corpus: Path, tmp_path
     moved = [int(line.split('"offload.writeback_rows": ')[1].split(",")[0].rstrip("}"))
              for line in (tmp_path / "runs" / "depth-1-tiny" / "metrics.jsonl").read_text().splitlines()]  # fmt: skip
     assert sum(moved) > 0, "the tiny window never wrote a row back: the test would prove nothing"
+
+
+def test_a_look_ahead_that_is_chosen_has_the_same_bits_and_is_told_in_a_resumed_run_as_well(
+    corpus: Path, tmp_path: Path
+) -> None:
+    quick = {"train": {"steps": 100, "log_every": 5}, "eval": {"every": 100}, "checkpoint": {"every": 50}}
+    job = write_job(tmp_path, corpus, **quick, offload={"window_rows": 900, "depth": 0})
+    fixed, auto = tmp_path / "runs" / "fixed", tmp_path / "runs" / "auto"
+    train(job, "run.name=fixed", "--nproc", "2")
+    chosen = []
+    for _ in range(2):
+        result = train(job, "run.name=auto", "offload.depth=auto", "--nproc", "2")
+        state, summary = (json.loads((auto / name).read_text()) for name in ("run.json", "summary.json"))
+        assert f"offload.depth: {state['look_ahead']} (of a step of " in result.stdout
+        assert f"look-ahead {state['look_ahead']}, as offload.depth=auto chose" in result.stdout
+        assert state["look_ahead"] == summary["look_ahead"]
+        assert (losses(auto), table_rows(auto), backbone(auto)) == (losses(fixed), table_rows(fixed), backbone(fixed))
+        chosen.append(state["look_ahead"])
+        shutil.rmtree(auto / "checkpoints" / "step-00000100")  # it goes on from step 50
+    assert set(chosen) <= {1, 2, 4}

@@ -279,7 +279,7 @@ def counts_of(job: Job, config: OffloadConfig) -> dict[int, int]:
         tables.close()
 
 
-@pytest.mark.parametrize("engine", ["cpu", "zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["cpu", "zero_copy", "staged", "mixed"])
 def test_rows_that_were_never_updated_do_not_travel(engine: str) -> None:
     """In a window that holds everything no row has to come back."""
     outcome = run_job(Job(skipped=(0,)), OffloadConfig(engine=engine, depth=1, window_rows=AMPLE))
@@ -350,5 +350,70 @@ def test_the_look_ahead_may_change_between_steps_and_no_bit_does() -> None:
         assert ahead == [0, 0, 0, 3, 3, 3, 2, 1, 0]
         with pytest.raises(ValueError, match="not -1"):
             tables.look_ahead(-1)
+    finally:
+        tables.close()
+
+
+def run_reopened(job: Job, config: OffloadConfig, changes: dict[int, dict]) -> tuple[list, list[int], list]:
+    """Trains all steps, with other settings before some; results, slots of the window at each step, and rows."""
+    tables = open_tables(job, config)
+    try:
+        results, slots = [], []
+        for step in range(job.steps):
+            if step in changes:
+                tables.reopen(config := config.model_copy(update=changes[step]))
+            results.append(train_step(tables, job, step))
+            slots.append(len(tables._shard.store.records))
+        rows = [(ids.tolist(), records.view(torch.int32).tolist()) for ids, records in tables.updated_rows()]
+        return results, slots, rows
+    finally:
+        tables.close()
+
+
+def test_window_engine_and_threads_may_change_between_steps_and_no_bit_does() -> None:
+    config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2})
+    changes = {
+        3: {"window_rows": 80, "planner_threads": 2},
+        5: {"engine": "cpu", "depth": 4},
+        8: {"window_rows": 70, "depth": 0},
+        9: {"depth": 3},
+    }
+    expected = run_reopened(JOB, config, {})
+    reopened = run_reopened(JOB, config, changes)
+    assert (reopened[0], reopened[2]) == (expected[0], expected[2])
+    assert reopened[1] == [TINY] * 3 + [80] * 5 + [70] * 4
+    for rank, found in enumerate(run_ranks(run_reopened, 2, JOB, config, changes)):
+        assert found[1][0] == TINY
+        assert found[::2] == run_ranks(run_reopened, 2, JOB, config, {})[rank][::2]
+
+
+def test_what_cannot_change_between_steps_is_refused_and_the_run_goes_on() -> None:
+    link = LinkConfig(bytes_per_second=1e9)
+    config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2, "emulate_link": link})
+    tables, reference = open_tables(JOB, config), open_tables(JOB, config)
+    try:
+        assert [train_step(tables, JOB, step) for step in range(3)] == [
+            train_step(reference, JOB, step) for step in range(3)
+        ]
+        with pytest.raises(ValueError, match="only depth, engine, planner_threads, programs, window_rows of offload"):
+            tables.reopen(config.model_copy(update={"row_dtype": "bf16"}))
+        with pytest.raises(ValueError, match="emulate_link has no meaning"):
+            tables.reopen(config.model_copy(update={"engine": "staged", "window_rows": 99}))
+        assert len(tables._shard.store.records) == TINY
+        assert train_step(tables, JOB, 3) == train_step(reference, JOB, 3)
+    finally:
+        tables.close()
+        reference.close()
+
+
+def test_rows_that_count_as_updated_are_fetched() -> None:
+    tables = open_tables(JOB, OffloadConfig(window_rows=TINY, depth=0))
+    try:
+        tables.count_all_as_updated()
+        train_step(tables, JOB, 0)
+        traffic = tables.take_traffic()
+        assert traffic.drawn == 0
+        assert traffic.fetched == traffic.requested > 0
+        assert tables.traffic.fetched == traffic.fetched, "what was taken is forgotten"
     finally:
         tables.close()

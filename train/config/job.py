@@ -1,4 +1,4 @@
-"""A job's config: one section a room, each validated by the schema beside the code that it configures."""
+"""A job's config: one section per room, each validated by the schema beside the code that it configures."""
 
 from typing import Literal
 

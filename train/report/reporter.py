@@ -1,4 +1,4 @@
-"""Tells the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
+"""Shows the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from train.config.job import JobConfig
 from train.evaluation import Evaluation
+from train.look_ahead import Choice
 from train.report.meter import Measured
 from train.report.metrics import MetricsLog, StepMetrics
 from train.report.progress import RunProgress
@@ -87,6 +88,12 @@ class Reporter:
         if self._state:
             self._state.saved(str(path))
         self.message(f"saved {path}")
+
+    def chose(self, choice: Choice) -> None:
+        """The run has chosen its look-ahead."""
+        if self._state:
+            self._state.chose(choice.depth)
+        self.message(str(choice))
 
     def refused(self, step: int, result: StepResult, loss: float, batch: dict[str, Any]) -> None:
         """A step was not applied; `loss` is that of all ranks, `batch` what it was to train on."""

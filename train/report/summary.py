@@ -1,4 +1,4 @@
-"""What a run came to, in figures a user can check, and what to try next."""
+"""The outcome of a run, in figures a user can check, and what to try next."""
 
 import json
 import math
@@ -23,7 +23,8 @@ class Summary:
         run: folder of the run.
         steps, tokens: of the whole run.
         val_loss, val_bits_per_byte: of the last evaluation; None where nothing is held out to predict.
-        unigram_entropy: nats a token of the validation text for who knows the token frequencies alone; None as well.
+        unigram_entropy: nats per token of the validation text for a model that only knows token frequencies; None as
+            well.
         parameters: of the backbone and the tables.
         active_parameters: that compute for one token; the input embedding is not counted, the rows read are.
         table_parameters: weights of all rows.
@@ -33,6 +34,7 @@ class Summary:
         tokens_per_s: median over the records since then; None if nothing was trained.
         samples: continued texts.
         init_from: what `checkpoint.init_from` named; None for a run that began anew.
+        look_ahead: that `offload.depth=auto` chose last; None if it chose none.
         vocab_size: tokens that the model has room for; None in summaries of older versions.
     """
 
@@ -51,6 +53,7 @@ class Summary:
     tokens_per_s: float | None
     samples: list[str]
     init_from: str | None = None
+    look_ahead: int | None = None
     vocab_size: int | None = None
 
     @classmethod
@@ -70,11 +73,12 @@ class Summary:
             raise ValueError("; ".join(wrong)) from None
 
     def kept(self, folder: Path) -> Self:
-        """This summary of a run that had no step left, with what the one in its folder knows of the training."""
+        """This summary of a run that had no step left, with what the one in its folder knows about the training."""
         with suppress(ValueError):
             earlier = self.read(folder)
             if earlier and earlier.steps == self.steps:
-                return replace(self, rows_moved=earlier.rows_moved, tokens_per_s=earlier.tokens_per_s)
+                kept = {name: getattr(earlier, name) for name in ("rows_moved", "tokens_per_s", "look_ahead")}
+                return replace(self, **kept)
         return self
 
     def save(self, folder: Path) -> None:
@@ -115,7 +119,8 @@ class Summary:
         if self.window_bytes is None:
             return []
         share = f"{_bytes(self.table_bytes)} in host memory through windows of {_bytes(self.window_bytes)}"
-        return [("tables", f"{share}; {_count(self.rows_moved)} rows moved")]
+        ahead = f"; look-ahead {self.look_ahead}, as offload.depth=auto chose" if self.look_ahead is not None else ""
+        return [("tables", f"{share}; {_count(self.rows_moved)} rows moved{ahead}")]
 
     def _speed(self) -> str:
         return f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens_per_s else ""

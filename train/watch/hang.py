@@ -1,4 +1,4 @@
-"""Finds out that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
+"""Detects that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
 
 Every rank watches itself. One that is stopped, or lost, cannot; but those that wait for it are stuck as well, and look
 at everyone's heartbeat.
@@ -21,7 +21,7 @@ _BEATS_A_LIMIT = 4
 
 
 class HangWatch:
-    """Watches this rank's progress; `leave` gets the `Hung` that ends it, from a thread.
+    """Watches this rank's progress; `leave` is given the `Hung` that ends it, from a thread.
 
     Args:
         folder: of the run.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank says of itself.
+    """What a rank says about itself.
 
     Attributes:
         rank, host, pid: who it is.
@@ -91,7 +91,7 @@ class Heartbeat:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Begins to beat; the first beat is there when this returns.
+        """Starts beating; the first beat is there when this returns.
 
         Raises:
             OSError: it cannot be written.
@@ -111,7 +111,7 @@ class Heartbeat:
             yield item
 
     def stop(self) -> None:
-        """Beats no more, and leaves the last beat."""
+        """Stops beating, and leaves the last beat."""
         self._ended.set()
 
     def now(self) -> Beat:
@@ -120,9 +120,9 @@ class Heartbeat:
         return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time())
 
     def beat(self) -> None:
-        """Says now where this rank is."""
+        """Writes where this rank is now."""
         text = json.dumps(asdict(self.now())).ljust(_FILE_BYTES - 1) + "\n"
-        # In place: on a network's disk another host sees a renamed file only after its cache of names has aged.
+        # In place: on a network disk another host sees a renamed file only once its cache of names has expired.
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.pwrite(file, text.encode(), 0)
@@ -134,7 +134,7 @@ class Heartbeat:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._every_s):
-            with suppress(OSError):  # a full disk is told by the next save
+            with suppress(OSError):  # a full disk is reported by the next save
                 self.beat()
             self._on_beat()
 

@@ -24,7 +24,7 @@ class Watch:
         """The first step is done: from now on there is something to save."""
 
     def ask(self, *, save: bool = False) -> None:
-        """Begins to ask all ranks whether the run shall end, or shall be saved as this one wants with `save`."""
+        """Starts asking all ranks whether the run is to end, or to be saved as this one wants with `save`."""
 
     def answer(self) -> Answer:
         """What any of them said; the same on all ranks."""

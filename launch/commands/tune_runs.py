@@ -1,0 +1,129 @@
+"""What `engram tune` does once its arguments were checked; heavy imports are within."""
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.tune.results import Results
+    from train.config.job import JobConfig
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is to be tuned, and where. `gpus` are those of this machine; `folder` is for the results."""
+
+    config: str
+    overrides: tuple[str, ...]
+    job: "JobConfig"
+    folder: Path
+    ranks: int
+    gpus: int
+    minutes: float
+    exhaustive: bool
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the measurements depend on."""
+        from train.machine import usable_cores
+
+        told = [self.job.model_dump(exclude={"run"}), self.ranks, self.gpus, self.exhaustive, platform.node()]
+        return hashlib.sha256(json.dumps([*told, usable_cores()], default=str).encode()).hexdigest()
+
+
+def require_tables(job: "JobConfig") -> None:
+    """Raises UserError if there is nothing to tune."""
+    from train.errors import UserError
+
+    if job.model.engram is None:
+        raise UserError("model.engram is null: a model without tables fetches no rows, and there is nothing to tune")
+    if job.offload.mode == "resident":
+        raise UserError("offload.mode=resident fetches no rows, and there is nothing to tune: set offload.mode=window")
+
+
+def tune(asked: Tuning, *, write: bool, anew: bool, as_json: bool) -> None:
+    """Measures what is not measured yet, and tells what came of it."""
+    from train.config.yaml_edit import set_in_file
+
+    results = _measured(asked, anew=anew)
+    assert results.best is not None
+    assert results.start is not None
+    changes = results.best.changes(asked.job.offload, results.start.engine)
+    if write and changes:
+        set_in_file(asked.config, "offload", changes)
+    if as_json:
+        from launch.tune.verdict import to_json
+
+        click.echo(json.dumps(to_json(results, changes), indent=2))
+    else:
+        _tell(asked, results, changes, written=write)
+
+
+def _measured(asked: Tuning, *, anew: bool) -> "Results":
+    from launch.local.start import run_ranks
+    from launch.tune.results import RESULTS_FILE, Results
+    from launch.tune.worker import Asked, worker_command
+    from train.errors import UserError
+
+    if anew:
+        (asked.folder / RESULTS_FILE).unlink(missing_ok=True)
+    results = Results.read(asked.folder, asked.digest)
+    if results.turns:
+        click.echo(f"going on from {len(results.turns)} turns in {asked.folder}", err=True)
+    if not results.finished and results.seconds < 60 * asked.minutes:
+        click.echo(f"starting {asked.ranks} rank(s); results go to {asked.folder}", err=True)
+        to_measure = Asked(asked.config, list(asked.overrides), str(asked.folder), asked.digest, asked.minutes,
+                           asked.exhaustive)  # fmt: skip
+        run_ranks(worker_command(to_measure), asked.ranks, log_folder=asked.folder / "logs", gpus=asked.gpus)
+        results = Results.read(asked.folder, asked.digest)
+    if not results.turns:
+        raise UserError(f"nothing was measured within --minutes {asked.minutes:g}: give it more")
+    return results
+
+
+def _tell(asked: Tuning, results: "Results", changes: dict[str, object], *, written: bool) -> None:
+    from launch.tune.report import PLOT_FILE, draw, show
+    from train.errors import UserError
+
+    show(results, changes, asked.config, _console(), written=written)
+    plot = asked.folder / PLOT_FILE
+    try:
+        draw(results, f"{asked.job.run.name}, {asked.ranks} rank(s)", plot)
+    except UserError as error:
+        click.echo(f"no plot: {error}")  # the figures are there all the same
+    else:
+        click.echo(f"plot: {plot}")
+
+
+def explain(run: str, *, as_json: bool) -> None:
+    """Says what a run's steps spend their time on, and what to set.
+
+    Raises:
+        UserError: there is no such run, or it has recorded no stages.
+    """
+    from launch.tune.explain import explained
+    from train.run_folder import find_run
+
+    found = explained(find_run(run))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    from launch.tune.explain_report import show
+
+    show(found, _console())
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)

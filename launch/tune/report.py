@@ -1,0 +1,108 @@
+"""A tuning for people: a table, the recommendation, a plot."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launch.plan.layout import print_lines, table_of
+from launch.tune.points import Point
+from launch.tune.results import Results
+from launch.tune.verdict import Line, lines, reasons
+from offload.host.limits import size_text
+from train.config import yaml_text
+from train.errors import UserError
+
+PLOT_FILE = "tune.png"
+"""Name of the plot in a tuning's folder."""
+
+_COLUMNS: dict[str, Callable[[Line], str]] = {
+    "depth": lambda line: str(line.point.depth),
+    "window": lambda line: f"{line.point.window_rows:,}",
+    "engine": lambda line: line.point.engine,
+    "programs": lambda line: "" if line.point.programs is None else str(line.point.programs),
+    "threads": lambda line: str(line.point.planner_threads),
+    "turns": lambda line: str(line.turns),
+    "step, ms": lambda line: f"{line.step_ms.median:.1f} ({line.step_ms.p10:.1f} to {line.step_ms.p90:.1f})",
+    "stall": lambda line: f"{line.stall_ms:.1f}",
+    "hits": lambda line: f"{line.hit_rate:.0%}",
+    "device": lambda line: size_text(line.device_bytes),
+    "host": lambda line: size_text(line.host_bytes),
+}
+_IF_VARIED = ("engine", "programs", "threads")
+
+
+def show(results: Results, changes: dict[str, Any], config: str, console: Console, *, written: bool) -> None:
+    """Prints it all.
+
+    Args:
+        results: what was measured.
+        changes: the settings to write.
+        config: the job's file.
+        console: where to.
+        written: whether they were.
+    """
+    measured = lines(results)
+    shown = [name for name in _COLUMNS if name not in _IF_VARIED or len(_values(measured, name)) > 1]
+    table = table_of("Measured, fewest slots first", "", *shown)
+    for point, line in measured.items():
+        mark = "->" if point == results.best else "as configured" if point == results.start else ""
+        table.add_row(mark, *(_COLUMNS[name](line) for name in shown))
+    console.print(table)
+    left = len([point for point in results.points if point not in measured])
+    print_lines(
+        console,
+        "step: median (10th to 90th percentile) of all timed steps; stall: ms a step that the slowest rank waits for "
+        "rows; device: a rank's most on its GPU, without one its window; host: all ranks, freed memory included",
+        *([f"{left} of {len(results.points)} look-aheads and windows were not measured"] if left else ()),
+    )
+    told = [f"because {reason}" for reason in reasons(results, measured)]
+    if changes:
+        settings = " ".join(f"offload.{name}={yaml_text.render(value).strip()}" for name, value in changes.items())
+        print_lines(console, f"recommended: {settings}", *told)
+        console.print(
+            f"written to {config}" if written else f"engram tune {config} --write puts it into the file", soft_wrap=True
+        )
+    else:
+        print_lines(console, "recommended: the settings of the config as they are", *told)
+
+
+def _values(measured: dict[Point, Line], name: str) -> set[str]:
+    return {_COLUMNS[name](line) for line in measured.values()}
+
+
+def draw(results: Results, title: str, file: Path) -> None:
+    """Stall and memory over the look-ahead, a line for each window, as PNG.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise UserError("the plot needs matplotlib: pip install 'engram-pretrain[plots]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    of_window: dict[int, list[Line]] = {}
+    for point, line in lines(results).items():
+        if (
+            results.start is not None
+            and point.build[1:] == results.start.build[1:]
+            and line.point.planner_threads == results.start.planner_threads
+        ):
+            of_window.setdefault(point.window_rows, []).append(line)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for rows, found in sorted(of_window.items()):
+        depths = [line.point.depth for line in found]
+        axes[0].plot(depths, [line.stall_ms for line in found], "o-", label=f"{rows:,} slots")
+        axes[1].plot(depths, [line.device_bytes / 2**20 for line in found], "o-", label=f"{rows:,} slots")
+    axes[0].set(title="waiting for rows, ms a step", xlabel="look-ahead", ylim=(0, None))
+    axes[1].set(title="memory of a rank's device (without a GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
+    for axis in axes:
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
