@@ -67,6 +67,7 @@ def started_warm(
 def _command(arguments: list[str], cwd: Path, output: Path, errors: Path, prepare: Callable[[], None] | None) -> None:
     import launch.local.process
     from launch.cli import main
+    from launch.local.signals import told_in_one_line
 
     if prepare:
         prepare()
@@ -78,7 +79,8 @@ def _command(arguments: list[str], cwd: Path, output: Path, errors: Path, prepar
     launch.local.process.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=_Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
     )
-    main(arguments, prog_name="engram")
+    with told_in_one_line():
+        main(arguments, prog_name="engram")
 
 
 class _Forked:

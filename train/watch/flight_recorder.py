@@ -1,6 +1,6 @@
 """What each rank's last operations with others were: PyTorch's flight recorder, kept for when one of them does not end.
 
-`torchfrtrace STACKS -p nccl-rank-`, which comes with PyTorch, tells from all ranks' files which one differs.
+`torchfrtrace STACKS -p nccl-rank-`, which comes with PyTorch, tells from all ranks' files of NCCL which one differs.
 """
 
 import os
@@ -35,7 +35,7 @@ def record_operations(folder: Path) -> None:
 def write_operations(folder: Path, rank: int) -> None:
     """Writes what was kept, if anything is, where NCCL would write it. Never raises."""
     dump = getattr(c10d, "_dump_nccl_trace" if torch.cuda.is_available() else "_dump_fr_trace", None)
-    if dump is None or not int(os.environ.get("TORCH_FR_BUFFER_SIZE", "0")):
+    if dump is None or os.environ.get("TORCH_FR_BUFFER_SIZE", "0") == "0":
         return
     with suppress(Exception):  # what hangs is told all the same
         # Without PyTorch's own stacks, which may wait for the interpreter's lock: those of all threads are there.

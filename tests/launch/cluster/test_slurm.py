@@ -95,28 +95,25 @@ def test_the_signal_ahead_of_the_time_limit_has_it_saved_and_queued_again_or_lef
     write_shared_job(shared, **SLOW | LONG)
     wanted = [*ON["nproc"], "launch.nodes=2", "launch.slurm.cpus_per_rank=1", "launch.time_limit_min=2"]
     submit = [*LAUNCH, "--on", "slurm", "--submit", *wanted, f"launch.slurm.requeue={str(requeue).lower()}"]
-    run, launches = shared / "runs" / "small", 0
+    run = shared / "runs" / "small"
     with slurm_cluster.slurm_cluster(shared) as (first, _):
-        while not launches or steps_left(run):
-            number = slurm_cluster.run(first, *submit).split()[-1]
-            launches += 1
-            assert launches < 5
-            told = wait_for_job(first, number, shared, launch=launches, again=requeue)
-            assert "DUE TO TIME LIMIT" not in told, told
-            if launches == 1:
-                assert "interrupted by SIGTERM after step " in told, told
-                assert "Exited with exit code 75" in told, told
-                assert checkpoints_in(run / "checkpoints")
-    assert (launches == 1) is requeue
+        number = slurm_cluster.run(first, *submit).split()[-1]
+        told = wait_for_job(first, number, shared, again=requeue)
+        assert "DUE TO TIME LIMIT" not in told, told
+        assert "interrupted by SIGTERM after step " in told, told
+        assert "Exited with exit code 75" in told, told
+        if not requeue:
+            assert told.count("waiting for all ranks") == 1
+            done = len(losses(run))
+            assert [found.step for found in checkpoints_in(run / "checkpoints")] == [done]
+            quick = ["offload.emulate_link=null", "launch.time_limit_min=10"]
+            number = slurm_cluster.run(first, *submit, *quick).split()[-1]
+            told = wait_for_job(first, number, shared, launch=2)
+            assert f"training steps {done + 1} to 80" in told, told
     assert "step 80/80  loss " in told, told
-    assert requeue or told.count("waiting for all ranks") == 1
     one = on_one_host(shared, corpus, "offload.emulate_link=null")
     assert losses(run) == losses(one)
     assert table_rows(run) == table_rows(one)
-
-
-def steps_left(run: Path) -> bool:
-    return len(losses(run)) < LONG["train"]["steps"]
 
 
 def preempt(host: Host, number: str) -> None:
@@ -161,5 +158,5 @@ def wait_for_job(
             start_at_once(host, number)
         return not any(line.startswith(f"{number} ") for line in state)
 
-    wait_until(ended, 400, 0.5)
+    wait_until(ended, 600, 0.5)
     return (shared / "runs" / run / "launches" / f"{launch:04d}" / "job.log").read_text()
