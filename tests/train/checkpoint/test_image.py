@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,26 @@ from train.checkpoint.parts import PartWriter
 from train.checkpoint.saved_image import Rows, check_rows, find_rows
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
+
+
+def test_an_image_takes_little_memory_for_each_of_many_pieces(tmp_path: Path) -> None:
+    path, count = write(tmp_path), 4000
+    index, _ = Index.read(path / "rank-00001.json")
+    first = index.rows[0]
+    index.rows[:] = [replace(first, first=10 * n + 10, last=10 * n + 15) for n in range(count)]
+    text, found = index.text()
+    (path / "rank-00001.json").write_bytes(text)
+    manifest, _ = Manifest.read(path)
+    ranks = [manifest.ranks[0], replace(manifest.ranks[1], index_sum=found, rows=count * first.count)]
+    manifest = replace(manifest, ranks=ranks, addresses={"primes": [[10 * count + 20]]})
+    (path / "manifest.json").write_bytes(manifest.text())
+    tracemalloc.start()
+    image = open_image(path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(image.spans) == 1 + count
+    assert image.spans[count] == index.rows[-1]
+    assert held < 100 * count + (64 << 10)
 
 
 def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
