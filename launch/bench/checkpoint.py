@@ -1,6 +1,7 @@
 """Part `checkpoint`: saves and loads beside what the disk does without them, and steps beside saves."""
 
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -84,6 +85,8 @@ class _Rounds:
         for name, act in _in_turns(readers, number):
             forget(files)
             self._seconds[name].append(act())
+        for path in self._folder.iterdir():  # else the save would remove it: that is no writing
+            shutil.rmtree(path)
         for name, act in _in_turns(writers, number):
             settle()
             self._seconds[name].append(act())

@@ -93,7 +93,7 @@ def device_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Bu
 def host_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Budget:
     """Of one node's host memory, every row touched."""
     backbone = backbone_bytes(job, matrices(job), cluster)
-    parts = {"processes": PROCESS_BYTES, **_saved(job, backbone)}
+    parts = {"processes": PROCESS_BYTES, **_saved(job, cluster, backbone)}
     if backbone.optimizer_on_host:
         parts["optimizer"] = backbone.optimizer
     if job.model.engram is not None and rows is not None:
@@ -158,7 +158,11 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
     }
 
 
-def _saved(job: JobConfig, backbone: BackboneBytes) -> dict[str, float]:
+def _saved(job: JobConfig, cluster: Cluster, backbone: BackboneBytes) -> dict[str, float]:
     if job.checkpoint.every is None or not job.checkpoint.asynchronous:
         return {}
-    return {"saved_backbone": backbone.saved, "undo_log": job.checkpoint.undo_bytes if job.model.engram else 0.0}
+    parts = {"saved_backbone": backbone.saved, "undo_log": 0.0}
+    if job.model.engram is not None:
+        shard = largest_shard(count_tables(job.model.engram), cluster.ranks)
+        parts |= {"undo_log": float(job.checkpoint.undo_bytes), "saved_counts": float(shard)}
+    return parts

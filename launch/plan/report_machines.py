@@ -24,6 +24,7 @@ _PARTS = {
     "processes": "processes (assumed)",
     "saved_backbone": "a save: copy of the backbone",
     "undo_log": "a save: undo log, at most",
+    "saved_counts": "a save: copy of the update counts",
     "table_weights": "tables: weights",
     "table_states": "tables: optimizer state, padding",
     "update_counts": "tables: update counts",

@@ -1,6 +1,7 @@
 """`engram bench offload` end to end, at sizes of milliseconds."""
 
 import json
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -36,6 +37,19 @@ def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> Non
         assert row.keys() == {"contender", "step_ms", "times_ours", "background_ms", "cpu_ms", "status"}
         if row["status"] == "measured":
             assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
+
+
+def test_checkpoints_are_measured_beside_the_disk_and_nothing_stays(tmp_path: Path) -> None:
+    sizes = ("--table-mib", "4", "--rounds", "2", "--lookups", "64", "--compute-ms", "1")
+    result = engram("bench", "checkpoint", *sizes, "--folder", str(tmp_path), "--json")
+    assert result.returncode == 0, result.stderr
+    part = json.loads(result.stdout)["parts"]["checkpoint"]
+    rows = {row["what"]: row for row in part["rows"]}
+    assert [*rows] == ["dd", "save", "checksums", "cat", "load", "steps without", "steps with"]
+    assert all(rows[name]["ratio"]["median"] > 0 for name in ("save", "checksums", "load", "steps with"))
+    assert [name for name, row in rows.items() if row["peak_mib"]] == ["save", "load", "steps with"]
+    assert len(part["measures"]) == 8
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.long
@@ -76,10 +90,11 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--part", "speed"], "Invalid value for '--part'"),
         (["--window-rows", "1", *TINY], "offload.window_rows: step 1 alone needs"),
         (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows need no fetch"),
+        (["checkpoint", "--table-mib", "1000000000"], "are free: choose another --folder or a smaller --table-mib"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:
-    result = engram("bench", "offload", *arguments)
+    result = engram("bench", *([] if arguments[0] == "checkpoint" else ["offload"]), *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     told = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -98,6 +113,6 @@ def test_a_job_among_the_overrides_is_told_where_it_belongs() -> None:
 
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
-    assert {*parts.PARTS, "kernels", "links", "train"} == {*PARTS}
+    assert {*parts.PARTS, "kernels", "links", "checkpoint", "train"} == {*PARTS}
     assert get_args(OffloadConfig.model_fields["engine"].annotation) == jobs.ENGINES
     assert {"adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop"} <= set(OPTIMIZERS)

@@ -2,7 +2,8 @@
 
 So each byte is read once in the job, whatever ranks saved and load it, and a node that lacks a part gets it from one
 that has it. All ranks go through the pieces in one order, and each waits only for those that concern it: whoever is
-farthest behind can always go on. A rank holds three pieces at most.
+the farthest behind can always go on. A rank holds five pieces at most: three that are being read or wait for their turn,
+one that is taken, and one that travels.
 
 Shape suffixes: P pieces.
 """
@@ -24,7 +25,8 @@ from train.checkpoint.saved_image import Home, Rows, SavedImage
 from train.checkpoint.together import together
 from train.optim.pieces import StatePiece, TensorInfo
 
-_READ_AHEAD = 1
+_READ_AHEAD = 3
+"""Pieces that are read at once, while those before are taken: a disk that is asked for one at a time has pauses."""
 _MOST_TENSORS = 3
 Piece = TypeVar("Piece", Range, RowRange)
 
@@ -174,11 +176,11 @@ def _ahead(pieces: Iterator[Piece], read: Callable[[Piece], Sequence[Tensor]]) -
     def read_bytes(piece: Piece) -> list[Tensor]:
         return [part.contiguous().flatten().view(torch.uint8) for part in read(piece)]
 
-    with ThreadPoolExecutor(1, "engram-load") as reader:
+    with ThreadPoolExecutor(_READ_AHEAD, "engram-load") as reader:
         coming: deque[Future[list[Tensor]]] = deque()
         more = True
         while more or coming:
-            while more and len(coming) <= _READ_AHEAD:
+            while more and len(coming) < _READ_AHEAD:
                 if (piece := next(pieces, None)) is None:
                     more = False
                 else:

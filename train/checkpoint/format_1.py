@@ -22,6 +22,7 @@ from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
+from train.checkpoint.piece_list import PieceList
 from train.checkpoint.saved_image import Home, Rows, check_rows
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
@@ -42,8 +43,9 @@ class Format1Image:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             self._shapes = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
         self._numbers: dict[tuple[str, int], str] = {}
-        self.spans = sorted((c for name in state["table_files"] for c in self._chunks(name)), key=lambda c: c.first)
-        self.ranges = [*self._cut()]
+        chunks = (chunk for name in state["table_files"] for chunk in self._chunks(name))
+        self.spans = PieceList.of(RowRange, chunks).sorted_by("first")
+        self.ranges = PieceList.of(Range, self._cut())
         self._files = [BACKBONE_FILE, *state["table_files"]]
         self.manifest = Manifest(
             step=state["step"],

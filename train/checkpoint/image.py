@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.index import ELSEWHERE, Index, Range, RowRange, Save
+from train.checkpoint.index import ELSEWHERE, Index, PartFile, Range, RowRange, Save
 from train.checkpoint.listing import held_ranks
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.part_reader import PartReader
+from train.checkpoint.piece_list import PieceList
 from train.checkpoint.saved_image import Home, Rows, check_rows
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
@@ -30,10 +31,8 @@ class Image:
         self.path, self._read_text = path, read
         self.manifest, self.checksum = Manifest.read(path, read)
         self.here = held_ranks(path)
-        self._indices = [self._read_index(rank) for rank in range(self.manifest.world_size)]
-        self._files = PartReader(path, self._indices)
-        self.ranges = sorted((p for index in self._indices for p in index.ranges), key=lambda p: (p.tensor, p.start))
-        self.spans: list[RowRange] = sorted((p for i in self._indices for p in i.rows), key=lambda p: p.first)
+        self._homes = [Home(path.name, rank) for rank in range(self.manifest.world_size)]
+        self._files, self.ranges, self.spans = self._read_indices()
         self._check_whole()
 
     @property
@@ -72,7 +71,7 @@ class Image:
 
     def home(self, piece: Range | RowRange) -> Home:
         """See `SavedImage.home`."""
-        return Home(self.path.name, self._files.rank(piece.file))
+        return self._homes[self._files.rank(piece.file)]
 
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`."""
@@ -118,6 +117,21 @@ class Image:
         else:
             self.rows(piece)
 
+    def _read_indices(self) -> tuple[PartReader, PieceList[Range], PieceList[RowRange]]:
+        """All ranks', each let go of once its pieces are in columns."""
+        files: dict[Save, list[PartFile]] = {}
+        ranges, spans = [], []
+        for rank in range(self.manifest.world_size):
+            index = self._read_index(rank)
+            files[index.save] = index.files
+            ranges.append(PieceList.of(Range, index.ranges))
+            spans.append(PieceList.of(RowRange, index.rows))
+        return (
+            PartReader(self.path, files),
+            PieceList.joined(Range, ranges).sorted_by("tensor", "start"),
+            PieceList.joined(RowRange, spans).sorted_by("first"),
+        )
+
     def _read_index(self, rank: int) -> Index:
         written, manifest = self.manifest.ranks[rank], self.manifest
         folder = self.path if rank in self.here else self.path / ELSEWHERE
@@ -132,13 +146,13 @@ class Image:
             check_covered(self.tensors, ((p.tensor, p.start, p.count) for p in self.ranges))
         except ValueError as error:
             raise Damaged(f"its parts do not fit each other: {error}") from None
-        for span in self.spans:
-            if span.first <= end:
-                raise Damaged(f"its parts do not fit each other: row {span.first} is there twice")
-            end = span.last
+        for first, last in zip(self.spans.column("first").tolist(), self.spans.column("last").tolist(), strict=True):
+            if first <= end:
+                raise Damaged(f"its parts do not fit each other: row {first} is there twice")
+            end = last
         if self.spans and manifest.addresses is not None and end >= (rows := _num_rows(manifest.addresses)):
             raise Damaged(f"its parts do not fit each other: row {end} of {rows} is there")
-        if sum(span.count for span in self.spans) != manifest.num_rows:
+        if self.spans.column("count").sum() != manifest.num_rows:
             raise Damaged("its parts do not fit each other: some rows are missing")
 
     @cached_property

@@ -8,6 +8,7 @@ import torch
 from train.checkpoint.checked import Damaged
 from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
+from train.checkpoint.piece_list import PieceList
 from train.checkpoint.saved_image import Home, Rows, SavedImage, find_rows
 from train.optim.pieces import StatePiece, TensorInfo
 
@@ -30,8 +31,7 @@ class Increment:
         self.path, self.manifest, self.checksum = own.path, own.manifest, own.checksum
         self.here, self.ranges = own.here, own.ranges
         # In this order: a row of both is the later one's.
-        self.spans: list[RowRange] = [*base.spans, *own.spans]
-        self._images: dict[RowRange, Image] = dict.fromkeys(base.spans, base) | dict.fromkeys(own.spans, own)
+        self.spans = PieceList.joined(RowRange, [base.spans, own.spans])
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -61,7 +61,7 @@ class Increment:
 
     def home(self, piece: Range | RowRange) -> Home:
         """See `SavedImage.home`."""
-        return (self._images[piece] if isinstance(piece, RowRange) else self.own).home(piece)
+        return (self._image(piece) if isinstance(piece, RowRange) else self.own).home(piece)
 
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`."""
@@ -73,13 +73,13 @@ class Increment:
 
     def rows(self, span: RowRange) -> Rows:
         """See `SavedImage.rows`."""
-        image = self._images[span]
+        image = self._image(span)
         with self._naming(image):
             return image.rows(span)
 
     def mapped_rows(self, span: RowRange) -> Rows:
         """See `SavedImage.mapped_rows`."""
-        image = self._images[span]
+        image = self._image(span)
         with self._naming(image):
             return image.mapped_rows(span)
 
@@ -87,6 +87,11 @@ class Increment:
         """See `SavedImage.faults`; the base's too."""
         yield from self.own.faults()
         yield from (f"{self.base.path.name}: {fault}" for fault in self.base.faults())
+
+    def _image(self, span: RowRange) -> Image:
+        """Which of both has it; those of the increment ascend, too."""
+        number = int(self.own.spans.column("first").searchsorted(span.first))
+        return self.own if span in self.own.spans[number : number + 1] else self.base
 
     @contextmanager
     def _naming(self, image: Image) -> Iterator[None]:

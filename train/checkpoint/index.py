@@ -89,7 +89,7 @@ class RowRange:
         return f"counts@{self.first}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PartFile:
     """A file of pieces: its name, size in bytes, and the checksum of its header."""
 
@@ -129,7 +129,7 @@ class Index:
         place = {file.name: number for number, file in enumerate(self.files)}
         values: dict[str, Any] = {
             "save": asdict(self.save),
-            "files": [[*vars(file).values()] for file in self.files],
+            "files": [[file.name, file.bytes, file.header_sum] for file in self.files],
             "ranges": [_entry(piece, place) for piece in self.ranges],
             "rows": [_entry(piece, place) for piece in self.rows],
         }

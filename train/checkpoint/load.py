@@ -34,7 +34,7 @@ def load(image: SavedImage, delivery: Delivery, engine: Engine, tables: EngramTa
     engine.load_state(delivery)
     if tables is not None:
         taken = together(lambda: _load_rows(delivery, tables))
-        if sum(taken) != sum(span.count for span in image.spans):
+        if sum(taken) != image.spans.column("count").sum():
             raise Failed(f"{sum(taken):,} of its rows are rows of this run's tables, and not all")
     engine.publish_state()
 

@@ -4,7 +4,7 @@ import functools
 import json
 import mmap
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checked import Damaged, checksum, reading
-from train.checkpoint.index import Index, PartFile, Save
-from train.checkpoint.tensor_files import DTYPES
+from train.checkpoint.index import PartFile, Save
+from train.checkpoint.tensor_files import DTYPES, tensor_bytes
 
 
 class _Place(NamedTuple):
@@ -26,16 +26,16 @@ class _Place(NamedTuple):
 
 
 class PartReader:
-    """The files that all ranks wrote.
+    """The files that ranks wrote.
 
     Args:
         folder: of the checkpoint.
-        indices: of the ranks.
+        files: of each save by a rank.
     """
 
-    def __init__(self, folder: Path, indices: Iterable[Index]) -> None:
+    def __init__(self, folder: Path, files: Mapping[Save, Iterable[PartFile]]) -> None:
         self._folder = folder
-        self._files = {file.name: (file, index.save) for index in indices for file in index.files}
+        self._files = {file.name: (file, save) for save, of_save in files.items() for file in of_save}
         self._verified: set[tuple[str, str]] = set()
         self._places = functools.lru_cache(64)(self._read_places)
         self._map = functools.lru_cache(64)(self._open_map)
@@ -65,17 +65,18 @@ class PartReader:
             Damaged: the file is missing or cut short, of another save, or not what was saved.
         """
         place = self._place(file, name)
-        data = bytearray(place.end - place.start)
-        path = self._folder / file
+        values = torch.empty(place.shape, dtype=place.dtype)
+        path, data = self._folder / file, tensor_bytes(values)
         with reading(path), path.open("rb", buffering=0) as stream:
             stream.seek(place.start)
-            filled = memoryview(data)
+            filled = data
             while filled and (count := stream.readinto(filled)):
                 filled = filled[count:]
-        if checksum(memoryview(data)) != expected_sum:
+        # What a file that was cut short meanwhile did not fill is other bytes than those that were saved.
+        if filled or checksum(data) != expected_sum:
             raise Damaged(f"{file} is not what was saved (the checksum of {name} differs)")
         self._verified.add((file, name))
-        return _tensor(data, place) if data else torch.empty(place.shape, dtype=place.dtype)
+        return values
 
     def mapped(self, file: str, name: str, expected_sum: str) -> Tensor:
         """As `read`, but memory-mapped once it was compared: to pick a little of a tensor, again and again."""
@@ -84,7 +85,8 @@ class PartReader:
         place = self._place(file, name)
         if place.start == place.end:
             return torch.empty(place.shape, dtype=place.dtype)
-        return _tensor(memoryview(self._map(file))[place.start : place.end], place)
+        data = memoryview(self._map(file))[place.start : place.end]
+        return torch.frombuffer(data, dtype=place.dtype).view(place.shape)
 
     def _place(self, file: str, name: str) -> _Place:
         places = self._places(file)
@@ -119,10 +121,6 @@ class PartReader:
 def _check_size(file: PartFile, size: int) -> None:
     if size != file.bytes:
         raise Damaged(f"{file.name} has {size:,} bytes, {file.bytes:,} were saved")
-
-
-def _tensor(data: bytearray | memoryview, place: _Place) -> Tensor:
-    return torch.frombuffer(data, dtype=place.dtype).view(place.shape)
 
 
 def _whose(start: bytes, save: Save) -> str:

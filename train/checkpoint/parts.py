@@ -6,7 +6,7 @@ Shape suffixes: N rows of a piece, W words of a record.
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Semaphore
 from types import TracebackType
@@ -101,8 +101,9 @@ class PartWriter:
 
     def _put(self, path: Path, start: bytes, held: list[tuple[TensorSource, memoryview]]) -> None:
         """Writes a file; what it holds is released before the disk has it."""
-        with _naming(path), path.open("wb", buffering=0) as file:
+        with _naming(path), ExitStack() as stack:
             try:
+                file = stack.enter_context(path.open("wb", buffering=0))
                 _write_all(file.fileno(), [memoryview(start), *(data for _, data in held)])
             finally:
                 held.clear()
@@ -116,7 +117,7 @@ class PartWriter:
 
 def write_synced(path: Path, parts: list[bytes]) -> None:
     """Writes a file and waits until it is on the disk."""
-    with path.open("wb") as file:
+    with _naming(path), path.open("wb") as file:
         for part in parts:
             file.write(part)
         file.flush()

@@ -123,9 +123,10 @@ class Saving:
     def _complete(self, written: Sequence[Written], manifest: bytes) -> None:
         """Adds the manifest to this node's parts, once all of these are there."""
         ranks = self.nodes.beside(self.save.rank)
-        indices = [Index.read(self.partial / written[rank].index)[0] for rank in ranks]
-        for fault in PartReader(self.partial, indices).wrong_sizes(ranks).values():
-            raise Damaged(fault)
+        for rank in ranks:  # one at a time: together, indices of large tables take more memory than a save may
+            index, _ = Index.read(self.partial / written[rank].index)
+            for fault in PartReader(self.partial, {index.save: index.files}).wrong_sizes([rank]).values():
+                raise Damaged(fault)
         write_synced(self.partial / MANIFEST_FILE, [manifest])
         if self.nodes.several:
             sync(self.partial / ELSEWHERE)

@@ -10,6 +10,7 @@ from torch import Tensor
 from train.checkpoint.checked import Damaged
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.piece_list import PieceList
 from train.optim.pieces import StatePiece, TensorInfo
 
 
@@ -61,9 +62,9 @@ class SavedImage(Protocol):
     """What it says about itself."""
     checksum: str
     """Of its manifest, and so of all that is in it."""
-    spans: list[RowRange]
+    spans: PieceList[RowRange]
     """All rows of the tables, by ids, in parts that are read together."""
-    ranges: list[Range]
+    ranges: PieceList[Range]
     """The backbone in pieces, by tensor and place."""
 
     @property
@@ -135,9 +136,8 @@ def find_rows(image: SavedImage, ids_U: Tensor, out_UW: Tensor) -> Tensor:
     if not len(ids_U):
         return there_U
     lowest, highest = int(ids_U[0]), int(ids_U[-1])
-    for span in image.spans:
-        if span.last < lowest or span.first > highest:
-            continue
+    near = (image.spans.column("last") >= lowest) & (image.spans.column("first") <= highest)
+    for span in (image.spans[number] for number in near.nonzero()[0].tolist()):
         start, end = torch.searchsorted(ids_U, torch.tensor([span.first, span.last + 1])).tolist()
         if start == end:
             continue

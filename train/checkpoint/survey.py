@@ -67,7 +67,7 @@ class Entry:
             faults,
             good=manifest.good,
             bytes=image.bytes,
-            rows=manifest.num_rows if manifest.ranks else sum(span.count for span in image.spans),
+            rows=manifest.num_rows if manifest.ranks else int(image.spans.column("count").sum()),
             base=manifest.base.step if manifest.base else None,
             ranks=manifest.world_size,
             elsewhere=sorted({rank for part in image.images for rank in part.elsewhere}),

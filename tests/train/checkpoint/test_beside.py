@@ -1,5 +1,8 @@
 """Saves beside the training loop, by real ranks: with the bits of one that training waits for."""
 
+import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch.distributed as dist
 
 import train.checkpoint.content
 import train.checkpoint.parts
@@ -137,6 +141,67 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
     assert first.startswith("nothing: (4, None, 'rank 1 on ")
     assert first.endswith("rank-00001-000000.safetensors: no space left on device')")
     assert [found.step for found in checkpoints_in(tmp_path)] == [3, 12]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = "size=2m,nr_inodes=100"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True).returncode != 0:
+        pytest.skip("mounting needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(folder: Path, *, names: bool) -> None:
+    """Leaves room for a few small files, or for a few names of files."""
+    folder.mkdir()
+    try:
+        for number in range(1000):
+            (folder / str(number)).write_bytes(b"" if names else bytes(4096))
+    except OSError:
+        for kept in range(number - 4, number):
+            (folder / str(kept)).unlink()
+
+
+def full_for_real(parts: Parts, rank: int) -> Any:
+    """Saves beside the loop once with no room for all bytes, once with none for all files."""
+    folder, errors = parts.checkpoints.folder, []
+    parts.train(range(STEP))
+    parts.checkpoints.save(STEP, Now(parts.engine, parts.tables))
+    for names in (False, True):
+        if rank == 0:
+            fill(folder / "filled", names=names)
+        dist.barrier()
+        with slow_disk() as passes:
+            passes.set()
+            parts.checkpoints.save_beside(STEP + 1, Now(parts.engine, parts.tables))
+            (ended,) = parts.checkpoints.take_ended(wait=True)
+        errors.append(ended.error)
+        if rank == 0:
+            shutil.rmtree(folder / "filled")
+        dist.barrier()
+    parts.train(range(STEP, LAST))
+    parts.checkpoints.save(LAST, Now(parts.engine, parts.tables))
+    return errors
+
+
+def test_a_disk_without_room_for_bytes_or_files_ends_the_save_alone_and_one_that_is_read_only_the_start(
+    small_disk: Path,
+) -> None:
+    (first,), (second,) = run_ranks(messages, 2, small_disk, full_for_real)
+    assert first == second
+    assert re.fullmatch(r"nothing: \['(rank . on \S+: \S*/rank-\S+: no space left on device(', ')?){2}'\]", first)
+    assert [found.step for found in checkpoints_in(small_disk)] == [3, 12]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (first,), (second,) = run_ranks(messages, 2, small_disk, probe)
+    assert first == second
+    assert re.fullmatch(r"rank 0 on \S+: \S*/\.probe\.\S*: read-only file system", first)
+
+
+def probe(parts: Parts, _: int) -> None:
+    parts.checkpoints.probe()
 
 
 def broken(parts: Parts, _: int) -> Any:

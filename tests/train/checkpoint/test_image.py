@@ -1,8 +1,10 @@
 """A checkpoint gives back what was saved, or says that it does not."""
 
+import gc
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,31 @@ from train.checkpoint.index import Index, Save
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
 from train.checkpoint.part_reader import PartReader
-from train.checkpoint.parts import PartWriter
+from train.checkpoint.parts import PartWriter, write_synced
 from train.checkpoint.saved_image import Rows, check_rows, find_rows
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
+
+
+def test_an_image_takes_little_memory_for_each_of_many_pieces(tmp_path: Path) -> None:
+    path, count = write(tmp_path), 4000
+    index, _ = Index.read(path / "rank-00001.json")
+    first = index.rows[0]
+    index.rows[:] = [replace(first, first=10 * n + 10, last=10 * n + 15) for n in range(count)]
+    text, found = index.text()
+    (path / "rank-00001.json").write_bytes(text)
+    manifest, _ = Manifest.read(path)
+    ranks = [manifest.ranks[0], replace(manifest.ranks[1], index_sum=found, rows=count * first.count)]
+    manifest = replace(manifest, ranks=ranks, addresses={"primes": [[10 * count + 20]]})
+    (path / "manifest.json").write_bytes(manifest.text())
+    tracemalloc.start()
+    image = open_image(path)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(image.spans) == 1 + count
+    assert image.spans[count] == index.rows[-1]
+    assert held < 100 * count + (64 << 10)
 
 
 def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
@@ -54,6 +77,23 @@ def test_files_and_pieces_have_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
     assert [piece.file[-18:-12] for piece in index.ranges] == ["000000", "000000", "000001", "000001", "000002"]
     for file in index.files:
         assert sum(t.nbytes for t in load_file(tmp_path / file.name).values()) <= 100
+
+
+def test_a_file_that_cannot_be_made_ends_a_save_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.checkpoint.parts, "FILE_BYTES", 16)
+
+    def save() -> None:
+        with PartWriter(tmp_path / "gone", Save(4, "0a", 0, 1)) as writer:
+            for start in range(0, 24, 4):
+                writer.add("weight/a", start, torch.ones(4))
+
+    with pytest.raises(OSError, match=r"gone/rank-00000-000000\.safetensors"):
+        save()
+
+
+def test_an_index_that_does_not_fit_is_named() -> None:
+    with pytest.raises(OSError, match="/dev/full"):
+        write_synced(Path("/dev/full"), [b"text"])
 
 
 def test_every_flipped_byte_in_every_file_is_found(tmp_path: Path) -> None:
@@ -168,7 +208,7 @@ def test_update_counts_are_saved_and_may_be_missing_as_before_format_4(tmp_path:
     path = tmp_path / "rank-00000.json"
     index, _ = Index.read(path)
     (span,) = index.rows
-    found = PartReader(tmp_path, [index]).read(span.file, span.counts_name, span.counts_sum)
+    found = PartReader(tmp_path, {index.save: index.files}).read(span.file, span.counts_name, span.counts_sum)
     assert torch.equal(found, counts)
     check_rows(span, Rows(ids, records([1, 1]), counts), applied=1)
     with pytest.raises(Damaged, match="rows without an update"):
