@@ -38,7 +38,7 @@ def train_once(stage: int, accumulation: int, compiled: bool) -> dict[str, list[
     config = tiny_config(engram=ENGRAM.model_copy(update={"layers": [0, 2]}))
     engine = Engine(
         LanguageModel(config),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-2),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),
         deepspeed_config=DeepSpeedConfig(zero_optimization={"stage": stage}),
         accumulation_steps=accumulation,
         gathered_whole=Block if compiled else None,
