@@ -19,7 +19,7 @@ from train.optim.optimizer import OptimizerConfig
 
 CASES = [(stage, accumulation) for stage in (1, 3) for accumulation in (1, 4)]
 STEPS, WARM_STEPS = 5, 3
-"""A second number of rows makes the first compilation general; ZeRO 3 has its parameters traced for two steps."""
+"""A second number of rows has blocks compiled for any."""
 
 
 def rows(engram: EngramConfig, seed: int) -> MemoryRows:
