@@ -9,7 +9,7 @@ from rich.console import Console
 from launch.plan.layout import print_lines, table_of
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.verdict import Line, lines, reasons
+from launch.tune.verdict import Line, lines, notes, reasons
 from offload.host.limits import size_text
 from train.config import yaml_text
 from train.errors import UserError
@@ -50,22 +50,21 @@ def show(results: Results, changes: dict[str, Any], config: str, console: Consol
         mark = "->" if point == results.best else "as configured" if point == results.start else ""
         table.add_row(mark, *(_COLUMNS[name](line) for name in shown))
     console.print(table)
-    left = len([point for point in results.points if point not in measured])
     print_lines(
         console,
         "step: median (10th to 90th percentile) of all timed steps; stall: ms a step that the slowest rank waits for "
         "rows; device: a rank's most on its GPU, without one its window; host: all ranks, freed memory included",
-        *([f"{left} of {len(results.points)} look-aheads and windows were not measured"] if left else ()),
     )
-    told = [f"because {reason}" for reason in reasons(results, measured)]
+    settings = " ".join(f"offload.{name}={yaml_text.render(value).strip()}" for name, value in changes.items())
+    print_lines(
+        console,
+        f"recommended: {settings or 'the settings of the config as they are'}",
+        *(f"because {reason}" for reason in reasons(results, measured)),
+        *(f"note: {note}" for note in notes(results, measured)),
+    )
     if changes:
-        settings = " ".join(f"offload.{name}={yaml_text.render(value).strip()}" for name, value in changes.items())
-        print_lines(console, f"recommended: {settings}", *told)
-        console.print(
-            f"written to {config}" if written else f"engram tune {config} --write puts it into the file", soft_wrap=True
-        )
-    else:
-        print_lines(console, "recommended: the settings of the config as they are", *told)
+        told = f"written to {config}" if written else f"engram tune {config} --write puts it into the file"
+        console.print(told, soft_wrap=True)
 
 
 def _values(measured: dict[Point, Line], name: str) -> set[str]:

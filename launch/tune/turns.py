@@ -24,7 +24,7 @@ class Turn:
         fetched, written_back: rows a step, of all ranks.
         device_bytes: that a rank held on its device at most; without a GPU, its window.
         host_bytes: that the processes of all ranks held at the end.
-        full: whether the window was full, or holds the whole shard.
+        settled: whether the window was full, or but few rows still entered it.
     """
 
     point: Point
@@ -38,7 +38,7 @@ class Turn:
     written_back: float
     device_bytes: int
     host_bytes: int
-    full: bool
+    settled: bool
 
     @property
     def mean_ms(self) -> float:

@@ -16,7 +16,7 @@ POINTS = grid(START, SNUG, windows(SNUG, 500_000, 10**9, START.window_rows), eve
 
 def turn(point: Point, step_ms: float, stage: int = 0, number: int = 0) -> Turn:
     steps = (step_ms, step_ms)
-    return Turn(point, stage, number, steps, 0.0, 0.0, 1.0, 0.0, 0.0, 0, 0, full=True)
+    return Turn(point, stage, number, steps, 0.0, 0.0, 1.0, 0.0, 0.0, 0, 0, settled=True)
 
 
 def true_ms(point: Point, link: float) -> float:
