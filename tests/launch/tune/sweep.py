@@ -1,10 +1,10 @@
 """What `engram tune` recommends against a sweep of everything: `python -m tests.launch.tune.sweep [--write]`.
 
 A small job behind emulated links of five speeds, on one and two ranks. For each case it runs `engram tune`, then the
-same with `--exhaustive`: every look-ahead with every window, equally often. The recommendation's step, by the sweep, may
-be 2 % longer than that of the sweep's best point, or twice the spread of one point repeated in it. Half an hour; results
-are kept in a file, so that it can be done in pieces (`--links 20 --ranks 1`). `--write` puts the table of all that is in
-the file into docs/tune.md.
+same with `--exhaustive`: every look-ahead with every window, equally often. The recommendation's step, by the sweep,
+may be 2 % longer than that of the sweep's best point, or twice the spread of one point repeated in it. Half an hour;
+results are kept in a file, so that it can be done in pieces (`--links 20 --ranks 1`). `--write` puts the table of all
+that is in the file into docs/tune.md.
 """
 
 import argparse
