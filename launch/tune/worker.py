@@ -3,9 +3,7 @@
 import json
 import os
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,6 +12,7 @@ from launch.local.failures import reported
 from launch.plan.replay import replay
 from launch.plan.stream import TextStream
 from launch.tune import points as grid_of
+from launch.tune.asked import Asked
 from launch.tune.job import MOST_FILLING, TunedJob
 from launch.tune.points import Point
 from launch.tune.results import Results
@@ -35,31 +34,6 @@ _LATER = 1.2
 """Times the longest turn, which the next one may take."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a user asks for.
-
-    Attributes:
-        config, overrides: the job.
-        folder: for the results.
-        digest: see `Results.job`.
-        minutes: that all of it may take.
-        exhaustive: measure every look-ahead with every window, in all rounds.
-    """
-
-    config: str
-    overrides: list[str]
-    folder: str
-    digest: str
-    minutes: float
-    exhaustive: bool
-
-
-def worker_command(asked: Asked) -> list[str]:
-    """The command line of a rank."""
-    return [sys.executable, "-P", "-m", "launch.tune.worker", json.dumps(vars(asked))]
-
-
 def tune(asked: Asked) -> None:
     """Tunes as the rank that RANK and WORLD_SIZE say; rank 0 leaves its results in the folder. Collective.
 
@@ -71,12 +45,9 @@ def tune(asked: Asked) -> None:
 
     join_ranks()
     start = Point.of(load(asked.config, asked.overrides, JobConfig).offload)
-    with (
-        Progress("tune", active=dist.get_rank() == 0) as progress,
-        tempfile.TemporaryDirectory(prefix="engram-tune-") as folder,
-    ):
+    with Progress("tune", active=dist.get_rank() == 0) as progress:
         progress.line("building the job, as late in its run: every row counts as updated")
-        tuned = TunedJob(asked.config, asked.overrides, folder, start)
+        tuned = TunedJob(asked.config, asked.overrides, f"{asked.work}/{dist.get_rank()}", start)
         step_s, room_rows = tuned.warm_up(), tuned.room_rows()
         # Rank 0 alone decides: clocks differ, and a turn needs all ranks.
         leader = Leader(asked, tuned, step_s, room_rows, progress) if dist.get_rank() == 0 else None
