@@ -7,8 +7,10 @@ from math import ceil
 from launch.tune.points import Point
 from launch.tune.turns import HARDLY, Turn, ratios, spread
 
-ROUNDS = 5
+ROUNDS, SWEPT_ROUNDS = 5, 3
+"""Of a stage; and where no point is ever left out."""
 FINALISTS = 3
+"""Points that are never left out."""
 
 Stage = Callable[[Point], list[Point]]
 """The points of a stage, from the best of the one before."""

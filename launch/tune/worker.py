@@ -16,12 +16,13 @@ from launch.tune.asked import Asked
 from launch.tune.job import MOST_FILLING, TunedJob
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.search import Search
+from launch.tune.search import ROUNDS, SWEPT_ROUNDS, Search
 from launch.tune.turns import Turn
 from train.config.file import load
 from train.config.job import JobConfig
 from train.machine import usable_cores
 from train.progress import Progress
+from train.ranks import join_ranks
 
 _STARTED = time.monotonic()
 _LOOKUPS, _FEWEST, _MOST = 1 << 26, 6, 12
@@ -40,11 +41,9 @@ def tune(asked: Asked) -> None:
     Raises:
         UserError: the job cannot be trained.
     """
-    # DeepSpeed takes seconds to import.
-    from train.ranks import join_ranks
-
-    join_ranks()
-    start = Point.of(load(asked.config, asked.overrides, JobConfig).offload)
+    job = load(asked.config, asked.overrides, JobConfig)
+    join_ranks(job.launch.timeout_s)
+    start = Point.of(job.offload)
     with Progress("tune", active=dist.get_rank() == 0) as progress:
         progress.line("building the job, as late in its run: every row counts as updated")
         tuned = TunedJob(asked.config, asked.overrides, f"{asked.work}/{dist.get_rank()}", start)
@@ -88,8 +87,10 @@ class Leader:
                 lambda best: grid_of.planners(best, cores),
             ][: 1 if asked.exhaustive else 3],
             halving=not asked.exhaustive,
+            rounds=SWEPT_ROUNDS if asked.exhaustive else ROUNDS,
         )
         self._steps = self._steps_a_turn(step_s)
+        progress.expect(self._search.turns_of_all_rounds(len(results.points)))
         progress.line(f"{len(results.points)} points of look-ahead and window, {self._steps} timed steps a turn")
 
     def next(self) -> tuple[Point, int, int, int] | None:

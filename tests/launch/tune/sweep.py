@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", type=int, nargs="*", default=LINKS, help="MB/s")
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS)
-    parser.add_argument("--minutes", type=float, nargs=2, default=(1.0, 1.5), help="of tuning, and of the sweep")
+    parser.add_argument("--minutes", type=float, nargs=2, default=(0.9, 1.4), help="of tuning, and of the sweep")
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"), help="for everything that it keeps")
     parser.add_argument("--write", action="store_true", help="put the table into docs/tune.md")
     asked = parser.parse_args()
