@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from launch.plan.layout import print_lines, table_of
+from launch.plan.traffic import DEPTHS
 from launch.tune.points import Point
 from launch.tune.results import Results
 from launch.tune.verdict import Line, lines, notes, reasons
@@ -47,8 +48,8 @@ def show(results: Results, changes: dict[str, Any], config: str, console: Consol
     shown = [name for name in _COLUMNS if name not in _IF_VARIED or len(_values(measured, name)) > 1]
     table = table_of("Measured, fewest slots first", "", *shown)
     for point, line in measured.items():
-        mark = "->" if point == results.best else "as configured" if point == results.start else ""
-        table.add_row(mark, *(_COLUMNS[name](line) for name in shown))
+        marks = ["->"] * (point == results.best) + ["configured"] * (point == results.start)
+        table.add_row(" ".join(marks), *(_COLUMNS[name](line) for name in shown))
     console.print(table)
     print_lines(
         console,
@@ -98,8 +99,9 @@ def draw(results: Results, title: str, file: Path) -> None:
         axes[0].plot(depths, [line.stall_ms for line in found], "o-", label=f"{rows:,} slots")
         axes[1].plot(depths, [line.device_bytes / 2**20 for line in found], "o-", label=f"{rows:,} slots")
     axes[0].set(title="waiting for rows, ms a step", xlabel="look-ahead", ylim=(0, None))
-    axes[1].set(title="memory of a rank's device (without a GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
+    axes[1].set(title="device memory of a rank (no GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
     for axis in axes:
+        axis.set_xticks(DEPTHS)
         axis.grid(visible=True, alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from launch.tune.points import Point, engines, grid, planners, windows
-from launch.tune.search import FINALISTS, Search, survivors
+from launch.tune.search import FINALISTS, Search, least_of_the_best, survivors
 from launch.tune.turns import HARDLY, Turn, ratios
 
 START = Point(1, 50_000, "cpu", 1, None)
@@ -56,6 +56,9 @@ def test_of_points_that_are_as_good_the_one_that_takes_least_is_chosen() -> None
     best, _ = searched(search_of(), 0.1, 0.0, 0)
     # Nothing ever waits from look-ahead 1 on, whatever the window; more threads are faster here.
     assert best == Point(1, SNUG[1], "cpu", 2, None)
+    cheap, dear = sorted(POINTS[:2], key=lambda point: point.cost)
+    for slower_ms, wanted in ((0.9, cheap), (1.1, dear)):
+        assert least_of_the_best(POINTS, [turn(cheap, 100.0 + slower_ms), turn(dear, 100.0)], START) == wanted
 
 
 def test_a_search_that_is_resumed_goes_on_where_it_was() -> None:
@@ -77,10 +80,10 @@ def test_a_search_that_was_cut_short_names_the_best_that_it_has_measured() -> No
 
 
 def test_the_configured_point_stays_to_be_compared_with_and_equally_fast_ones_that_take_less_stay() -> None:
-    turns = [turn(point, 300.0 if point == START else 100.0 + 0.001 * place) for place, point in enumerate(POINTS)]
-    kept = survivors(POINTS, turns, START)
-    assert START in kept
-    assert min((point for point in POINTS if point != START), key=lambda point: point.cost) in kept
+    cheapest_first = sorted((point for point in POINTS if point != START), key=lambda point: point.cost)
+    turns = [turn(point, 100.9 - 0.01 * place) for place, point in enumerate(cheapest_first)]
+    kept = survivors(POINTS, [*turns, turn(START, 300.0)], START)
+    assert {START, cheapest_first[0], cheapest_first[-1]} <= set(kept)
     assert FINALISTS <= len(kept) <= len(POINTS) // 2 + 2
 
 
