@@ -8,7 +8,7 @@ from typing import Any
 from launch.bench.measure import Spread
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.turns import HARDLY, Turn, ratios
+from launch.tune.turns import HARDLY, Turn, costs
 
 _WAITS = 0.02
 """Of a step: a stall that is worth a word."""
@@ -76,7 +76,7 @@ def reasons(results: Results, measured: dict[Point, Line]) -> Iterator[str]:
         return
     mine = measured[best]
     of_stage = [turn for turn in results.turns if turn.stage == max(t.stage for t in results.turns if t.point == best)]
-    compared = ratios(measured, of_stage)
+    compared = costs(of_stage).of
     fastest = min(compared, key=lambda point: compared[point])
     if fastest == best:
         yield f"no other setting was faster: {mine.mean_ms:.1f} ms a step, {mine.stall_ms:.1f} of them waiting for rows"

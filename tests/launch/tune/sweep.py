@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from launch.tune.points import Point
-from launch.tune.turns import Turn, ratios
+from launch.tune.turns import Turn
 from tests.command_line import JOB
 from tests.launch.plan.scale_page import DOCS, put
 
@@ -101,7 +101,7 @@ HEAD = (
 def judge(link: int, ranks: int, tuned: dict[str, Any], swept: dict[str, Any]) -> Case:
     """Compares, from the two answers in JSON."""
     turns = [turn_of(each) for each in swept["turns"]]
-    compared = ratios({turn.point for turn in turns}, turns)
+    compared = compared_by_rounds(turns)
     # Planner threads are no part of the sweep.
     wanted = Point(**tuned["recommended"] | {"planner_threads": tuned["configured"]["planner_threads"]})
     best = min(compared, key=lambda point: compared[point])
@@ -127,13 +127,23 @@ def turn_of(saved: dict[str, Any]) -> Turn:
 
 def spread_of(turns: Sequence[Turn]) -> float:
     """See `Case.spread`; rounds are compared by the mean of all their points."""
+    each = list(relative(turns).values())
+    enough = len(each[0]) > 1
+    return statistics.median(statistics.stdev(its) / statistics.fmean(its) for its in each) if enough else 0.0
+
+
+def compared_by_rounds(turns: Sequence[Turn]) -> dict[Point, float]:
+    """Each point's plain step time as a share of its round's mean: the median over the rounds."""
+    return {point: statistics.median(its) for point, its in relative(turns).items()}
+
+
+def relative(turns: Sequence[Turn]) -> dict[Point, list[float]]:
+    """By point, its step in each whole round as a share of the round's mean."""
     rounds: dict[int, dict[Point, float]] = {}
     for turn in turns:
         rounds.setdefault(turn.round, {})[turn.point] = turn.mean_ms
     whole = [its for its in rounds.values() if len(its) == len(rounds[0])]
-    relative = [{point: ms / statistics.fmean(its.values()) for point, ms in its.items()} for its in whole]
-    each = [[its[point] for its in relative] for point in rounds[0]]
-    return statistics.median(statistics.stdev(its) / statistics.fmean(its) for its in each) if len(whole) > 1 else 0.0
+    return {point: [its[point] / statistics.fmean(its.values()) for its in whole] for point in rounds[0]}
 
 
 def run_case(folder: Path, link: int, ranks: int, minutes: tuple[float, float], *overrides: str) -> Case:
