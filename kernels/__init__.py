@@ -1,1 +1,1 @@
-"""One operation a file: a kernel, its plain-PyTorch reference, one public function that picks by device."""
+"""One operation per folder: kernels, a plain-PyTorch reference, and a public function that picks by device."""

@@ -1,9 +1,9 @@
-"""Where the machine code of compiled loops is kept: one folder of the user, for all checkouts, launches and ranks.
+"""Keeps the machine code of compiled loops: one folder per user, for all checkouts, launches and ranks.
 
-Numba's own caches go by a file's path, so that each copy of the code would compile all of it again, and by a file's own
-content, though a compiled function holds constants and functions of others. These go by the content of all files that
-it can have taken something from. Of processes that miss the same function, one compiles it, and the others wait. What
-no process has used for a month goes when there is something new to keep.
+Numba's own caches are keyed by a file's path, so that each copy of the code would be compiled again, and by that file's
+content alone, although a compiled function contains constants and functions of others. This one is keyed by the content
+of all files that a function can use. Of processes that miss the same function, one compiles it, and the others wait.
+What no process has used for a month is removed when there is something new to keep.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from numba.core.caching import FunctionCache, NullCache, _CacheLocator
 _KERNELS = Path(__file__).parent
 _POLL_S = 0.05
 _STUCK_S = 300.0
-"""Longest wait for another process's compiler; all loops together take it some twenty seconds."""
+"""Longest wait for another process to compile; all loops together take some twenty seconds."""
 _UNUSED_S = 30 * 24 * 3600.0
 _STAMP = re.compile(r"[0-9a-f]{16}")
 
 
 def keep_compiled(dispatcher: Any, function: Callable[..., Any]) -> None:
-    """Has what Numba compiles of a function kept, as `cache=True` does; not where no folder can be written."""
+    """Keeps what Numba compiles of a function, as `cache=True` does, unless no folder can be written."""
     if _root() is None:
         dispatcher._cache = NullCache()
         return
@@ -51,7 +51,7 @@ def keep_compiled(dispatcher: Any, function: Callable[..., Any]) -> None:
 
 
 class _Locator(_CacheLocator):
-    """Finds a function's files by what it is compiled from."""
+    """Locates a function's cache files by what it is compiled from."""
 
     def __init__(self, function: Any) -> None:
         self._module, self._line = function.__module__, function.__code__.co_firstlineno
@@ -73,10 +73,10 @@ class _Locator(_CacheLocator):
 
 
 class _SharedCache(FunctionCache):
-    """From the time that a function is missed until it is saved, this process holds the folder's lock.
+    """Holds the folder's lock from the miss of a function until it is saved.
 
     Attributes:
-        held: how many times.
+        held: how many times the lock is held.
     """
 
     class _impl_class(FunctionCache._impl_class):
@@ -87,12 +87,12 @@ class _SharedCache(FunctionCache):
         self._lock, self.held = _lock(_folder(self._impl.locator.get_source_stamp())), 0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What was kept for these types; None if this process has to compile it."""
+        """The code kept for these types; None if this process has to compile it."""
         deadline = time.monotonic() + _STUCK_S
         while (found := super().load_overload(sig, target_context)) is None and time.monotonic() < deadline:
             try:
                 self._lock.acquire(timeout=0)
-            except Timeout:  # another process compiles this, or something before it
+            except Timeout:  # another process is compiling this, or something before it
                 time.sleep(_POLL_S)
                 continue
             except (OSError, NotImplementedError):  # a disk without locks
@@ -104,7 +104,7 @@ class _SharedCache(FunctionCache):
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keeps what was compiled, under the lock: two that saved at once would give two functions one file."""
+        """Keeps what was compiled, under the lock: two processes saving at once would give two functions one file."""
         if not self.held:
             return
         try:
@@ -115,7 +115,7 @@ class _SharedCache(FunctionCache):
             self.let_go(self.held - 1)
 
     def let_go(self, held: int) -> None:
-        """Holds the lock no more than so many times: what was to be compiled cannot be, or is saved."""
+        """Releases the lock down to `held` holds: what was to be compiled is saved, or cannot be compiled."""
         while self.held > held:
             self.held -= 1
             self._lock.release()
@@ -123,7 +123,7 @@ class _SharedCache(FunctionCache):
 
 @cache
 def _root() -> Path | None:
-    """The first folder that can be written: that of NUMBA_CACHE_DIR, or the user's, or one beside the code."""
+    """The first writable folder of three: NUMBA_CACHE_DIR's, the user's, and one beside the code."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram-pretrain" / "numba"
     for root in [Path(config.CACHE_DIR)] if config.CACHE_DIR else [caches, _KERNELS / "__pycache__" / "numba"]:
         try:
@@ -153,7 +153,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _prune(root: Path) -> None:
-    """Removes what was compiled from states of the files that no process has begun with for long."""
+    """Removes what was compiled from states of the files that no process has started with for a month."""
     for folder in root.iterdir():
         if _STAMP.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > _UNUSED_S:
             with suppress(Timeout), FileLock(folder / "lock").acquire(timeout=0):
@@ -162,7 +162,7 @@ def _prune(root: Path) -> None:
 
 @cache
 def _sources(package: str) -> str:
-    """Tells one state of a package's files, and of the kernels that it calls, from another."""
+    """Identifies the state of a package's files and of the kernels that it calls."""
     digest = hashlib.blake2b(__version__.encode(), digest_size=8)
     for folder in sorted({_KERNELS, *map(Path, getattr(sys.modules[package], "__path__", ()))}):
         for file in sorted(folder.rglob("*.py")):

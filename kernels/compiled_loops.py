@@ -1,4 +1,4 @@
-"""Whether the loops that Numba compiles can be used here."""
+"""Whether the loops compiled by Numba can be used here."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 @cache
 def available() -> bool:
-    """Whether Numba is installed and takes the NumPy that is: it refuses to be imported beside a newer one."""
+    """Whether Numba is installed and supports the installed NumPy: with a newer one, importing it fails."""
     if find_spec("numba") is None:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Square roots rounded as IEEE 754 asks for, which leaves nothing to the library or to the processor.
+"""Square roots rounded as IEEE 754 requires, so that they depend on neither the library nor the processor.
 
-On CPUs torch takes them from a vector math library that may be off by one in the last place, and by another one on
-another processor. Its division is exact, and so are roots on GPUs.
+On CPUs torch takes them from a vector math library that may be off by one in the last place, differently from processor
+to processor. Its division is exact, and so are roots on GPUs.
 """
 
 import numpy as np

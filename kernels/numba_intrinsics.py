@@ -1,4 +1,4 @@
-"""How loops over records are compiled for a CPU, and what LLVM can do that Numba has no name for."""
+"""How loops over records are compiled for a CPU, and operations of LLVM that Numba does not expose."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _LINE = 64  # bytes of a cache line
 
 
 def compiled(function: Any) -> Any:
-    """Compiles loops, which let go of the interpreter's lock, for each set of types that they are called with."""
+    """Compiles loops, which release the GIL, for each set of types that they are called with."""
     dispatcher = njit(nogil=True, error_model="numpy", boundscheck=False)(function)
     keep_compiled(dispatcher, function)
     return dispatcher

@@ -1,7 +1,7 @@
-"""Large results in host memory that was used before.
+"""Host memory for large results, reused.
 
-By default the C library gives large blocks back to the system when they are freed, and the next step's result costs a
-page fault for every 4 KiB of it: several times what it takes to fill them with gathered rows.
+By default the C library returns large blocks to the system when they are freed, and the next step's result costs a page
+fault for every 4 KiB: several times what filling it with gathered rows takes.
 """
 
 import math
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _LARGE = 1 << 20  # bytes; smaller blocks are kept by the C library itself
-_WASTE = 2  # a block may be so many times as large as what is asked for
+_WASTE = 2  # a block may be this many times as large as the request
 
 _lock = threading.Lock()
 _blocks: list[NDArray[np.uint8]] = []
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory on the CPU: that of an earlier call, if no tensor holds it any more.
+    """Uninitialised memory on the CPU: an earlier call's, if no tensor holds it any more.
 
     A block is in use as long as any tensor, view or graph refers to its memory: nothing is overwritten under a holder.
-    Blocks that nobody holds when a larger one has to be made are given back.
+    Smaller blocks that nobody holds are freed when a larger one has to be allocated.
     """
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _LARGE:
@@ -40,7 +40,7 @@ def _take(nbytes: int) -> NDArray[np.uint8]:
     for place in reversed(range(len(_blocks))):
         if _blocks[place].nbytes < nbytes and _is_idle(_blocks, place):
             del _blocks[place]
-    # A little more than asked for: the next steps' results differ a little in size.
+    # A little more than requested: the next steps' results differ a little in size.
     _blocks.append(np.empty(nbytes + nbytes // 8, np.uint8))
     return _blocks[-1]
 

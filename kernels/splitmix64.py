@@ -19,7 +19,7 @@ def mix_(state: Tensor) -> Tensor:
 
 
 def counter_keys(counters: Tensor, key: int = 0) -> Tensor:
-    """One well mixed int64 word for every int64 counter, under a key."""
+    """One well-mixed int64 word for every int64 counter, under a key."""
     return mix_(counters * signed(GOLDEN_GAMMA) + signed(key))
 
 

@@ -20,5 +20,5 @@ def mix(word):  # type: ignore[no-untyped-def]
 
 @compiled
 def counter_key(counter, key):  # type: ignore[no-untyped-def]
-    """A well mixed word for a counter, under a key: uint64."""
+    """A well-mixed word for a counter, under a key: uint64."""
     return mix(counter * _GOLDEN + key)

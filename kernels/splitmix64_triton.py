@@ -1,7 +1,7 @@
 """SplitMix64 inside Triton kernels: the words of kernels/splitmix64.py, bit for bit.
 
-Keys come from the host, by `kernels.splitmix64.derived_key`, as arguments that are annotated with tl.uint64: without
-that a key's type, and with it the kernel that is compiled, would follow from its size.
+Keys come from the host, by `kernels.splitmix64.derived_key`, as arguments that are annotated with tl.uint64: otherwise
+a key's type, and with it the compiled kernel, would depend on its magnitude.
 """
 
 import triton
@@ -22,7 +22,7 @@ def mix(state: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def counter_keys(counters: tl.tensor, key: tl.tensor) -> tl.tensor:
-    """One well mixed uint64 word for every counter, under a key.
+    """One well-mixed uint64 word for every counter, under a key.
 
     Args:
         counters: a block of signed integers.

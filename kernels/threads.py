@@ -1,4 +1,4 @@
-"""Work on rows, shared among as many threads as torch would take."""
+"""Work on rows, shared among as many threads as torch would use."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ _FEW_ROWS = 256  # not worth a second thread
 
 
 def split_rows(num_rows: int, work: Callable[[int, int], None]) -> None:
-    """Calls `work(start, end)` for parts of the rows side by side; `work` must let go of the interpreter's lock.
+    """Calls `work(start, end)` for parts of the rows in parallel; `work` must release the GIL.
 
     The number of parts is the calling thread's `torch.get_num_threads()`.
     """

@@ -1,4 +1,4 @@
-"""The commands of `engram`, and how a user's mistake is told."""
+"""The commands of `engram`, and how a user's mistake is reported."""
 
 import difflib
 import importlib
@@ -25,11 +25,11 @@ COMMANDS = (
     "train",
     "tune",
 )
-"""Commands there are: modules of `launch.commands` with a click command named `command`."""
+"""The commands: modules of `launch.commands` with a click command named `command`."""
 
 
 class EngramGroup(click.Group):
-    """Imports a command when it is asked for, and tells a user's mistake in one line with exit code 2."""
+    """Imports a command when it is asked for, and reports a user's mistake in one line with exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
@@ -86,7 +86,7 @@ Example:
   engram train configs/tiny.yaml train.steps=100
 """,
 )
-# DeepSpeed's launcher tells it each process, which reads LOCAL_RANK instead.
+# DeepSpeed's launcher passes it to each process, which reads LOCAL_RANK instead.
 @click.option("--local_rank", type=int, hidden=True, expose_value=False)
 @click.version_option(package_name="engram-pretrain", prog_name="engram")
 def main() -> None:

@@ -26,7 +26,7 @@ class AttentionContext(NamedTuple):
 
 
 def attention_context(positions_BT: Tensor, config: AttentionConfig, dtype: torch.dtype) -> AttentionContext:
-    """Builds it from int64 positions within documents: a token sees itself and earlier tokens of its own document.
+    """The context of int64 positions within documents: a token sees itself and earlier tokens of its own document.
 
     `dtype` is that of the layers' arithmetic.
     """
@@ -41,7 +41,7 @@ class Cache(Protocol):
     """Keys and values of a text's earlier tokens; see `model.decoding`."""
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes those of new tokens; returns those of all tokens so far."""
+        """Appends those of new tokens; returns those of all tokens so far."""
 
 
 class Attention(nn.Module):

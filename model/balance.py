@@ -3,9 +3,9 @@
 The bias (Wang et al. 2024; DeepSeek-V3 report, section 2.1.2): after each step, the bias under which a layer chooses
 experts rises by `rate` for experts that got fewer tokens than the mean, and falls by `rate` for those that got more.
 
-All of it works on every layer that is `Balanced`: our `MoE`, and what expert parallelism puts in its place.
+Both work on every layer that is `Balanced`: our `MoE`, and what expert parallelism puts in its place.
 
-The loss (DeepSeek-V3 report, equations 17 to 20). For a sequence of T tokens, E experts, K of them a token,
+The loss (DeepSeek-V3 report, equations 17 to 20). For a sequence of T tokens, E experts, K of them per token,
 
     L = sum_e f_e P_e    f_e = E / (K T) * tokens that chose e    P_e = mean over the tokens of s_e / sum_j s_j
 
@@ -61,7 +61,7 @@ def update_balance(model: nn.Module, rate: float, reduce: Callable[[Tensor], Non
 
 
 def reset_counts(model: nn.Module) -> None:
-    """Forgets the tokens counted so far: a layer in our `MoE`'s place also counts those of evaluation."""
+    """Sets the counts to zero: a layer in our `MoE`'s place also counts the tokens of evaluation."""
     for layer in _balanced_layers(model):
         layer.tokens_per_expert.zero_()
 
@@ -86,7 +86,7 @@ def sequence_balance(moe: Balanced, hidden_BTD: Tensor, experts_per_token: int) 
 
 @contextmanager
 def counted_once(model: nn.Module) -> Iterator[None]:
-    """What is computed within does not count: for a forward that is repeated."""
+    """Leaves the counts as they were: for a forward that is repeated."""
     layers = [(layer.tokens_per_expert, layer.tokens_per_expert.clone()) for layer in _balanced_layers(model)]
     try:
         yield

@@ -1,6 +1,6 @@
 """Where a model's parameters are, and which of them compute for one token.
 
-The rows of the Engram tables are no parameters of the model, and not counted here.
+The rows of the Engram tables are not parameters of the model, and are not counted here.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class PartCount(NamedTuple):
     """Those that compute for one token: of the input embedding none, as a token reads one row of it (all if it is the
     output head too), of the routed experts those that the token visits, of every other part all."""
     multiplied: int = 0
-    """The active ones that are in matrices: each is multiplied once for a token."""
+    """The active ones that are in matrices: each is multiplied once per token."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """torch.compile, block by block.
 
-Blocks of one kind are alike, so that a kind is compiled once however many there are. What a wrapper of the model does
-between blocks stays as it is. Left out of the graphs is what depends on sizes that only the data tells: attention
-document by document and experts one by one (on a CPU, or in fp32), and a layer that stands in a mixture's place.
+Blocks of one kind are alike, so each kind is compiled once, however many there are. What a wrapper of the model does
+between blocks stays as it is. What depends on sizes known only from the data is left out of the graphs: attention
+document by document and experts one by one (on a CPU, or in fp32), and a layer that replaces a mixture.
 """
 
 from typing import Any, cast
@@ -20,8 +20,8 @@ _VARIANTS = 64
 def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     """Compiles the blocks of `model` in place, when each first runs; parameters keep their names.
 
-    To be called once an engine has taken the model over, as it may replace modules. With ZeRO 3 its hooks must be
-    around blocks: within, they would be traced, anew for every state that they are in.
+    To be called once an engine has taken over the model, as it may replace modules. With ZeRO 3 its hooks must be
+    around blocks: inside, they would be traced, and retraced for every state that they are in.
 
     Args:
         model: ours, or the same with layers that were replaced.

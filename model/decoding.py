@@ -1,8 +1,8 @@
 """What a text's earlier tokens leave behind, so that each further token costs one token's computation.
 
-While `decoding(model)` is open, the model's forward is called first with the tokens of a text, then with one token
-more each time (positions going on): attention keeps keys and values, Engram's convolution the last values it looks
-back to. The first forward is the ordinary one, bit by bit.
+While `decoding(model)` is open, the model's forward is called first with the tokens of a text, then with one more token
+each time (positions continue): attention keeps keys and values, Engram's convolution the last values it looks back to.
+The first forward is the ordinary one, bit by bit.
 
 Shape suffixes: B batch, T tokens of a call, L tokens so far, H heads, M branches, D columns.
 """
@@ -27,7 +27,7 @@ class KeyValueCache:
         self._buffers: list[Tensor] = []
 
     def extend(self, key_BTHD: Tensor, value_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes those of new tokens; returns those of all tokens so far, [B, L, H, D] each."""
+        """Appends those of new tokens; returns those of all tokens so far, [B, L, H, D] each."""
         new = (key_BTHD, value_BTHD)
         start, self._length = self._length, self._length + key_BTHD.shape[1]
         if start == 0:
@@ -42,7 +42,7 @@ class KeyValueCache:
 
 
 class _ValueHistory:
-    """Hooks around a convolution: it is given the values before the new ones, and its output for these is dropped."""
+    """Hooks around a convolution: they prepend the earlier values to the new ones, and drop the output for them."""
 
     def __init__(self, convolution: ShortConvolution) -> None:
         config = convolution.config
@@ -71,10 +71,10 @@ class _ValueHistory:
 
 @contextmanager
 def decoding(model: nn.Module) -> Iterator[None]:
-    """Lets the forwards inside go on from one another; each text needs one of its own.
+    """Makes each forward inside continue the one before; each text needs a `decoding` of its own.
 
-    The first forward may have any number of tokens, of one document a sequence; each later one exactly one. A forward's
-    logits are those of its last token alone.
+    The first forward may have any number of tokens, of one document per sequence; each later one exactly one. A
+    forward's logits are those of its last token alone.
     """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     heads = [

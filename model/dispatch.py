@@ -3,7 +3,7 @@
 Autograd's own backward of indexing adds with atomics, in an order that changes from run to run. Here every backward is
 a gather, followed for `dispatch` by a sum over a token's experts in a fixed order: bitwise repeatable on any device.
 
-Shape suffixes: N tokens, K experts a token, A = N*K assignments, D hidden.
+Shape suffixes: N tokens, K experts per token, A = N*K assignments, D hidden.
 """
 
 from typing import Any

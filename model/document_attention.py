@@ -2,11 +2,11 @@
 
 A token sees itself and earlier tokens of its own document. Two ways to the same result:
 
-- FlexAttention, on a GPU in 16 bits, for sequences of whole blocks as training has them: one kernel, compiled for a
-  shape, which skips blocks of 128 x 128 that no document spans. Which blocks those are is found from positions without
-  a wait for the device.
-- document by document, elsewhere (texts of any length, too): PyTorch's causal attention, whose kernels for as many
-  columns in values as in queries write no logits.
+- FlexAttention, on a GPU in 16 bits, for sequences of whole blocks as training has them: one kernel, compiled per
+  shape, which skips blocks of 128 x 128 that no document spans. These blocks are found from positions without waiting
+  for the device.
+- document by document, elsewhere (also for texts of any length): PyTorch's causal attention, whose kernels write no
+  logits if values have as many columns as queries.
 
 Shape suffixes: B batch, T sequence, H heads, Q query and key columns, V value columns, L = B*T, K blocks of a sequence.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    # Not otherwise: it imports the compiler, which takes seconds.
+    # Only for type checkers: it imports the compiler, which takes seconds.
     from torch.nn.attention.flex_attention import BlockMask
 
 _BLOCK = 128
@@ -29,14 +29,14 @@ _LEAST_COLUMNS = 16
 """The fewest columns of a head that FlexAttention takes on a GPU."""
 
 _SHAPES = 64
-"""For which FlexAttention may be compiled: training's, and those of texts of whole blocks that are evaluated."""
+"""How many FlexAttention may be compiled for: training's, and those of evaluated texts of whole blocks."""
 
 
 @dataclass(frozen=True)
 class Documents:
     """Which tokens belong together. One of the two is given.
 
-    No tuple, as torch.compile looks into tuples: it would compile anew for other lengths.
+    Not a tuple, as torch.compile looks into tuples: it would recompile for other lengths.
     """
 
     lengths: list[int] | None
@@ -46,12 +46,12 @@ class Documents:
 
 
 def documents(positions_BT: Tensor, dtype: torch.dtype, least_columns: int) -> Documents:
-    """Finds the documents, and the way to compute.
+    """Finds the documents, and how to compute attention within them.
 
     Args:
         positions_BT: int64 position within the token's document; a row's first token counts as a document's first.
         dtype: of queries, keys and values.
-        least_columns: the least of the columns of a head's query and value.
+        least_columns: the smaller number of columns of a head's query and value.
     """
     starts_BT = positions_BT == 0
     starts_BT[:, 0] = True
@@ -81,7 +81,7 @@ def attend(query_BTHQ: Tensor, key_BTHQ: Tensor, value_BTHV: Tensor, within: Doc
 def document_blocks(document_BT: Tensor) -> "BlockMask":
     """The blocks of keys that each block of queries sees, wholly or in part.
 
-    Documents are intervals, so a block's first and last number tell: no T x T mask is made.
+    Documents are intervals, so a block's first and last number suffice: no T x T mask is built.
 
     Args:
         document_BT: numbers of the tokens' documents, ascending in each row; T is a multiple of 128.
@@ -105,7 +105,7 @@ def document_blocks(document_BT: Tensor) -> "BlockMask":
 
 
 def _listed(chosen_BKK: Tensor) -> tuple[Tensor, Tensor]:
-    """For every block of queries the number of chosen blocks of keys, and these before the others; int32."""
+    """For every block of queries, the number of chosen blocks of keys, and all blocks with these first; int32."""
     order_BKK = chosen_BKK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return chosen_BKK.sum(dim=-1, dtype=torch.int32).unsqueeze(1), order_BKK.to(torch.int32).unsqueeze(1)
 

@@ -3,13 +3,14 @@
     e = the token's rows side by side              k_m = W_K,m e        v = W_V e
     v~_m = gate(h_m, k_m) v                        Y_m = SiLU(Conv(RMSNorm(v~)))_m + v~_m
 
-The caller adds Y to the residual stream, before attention. The rows come from outside; which rows, is not known here.
+The caller adds Y to the residual stream, before attention. The rows come from outside; which ones they are is not known
+here.
 
 Vectors per branch (norm weights, convolution taps) are kept flat, as 1-D parameters: optimizers that pick matrices by
 their rank, as Muon does, would take [M, D] for one.
 
-Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden, S rows a token, U unique rows,
-E = S * row_dim memory width.
+Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden, S rows per token, U unique rows, E = S
+* row_dim memory width.
 """
 
 from typing import NamedTuple

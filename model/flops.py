@@ -2,7 +2,7 @@
 
     6 P + 6 L H (d_qk + d_v) (T + 1) / 2
 
-P: parameters in matrices that a token is multiplied with (`Census.multiplied`), each in one multiply-add of the forward
+P: parameters in matrices that a token is multiplied by (`Census.multiplied`), each in one multiply-add of the forward
 pass and two of the backward pass, two operations each. L layers, H heads, d_qk and d_v columns of a head's query and
 value, T sequence length: attention's two products, with every key up to the token's own, (T + 1) / 2 on average. This
 is the count of PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B: 6 N + 12 L H Q T) with the two kinds of head

@@ -11,15 +11,15 @@ H_res is doubly stochastic: its products over the layers are too, so that neithe
 
 Start: P = 0, alpha = 0.01 (as in the paper), H_post = 1, and H_pre, H_res close to the one branch of index (sublayer
 mod n) and to the identity (ours; the paper states no b). The stream is n copies of the embedding and ends as the mean
-of its branches, of which the final norm cannot tell the sum. All branches stay equal as long as all get the same, so
-before training the network computes what it would with a plain residual, up to rounding and the norms' eps (H_pre sums
-to 1.1, not 1, for n = 4, which the norm that follows takes out). With Engram each branch has a gate of its own from the
-beginning. Branches learn to differ because each sublayer begins with a branch of its own to read.
+of its branches, which the final norm cannot tell from their sum. All branches stay equal as long as all get the same,
+so before training the network computes what it would with a plain residual, up to rounding and the norms' eps (H_pre
+sums to 1.1, not 1, for n = 4, which the norm that follows cancels). With Engram each branch has a gate of its own from
+the beginning. Branches learn to differ because each sublayer starts out reading a branch of its own.
 
-All is computed in fp32, from the stream and the parameters as they are: in a bf16 model P, alpha and b are rounded to
-bf16 like every parameter, and their optimizer's masters are not.
+Everything is computed in fp32, from the stream and the parameters as they are: in a bf16 model P, alpha and b are
+rounded to bf16 like every parameter; the optimizer's master copies of them are not.
 
-Kept for the backward, a token and block of two sublayers, beyond what a plain residual keeps (b bytes an element):
+Kept for the backward, per token and block of two sublayers, beyond what a plain residual keeps (b bytes per element):
 
     (n + 2) D b + 4 (7 n^2 + 16 n + 3) bytes        the stream at the block's start, two outputs, small coefficients
 
@@ -38,7 +38,7 @@ from kernels.branches.sinkhorn import sinkhorn
 from model.config import HyperConnectionsConfig
 
 _LEANING = 3.0
-"""Size of the first biases: sigmoid(3) = 0.95, sigmoid(-3) = 0.05."""
+"""Magnitude of the initial biases: sigmoid(3) = 0.95, sigmoid(-3) = 0.05."""
 
 
 class HyperConnection(nn.Module):
@@ -94,7 +94,7 @@ class BranchedStream:
         return mix_branches(weights_BTJI, self._base, *self._outputs).squeeze(2)
 
     def write(self, output_BTD: Tensor) -> None:
-        """Makes the stream H_res x + H_post^T F, with the mappings of the `read` before."""
+        """Makes the stream H_res x + H_post^T F, with the mappings of the preceding `read`."""
         if self._written is None:
             raise RuntimeError("a sublayer's output can be written once, after its input was read")
         post, res = self._written
@@ -112,7 +112,7 @@ def replicate(hidden_BTD: Tensor, branches: int) -> Tensor:
 
 
 def _first_bias(branches: int, home: int) -> Tensor:
-    """b: reading leans to the branch `home`, writing goes to all alike, and the branches stay apart."""
+    """b: reading favours the branch `home`, writing goes to all alike, and the branches stay apart."""
     lean_M = torch.full((branches,), -_LEANING)
     lean_M[home] = _LEANING
     keep_MM = _LEANING * (2 * torch.eye(branches) - 1)

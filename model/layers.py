@@ -1,7 +1,7 @@
-"""Bias-free linear map and embedding that draw their weights as they are made.
+"""Bias-free linear map and embedding that draw their weights on construction.
 
-Weights are drawn inside each module's constructor, not by a pass over the finished model, so that it also works where
-a constructor's parameters are sharded at once (ZeRO 3) or never exist (the meta device). All draws come from torch's
+Weights are drawn inside each module's constructor, not by a pass over the finished model: this also works where a
+constructor's parameters are sharded at once (ZeRO 3) or never exist (the meta device). All draws come from torch's
 global generator, in the order of construction.
 """
 

@@ -21,7 +21,7 @@ _CPU_CHUNK, _GPU_CHUNK = 2**21, 2**27
 """Logits that are in memory at once: 8 MiB in fp32, near a CPU's caches; 512 MiB, enough work for a GPU's product."""
 
 _LEAST_TOKENS = 128
-"""In a chunk: each reads the whole head, and writes its whole gradient."""
+"""Per chunk: each chunk reads the whole head, and writes its whole gradient."""
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     """
     if chunk is None:
         chunk = max(_LEAST_TOKENS, (_GPU_CHUNK if hidden_ND.is_cuda else _CPU_CHUNK) // weight_VD.shape[0])
-    # A function's own forward cannot tell: gradients are off in it, and arguments say what they need as ever.
+    # A Function's own forward cannot tell: gradients are off in it, and arguments still say what they require.
     wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
     loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk, wanted)
     return loss

@@ -16,5 +16,5 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(inner_size, hidden_size, output_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Maps the last dimension; any leading ones."""
+        """Maps the last dimension; leading ones may be any."""
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))

@@ -7,7 +7,7 @@ The bias must stay fp32 in a bf16 model. DeepSpeed casts buffers if `data_types.
 built under `zero.Init`, except those that `_keep_in_fp32_modules_strict` names; a plain `.to(bfloat16)` is undone by
 `Float32Buffers`.
 
-Shape suffixes: N tokens, K experts a token, A = N*K assignments, E experts, D hidden, F expert width.
+Shape suffixes: N tokens, K experts per token, A = N*K assignments, E experts, D hidden, F expert width.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from model.config import MoEConfig
 from model.dispatch import dispatch, permute
 from model.layers import draw_normal
 from model.mlp import SwiGLU
+from model.router_logits import router_logits
 
 
 class Float32Buffers(nn.Module):
@@ -54,8 +55,7 @@ class Router(Float32Buffers):
 
         Weights and scores are in fp32 or wider.
         """
-        logits_NE = F.linear(tokens_ND, self.weight)
-        scores_NE = torch.sigmoid(logits_NE.to(torch.promote_types(logits_NE.dtype, torch.float32)))
+        scores_NE = torch.sigmoid(router_logits(tokens_ND, self.weight))
         choice_NE = (scores_NE + self.e_score_correction_bias).detach()
         experts_NK = choice_NE.topk(self.config.experts_per_token, dim=-1, sorted=False).indices
         weights_NK = scores_NE.gather(1, experts_NK)

@@ -1,6 +1,6 @@
-"""What each parameter of the model is, told by its name. All who treat parameters differently derive it from here.
+"""What each parameter of the model is, by its name. Whatever treats parameters differently derives it from here.
 
-The rows of the Engram tables are no parameters.
+The rows of the Engram tables are not parameters.
 """
 
 from fnmatch import fnmatchcase
@@ -30,9 +30,9 @@ class Kind(NamedTuple):
     pattern: str
     """Shell pattern of their names; the first kind with one that matches takes a parameter."""
     linear: bool = False
-    """Their matrices are linear maps, which Muon is made for."""
+    """Their matrices are linear maps, which is what Muon is for."""
     within: str = ""
-    """Also in their names."""
+    """A text that their names also contain."""
 
 
 KINDS = (
@@ -50,7 +50,7 @@ KINDS = (
     Kind("attention", "*.self_attn.*", linear=True),
 )
 ADAM_PATTERNS = tuple(dict.fromkeys(kind.pattern for kind in KINDS if not kind.linear))
-"""Shell patterns of the names of everything else."""
+"""Shell patterns of the names of all other parameters."""
 
 
 def kind_of(name: str) -> Kind:

@@ -2,7 +2,7 @@
 
 For sequences longer than those a model was trained on, YaRN (Peng et al. 2023, arXiv 2309.00071) in DeepSeek's form:
 pairs that turn often in the original length keep their frequency, pairs that turn seldom have it divided by the factor
-s, and between the two, from pair to pair, frequencies go over linearly; attention becomes sharper by a temperature.
+s, and between the two, from pair to pair, frequencies change linearly; attention becomes sharper by a temperature.
 
 Shape suffixes: B batch, T sequence, H heads, R rotary columns, P = R/2 pairs.
 """
@@ -27,7 +27,7 @@ def rotary_angles(
 def rotary_frequencies(
     columns: int, theta: float, scaling: RopeScalingConfig | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Returns [P] in fp32, radians a token: theta^(-2p/R), with `scaling` interpolated (YaRN paper, section 3.2)."""
+    """Returns [P] in fp32, radians per token: theta^(-2p/R), with `scaling` interpolated (YaRN paper, section 3.2)."""
     exponent_P = torch.arange(0, columns, 2, dtype=torch.float32, device=device) / columns
     frequencies_P = theta**-exponent_P
     if scaling is None:

@@ -95,7 +95,7 @@ class Transformer(nn.Module):
     """Everything but the head: token ids to normalised hidden states."""
 
     def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:
-        """`recompute` keeps the stream between blocks alone for the backward, and computes each block again there."""
+        """`recompute` keeps only the stream between blocks for the backward, which computes each block again."""
         super().__init__()
         self.config = config
         self.recompute = recompute
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
 class Head(Linear):
     """Hidden states to logits, or to the loss.
 
-    Both are this module's forward, so that hooks which bring its weight here, as those of ZeRO 3, run for both.
+    Both are this module's forward, so that hooks that gather its weight, such as ZeRO 3's, run for both.
     """
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None) -> Tensor:
@@ -184,7 +184,7 @@ class LanguageModel(nn.Module):
             of all layers, for each label: the mean over the labels is that of the loss plus the factored balance.
 
         Raises:
-            ValueError: not one `MemoryRows` for each Engram layer, or one of another shape of batch.
+            ValueError: there is not one `MemoryRows` for each Engram layer, or one has another batch shape.
         """
         hidden_BTD, balance_B = self.model(tokens_BT, positions_BT, memory)
         result = self.lm_head(hidden_BTD, labels_BT)

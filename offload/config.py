@@ -97,15 +97,18 @@ class OffloadConfig(
     bits."""
     planner_threads: int = Field(1, ge=1, le=1_024)
     """Cores per rank for planning upcoming steps."""
-    engine: Literal["auto", "zero_copy", "staged", "cpu"] = "auto"
+    engine: Literal["auto", "zero_copy", "staged", "mixed", "cpu"] = "auto"
     """How rows are copied between host memory and the window. `zero_copy`: GPU kernels access host memory directly,
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
-    transfer; the tables need not be pinned. `cpu`: the window is in host memory too. `auto` means `cpu` without
-    a GPU; otherwise it times the other two when the run starts, on all ranks at once, and takes the one with which the
-    slowest rank is faster. All give the same bits."""
+    transfer; the tables need not be pinned. `mixed` fetches like `zero_copy` and writes back like `staged`, for jobs
+    whose limit is the GPU, on machines with cores to spare. `cpu`: the window is in host memory too. `auto` means `cpu`
+    without a GPU; otherwise it times `zero_copy` and `staged` when the run starts, on all ranks at once, and takes the
+    one with which the slowest rank is faster. All give the same bits."""
     programs: int | None = Field(None, ge=1, le=1024)
-    """Triton programs per kernel of the `zero_copy` engine: the number of SMs on which a copy runs beside the model's
-    kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null means 8."""
+    """Triton programs per kernel of the engines `zero_copy` and `mixed`: the number of SMs on which a copy runs beside
+    the model's kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null
+    means that of 4, 8 and 16 with which matrix products beside a copy are done first, measured when the run starts, on
+    all ranks at once; without a GPU it means 8."""
     host_file: str | None = None
     """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
     tables larger than RAM. Its whole size is reserved at the start and released however the run ends. null
@@ -130,7 +133,7 @@ class OffloadConfig(
             )
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
-        if self.host_file is not None and self.engine == "zero_copy":
+        if self.host_file is not None and self.engine in ("zero_copy", "mixed"):
             raise ValueError("a file's memory cannot be pinned: set engine=staged, or host_file to null")
         return self
 
@@ -146,6 +149,6 @@ class OffloadConfig(
     def _link_needs_the_cpu_engine(self) -> "OffloadConfig":
         if self.mode == "resident" and self.emulate_link is not None:
             raise ValueError("emulate_link has no meaning with mode=resident, which transfers no rows: set it to null")
-        if self.engine in ("zero_copy", "staged") and self.emulate_link is not None:
+        if self.engine in ("zero_copy", "staged", "mixed") and self.emulate_link is not None:
             raise ValueError(f"emulate_link has no meaning with engine={self.engine}: set one of them to null or auto")
         return self

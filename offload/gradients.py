@@ -1,9 +1,10 @@
-"""The gradients of a step's rows: added up micro-batch by micro-batch, and sent to the rows' owners with the last.
+"""The gradients of a step's rows: summed micro-batch by micro-batch, and sent to the rows' owners with the last.
 
-A micro-batch reads a few of the step's rows: its gradient is these rows' alone. A dense one of all rows, as autograd
-makes and adds it, would take as much memory again as they do, and time for all of them in each of many micro-batches.
+A micro-batch reads a few of the step's rows, and its gradient has these rows alone. A dense one of all rows, as
+autograd makes and adds it, would take as much memory again as they do, and time for all of them in each of many
+micro-batches.
 
-Shape suffixes: U rows of the step that this rank asked for, V of them that a micro-batch reads, O rows that this rank
+Shape suffixes: U rows of the step that this rank requested, V of them that a micro-batch reads, O rows that this rank
 owns, D columns of a row.
 """
 
@@ -23,8 +24,8 @@ from offload.plan.plan import ModulePlan
 class ModuleGradient:
     """The gradient of one module's rows, over one step.
 
-    A row's is the sum of those of the micro-batches that read it, in the order in which their backwards come to it,
-    from zero.
+    A row's gradient is the sum, from zero, of those of the micro-batches that read it, in the order in which their
+    backwards reach it.
 
     Args:
         plan: the module's, its tensors on the device.
@@ -41,7 +42,7 @@ class ModuleGradient:
     def leaf(self, micro_batch: int) -> tuple[Tensor, RowIndex]:
         """The rows that a micro-batch reads, as an autograd leaf [V, D], and which of them every lookup reads.
 
-        The backward through it is to come once.
+        The backward must go through it exactly once.
         """
         index = self._plan.indices[micro_batch]
         rows_V = None if len(index.rows_V) == index.num_rows else index.rows_V
@@ -57,7 +58,7 @@ class ModuleGradient:
         return self._total_UD
 
     def sum(self) -> Tensor:
-        """The sum [O, D] over the ranks, of the rows that this one owns: sent now, if it was not before. Collective."""
+        """The sum [O, D] over the ranks, of the rows that this one owns; sends what was not sent yet. Collective."""
         self._send()
         assert self._arriving is not None
         return self._arriving()

@@ -1,4 +1,4 @@
-"""Who watches steps: told of each stage of the very steps that train, after it happened."""
+"""Observers of steps: told of each stage of the very steps that train, after it happened."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class Observer:
         """A step is about to use its plan."""
 
     def read(self, step: int, plan: Plan, slots_O: Tensor, leaves: Sequence[Tensor]) -> None:
-        """A step's rows stand at `slots_O` of the store's records, and were handed out as `leaves`."""
+        """A step's rows are at `slots_O` of the store's records, and were handed out as `leaves`."""
 
     def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         """For each module, this rank's gradients [U, D] as they were sent, and the sums of the rows that it owns."""
@@ -23,10 +23,10 @@ class Observer:
         """A step's rows were updated with `gradient_scale` times the sums."""
 
     def finished(self, step: int, plan: Plan) -> None:
-        """A step let go of its rows, updated or not."""
+        """A step released its rows, updated or not."""
 
     def looked_up(self, step: int, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
-        """Rows of micro-batches that are no training step's were read after `step`."""
+        """Rows of micro-batches that belong to no training step were read after `step`."""
 
     def saved(self, records_RW: Tensor) -> None:
         """The whole shard's records, as they are about to be saved."""

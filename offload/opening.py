@@ -1,4 +1,4 @@
-"""Opens a rank's shard: where its records stand, and who updates and watches them."""
+"""Opens a rank's shard: where its records are, and who updates and watches them."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -35,19 +35,19 @@ class OwnedRows:
 
     @property
     def updates(self) -> int:
-        """Updates applied so far, with those of the checkpoint that the run began with."""
+        """Updates applied so far, including those of the checkpoint that the run began with."""
         return self._shard.updater.applied
 
     def updated_rows(self, piece_bytes: int = 4 << 20, *, since: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows that were ever updated, straight from where they are: no more than a piece is copied.
+        """This rank's rows that were ever updated, straight from where they are: at most one piece is copied.
 
         Args:
-            piece_bytes: most bytes of ids and records together.
+            piece_bytes: the most bytes of ids and records together.
             since: rows without an update after this one are left out.
 
         Returns:
-            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending. To be taken
-            before the next step.
+            Pieces, each of one module: job-wide row ids (int64 [n]) and records (fp32 [n, W]), ascending. To be
+            consumed before the next step.
         """
         return self._snapshot(since=since).pieces(piece_bytes)
 
@@ -58,8 +58,8 @@ class OwnedRows:
 
         Args:
             rows: pieces of ids and records.
-            frozen: give the counts as they are now, copied: a byte for each row of the shard. Else none may change
-                while rows are taken.
+            frozen: give the counts as they are now, copied: a byte for each row of the shard. Otherwise none may change
+                while rows are consumed.
         """
         counts_R = self._shard.store.update_counts()
         counts_R = counts_R.cpu().clone() if frozen else counts_R
@@ -75,9 +75,9 @@ class OwnedRows:
     def freeze(self, *, since: int = 0, undo_bytes: int) -> Snapshot:
         """The same rows as they are now, to be read by another thread while steps go on.
 
-        Waits until dirty slots are written to host memory. Steps after that copy the records that they are about to
-        overwrite there, unless they were read already, and wait when these copies come to `undo_bytes`. There is one
-        such snapshot at a time: it is to be closed before the next.
+        Waits until dirty slots are written to host memory. Later steps copy the records that they are about to
+        overwrite there, unless they were already read, and wait when these copies reach `undo_bytes`. There is one such
+        snapshot at a time: it must be closed before the next.
         """
         snapshot = self._snapshot(since=since, last=self.updates, undo_bytes=undo_bytes)
         self._shard.store.before_change = snapshot.preserve
@@ -91,12 +91,12 @@ class OwnedRows:
         return [range(base + rows.start, base + rows.stop) for base, rows in zip(bases, owned, strict=True)]
 
     def load_rows(self, row_ids: Tensor, records: Tensor, counts: Tensor | None = None) -> int:
-        """Takes those of the given rows that this rank owns, before the first step; returns how many these are.
+        """Loads those of the given rows that this rank owns, before the first step; returns how many these are.
 
         Args:
             row_ids: int64 [n], job-wide.
             records: fp32 [n, W].
-            counts: uint8 [n], how often each was updated; where that is not known, once for all that ever were.
+            counts: uint8 [n], how often each was updated; where that is unknown, once for all that ever were.
         """
         shard = self._shard
         places, mine = shard.sharding.to_places(shard.rank, row_ids)
@@ -117,7 +117,7 @@ class OwnedRows:
             self.load_rows(ids, records)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """What the rows' optimizer must know besides their records, JSON-able; the same on every rank."""
+        """What the rows' optimizer must know besides their records, as a JSON object; the same on every rank."""
         return self._shard.updater.state()
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A training step from the side of the tables: its micro-batches, the rows of their tokens, one update of these rows.
+"""A training step as the tables see it: its micro-batches, the rows of their tokens, one update of these rows.
 
 Shape suffixes as in `offload.plan.plan`, and D columns of a row, W words of a record.
 """
@@ -68,7 +68,7 @@ class RankShard:
         group: the ranks, with communication on the device; None for all ranks.
         device: where the model computes.
         exchange_dtype: in which values travel from their owners.
-        observer: is told of everything.
+        observer: is told about everything.
     """
 
     store: RowStore
@@ -98,7 +98,7 @@ class Step:
         number: of the step, from 0.
         plan: the step's, as it was made.
         there: the same, with its modules' tensors on the device.
-        slots_O: where the rows' records stand in the store, on the device.
+        slots_O: where the rows' records are in the store, on the device.
         shard: this rank's.
         finish: called at the end with whether the rows were updated.
     """
@@ -131,7 +131,7 @@ class Step:
         return self._plan.batches
 
     def reduce(self) -> Tensor:
-        """Sums the rows' gradients at their owners: sent when the last micro-batch's were there, else now. Collective.
+        """Sums the rows' gradients at their owners: sent once the last micro-batch's were there, else now. Collective.
 
         Returns:
             fp64 scalar: the squared norm of the gradient of all rows, averaged over ranks; the same on every rank.
@@ -155,7 +155,7 @@ class Step:
 
         Args:
             lr: the backbone's learning rate of this step; the rows' factor is applied here.
-            gradient_scale: multiplied with the gradient first (clipping).
+            gradient_scale: the gradient is first multiplied by it (clipping).
 
         Raises:
             RuntimeError: gradients were not reduced, or the step has ended.

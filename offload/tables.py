@@ -41,7 +41,7 @@ class WindowTooSmall(ValueError):
 class EngramTables(OwnedRows):
     """This rank's shard of the tables, its window, and the look-ahead over coming steps.
 
-    Between two steps it is what `OwnedRows` says.
+    Between two steps it offers what `OwnedRows` does.
 
     Every method that is called collective must be called by all ranks of `group` in the same order.
 
@@ -56,10 +56,10 @@ class EngramTables(OwnedRows):
         host_group: the same ranks, with communication in host memory, used by the planner's thread alone once
             the tables are open.
         device: where the model computes.
-        tell: is told what takes long meanwhile.
+        tell: is told what takes long.
 
     Raises:
-        ValueError: if host memory does not suffice, or the device has not what the config asks for.
+        ValueError: if host memory does not suffice, or the device lacks what the config asks for.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EngramTables(OwnedRows):
         )
         super().__init__(shard, init)
         self._uploads = uploads = PlanUploads(self._device)
-        # No reference to the tables themselves: their memory is to be free when the last one to them is gone.
+        # No reference to the tables themselves: their memory is to be freed with the last one to them.
         shards = shard.sharding, shard.rank, host_group
         self._planner = Planner(
             lambda batches: uploads.pin(make_plan(batches, finder, *shards)),
@@ -111,13 +111,13 @@ class EngramTables(OwnedRows):
         return slots * self._shard.layout.stride_bytes(self._device)
 
     def tell_stages(self, enter: Callable[[Literal["plan", "fetch", "exchange"]], None]) -> None:
-        """From now on `enter` hears what `begin` is about to wait for: a plan, rows on their way, other ranks."""
+        """From now on `enter` is told what `begin` is about to wait for: a plan, rows on their way, other ranks."""
         self._enter = enter
 
     def look_ahead(self, depth: int) -> None:
-        """Fetches rows up to `depth` steps before their use, from the next step on, in the place of `offload.depth`.
+        """Fetches rows up to `depth` steps before their use, from the next step on, in place of `offload.depth`.
 
-        Steps that were looked ahead to stay so. To be called between two steps, on all ranks alike.
+        Steps that were already looked ahead to stay so. To be called between two steps, on all ranks alike.
 
         Raises:
             ValueError: the depth is negative.
@@ -153,7 +153,7 @@ class EngramTables(OwnedRows):
         self._shard.store.update_counts().clamp_(min=1)
 
     def check_window(self, step: int) -> None:
-        """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
+        """Refuses a window that the rows of `step` do not fit into, before anything is trained. Collective.
 
         Raises:
             WindowTooSmall: on every rank.
@@ -193,7 +193,7 @@ class EngramTables(OwnedRows):
     def look_up(self, batches: Sequence[TokenBatch]) -> Rows:
         """The rows of any micro-batches as of now, for evaluation: no gradients, nothing moves. Collective.
 
-        They stand in memory that the next call may overwrite.
+        They are in memory that the next call may overwrite.
         """
         plan = self._planner.plan_now(batches)
         there = self._uploads.now(plan)

@@ -46,11 +46,16 @@ class WarmCommand:
 
 
 @contextmanager
-def started_warm(arguments: list[str], *, cwd: Path | None, environment: dict[str, str]) -> Iterator[WarmCommand]:
-    """Starts `engram` with these arguments; it is killed at the end of the block, if it is still at work."""
+def started_warm(
+    arguments: list[str], *, cwd: Path | None, environment: dict[str, str], prepare: Callable[[], None] | None = None
+) -> Iterator[WarmCommand]:
+    """Starts `engram` with these arguments; it is killed at the end of the block, if it is still at work.
+
+    `prepare` (picklable) is called first, in the launcher's process: its ranks have what that changes in modules.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
-        process = warm_process(_command, arguments, cwd or Path.cwd(), output, errors, **environment)
+        process = warm_process(_command, arguments, cwd or Path.cwd(), output, errors, prepare, **environment)
         process.start()
         try:
             yield WarmCommand(arguments, process, output, errors)
@@ -59,10 +64,12 @@ def started_warm(arguments: list[str], *, cwd: Path | None, environment: dict[st
             process.join()
 
 
-def _command(arguments: list[str], cwd: Path, output: Path, errors: Path) -> None:
+def _command(arguments: list[str], cwd: Path, output: Path, errors: Path, prepare: Callable[[], None] | None) -> None:
     import launch.local.process
     from launch.cli import main
 
+    if prepare:
+        prepare()
     os.chdir(cwd)
     for file, number in ((output, 1), (errors, 2)):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,8 +1,8 @@
-"""What ends a command for a reason that is no bug."""
+"""What ends a command for a reason that is not a bug."""
 
 
 class UserError(ValueError):
-    """A mistake in a config, a command or the input data, told in one line without a traceback.
+    """A mistake in a config, a command or the input data, reported in one line without a traceback.
 
     The message says what is wrong, where (file, key) and what to do. The command line prints it and exits with 2.
     """

@@ -31,7 +31,7 @@ class Evaluation:
         loss: mean cross-entropy of a predicted token, in nats.
         bits_per_byte: the same information spread over the bytes of the text: comparable between tokenizers. None
             where no predicted token stands for a byte.
-        tokens: that were predicted: all but the first of each document and sequence.
+        tokens: how many were predicted: all but the first of each document and sequence.
         text_bytes: that these stand for.
     """
 
@@ -42,7 +42,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, sums: Tensor) -> "Evaluation | None":
-        """Makes it of what `evaluate` returns; None where no token was predicted."""
+        """Made from what `evaluate` returns; None where no token was predicted."""
         loss, tokens, text_bytes = sums.tolist()
         if not tokens:
             return None
@@ -53,7 +53,7 @@ class RowSource(Protocol):
     """Where a model's rows are read, without a step."""
 
     def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, *, skip: int = 0) -> list[MemoryRows]:
-        """What the model reads for a batch, an entry for each Engram layer, on any device.
+        """What the model reads for a batch, one entry for each Engram layer, on any device.
 
         Args:
             tokens_BT: int64, on the CPU.
@@ -81,7 +81,7 @@ class TrainedRows:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Around what is done with a model between two steps of its training."""
+    """Surrounds what is done with a model between two steps of its training."""
     model.eval()
     yield
     model.train()
@@ -103,7 +103,7 @@ def forward(model: Model, batch: Batch, memory: Sequence[MemoryRows], device: to
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; nobody waits for it, as for a copy of memory that is not pinned."""
+    """The tensor on the device; nobody waits for it, as they would for a copy of memory that is not pinned."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -42,7 +42,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     link, the folder that it leads to is meant.
 
     Raises:
-        UserError: `target` is there and not empty (unless `overwrite`), is a mount point, or its parent cannot be
+        UserError: `target` exists and is not empty (unless `overwrite`), is a mount point, or its parent cannot be
             written.
     """
     target = target.resolve()
@@ -63,7 +63,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
-    """Renames a finished folder, all of it on the disk, to its name, if need be in place of one that is there.
+    """Renames a finished folder, all of it on the disk, to its name, if need be in place of an existing one.
 
     Both renames are atomic: between them there is no target, never half of one.
     """
@@ -99,7 +99,7 @@ def _locked_folder(target: Path) -> Iterator[Path]:
 
 def _remove_abandoned(target: Path) -> None:
     for path in target.parent.glob(f"{glob.escape(_partial_prefix(target))}*"):
-        # A lock that is held is that of a process that lives.
+        # A lock that is held belongs to a process that is alive.
         with contextlib.suppress(Timeout):
             if path.is_dir():
                 with _lock_of(path).acquire(timeout=0) as lock:

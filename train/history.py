@@ -1,4 +1,4 @@
-"""What a run has told so far, where each node keeps its own files: it goes with rank 0 to another node.
+"""What a run has reported so far, where each node keeps its own files: it follows rank 0 to another node.
 
 Of several nodes that have files, rank 0 was last on the one that wrote them last.
 """
@@ -16,7 +16,7 @@ from train.report.wandb_log import ID_FILE
 from train.run_folder import LOG_FILE
 
 FILES = (METRICS_FILE, SKIPPED_FILE, ID_FILE, LOG_FILE)
-"""Those that rank 0 alone writes and goes on with."""
+"""Those that rank 0 alone writes and appends to."""
 
 
 def bring_history(folder: Path, nodes: Nodes, step: int) -> list[str]:

@@ -11,15 +11,15 @@ from train.errors import UserError
 
 
 def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> Path | None:
-    """The checkpoint of another run that this one begins with, if any; what it has itself goes first.
+    """The checkpoint of another run that this one begins with, if any; its own checkpoints take precedence.
 
     Args:
         job: its config.
         checkpoints: the folder of its checkpoints.
-        there: the checkpoints in it, or in a node's that has most.
+        there: the checkpoints in it, or in that of the node that has the most.
 
     Raises:
-        UserError: `checkpoint.resume` does not go with what is there, or `checkpoint.init_from` names no checkpoint.
+        UserError: `checkpoint.resume` does not fit what is there, or `checkpoint.init_from` names no checkpoint.
     """
     resume = job.checkpoint.resume
     if resume == "never" and there:
@@ -34,7 +34,7 @@ def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> 
 
 
 def require_memory(parameters: int) -> None:
-    """Raises UserError unless the ranks of this machine can build a model of so many parameters, each for itself."""
+    """Raises UserError unless this machine's ranks can build a model with that many parameters, each for itself."""
     ranks = local_ranks()
     for limit in memory_limits():
         needed = 4 * parameters * (ranks if limit.shared else 1)

@@ -1,4 +1,4 @@
-"""The parts of a training job, and what is made of them before the first step and after the last."""
+"""The parts of a training job, and what is done with them before the first step and after the last."""
 
 import os
 import statistics
@@ -42,7 +42,7 @@ class Parts:
 
     Args:
         job: its config.
-        tell: hears of each part before it is built, where that may take long.
+        tell: is told of each part before it is built, where that may take long.
 
     Raises:
         UserError: anything in the config, the data or the run's folder that the user has to change.
@@ -82,7 +82,7 @@ class Parts:
         return self.checkpoints.nodes.leads
 
     def record_config(self) -> None:
-        """Writes config and tokenizer into the run's folder, once they are known to go with what is there."""
+        """Writes config and tokenizer into the run's folder, once they are known to fit what is there."""
         if self.leads:
             dump(self.job, self.folder / CONFIG_FILE)
             self.store.tokenizer().save(self.folder)
@@ -99,7 +99,7 @@ class Parts:
         dist.destroy_process_group()
 
     def resume(self) -> Resumed:
-        """Loads the run's newest checkpoint that is whole, or else that of `init_from`, if any."""
+        """Loads the run's newest intact checkpoint, or else that of `init_from`, if any."""
         resumed = self.checkpoints.resume(self.engine, self.tables)
         start = resumed.step
         if self.origin:
@@ -136,7 +136,7 @@ class Parts:
         start: int,
         look_ahead: int | None,
     ) -> Summary:
-        """What the run came to, which resumed at step `start`; `look_ahead` is what it chose itself."""
+        """The outcome of the run, which resumed at step `start`; `look_ahead` is what it chose itself."""
         job, tables = self.job, self.tables
         windowed = tables is not None and job.offload.mode == "window"
         speeds = [r["tokens_per_s"] for r in read_metrics(self.folder / METRICS_FILE) if r["step"] > start]
@@ -194,7 +194,7 @@ class Parts:
 
 
 def _on_one_rank_first(action: Callable[[], Any]) -> Any:
-    """Runs `action` on local rank 0, then on the others: what it makes is made once a machine."""
+    """Runs `action` on local rank 0, then on the others: what it makes is made once per machine."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     result = action() if first else None
     dist.barrier()

@@ -27,7 +27,7 @@ class Progress:
         active: whether to show anything.
         stream: standard error by default.
         transient: whether the bar goes away at the end.
-        line_every_s: seconds between two lines elsewhere than on a terminal, at least.
+        line_every_s: minimum seconds between two lines where there is no terminal.
         clock: counts seconds.
     """
 
@@ -71,12 +71,12 @@ class Progress:
         return self._bar.console.width - _BAR_WIDTH - 1
 
     def expect(self, steps: int) -> None:
-        """So many more steps will come."""
+        """Announces `steps` more steps."""
         self._total += steps
         self._bar.update(self._task, total=self._total)
 
     def advance(self, steps: int = 1) -> None:
-        """So many steps were taken."""
+        """Counts `steps` more as done."""
         done = self._done + steps
         self.show(done, f"{self._name}: {done} of {self._total} steps")
 
@@ -92,7 +92,7 @@ class Progress:
             self._told = now
 
     def line(self, text: str) -> None:
-        """Says something that stays, above the bar if there is one."""
+        """Prints a line that stays, above the bar if there is one."""
         if self.on_terminal:
             self._bar.console.print(Text(text), soft_wrap=True)
         elif self._active:

@@ -12,12 +12,12 @@ from train.errors import UserError
 def join_ranks(timeout_s: float | None = None) -> torch.device:
     """Initialises torch.distributed from the environment; returns where this rank computes. Collective.
 
-    `timeout_s` is how long ranks wait for each other, here and in each exchange; None: as long as PyTorch has it.
+    `timeout_s` is how long ranks wait for each other, here and in each exchange; None: PyTorch's default.
 
     Raises:
         UserError: the ranks do not find each other, or this one has no GPU of its own.
     """
-    # What DeepSpeed decides by, too: one place says where the job runs.
+    # DeepSpeed decides by it too: one place says where the job runs.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if on_gpu:
         torch.cuda.set_device(_own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
@@ -33,9 +33,24 @@ def join_ranks(timeout_s: float | None = None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
+def join_on_hosts() -> None:
+    """Initialises torch.distributed for ranks that each have a whole model, and exchange a few objects in host memory.
+
+    One may wait long for another, which has longer texts. Collective.
+    """
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        torch.cuda.set_device(_own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
+    dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+
 def host_group(timeout_s: float | None = None) -> dist.ProcessGroup:
     """A group of all ranks whose exchanges are in host memory, with a timeout as in `join_ranks`. Collective."""
     return dist.new_group(backend="gloo", timeout=_patience(timeout_s))
+
+
+def job_store() -> dist.Store:
+    """The store in which all ranks of the job may leave words for each other, by a connection of its own."""
+    return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
 def _patience(timeout_s: float | None) -> timedelta | None:

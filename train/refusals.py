@@ -20,8 +20,8 @@ class Refusals:
     Args:
         config: the `train` section.
         loader: of the split that is trained on, which knows what was in a batch.
-        reporter: told of them.
-        recent: updates that steps are held against.
+        reporter: is told of them.
+        recent: updates that steps are compared with.
 
     Attributes:
         in_a_row: how many of the last steps changed nothing.
@@ -36,12 +36,12 @@ class Refusals:
 
     @property
     def need_loss(self) -> bool:
-        """Whether `why` looks at the loss."""
+        """Whether `why` needs the loss."""
         return self._spikes is not None
 
     @property
     def recent(self) -> list[Update]:
-        """The updates that steps are held against, oldest first."""
+        """The updates that steps are compared with, oldest first."""
         return self._spikes.recent if self._spikes else []
 
     def why(self, loss: float, norm: float) -> str | None:
@@ -56,12 +56,12 @@ class Refusals:
         return None
 
     def tell(self, step: int, result: StepResult, save: Callable[[int], str]) -> None:
-        """Tells of a step that was not applied, and ends the run where the config wants it. Collective.
+        """Reports a step that was not applied, and ends the run where the config wants it. Collective.
 
         Args:
             step: counted from 0.
             result: the step's.
-            save: called with the step before the run ends; what it has saved, in words.
+            save: called with the step before the run ends; returns what it has saved, in words.
         """
         if result.refused is None:
             self.in_a_row = 0

@@ -12,7 +12,7 @@ from train.checkpoint.listing import checkpoints_in
 from train.config.job import JobConfig
 from train.history import bring_history
 from train.parts import Parts
-from train.ranks import join_ranks
+from train.ranks import job_store, join_ranks
 from train.report.notes import notes
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -20,7 +20,7 @@ from train.report.start import tell_start
 from train.report.summary import Summary
 from train.run_state import StateRecord
 from train.trainer import Trainer
-from train.watch.hang import set_up_flight_recorder
+from train.watch.flight_recorder import record_operations
 from train.watch.stop import StopSignals
 from train.watch.watch import RunWatch
 
@@ -38,7 +38,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
 
     Args:
         job: its config.
-        leave: tells of an error and ends this process, from any thread: what a rank that is stuck ends by.
+        leave: reports an error and ends this process, from any thread: this is how a rank that is stuck ends.
 
     Returns:
         The summary on rank 0; None on the others.
@@ -49,8 +49,8 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
         OSError: a file cannot be written.
     """
     tell_start("waiting for all ranks")
-    if torch.cuda.is_available():
-        set_up_flight_recorder(Path(job.run.dir) / job.run.name)
+    if torch.cuda.is_available() if job.train.flight_recorder is None else job.train.flight_recorder:
+        record_operations(Path(job.run.dir) / job.run.name)
     join_ranks(job.launch.timeout_s)
     parts = Parts(job, tell_start)
     if parts.origin or checkpoints_in(parts.checkpoints.folder):
@@ -123,4 +123,5 @@ def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], No
         hang_s=parts.job.train.hang_s,
         signals=StopSignals(parts.job.checkpoint.grace_s, leave_at_once),
         leave=leave_hung,
+        store=job_store() if parts.checkpoints.nodes.several else None,
     )

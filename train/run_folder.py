@@ -9,13 +9,13 @@ CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 """Name of the file that a run at work has locked."""
 LOG_FILE = "log.txt"
-"""Name of the file with what a run told."""
+"""Name of the file with what a run reported."""
 RUNS = "runs"
 """Folder in which a run is looked for by its name alone."""
 
 
 def require_writable(folder: Path, *names: str) -> None:
-    """Tries the files of a run that are there, and that are written only in mid-run or at its end.
+    """Tries the existing files of a run that are written only in mid-run or at its end.
 
     Raises:
         OSError: one of them cannot be written.

@@ -33,11 +33,11 @@ class RunState:
     """See the attributes.
 
     Attributes:
-        state: `running` although nobody holds the lock of the folder: rank 0 was killed, and its launcher as well.
+        state: if `running` although nobody holds the lock of the folder, rank 0 was killed, and its launcher as well.
         step: steps that were done when the state was written; when it is `running`, at the start or the newest save.
         steps: of the whole run.
-        saved: newest checkpoint that the run has written or gone on from; None if there is none.
-        why: of what was interrupted or failed; one line or a traceback.
+        saved: newest checkpoint that the run has written or continued from; None if there is none.
+        why: it was interrupted or failed; one line or a traceback.
         look_ahead: that `offload.depth=auto` chose; None if it chose none yet, or the config names one.
         host, pid, parent: of the process that writes it, rank 0 or one of its node, and of what started that.
         started, written: times, UTC, ISO 8601.
@@ -83,7 +83,7 @@ class StateRecord:
         folder: of the run.
         step: steps that are done.
         steps: of the whole run.
-        saved: the checkpoint that it goes on from; None for none.
+        saved: the checkpoint that it continues from; None for none.
         active: whether this rank writes it, rank 0 or one of each node; the others write nothing.
     """
 
@@ -133,14 +133,14 @@ class StateRecord:
                 self._write(replace(self._state, state=state, step=self.step, why=why))
 
     def _write(self, state: RunState) -> None:
-        with suppress(OSError):  # what happened is told in any case
+        with suppress(OSError):  # what happened is reported in any case
             state.write(self._folder)
 
 
 def record_end(folder: Path, state: State, why: str) -> None:
     """For a launcher whose ranks are gone: corrects what rank 0 could not know, or not say any more.
 
-    A run that others have at work, and a state that its own rank 0 did not leave, stay as they are.
+    A run that others have at work, and a state that the launcher's own rank 0 did not leave, stay as they are.
     """
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -151,4 +151,4 @@ def record_end(folder: Path, state: State, why: str) -> None:
             if found.state in ("running", "failed"):
                 replace(found, state=state, why=why).write(folder)
     except (Timeout, OSError):
-        return  # what ended the ranks is told all the same
+        return  # what ended the ranks is reported all the same

@@ -16,17 +16,17 @@ from train.report.reporter import Reporter
 from train.watch.watch import Watch
 
 _WORTH_TELLING_S = 1.0
-"""That a save waited for the one before."""
+"""A save's wait for the one before is reported from this many seconds on."""
 
 
 class RunSaves:
-    """Saves a run and tells of it. All ranks call the same methods in the same order.
+    """Saves a run and reports it. All ranks call the same methods in the same order.
 
     Args:
         job: its config.
         checkpoints: where states are saved.
         state: what is saved.
-        reporter, watch: told of it.
+        reporter, watch: are told of it.
         meter: does not count the time.
         start: steps that are done, in a state that is on the disk.
     """
@@ -44,7 +44,7 @@ class RunSaves:
         self._config, self._last = job.checkpoint, job.train.steps
         self._checkpoints, self._state, self._meter = checkpoints, state, meter
         self._reporter, self._watch = reporter, watch
-        self._kept = start  # steps done in the state that is on the disk, or from which the run went on
+        self._kept = start  # steps done in the state that is on the disk, or from which the run continued
         self._newest: Path | None = None  # that state, if this run has saved it
         self._began = time.monotonic()  # the newest save, or the run
 
@@ -118,7 +118,7 @@ class RunSaves:
         raise Interrupted(told, self._config.interrupted_exit)
 
     def tell(self, *, wait: bool = False) -> None:
-        """Tells of the saves beside the loop that have ended, or with `wait` of all."""
+        """Reports the saves beside the loop that have ended, or with `wait` all of them."""
         for ended in self._checkpoints.take_ended(wait=wait):
             if ended.path:
                 self._kept, self._newest = ended.step, ended.path

@@ -13,7 +13,7 @@ Update = tuple[float, float]
 
 
 class Spikes:
-    """The updates that a step is held against. All ranks give the same numbers, so all come to the same verdict.
+    """The updates that a step is compared with. All ranks give the same numbers, so all come to the same verdict.
 
     Args:
         sigma: standard deviations above the mean from which a number is a spike.

@@ -32,7 +32,7 @@ def address_book(model: ModelConfig, source: TokenSource) -> AddressBook | None:
     """The addresses of a model's tables for the tokens of a source; None for a model without Engram.
 
     Raises:
-        UserError: `model.engram.pad_id` is no token.
+        UserError: `model.engram.pad_id` is not a token.
     """
     engram = model.engram
     if engram is None:
@@ -80,10 +80,10 @@ def open_tables(
 ) -> EngramTables | None:
     """This rank's shard of the tables, looking ahead in the loader's batches; None without Engram. Collective.
 
-    `tell` is told what takes long meanwhile.
+    `tell` is told what takes long.
 
     Raises:
-        UserError: host memory does not suffice or cannot be pinned, or the device has not the engine asked for.
+        UserError: host memory does not suffice or cannot be pinned, or the device lacks the requested engine.
     """
     if addresses is None or job.model.engram is None:
         return None
@@ -109,7 +109,7 @@ def compressed_vocabulary(model: ModelConfig, source: TokenSource) -> Compressed
     """The ids that the hash sees, for a model with Engram.
 
     Raises:
-        ValueError: `model.engram.pad_id` is no token.
+        ValueError: `model.engram.pad_id` is not a token.
     """
     assert model.engram is not None
     pad_id = source.pad_id if model.engram.pad_id is None else model.engram.pad_id

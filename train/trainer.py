@@ -46,7 +46,7 @@ class Trainer:
         reporter: told of everything that a user may want to see.
         profiler: of some steps; None for none.
         watch: of the run; None for none.
-        resumed: what the run goes on from; None for a fresh start.
+        resumed: what the run continues from; None for a fresh start.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Trainer:
             UserError: too many steps in a row were skipped, the config wants to stop at one, or a step does not fit
                 into the window.
             Interrupted: on all ranks, by a signal; the run is saved.
-            Failed: the last checkpoint cannot be written; without an earlier one training goes on.
+            Failed: the last checkpoint cannot be written; if an earlier one cannot, training goes on.
         """
         with _what_is_built_uncollected():
             try:

@@ -20,7 +20,7 @@ class Validation:
         tables: None without Engram.
         loader: of the validation split.
         sequences: how many of them are evaluated.
-        watch: told of it, and asked for signals.
+        watch: is told of it, and asked for signals.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Validation:
         return Evaluation.of(self._sums(batches(self._loader, self._sequences)))
 
     def evaluate_or_end(self) -> tuple[Evaluation | None, int]:
-        """The same, unless a signal comes meanwhile, which is returned in its place. Collective."""
+        """The same, unless a signal comes meanwhile, which is then returned instead. Collective."""
         signum = 0
 
         def until_signal() -> Iterator[Batch]:

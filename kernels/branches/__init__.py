@@ -1,11 +1,11 @@
-"""A residual stream of several branches that is not written out: its base, and what was added to it since.
+"""A residual stream of several branches, kept as its base and the outputs added since instead of written out.
 
 With the base x_0 [M, D] and sublayer outputs F_1 ... F_k [D], the stream is, token by token, x = W [x_0; F_1; ...; F_k]
-with a small W [M, M + k]. Every reading of it and every later stream is such a product too, so that between two written
-streams only the outputs and the small matrices need to be kept for the backward, not the streams.
+with a small W [M, M + k]. Everything read from it and every later stream is such a product too, so that between two
+written streams the backward needs only the outputs and the small matrices, not the streams.
 
-Sums are taken in fp32 (fp64 for fp64), from streams in their own dtype, and rounded once. On a GPU this is Triton, in
-bf16 or fp32 alike and with no more than six parts.
+Sums over streams, which keep their own dtype, are taken in fp32 (fp64 for fp64) and rounded once. On a GPU this is
+Triton if all parts, at most six, are bf16 or all are fp32.
 
 Shape suffixes: B batch, T sequence, M branches, D hidden, k outputs, I = M + k parts, J results of a mixture,
 C = M * D, K projections.
@@ -24,7 +24,7 @@ def mix_branches(weights_BTJI: Tensor, base_BTMD: Tensor, *outputs_BTD: Tensor) 
     `weights_BTJI` is fp32 (fp64 for fp64). Saved for the backward: the arguments.
 
     Raises:
-        ValueError: the weights are not as many as the parts.
+        ValueError: there are not as many weights as parts.
     """
     parts = base_BTMD.shape[2] + len(outputs_BTD)
     if weights_BTJI.shape[-1] != parts:
@@ -42,13 +42,13 @@ def project_branches(
     """Returns P RMSNorm(vec x) [B, T, K] in fp32 (fp64 for fp64), x the stream; the norm has no weight.
 
     Args:
-        projection_KC: P; on a GPU in bf16 it is multiplied there as it is, and summed in fp32.
+        projection_KC: P; in bf16 on a GPU it is multiplied as is, and summed in fp32.
         weights_BTMI: W of the stream; None if the stream is its base.
         base_BTMD: x_0.
         outputs_BTD: F_1, F_2, ...
         eps: added to the mean square under the norm.
 
-    Saved for the backward: the arguments and K + 1 numbers a token; the stream is mixed again.
+    Saved for the backward: the arguments and K + 1 numbers per token; the stream is mixed again.
     """
     if projection_KC.dtype == base_BTMD.dtype and _fused(base_BTMD, *outputs_BTD):
         fused_BTK, _ = fused_project(projection_KC, eps, weights_BTMI, base_BTMD, list(outputs_BTD))
@@ -58,7 +58,7 @@ def project_branches(
 
 
 _MOST_PARTS = 6
-"""Most parts that the Triton kernels keep in registers: four branches and both outputs of a block."""
+"""The most parts that the Triton kernels keep in registers: four branches and both outputs of a block."""
 
 
 def _fused(base_BTMD: Tensor, *outputs_BTD: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Products of the small matrices of hyper-connections in Triton. Formulas and shapes: kernels/branches/maps.py.
 
-A program has a token in each thread, with all its matrices in registers.
+Each thread of a program has one token, with all its matrices in registers.
 
 Shape suffixes as there, and N tokens (batch x sequence).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.branches.parts_triton import load_weights, weights_of
 
 _TOKENS = 32
-"""Tokens of a program: one warp, so that all processors have some of 8192 tokens."""
+"""Tokens per program: one warp, so that 8192 tokens occupy all SMs."""
 
 
 def compose_forward(mapping_BTJM: Tensor, weights_BTMI: Tensor | None, written_BTJ: Tensor | None) -> Tensor:
@@ -34,7 +34,7 @@ def compose_forward(mapping_BTJM: Tensor, weights_BTMI: Tensor | None, written_B
 def compose_backward(
     grad: Tensor, mapping_BTJM: Tensor, weights_BTMI: Tensor | None, written_BTJ: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of H, and of W and what was written where there are any, contiguous."""
+    """Gradients of H and, where given, of W and of what was written; contiguous."""
     arguments, sizes = _matrices(mapping_BTJM, weights_BTMI, written_BTJ)
     dmapping, dweights, dwritten = (
         None if tensor is None else tensor.new_empty(tensor.shape)
@@ -71,7 +71,7 @@ def _compose_kernel(
     written_ptr: tl.tensor, written_token: tl.tensor, written_row: tl.tensor, composed_ptr: tl.tensor,
     tokens: tl.tensor, J: tl.constexpr, M: tl.constexpr, I: tl.constexpr, WRITTEN: tl.constexpr, TOKENS: tl.constexpr,
 ) -> None:  # fmt: skip
-    # Beyond the last token it is computed and written again, to the same bits.
+    # Threads beyond the last token compute and write it again, with the same bits.
     token = tl.minimum(tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), tokens - 1)
     mapping = load_weights(mapping_ptr, mapping_token, mapping_row, mapping_column, token, J, M)
     composed = mapping
@@ -123,7 +123,7 @@ def _compose_backward_kernel(
 
 @triton.jit
 def _times_transposed(grad: tl.tuple, weights: tl.tuple, J: tl.constexpr, M: tl.constexpr, I: tl.constexpr) -> tl.tuple:
-    """The gradient [J, I] by the weights [M, I], transposed."""
+    """The gradient [J, I] times the transposed weights [M, I]."""
     product: tl.tuple = ()
     for j in tl.static_range(J):
         for m in tl.static_range(M):

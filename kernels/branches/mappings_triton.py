@@ -1,7 +1,7 @@
 """The mappings of hyper-connections in Triton: sigmoids and logits of projections, and their gradients.
 
-Formulas and shapes: kernels/branches/maps.py. The gradients of biases and factors are sums over the tokens: within a
-program, then over the programs by one more of them, in a fixed order.
+Formulas and shapes: kernels/branches/maps.py. The gradients of biases and factors are sums over the tokens: within each
+program, then over the programs by one more program, in a fixed order.
 
 Shape suffixes as there, and N tokens (batch x sequence), S programs.
 """
@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 _TOKENS = 64
-"""Tokens of a program."""
+"""Tokens per program."""
 _SUMMED = 64
-"""Programs whose sums are added at a time."""
+"""Programs whose sums are added at once."""
 
 
 def mappings_forward(
@@ -117,7 +117,7 @@ def _mappings_backward_kernel(
     number = row - 2 * M
     place = token * dres_token + (number // M) * dres_row + (number % M) * dres_column
     dres = tl.load(dres_ptr + place, mask=is_res, other=0.0)
-    # Of the three, those that a number is not are zero. H_post is twice a sigmoid.
+    # Each number has only one of the three; the other two are zero. H_post is twice a sigmoid.
     dlogits = dpre * pre * (1 - pre) + dpost * post * (1 - 0.5 * post) + dres
     tl.store(dprojected_ptr + token * ROWS + row, dlogits * _factors(alpha_ptr, row, M), mask=live)
     projected = tl.load(projected_ptr + token * projected_token + row * projected_row, mask=live, other=0.0)

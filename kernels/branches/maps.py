@@ -1,8 +1,8 @@
-"""The small matrices of hyper-connections, a few numbers a token: from projections to mappings, and their products.
+"""The small matrices of hyper-connections, a few numbers per token: from projections to mappings, and their products.
 
-Alone each step is too little for a GPU, which would be busy with launches: there they are Triton, one launch for what
-comes of a projection and one for a product, and as many backward, except in fp64 and with more than four branches.
-Formulas: model/hyper_connections.py.
+Each step alone is so little work that a GPU would spend its time on launches. On a GPU they are therefore Triton,
+except in fp64 and with more than four branches: one launch for a projection's mappings, one for a product, and as many
+backward. Formulas: model/hyper_connections.py.
 
 Shape suffixes: B batch, T sequence, M branches, K = 2 M + M * M projections, J = 1 or M, I parts of the stream.
 """
@@ -41,12 +41,12 @@ def stream_mappings(projected_BTK: Tensor, alpha_3: Tensor, bias_K: Tensor) -> t
 
 
 def compose(mapping_BTJM: Tensor, weights_BTMI: Tensor | None, written_BTJ: Tensor | None = None) -> Tensor:
-    """Returns a mapping of the stream as one of its parts, H W [B, T, J, I]; of a new part too, if that is `written`.
+    """Returns a mapping of the stream as a mapping of its parts, H W [B, T, J, I], and of a new part if `written`.
 
     Args:
         mapping_BTJM: H.
         weights_BTMI: W of the stream; None if the stream is its base, and I = M.
-        written_BTJ: weights of a new last part, which the mapping does not go through.
+        written_BTJ: weights of a new last part, appended as they are.
     """
     if weights_BTMI is None and written_BTJ is None:
         return mapping_BTJM

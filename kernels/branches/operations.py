@@ -1,6 +1,6 @@
 """The Triton forms of kernels/branches/__init__.py as custom operations, so that torch.compile takes each as it is.
 
-The reference is none: what is compiled for a CPU is better off with the loops that torch.compile makes of it.
+The reference is not one: on a CPU, the loops that torch.compile generates from it are better.
 """
 
 from typing import Any

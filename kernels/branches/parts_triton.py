@@ -1,4 +1,4 @@
-"""A stream's parts and their weights, on the way into Triton kernels and inside them.
+"""A stream's parts and their weights, as arguments of Triton kernels and inside them.
 
 Shape suffixes as in `kernels.branches`, and N tokens (batch x sequence).
 """
@@ -10,26 +10,26 @@ import triton.language as tl
 from torch import Tensor
 
 VECTOR = tl.constexpr(8)
-"""Neighbouring columns of a thread."""
+"""Adjacent columns per thread."""
 WARP = 32
 _COLUMNS = 1024
-"""Most columns of a program that has some of a token's: four warps."""
+"""The most columns of a program that has only some of a token's: four warps."""
 
 
 def columns_of(width: int) -> tuple[int, int]:
-    """Columns that a program has at a time, of one token, and its warps."""
+    """Columns of one token that a program has at a time, and its warps."""
     columns = min(_COLUMNS, max(VECTOR.value, triton.next_power_of_2(width)))
     return columns, max(1, columns // (VECTOR.value * WARP))
 
 
 def gradients_of(weights_BTJI: Tensor | None, base_BTMD: Tensor, outputs_BTD: list[Tensor]) -> list[Tensor]:
-    """Room for the gradients of weights, if there are any, base and outputs, contiguous."""
+    """Buffers for the gradients of weights, if there are any, base and outputs, contiguous."""
     parts = [part.new_empty(part.shape) for part in (base_BTMD, *outputs_BTD)]
     return parts if weights_BTJI is None else [weights_BTJI.new_empty(weights_BTJI.shape), *parts]
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """[B, T, ...] as [N, ...], any strides but one between neighbours: copied only where that cannot be had."""
+    """[B, T, ...] as [N, ...], with stride 1 in the last dimension: copied only where no view has that."""
     tensor = tensor.flatten(0, 1)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -78,7 +78,7 @@ def load_weights(
 
 @triton.jit
 def mixture(parts: tl.tuple, weights: tl.tuple, MIXED: tl.constexpr, ROW: tl.constexpr, I: tl.constexpr) -> tl.tensor:
-    """One row's mixture of the parts in fp32; if nothing is mixed, the part of that number."""
+    """One row's mixture of the parts in fp32; if nothing is mixed, the part with the row's number."""
     mixed = parts[ROW].to(tl.float32)
     if MIXED:
         mixed = weights[ROW * I] * parts[0].to(tl.float32)

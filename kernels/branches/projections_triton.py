@@ -1,8 +1,8 @@
 """Projections of a normalised stream on a GPU, forward and backward. Formulas and shapes: kernels/branches/__init__.py.
 
-Triton does what is done for each token: forward, one kernel that mixes the stream and finds its norm's scale; backward,
-one for what is needed of the projections, and the one of the mixtures, which takes the norm's part of the gradient in
-passing. The products with P, which has few rows, are left to cuBLAS, between the kernels. No atomics.
+Triton does the work per token. Forward, one kernel mixes the stream and computes its norm's scale. Backward, one kernel
+prepares the projections' gradient, and the mixtures' kernel includes the norm's part of the gradient in passing. The
+products with P, which has few rows, are left to cuBLAS between the kernels. No atomics.
 
 Shape suffixes as in kernels/branches/__init__.py, and N tokens (batch x sequence).
 """
@@ -25,13 +25,13 @@ from kernels.branches.reference import product
 from kernels.branches.triton import mix_backward
 
 _TOKENS = 32
-"""Tokens of a program that scales projections' gradients."""
+"""Tokens per program that scales the projections' gradients."""
 
 
 def project_forward(
     projection_KC: Tensor, weights_BTMI: Tensor | None, base_BTMD: Tensor, outputs_BTD: list[Tensor], eps: float
 ) -> tuple[Tensor, Tensor]:
-    """P RMSNorm(vec x) [B, T, K] and the norm's scales [B, T], fp32. P and the parts of one dtype, any strides."""
+    """P RMSNorm(vec x) [B, T, K] and the norm's scales [B, T], fp32. P and the parts have one dtype, any strides."""
     scale_BT = base_BTMD.new_empty(base_BTMD.shape[:2], dtype=torch.float32)
     shape = (*scale_BT.shape, len(projection_KC))
     if scale_BT.numel() == 0:
@@ -76,7 +76,7 @@ def _stream(stream_NC: Tensor | None, base_BTMD: Tensor) -> Tensor:
 
 
 def _scaled(grad_BTK: Tensor, projected_BTK: Tensor, scale_BT: Tensor, projection_KC: Tensor) -> tuple[Tensor, Tensor]:
-    """The projections' gradient by the norm's scale [N, K], in the dtype of P; and the pull [N]."""
+    """The projections' gradient times the norm's scale [N, K], in the dtype of P; and the pull [N]."""
     rows, width = projection_KC.shape
     grad_NK = grad_BTK.flatten(0, 1)
     scaled_NK = projection_KC.new_empty(grad_NK.shape)

@@ -1,4 +1,4 @@
-"""Mixtures and projections in PyTorch's operations. Formulas and shape suffixes: `kernels.branches`."""
+"""Mixtures and projections in plain PyTorch. Formulas and shape suffixes: `kernels.branches`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Mix(torch.autograd.Function):
         """See `torch.autograd.Function`."""
         ctx.save_for_backward(weights, base, *outputs)
         mixtures = _mix(weights, _parts(base, outputs))
-        # Never a cast to the same dtype: with such a result torch 2.11's compiler loses the gradients.
+        # Never a cast to the same dtype: torch 2.11's compiler loses the gradients of such a result.
         return mixtures if mixtures.dtype == base.dtype else mixtures.to(base.dtype)
 
     @staticmethod

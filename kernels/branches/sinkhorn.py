@@ -2,8 +2,8 @@
 
     M_0 = exp(L)        M_t = R(C(M_(t-1)))        C, R: every column, every row divided by its sum
 
-After the last step rows sum to 1 to rounding, columns as nearly as the iterations got. The result does not change if a
-row or a column of L is shifted; exp is taken of L less its columns' maxima, of which the first C leaves no trace.
+After the last step rows sum to 1 up to rounding, columns as closely as the iterations got. Shifting a row or a column
+of L does not change the result; exp is taken of L minus its columns' maxima, of which the first C removes every trace.
 
 Shape suffixes: M rows and columns, N matrices.
 """
@@ -16,18 +16,18 @@ from torch import Tensor
 from kernels.branches.sinkhorn_reference import Sinkhorn
 
 _MOST_FUSED = 32
-"""Most iterations of which the Triton backward keeps all in registers."""
+"""The most iterations that the Triton backward keeps in registers."""
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     """Returns the doubly stochastic matrices [..., M, M] that belong to `logits` [..., M, M].
 
-    Computed, and returned, in fp32 (fp64 for fp64 logits). Saved for the backward: the logits alone; the backward goes
-    through the iterations again. On a GPU this is Triton, one launch forward and one backward, except in fp64 and with
-    more than 32 iterations.
+    Computed and returned in fp32 (fp64 for fp64 logits). Saved for the backward: the logits alone; the backward repeats
+    the iterations. On a GPU this is Triton, one launch forward and one backward, except in fp64 and with more than 32
+    iterations.
 
     Raises:
-        ValueError: the matrices are not square, or there is no iteration.
+        ValueError: the matrices are not square, or there are no iterations.
     """
     if logits.dim() < 2 or logits.shape[-1] != logits.shape[-2] or iterations < 1:
         raise ValueError(f"{iterations} Sinkhorn iterations of matrices {tuple(logits.shape)}, which must be square")
@@ -39,8 +39,8 @@ def _fused(logits: Tensor, iterations: int) -> bool:
     return logits.is_cuda and logits.dtype != torch.float64 and iterations <= _MOST_FUSED
 
 
-# Custom operations, so that torch.compile takes each as it is. The reference is none: what is compiled for a CPU is
-# better off with the loops that torch.compile makes of it.
+# Custom operations, so that torch.compile takes each as it is. The reference is not one: on a CPU, the loops that
+# torch.compile generates from it are better.
 @torch.library.custom_op("engram::sinkhorn", mutates_args=())
 def _fused_sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     from kernels.branches.sinkhorn_triton import sinkhorn_forward

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp in PyTorch's operations. Formulas and shape suffixes: `kernels.branches.sinkhorn`."""
+"""Sinkhorn-Knopp in plain PyTorch. Formulas and shape suffixes: `kernels.branches.sinkhorn`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOWEST = -60.0
-"""A logit counts for no less than its column's maximum and this: no row's sum can vanish in fp32."""
+"""A logit counts as no less than its column's maximum plus this, so that no row's sum can vanish in fp32."""
 
 
 class Sinkhorn(torch.autograd.Function):

@@ -1,16 +1,16 @@
 """Sinkhorn-Knopp in Triton: one kernel forward, one backward. Formulas: kernels/branches/sinkhorn.py.
 
-A program takes some matrices, four numbers a thread, and keeps them in registers through all iterations. The backward
-goes through the iterations again, keeping the matrices between them and their rows' sums, and then back. Where M is X
+A program keeps some matrices, four numbers per thread, in registers through all iterations. The backward repeats the
+iterations, keeping the intermediate matrices and their rows' sums, and then goes back through them. Where M is X
 divided by the sums of its columns (or rows), and dlog X the gradient of log X, which is X times that of X,
 
     dlog X = dlog M - M sum(dlog M)          each column (or row) with its own sum
 
-without a division. The gradient of log M_0 is that of L, where L is not too low to count.
+without a division. The gradient of log M_0 is that of L where L is not too low to count.
 
-A GPU's quick division is less exact than a product. An error in 1 / s is one of a whole row or column, which the next
-iteration takes out; of errors in every quotient none would be. Its exp is as if a logit were off by its last place, as
-the difference to its column's maximum already is.
+A GPU's fast division is less exact than a product. An error in 1 / s affects a whole row or column, so the next
+iteration removes it; separate errors in every quotient would stay. The error of its exp is that of a logit which is off
+by one in the last place, as the difference from its column's maximum already is.
 
 Shape suffixes: M rows and columns, N matrices, S rows and columns of a tile: M, or the next power of two.
 """
@@ -24,12 +24,12 @@ from kernels.branches.sinkhorn_reference import LOWEST
 
 _LOWEST = tl.constexpr(LOWEST)
 _NUMBERS = 4
-"""Numbers of a thread: 16 bytes in fp32, and with 20 iterations kept, about half of the registers it can have."""
+"""Numbers per thread: 16 bytes in fp32 and, with 20 iterations kept, about half of the registers it can have."""
 _WARP, _MOST_WARPS = 32, 32
 
 
 def sinkhorn_forward(logits: Tensor, iterations: int) -> Tensor:
-    """The doubly stochastic matrices [..., M, M], fp32, contiguous. Logits of any strides and any dtype but fp64."""
+    """The doubly stochastic matrices [..., M, M], fp32, contiguous. Logits: any strides, any dtype but fp64."""
     matrices = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     if logits.numel() == 0:
         return matrices
@@ -58,7 +58,7 @@ def sinkhorn_backward(grad: Tensor, logits: Tensor, iterations: int) -> Tensor:
 
 
 def _launch(logits_NMM: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """The grid, and a program's shape. One warp has nothing to wait for, and needs no shared memory."""
+    """The grid and a program's shape. One warp waits for no other and needs no shared memory."""
     num_matrices, size, _ = logits_NMM.shape
     side = triton.next_power_of_2(size)
     block = max(1, _NUMBERS * _WARP // side**2)
@@ -74,7 +74,7 @@ def _places(
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None, None]
     row, column = tl.arange(0, S)[None, :, None], tl.arange(0, S)[None, None, :]
     within = (row < M) & (column < M)
-    # Beyond the last matrix it is computed and written again, to the same bits: no sum is zero, and nothing masked.
+    # Beyond the last matrix, that one is computed and written again, with the same bits: no zero sums, no masks.
     return tl.minimum(number, num_matrices - 1), row, column, within
 
 
@@ -82,13 +82,13 @@ def _places(
 def _sums(matrix: tl.tensor, AXIS: tl.constexpr, M: tl.constexpr, S: tl.constexpr) -> tl.tensor:
     sums = tl.sum(matrix, AXIS, keep_dims=True)
     if M != S:
-        sums = tl.where(sums == 0, 1.0, sums)  # of what only fills the tile
+        sums = tl.where(sums == 0, 1.0, sums)  # of the tile's padding
     return sums
 
 
 @triton.jit
 def _start(logits: tl.tensor, within: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """M_0, and where a logit is too low to count. Comparisons are such that NaN stays NaN."""
+    """M_0, and where a logit is too low to count. The comparisons keep NaN a NaN."""
     shifted = tl.where(within, logits - tl.max(logits, 1, keep_dims=True), 0.0)
     low = shifted < _LOWEST
     return tl.where(within, tl.exp(tl.where(low, _LOWEST, shifted)), 0.0), low

@@ -1,10 +1,9 @@
 """Mixtures of a stream's parts in Triton: one kernel forward, one backward. Formulas: `kernels.branches`.
 
-Both are bound by the memory: every part and every result passes once, in its own dtype, 16 bytes a thread and load in
-bf16; the mixing is done on registers, in fp32. A program of the forward has some columns of one token; one of the
-backward is a single warp with all columns of a token, so that the gradients of its weights are sums of its own. They
-are added over a thread's neighbouring columns first and over the lanes once, at the end. No atomics, the same bits on
-every run.
+Both are memory-bound: every part and every result is moved once, in its own dtype, 16 bytes per thread and load in
+bf16; the mixing happens in registers, in fp32. A forward program has some columns of one token; a backward program is a
+single warp with all columns of a token, so that it alone sums the gradients of the token's weights: first over each
+thread's adjacent columns, then once, at the end, over the lanes. No atomics, the same bits on every run.
 
 Shape suffixes as in `kernels.branches`, and N tokens (batch x sequence).
 """
@@ -56,8 +55,8 @@ def mix_backward(
 ) -> list[Tensor]:
     """Gradients of the weights (fp32), of the base and of every output, contiguous. Arguments of any strides.
 
-    With `pull_N`, J = M: from the gradient, pull times the stream is taken before, and the stream itself is written to
-    `stream_NC`, [N, M * D] and contiguous. Without weights the stream is its base, which is not written again.
+    With `pull_N`, J = M: pull times the stream is first subtracted from the gradient, and the stream itself is written
+    to `stream_NC`, [N, M * D] and contiguous. Without weights the stream is its base, which is not written again.
     """
     grads = gradients_of(weights_BTJI, base_BTMD, outputs_BTD)
     if base_BTMD.numel() == 0 or grad_BTJD.numel() == 0:
@@ -97,8 +96,8 @@ def _load_grads(
     parts: tl.tuple, weights: tl.tuple, token: tl.tensor, at: tl.tensor, live: tl.tensor,
     MIXED: tl.constexpr, J: tl.constexpr, I: tl.constexpr, D: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """The mixtures' gradients; with a pull, less what it takes of the stream, which is written."""
-    # All are loaded before a first store, which no load may pass.
+    """The mixtures' gradients; with a pull, minus pull times the stream, which is also written."""
+    # All loads come before the first store: no load is moved across a store.
     loaded: tl.tuple = ()
     for j in tl.static_range(J):
         loaded += (tl.load(grad_ptr + token * grad_token + j * grad_row + at, mask=live, other=0.0),)
@@ -116,7 +115,7 @@ def _load_grads(
 
 @triton.jit
 def _add_products(sums: tl.tuple, grads: tl.tuple, parts: tl.tuple, J: tl.constexpr, I: tl.constexpr) -> tl.tuple:
-    """Adds the products of every gradient and part, a sum for each lane."""
+    """Adds the products of every gradient and part to one sum per lane."""
     added: tl.tuple = ()
     for j in tl.static_range(J):
         for i in tl.static_range(I):

@@ -14,18 +14,18 @@ from kernels.gather import RowIndex, row_index
 
 
 def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    """Where loops are compiled, sorts once, however many micro-batches there are.
+    """Sorts once for all micro-batches where compiled loops are available.
 
     Args:
-        rows: for each of at least one micro-batch, the row of every lookup: int64 of any shape, on the CPU, none
-            negative.
+        rows: for each micro-batch, of which there is at least one, the row of every lookup: int64 of any shape, on the
+            CPU, none negative.
 
     Returns:
         the unique rows, ascending, int64 [U]; and for each micro-batch the index of its lookups into them.
     """
     ids_N = torch.cat([part.flatten() for part in rows])
     sizes = [part.numel() for part in rows]
-    # Rows of a module fit into 32 bits in all but the largest tables, and those are sorted by radix.
+    # The radix sort takes 32-bit rows, which those of all but the largest tables are.
     if not compiled_loops.available() or (ids_N.numel() and int(ids_N.max()) >= 2**31):
         return deduplicate_reference(ids_N, sizes)
     from kernels.deduplicate.numba import deduplicate_compiled
@@ -42,6 +42,6 @@ def _as_tensors(
 
 
 def deduplicate_reference(ids_N: Tensor, sizes: Sequence[int]) -> tuple[Tensor, tuple[RowIndex, ...]]:
-    """`deduplicate` in PyTorch's operations, of int64 rows; micro-batches have `sizes` lookups each."""
+    """`deduplicate` in plain PyTorch, for int64 rows; `sizes` are the micro-batches' numbers of lookups."""
     unique_U, index_N = ids_N.unique(return_inverse=True)
     return unique_U, tuple(row_index(part, len(unique_U)) for part in index_N.split(sizes))

@@ -1,4 +1,4 @@
-"""`kernels.deduplicate` on one CPU core: a sort by radix and one pass over what it sorted."""
+"""`kernels.deduplicate` on one CPU core: a radix sort and one pass over its result."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -38,7 +38,7 @@ def _count(sorted_rows, order, bounds):  # type: ignore[no-untyped-def]
         row, lookup = sorted_rows[place], order[place]
         begins = row != before
         unique += begins
-        if not first <= lookup < end:  # as the one before: no search for it
+        if not first <= lookup < end:  # else the batch of the one before: no search
             batch, begins = np.searchsorted(bounds, lookup, side="right") - 1, True
             first, end = bounds[batch], bounds[batch + 1]
         counts[batch] += begins

@@ -10,10 +10,10 @@ _BINS = 1 << _BITS
 
 
 def sort_rows(rows_N: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Sorts integers, none negative; equal ones keep their order.
+    """Sorts non-negative integers; equal ones keep their order.
 
     Returns:
-        the sorted integers, and where each of them stood.
+        the sorted integers, and the original position of each.
     """
     highest = int(rows_N.max(initial=0))
     return _sort(rows_N, -(-max(1, highest.bit_length()) // _BITS))

@@ -1,4 +1,4 @@
-"""`kernels.deduplicate` for a GPU: a few of PyTorch's operations, however many micro-batches there are.
+"""`kernels.deduplicate` for a GPU: a few PyTorch operations, however many micro-batches there are.
 
 N lookups (all micro-batches, one after the other), U unique rows, V segments (the lookups of one row in one
 micro-batch), B micro-batches.
@@ -31,11 +31,11 @@ class Deduplicated(NamedTuple):
 
         Args:
             sizes: lookups of each micro-batch.
-            segments: `segments_B`, read by the caller: here, nobody waits for the device.
+            segments: `segments_B`, read by the caller, so that nothing here waits for the device.
         """
         lengths = (segments, sizes, sizes, segments)
         parts = [part.split(list(length)) for part, length in zip(self[1:5], lengths, strict=True)]
-        # Copies, each in memory of its own: kernels are compiled anew for memory that begins elsewhere in a line.
+        # Copies, each in memory of its own: kernels would be recompiled for views with another alignment.
         return tuple(
             RowIndex(rows_V, segment_N, order_N, offsets_V, len(self.unique_U)).map(Tensor.clone)
             for rows_V, segment_N, order_N, offsets_V in zip(*parts, strict=True)
@@ -43,9 +43,10 @@ class Deduplicated(NamedTuple):
 
 
 def deduplicate_together(ids_N: Tensor, bounds_B: Tensor) -> Deduplicated:
-    """Sorts by row, then by micro-batch, both stably. The host waits where torch counts unique numbers: twice.
+    """Sorts by row, then by micro-batch, both stably. The host waits twice, where torch counts unique numbers.
 
-    Its tensors take at most 84 bytes a lookup at a time, the ids not counted, nor what torch's operations take inside.
+    Its tensors take at most 84 bytes per lookup at a time, not counting the ids and the temporaries of torch's
+    operations.
 
     Args:
         ids_N: int32 or int64; the row of every lookup.
@@ -64,7 +65,7 @@ def _segments(
     batch_N: Tensor, row_N: Tensor, lookup_N: Tensor, bounds_B: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All but the unique rows, from lookups that are sorted by micro-batch and place among the unique rows."""
-    # One number for a micro-batch and a row: a segment for each of its values.
+    # One number for each pair of micro-batch and row: each of its values is a segment.
     key_N = torch.add(row_N, batch_N, alpha=num_rows)
     key_V, segment_N, count_V = key_N.unique_consecutive(return_inverse=True, return_counts=True)
     num_rows = max(1, num_rows)

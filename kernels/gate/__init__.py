@@ -34,7 +34,7 @@ def engram_gate(
     """Returns the gated values [B, T, M, D], contiguous, in the dtype of `value_BTD`.
 
     Args:
-        hidden_BTMD: hidden states, one vector a branch.
+        hidden_BTMD: hidden states, one vector per branch.
         key_BTMD: keys projected from the memory rows, same shape.
         value_BTD: values projected from the memory rows, shared by the branches.
         query_weight_MD: weight of the RMSNorm over `hidden_BTMD`, per branch.
@@ -43,11 +43,11 @@ def engram_gate(
         signed_sqrt: the released form; False for the paper's.
 
     The inputs may have any floating dtypes and strides. Everything inside is fp32 (fp64 if an input is); gradients have
-    their inputs' dtypes and the same bits on every run. Saved for the backward: the inputs and three numbers a token
+    their inputs' dtypes and the same bits on every run. Saved for the backward: the inputs and three numbers per token
     and branch. On a GPU this is Triton, forward and backward, except in fp64.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit together.
     """
     if hidden_BTMD.shape != key_BTMD.shape or hidden_BTMD.dim() != 4:
         raise ValueError(f"hidden states {tuple(hidden_BTMD.shape)} and keys {tuple(key_BTMD.shape)} must share one "

@@ -10,7 +10,7 @@ _CLAMP = tl.constexpr(CLAMP)
 
 @triton.jit
 def _gate(score: tl.tensor, SIGNED_SQRT: tl.constexpr) -> tl.tensor:
-    """Gate of a score. Comparisons are such that NaN stays NaN, which tl.maximum would turn into the clamp."""
+    """Gate of a score. The comparisons keep NaN a NaN; tl.maximum would turn it into the clamp."""
     if SIGNED_SQRT:
         size = tl.abs(score)
         root = tl.sqrt(tl.where(size < _CLAMP, _CLAMP, size))
@@ -27,7 +27,7 @@ def gate_forward_kernel(
     SIGNED_SQRT: tl.constexpr, M: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program for some tokens of one branch."""
-    # Branches are neighbours in the grid: they read one value, from the cache.
+    # A token's branches are adjacent in the grid: they read its value from the cache.
     branch = (tl.program_id(0) % M).to(tl.int64)
     token = (tl.program_id(0) // M).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     token_live = token < tokens

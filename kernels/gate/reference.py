@@ -1,4 +1,4 @@
-"""The gate in PyTorch's operations. Formulas and shape suffixes: `kernels.gate`."""
+"""The gate in plain PyTorch. Formulas and shape suffixes: `kernels.gate`."""
 
 import math
 
@@ -64,7 +64,7 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def inner_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of all that is computed inside: fp64 if an input is, else fp32."""
+    """The dtype of everything computed inside: fp64 if an input is, else fp32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 

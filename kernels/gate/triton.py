@@ -6,8 +6,8 @@ value for the result. The backward is two kernels, which together touch every nu
     tokens      reads the gradient of all branches and the value; writes dL/ds, and the gradient of the value
     elements    reads hidden states and keys; writes their gradients, and sums that of the weights over its own tokens
 
-The two norm weights act only by their product, which is made before. Its gradient is summed in a fixed order: over
-tokens within a program, then over programs. No atomics; the same bits on every run.
+The two norm weights act only through their product, which is computed first. Its gradient is summed in a fixed order:
+over tokens within a program, then over programs. No atomics; the same bits on every run.
 
 Shape suffixes: N tokens (batch x sequence), M branches, D hidden, C chunks of tokens.
 """
@@ -21,11 +21,11 @@ from torch import Tensor
 from kernels.gate.kernels_triton import gate_backward_elements, gate_backward_tokens, gate_forward_kernel
 
 _TILE = 2048
-"""Numbers of each input that a program holds at a time: 16 a thread with four warps, two loads of 16 bytes in bf16."""
+"""Numbers of each input that a program holds at a time: 16 per thread with four warps, two 16-byte loads in bf16."""
 _COLUMNS = 512
-"""Widest tile: small enough to waste little where D is no power of two."""
+"""The widest tile: small enough to waste little where D is not a power of two."""
 _CHUNKS, _CHUNK_TOKENS = 512, 64
-"""Most partial sums of the weights' gradient, and fewest tokens in one: small beside the other gradients."""
+"""The most partial sums of the weights' gradient, and the fewest tokens in one: small beside the other gradients."""
 
 
 def gate_forward(
@@ -100,7 +100,7 @@ def gate_backward(
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """[B, T, ...] as [N, ...], any strides but one between neighbours: copied only where that cannot be had."""
+    """[B, T, ...] as [N, ...], with stride 1 in the last dimension: copied only where no view has that."""
     tensor = tensor.flatten(0, 1)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -126,5 +126,5 @@ def _chunk(tokens: int) -> tuple[int, int]:
 
 
 def _warps(numbers: int) -> int:
-    """Warps for a tile of so many numbers: 16 a thread, up to four warps."""
+    """Warps for a tile of `numbers` numbers: 16 per thread, up to four warps."""
     return max(1, min(4, numbers // 512))

@@ -2,8 +2,7 @@
 
 Both directions are custom operators, which torch.compile takes as they are: it copies no table and sorts nothing.
 
-N lookups (batch x sequence x slots), U rows, D columns of a row, V segments: the lookups of
-one row.
+N lookups (batch x sequence x sub-tables), U rows, D columns of a row, V segments: the lookups of one row.
 """
 
 from collections.abc import Callable
@@ -17,21 +16,21 @@ from kernels.gather.segment_sum import segment_sum
 
 
 class RowIndex(NamedTuple):
-    """Which row every lookup reads, and the lookups in segments, one a row. `row_index` builds it, once, when planning.
+    """The row that every lookup reads, and the lookups in segments, one per row. `row_index` builds it when planning.
 
-    Its size is that of the lookups, however many rows there are that none of them reads.
+    Its size depends on the lookups alone, however many rows none of them reads.
     """
 
     rows_V: Tensor
-    """int32; the rows that are read, ascending: one for each segment. Where all U are, it is only counted."""
+    """int32; the rows that are read, ascending: one per segment. If all U are read, only its length is used."""
     segment_N: Tensor
-    """int32; the segment of every lookup, lookups in (batch, token, slot) order."""
+    """int32; the segment of every lookup, lookups in (batch, token, sub-table) order."""
     order_N: Tensor
     """int32; the lookups sorted by segment, in lookup order within each."""
     offsets_V: Tensor
     """int32; where every segment starts in `order_N`."""
     num_rows: int
-    """U, of the rows that are looked up in."""
+    """U, the number of rows to look up in."""
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -45,7 +44,7 @@ class RowIndex(NamedTuple):
 
     @property
     def compact(self) -> "RowIndex":
-        """The same lookups in the rows that are read, side by side and alone."""
+        """The same lookups into only the rows that are read, side by side."""
         return self._replace(num_rows=len(self.rows_V))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "RowIndex":
@@ -73,7 +72,7 @@ def row_index(index_N: Tensor, num_rows: int) -> RowIndex:
         low, high = index_N.aminmax()
         if low < 0 or high >= num_rows:
             raise ValueError(f"lookups read rows {int(low)} to {int(high)}, but the table has rows 0 to {num_rows - 1}")
-    # The type that the sort is given matters: torch sorts 32-bit integers by radix, twice as fast as 64-bit ones.
+    # The type of the sort's input matters: torch sorts 32-bit integers by radix, twice as fast as 64-bit ones.
     sorted_N, order_N = index_N.to(torch.int32).sort(stable=True)
     rows_V, segments_N, counts_V = sorted_N.unique_consecutive(return_inverse=True, return_counts=True)
     segment_N = torch.empty_like(segments_N).scatter_(0, order_N, segments_N)

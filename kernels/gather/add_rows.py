@@ -1,4 +1,4 @@
-"""Adds rows to some of a table's, each of which is named once.
+"""Adds rows to some of a table's rows, each of which is named at most once.
 
 Shape suffixes: U rows of the table, V rows that are added, D columns.
 """
@@ -19,5 +19,5 @@ def add_rows(table_UD: Tensor, rows_V: Tensor, added_VD: Tensor) -> None:
 
         add_rows_on_gpu(table_UD, rows_V, added_VD)
     else:
-        # With 32-bit places torch adds row by row, in three times the time.
+        # With 32-bit indices torch adds row by row, which takes three times as long.
         table_UD.index_add_(0, rows_V.long(), added_VD)

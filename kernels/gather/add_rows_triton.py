@@ -1,4 +1,4 @@
-"""`kernels.gather.add_rows` in Triton. torch's `index_add_` adds by atomics, which take subnormal numbers for zero.
+"""`kernels.gather.add_rows` in Triton. torch's `index_add_` uses atomics, which flush subnormal numbers to zero.
 
 Shape suffixes as there, R lanes and C columns of a program.
 """
@@ -27,7 +27,7 @@ def add_rows_on_gpu(table_UD: Tensor, rows_V: Tensor, added_VD: Tensor) -> None:
         )  # fmt: skip
 
 
-# Different in every micro-batch: nothing is compiled anew for their sizes and alignments.
+# These differ in every micro-batch: nothing is recompiled for their sizes and alignments.
 @triton.jit(do_not_specialize=["rows", "num_rows"])
 def _add_rows(
     table: tl.tensor, rows: tl.tensor, added: tl.tensor, num_rows: tl.int64,

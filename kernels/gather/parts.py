@@ -1,4 +1,4 @@
-"""Sums of rows that come in parts, one from each of some ranks: one by one, in the order of the ranks.
+"""Sums rows that come in parts, one from each of several ranks: one by one, in rank order.
 
 Shape suffixes: A parts, O rows, D columns.
 """
@@ -10,7 +10,7 @@ from torch.nn.functional import embedding_bag
 def sum_parts(parts_AD: Tensor, order_A: Tensor, starts_O: Tensor) -> Tensor:
     """Returns the sum [O, D] of every row's parts, in the parts' dtype; zeros for rows without any.
 
-    A row's parts are added to zero one by one, in the order that is given: the same bits on every run, at any number of
+    A row's parts are added to zero one by one, in the given order: the same bits on every run, at any number of
     threads, on CPU and GPU. On a GPU this is one launch, however many parts a row has.
 
     Args:

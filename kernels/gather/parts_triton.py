@@ -1,4 +1,4 @@
-"""`kernels.gather.parts` in Triton: a lane has a row, and adds its parts one after the other.
+"""`kernels.gather.parts` in Triton: each lane has a row, and adds its parts one after another.
 
 Shape suffixes as there, R lanes and C columns of a program.
 """
@@ -12,7 +12,7 @@ from kernels.gather.triton import column_blocks, segment_bounds, tile
 
 _ELEMENTS = 1024
 _WARPS = 4
-_LOADS = tl.constexpr(4)  # in flight together: rows have one part from most ranks at most
+_LOADS = tl.constexpr(4)  # in flight together: a row has at most one part from each rank
 
 
 def sum_parts_in_order(parts_AD: Tensor, order_A: Tensor, starts_O: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def sum_parts_in_order(parts_AD: Tensor, order_A: Tensor, starts_O: Tensor) -> T
     return sums_OD
 
 
-# Different every step: nothing is compiled anew for their sizes and alignments.
+# These differ in every step: nothing is recompiled for their sizes and alignments.
 @triton.jit(do_not_specialize=["order", "starts", "num_parts", "num_rows"])
 def _sum_parts(
     sums: tl.tensor, parts: tl.tensor, order: tl.tensor, starts: tl.tensor, num_parts: tl.int64, num_rows: tl.int64,

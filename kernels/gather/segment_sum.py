@@ -1,8 +1,8 @@
-"""Sums of rows' lookups in a fixed order: the reference of gather's backward, and what it does on a CPU.
+"""Sums of rows' lookups in a fixed order: the reference of gather's backward, and its implementation on a CPU.
 
-The order depends on nothing but the number of a row's own lookups. They are summed in chunks of CHUNK, one by one from
-zero; a row of several chunks sums those in groups of GROUP, one by one from zero, then the groups in the same way,
-until there is one. So a GPU sums a row that has a tenth of all lookups in parallel, without atomics, to the same bits.
+The order depends only on the number of the row's lookups. They are summed in chunks of CHUNK, one by one from zero; a
+row of several chunks sums those in groups of GROUP, one by one from zero, then the groups in the same way, until one is
+left. So a GPU sums a row that has a tenth of all lookups in parallel, without atomics, with the same bits.
 
 N lookups, U rows, D columns, H rows of several chunks, X lookups after a row's first chunk, E chunks of these.
 """
@@ -22,7 +22,7 @@ def segment_sum(values_ND: Tensor, order_N: Tensor, offsets_U: Tensor, *, chunk:
         values_ND: what to sum. float32 and float64 are summed in their own type.
         order_N: int32; the values sorted by row, those of a row in the order of summation.
         offsets_U: int32; where every row's part of `order_N` starts.
-        chunk: at most so many values are added one by one.
+        chunk: the most values that are added one by one.
     """
     counts_U = torch.diff(offsets_U, append=offsets_U.new_tensor([len(order_N)]))
     rows_H = (counts_U > chunk).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Gathering rows, and the sums of their gradients in the order of kernels/gather/segment_sum.py, in Triton.
+"""Gathers rows, and sums their gradients in the order of kernels/gather/segment_sum.py, in Triton.
 
 N lookups, U rows, V segments: the lookups of one row, D columns, R lanes of a program, C columns of a program.
 """
@@ -14,14 +14,14 @@ _CHUNK = tl.constexpr(CHUNK)
 _GROUP = tl.constexpr(GROUP)
 _ELEMENTS = 2048
 _WARPS = 4
-# Different every step: nothing is compiled anew for their sizes and alignments.
+# These differ in every step: nothing is recompiled for their sizes and alignments.
 _PLAN = ["segment", "order", "offsets", "num_lookups", "num_segments"]
 _LOADS = tl.constexpr(8)  # in flight together, in a sum that is otherwise one by one
 
 
 def gather_rows(rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, out_ND: Tensor) -> None:
     """Writes the row of every lookup to `out_ND`, converted to its type: `rows_V[segment_N]`, or, where all rows are
-    read, `segment_N`. Strides of both may be any.
+    read, `segment_N`. Both may have any strides.
     """
     columns, blocks = column_blocks(rows_UD.shape[1])
     if out_ND.numel() == 0:
@@ -34,11 +34,11 @@ def gather_rows(rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, out_ND: Tens
 
 
 def sum_gradients(grad_ND: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, dtype: torch.dtype) -> Tensor:
-    """`segment_sum` [V, D] of the gradients converted to `dtype`, to the same bits. Strides may be any.
+    """`segment_sum` [V, D] of the gradients converted to `dtype`, with the same bits. Any strides.
 
     Args:
         grad_ND: gradient of every lookup.
-        segment_N: int32; the segment of every lookup. None is empty.
+        segment_N: int32; the segment of every lookup. No segment is empty.
         order_N: int32; the lookups sorted by segment.
         offsets_V: int32; where every segment starts in `order_N`.
         dtype: float32 or float64, of the sums.
@@ -49,7 +49,7 @@ def sum_gradients(grad_ND: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V
     if sums_VD.numel() == 0:
         return sums_VD
     lanes = max(1, _ELEMENTS // columns)
-    # A chunk after a segment's first lies here at the place of its first lookup by CHUNK: no two come closer than that.
+    # A chunk after a segment's first lies here at its first lookup's place divided by CHUNK: no two are closer.
     later_ED = torch.empty(triton.cdiv(num_lookups, CHUNK), dim, dtype=dtype, device=grad_ND.device)
     plan = (segment_N, order_N, offsets_V, num_lookups, num_segments)
     lanes = max(1, _ELEMENTS // 4 // columns)
@@ -75,7 +75,7 @@ def column_blocks(dim: int) -> tuple[int, int]:
 def tile(
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """This program's lanes, its columns, and which of these there are. Neighbours in the grid share their lanes."""
+    """This program's lanes, its columns, and which of these exist. Neighbours in the grid share their lanes."""
     lane_R = (tl.program_id(0) // BLOCKS).to(tl.int64) * R + tl.arange(0, R)
     column_C = (tl.program_id(0) % BLOCKS).to(tl.int64) * C + tl.arange(0, C)
     return lane_R, column_C, column_C < D
@@ -128,7 +128,7 @@ def _sum_chunks(
     grad_stride: tl.tensor, grad_column: tl.tensor,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Every lane sums the chunks that start in its window of the sorted lookups: at most two windows' lookups."""
+    """Every lane sums the chunks that start in its stretch of the sorted lookups: at most two stretches' lookups."""
     window_R, column_C, real_C = tile(D, BLOCKS, R, C)
     place_R, first_R = _next_chunk(window_R * _CHUNK, segment, order, offsets, num_lookups, num_segments)
     end_R, _ = _next_chunk((window_R + 1) * _CHUNK, segment, order, offsets, num_lookups, num_segments)
@@ -136,7 +136,7 @@ def _sum_chunks(
     total_RC = tl.zeros([R, C], sums.dtype.element_ty)
     steps = tl.max(end_R - place_R)
     for _ in range(0, steps, _LOADS):
-        # The compiler keeps loads in this order: none may wait for another of its kind, or stand behind a store.
+        # The compiler keeps loads in this order: none may wait for another of its kind or come after a store.
         lookups, segments, values = (), (), ()
         for ahead in tl.static_range(_LOADS):
             lookups += (tl.load(order + place_R + ahead, place_R + ahead < end_R, 0).to(tl.int64),)  # type: ignore[assignment]
@@ -175,7 +175,7 @@ def _sum_groups(
     num_lookups: tl.int64, num_segments: tl.int64, apart: tl.int64,
     D: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums the parts of long segments, `apart` lookups each, in groups, each to the place of its first part.
+    """Sums the parts of long segments, `apart` lookups each, in groups, each group into the place of its first part.
 
     A lane looks for the second part of a group in its own `apart` places of the sorted lookups: there is at most one.
     """

@@ -22,11 +22,11 @@ def hash_ngrams(
     `spec.cross_documents`, takes the pad id, and so do all longer ones.
 
     Args:
-        tokens_BT: integer compressed token ids, none negative. Negative ids are not looked for.
+        tokens_BT: integer compressed token ids, none negative, which is not checked.
         positions_BT: integer position of every token in its document, 0 at the first one in this sequence.
         spec: the hash, its tensors on the device of the tokens.
-        compressed_V: compressed id of every raw one, if the tokens are raw ids. A GPU takes the pad id for ids that it
-            does not hold, because to report them would make the host wait; the CPU raises an IndexError.
+        compressed_V: compressed id of every raw one, if the tokens are raw ids. For ids beyond it a GPU takes the pad
+            id, because reporting them would make the host wait; the CPU raises an IndexError.
     """
     if tokens_BT.is_cuda:
         from kernels.hash.triton import hash_ngrams_triton

@@ -1,4 +1,4 @@
-"""The hash in PyTorch's operations. Shape suffixes as in `kernels.hash`."""
+"""The hash in plain PyTorch. Shape suffixes as in `kernels.hash`."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def hash_ngrams_reference(
     """See `kernels.hash.hash_ngrams`; on any device."""
     if compressed_V is not None:
         tokens_BT = compressed_V[tokens_BT.long()]
-    # No sign enters anywhere: products stay below 2**63 by the choice of the multipliers, and so does their XOR.
+    # Nothing is ever negative: products stay below 2**63 by the choice of the multipliers, and so does their XOR.
     mix_LBT = torch.zeros((), dtype=torch.int64, device=tokens_BT.device)
     mixes = []
     for distance in range(spec.orders[-1]):

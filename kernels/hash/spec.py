@@ -25,7 +25,7 @@ class HashSpec:
     orders: tuple[int, ...]
     """N-gram orders, at least 1, increasing; the last is K."""
     pad_id: int
-    """The (compressed) token id that stands where an n-gram reaches before its document."""
+    """The (compressed) token id that is used where an n-gram reaches back beyond its document."""
     cross_documents: bool = False
     """Whether an n-gram may reach into the previous document of the same sequence."""
 
@@ -38,7 +38,7 @@ class HashSpec:
     @cached_property
     def reciprocals_LS(self) -> Tensor:
         """floor((2^64 - 1) / modulus) of every sub-table, shaped as the moduli: an unsigned word's bits, in int64."""
-        largest = 2**63 - 1  # 2^64 - 1 = 2 * largest + 1, with nothing above int64 on the way
+        largest = 2**63 - 1  # 2^64 - 1 = 2 * largest + 1, computed without exceeding int64
         rest_LS = largest % self.moduli_LS
         carry_LS = rest_LS >= self.moduli_LS - 1 - rest_LS
         return largest // self.moduli_LS * 2 + carry_LS

@@ -1,10 +1,10 @@
-"""Whole row records between host memory and the window's slots: fetch, write back, and records that nobody stored.
+"""Moves whole row records between host memory and the window's slots, and draws records that were never stored.
 
 A record is a row of 32-bit words (kept in fp32 tensors): first the row's weights, last its version as an int32. The
 record of a row that was never updated is not stored, but drawn in its slot: weights from (seed, row id), and zeros.
 
-On a GPU a few programs copy straight over the bus, each on one of its processors (SMs): `host_RW` is then a device view
-of pinned memory. They run on the current stream and wait for nothing. On a CPU both sides are ordinary memory.
+On a GPU a few programs copy straight over the bus, each on one SM: `host_RW` is then a device view of pinned memory.
+They run on the current stream and wait for nothing. On a CPU both sides are ordinary memory.
 
 R rows of the shard, C slots, U rows to move, W words of a record, D columns of a row, M modules.
 """
@@ -18,9 +18,10 @@ from kernels import compiled_loops
 from kernels.records.row_init import initial_rows
 
 PROGRAMS = 8
-"""How many run for a copy by default, each on one of a GPU's processors, of which it takes up a sixth or less.
+"""How many programs run for a copy by default, each on one SM, of which it takes up a sixth or less.
 
-Four fetch whole lines as fast, but write them back at half the rate: a processor has only so many stores on the bus."""
+Four fetch whole lines as fast, but write them back at half the rate: an SM has only a limited number of stores in
+flight on the bus."""
 
 _CHUNK_BYTES = 1 << 20  # of records that stay in a core's cache between two copies
 
@@ -37,18 +38,18 @@ def fetch_records(
     """Copies records of rows into slots.
 
     Args:
-        host_RW: fp32, the shard. Words of a row side by side, rows at any distance; so too in the window.
+        host_RW: fp32, the shard. The words of a row are contiguous, rows any distance apart; likewise in the window.
         rows_U: int64 or int32, contiguous, unique, in any order; ascending ones are fastest.
         window_CW: fp32, on the device.
         slots_U: int64 or int32, contiguous, unique.
-        padded: what lies between a record and the next is padding on both sides, and after the last one too. A GPU
-            may then copy it along, so that whole lines travel: records must be as far apart here as there.
-        programs: that copy, at most so many at a time. GPU only.
+        padded: on both sides, what lies between two records and after the last one is padding. A GPU may then copy it
+            along, so that whole lines travel: records must be equally far apart on both sides.
+        programs: the most programs that copy at a time. GPU only.
 
     Rows and slots are on the window's device.
 
     Raises:
-        ValueError: sizes or layouts that do not fit together.
+        ValueError: sizes or layouts do not fit together.
     """
     _check(host_RW, rows_U, window_CW, slots_U, padded)
     if window_CW.is_cuda:
@@ -68,7 +69,7 @@ def write_records(
     padded: bool = False,
     programs: int = PROGRAMS,
 ) -> None:
-    """Copies records of slots to their rows in host memory. Arguments and errors as of `fetch_records`."""
+    """Copies records of slots to their rows in host memory. Arguments and errors as for `fetch_records`."""
     _check(host_RW, rows_U, window_CW, slots_U, padded)
     if window_CW.is_cuda:
         from kernels.records.triton import write_records as on_gpu
@@ -92,16 +93,16 @@ def draw_records(
     """Writes the records of rows that were never updated: initial weights, and zeros for all other words.
 
     Args:
-        window_CW, slots_U, rows_U: as of `fetch_records`.
-        id_ranges_M2: int64, contiguous. For each range of the shard's rows its first row, ascending, and what makes
-            job-wide ids of its rows when it is added to them. The first range starts at row 0. On the window's device.
+        window_CW, slots_U, rows_U: as for `fetch_records`.
+        id_ranges_M2: int64, contiguous. For each range of the shard's rows its first row, ascending, and what to add to
+            its rows for their job-wide ids. The first range starts at row 0. On the window's device.
         dim: columns of a row (D).
         row_dtype: of the weights: torch.float32, or torch.bfloat16 with two in a word.
         seed: of the table; see `kernels.records.row_init.initial_rows`.
         std: of the initial values, which are rounded to the nearest value of the rows' dtype.
 
     Raises:
-        ValueError: sizes or layouts that do not fit together.
+        ValueError: sizes or layouts do not fit together.
     """
     _check(window_CW, rows_U, window_CW, slots_U, padded=False)
     if window_CW.is_cuda:
@@ -122,7 +123,7 @@ def draw_records(
 
 
 def job_wide_ids(rows_U: Tensor, id_ranges_M2: Tensor) -> Tensor:
-    """The job-wide ids of a shard's rows: int64 [U]. Arguments as of `draw_records`."""
+    """The job-wide ids of a shard's rows: int64 [U]. Arguments as for `draw_records`."""
     ranges = torch.searchsorted(id_ranges_M2[:, 0].contiguous(), rows_U.long(), right=True) - 1
     return rows_U + id_ranges_M2[ranges, 1]
 

@@ -1,4 +1,4 @@
-"""What all initial values of rows are drawn with: a key, and a factor. See `kernels.records.row_init`."""
+"""The key and the factor with which all initial values of rows are drawn. See `kernels.records.row_init`."""
 
 import math
 
@@ -15,5 +15,5 @@ def draw_key(seed: int) -> int:
 
 
 def draw_scale(std: float) -> float:
-    """What a centred sum is multiplied with: itself a float32, so that the product is rounded once on any device."""
+    """The factor of a centred sum: itself a float32, so that the product is rounded once on any device."""
     return float(np.float32(std / _STD))

@@ -1,4 +1,4 @@
-"""Records of rows that were never updated, drawn in the window: nothing of them crosses the bus.
+"""Records of rows that were never updated, drawn in the window: nothing crosses the bus.
 
 C slots, U rows, W words of a record, M modules.
 """

@@ -1,8 +1,8 @@
 """Records that each start a line of host memory, copied line by line: see `kernels.records.triton` for the others.
 
-Beside a model's kernels a copy gets few of a processor's issue slots, so a kilobyte must take few instructions: no
-access is masked but by its column, where words are no power of two, and each thread looks few numbers up. The last tile
-is filled up with the last row, which writes the same words again.
+Beside a model's kernels a copy gets few of an SM's issue slots, so a kilobyte must take few instructions: accesses are
+masked by column alone, and only if a record's words are not a power of two, and each thread looks up few numbers. The
+last tile is filled up with the last row, whose words are written again.
 
 W words of a record, U rows to move.
 """
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 PIECE = tl.constexpr(128)
-"""Words of a record that a warp moves at a time, 16 bytes a thread."""
+"""Words of a record that a warp moves at a time, 16 bytes per thread."""
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "num_rows"])
@@ -68,7 +68,7 @@ def _pieces(
 ) -> tl.tensor:
     """Where the words of a tile's records are: [ROWS, pieces, words of a piece].
 
-    In this order, so that warps divide up rows and a thread has all pieces of a row, whose number it looks up once.
+    In this order, warps divide up the rows, and a thread has all pieces of a row, whose number it looks up once.
     """
     place = tl.load(places + tl.minimum(start + tl.arange(0, ROWS), count - 1)).to(tl.int64)
     return (records + place * STRIDE)[:, None, None] + _columns(WIDTH)

@@ -1,6 +1,6 @@
-"""Whole row records copied row by row on a CPU, straight from where they are to where they go.
+"""Copies whole row records row by row on a CPU, straight from source to destination.
 
-Arguments and bits as of `kernels.records`. On one thread, without a buffer, and without the interpreter's lock.
+Arguments and bits as in `kernels.records`. On one thread, without a buffer, and without the GIL.
 """
 
 import numpy as np

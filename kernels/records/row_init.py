@@ -22,7 +22,7 @@ def initial_rows(row_ids_U: Tensor, dim: int, *, seed: int, std: float) -> Tenso
     an Irwin-Hall distribution: excess kurtosis -0.3, nothing beyond 3.47 standard deviations.)
 
     Args:
-        row_ids_U: int64 row ids, any values, on the device wanted.
+        row_ids_U: int64 row ids, any values, on the wanted device.
         dim: columns of a row.
         seed: any integer, taken modulo 2**64. Tables that share row ids need distinct seeds.
         std: standard deviation; 0 gives zeros.

@@ -1,12 +1,12 @@
-"""Whole row records, straight over the bus between pinned host memory and the window, by a few persistent programs.
+"""Copies whole row records straight over the bus between pinned host memory and window, by a few persistent programs.
 
-A read over the bus is answered after a microsecond or more, so that some fifty kilobytes must be on their way at any
-time: each program has tiles of rows in flight while it stores another one. And it travels in requests of at most one
-128-byte line: each row's tile starts where a line of *host* memory starts, with the words before the record masked, so
-that no request of a warp is split between two lines. The window's side may be crooked: its memory is 50 times faster.
-Where each record starts a line, as padded ones do, `kernels.records.line_triton` takes a tenth of the instructions.
+A read over the bus takes a microsecond or more, so some fifty kilobytes must be in flight at any time: each program has
+tiles of rows in flight while it stores another one. Data travels in requests of at most one 128-byte line: each row's
+tile starts where a line of *host* memory starts, with the words before the record masked, so that no request of a warp
+is split between two lines. The window's side may be unaligned: its memory is 50 times faster. Where each record starts
+a line, as padded ones do, `kernels.records.line_triton` takes a tenth of the instructions.
 
-A program leaves most of its processor to others: what it holds in registers is bounded, and little besides.
+A program leaves most of its SM to others: it holds a bounded amount in registers, and little else.
 
 R rows of the shard, C slots, U rows to move, W words of a record.
 """
@@ -26,11 +26,11 @@ _LINE = 32  # words
 
 TILE_WORDS = 2048
 STAGES = 5
-"""Depth of the loops' software pipeline: three tiles are under way while one is stored, and as many rows' numbers."""
+"""Depth of the loops' software pipeline: three tiles and as many tiles' row numbers in flight while one is stored."""
 WARPS = 4
 REGISTERS = 96
-"""The most that a thread may use. Left alone, the compiler takes more, or spills although some are free."""
-_MOST_WARPS = 16  # whose registers a processor has, with some left
+"""The most that a thread may use. Left alone, the compiler takes more, or spills although some are still free."""
+_MOST_WARPS = 16  # whose registers an SM has, with some to spare
 
 
 def fetch_records(
@@ -83,7 +83,7 @@ def _tile_constants(host_RW: Tensor, window_CW: Tensor, padded: bool) -> dict[st
         **({} if alignment == _LINE else {"FIRST_WORD": first_word, "ALIGNMENT": alignment}),
         "WIDTH": width,
         "ROWS": rows,
-        # A single row that is larger than a tile is enough on its way by itself.
+        # A single row that is larger than a tile is enough in flight by itself.
         "STAGES": STAGES if width <= TILE_WORDS else 1,
         "num_warps": min(_MOST_WARPS, WARPS * triton.cdiv(width, TILE_WORDS)),
         "maxnreg": REGISTERS,
@@ -155,11 +155,11 @@ def _lines(
     ROWS: tl.constexpr,
     POLICY: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Where the lines start in which the tile's records start, in words, and how many words of them to skip.
+    """Where the lines in which the tile's records start begin, in words, and how many of their words to skip.
 
-    Where there is no row all of a tile's words are to skip. A tile's rows are looked up once to load it and again to
-    store it, which must differ in POLICY: the compiler would make one of both, and then have lines and masks of all
-    tiles on their way wait in registers.
+    Where there is no row, all of a tile's words are skipped. A tile's rows are looked up once to load it and again to
+    store it, which must differ in POLICY: otherwise the compiler would merge the two and keep lines and masks of all
+    tiles in flight in registers.
     """
     word = _numbers(rows, start, num_rows, ROWS, POLICY) * HOST_STRIDE + FIRST_WORD
     live = start + tl.arange(0, ROWS) < num_rows

@@ -1,8 +1,8 @@
 """Adam on table rows, in place, and the replay of the steps that rows missed for want of a gradient.
 
 U rows, D columns of a row. All tensors are float32 and may be strided views of wider records; every value depends on
-its own row alone and has the same bits whatever other rows are updated with it. Nothing but a little scratch is
-streamed through memory when the caller hands over blocks of rows that fit into the processor's cache.
+its own row alone and has the same bits whatever other rows are updated with it. When the caller passes blocks of rows
+that fit into the processor's cache, only a little scratch is streamed through memory.
 """
 
 from bisect import bisect_left
@@ -17,7 +17,7 @@ from kernels.rows.rate_history import RateHistory
 
 _CHECK_EVERY = 16  # steps between two searches for rows whose weights have come to rest
 _CHECK_MOMENTS_EVERY = 256  # the same for the moments, which need many more
-_COPY_FROM = 3  # steps from which on contiguous copies are worth their making
+_COPY_FROM = 3  # missed steps from which contiguous copies pay
 
 
 def adam(
@@ -37,7 +37,7 @@ def adam(
     These are IEEE operations in a fixed order, so that other devices and kernels can have the same bits:
     m = fma(1 - beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v), w = w + (-lr / c1 m) / (sqrt(v) / c2 + eps), where
     c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step), and scalars are rounded to float32 before they are used. (torch's
-    loop over the last elements of a tensor, that fill no vector of the processor, may round otherwise.)
+    loop over a tensor's last elements, which fill no vector register, may round differently.)
 
     On its own this is lazy Adam: rows without a gradient rest, moments included, and only the bias correction knows
     of the steps they missed. After `replay_adam` it is dense Adam.
@@ -51,7 +51,7 @@ def adam(
         lr: learning rate.
         betas: decay of the first and of the second moments, per step.
         eps: added to the root of the corrected second moments.
-        scratch_UD: overwritten; given, nothing is allocated.
+        scratch_UD: overwritten; if given, nothing is allocated.
     """
     beta1, beta2 = betas
     exp_avg_UD.lerp_(grad_UD, 1 - beta1)
@@ -75,7 +75,7 @@ def replay_adam(
 
     A step without gradient still decays the moments and moves the weights along the old ones. Two shortcuts keep the
     bits: weights are no longer computed once no later step can change them (see `_count_resting`), and neither are
-    moments that a step gives back as they were.
+    moments that a step leaves unchanged.
 
     Args:
         weights_UD: the rows, each after its own last step. So are the moments.

@@ -12,9 +12,9 @@ element's v and the step meet, and 1 / (sqrt(v) + eps z) is given by its values 
     m sum_p S[l, p] / (sqrt(v) + eps z_p)
 
 where S[l] sums the steps since l: a row of numbers for all rows of the tables that were last updated at l. A step adds
-to the last few hundred of them, since r^k has no weight beyond.
+only to the last few hundred of them, since r^k is negligible beyond.
 
-The moments are multiplied with beta1^n and beta2^n for a gap of n steps.
+The moments are multiplied by beta1^n and beta2^n for a gap of n steps.
 
 Shape suffixes: U rows, D columns of a row, T steps, P nodes, K steps after which a gap moves nothing more.
 """
@@ -36,10 +36,10 @@ _FADING = 0.7  # how much a step counts: r^(0.7 k), a bit more than it does at a
 
 
 class GapSums:
-    """What gaps that begin at any step and last until now do to a row.
+    """The effect on a row of gaps that begin at any step and last until now.
 
     Args:
-        history: learning rates of steps 1, 2, ...; seen as it grows.
+        history: learning rates of steps 1, 2, ...; followed as it grows.
         betas: decay of the first and of the second moments, per step; beta1 at most 0.95 times the root of beta2.
         eps: added to the root of the corrected second moments.
         device: of the rows.
@@ -55,7 +55,7 @@ class GapSums:
         capacity: int = 1 << 12,
     ) -> None:
         self.history, self._betas = history, betas
-        # What the steps multiply with in float32.
+        # The factors of the steps in float32.
         self._decays = 1 - float(np.float32(1 - betas[0])), float(np.float32(betas[1]))
         fading, shrink = self._decays[0] / self._decays[1] ** 0.5, self._decays[1] ** -0.5
         self._reach = max(1, math.ceil(math.log(_LEAST_SHARE * (1 - fading)) / math.log(fading)))
@@ -68,7 +68,7 @@ class GapSums:
         steps = range(self._reach, 0, -1)
         self._fading_K = torch.tensor([fading**step for step in steps], dtype=torch.float64, device=device)
         self._shrink_K = torch.tensor([shrink**step for step in steps], dtype=torch.float64, device=device)
-        # Of the steps before this one, the earliest first; for a root of the bias correction.
+        # Of the steps before this one, earliest first, for one root of the bias correction.
         self._shares_of, self._shares_KP = 0.0, self._fading_K[:, None] * nodes_P
         self._added_KP = torch.empty_like(self._shares_KP)
         self._known = 0
@@ -78,7 +78,7 @@ class GapSums:
     def sums(self) -> Tensor:
         """Float64 [T, P] by a row's last step: S, as of now.
 
-        The current stream works it out, and later kernels on it see it; the host does not wait.
+        The current stream computes it, and later kernels on it see it; the host does not wait.
         """
         now = len(self.history)
         if now >= len(self._sums_TP):
@@ -89,12 +89,12 @@ class GapSums:
         return self._sums_TP
 
     def decays(self) -> Tensor:
-        """Float32 [T, 2] by the length of a gap: what it multiplies the first and the second moments with."""
+        """Float32 [T, 2] by the length of a gap: its factors of the first and the second moments."""
         return self._decays_T2
 
     def _add(self, step: int) -> None:
         root = self._root(step)
-        if root != self._shares_of:  # some hundred steps on, it is 1
+        if root != self._shares_of:  # after some hundred steps it is 1
             self._shares_of = root
             self._shares_KP = self._nodes.shares(root * self._shrink_K) * self._fading_K[:, None]
         count = min(step - 1, self._reach)
@@ -121,10 +121,10 @@ def close_gaps(
     last_steps: Sequence[int],
     gaps: GapSums,
 ) -> None:
-    """Brings rows up to date as `kernels.rows.adam.replay_adam` does, in place, but for rounding and the like.
+    """Brings rows up to date as `kernels.rows.adam.replay_adam` does, in place, up to a small error.
 
-    What a gap does to a weight is met within 1e-6 of it or, where the rate rises a hundredfold within the gap, of what
-    the highest rate would have done; then the weight is rounded once, where replaying rounds it at every step.
+    The move of a weight over a gap is met within 1e-6 of itself or, where the rate rises a hundredfold within the gap,
+    of the move at the highest rate; then the weight is rounded once, where replaying rounds it at every step.
 
     Args:
         weights_UD: float32, the rows, each after its own last step. So are the moments.

@@ -1,4 +1,4 @@
-"""Steps of Adam without a gradient, of a row in a processor's nearest cache, one by one or all at once.
+"""Steps of Adam without a gradient, one by one or all at once, for a row in a processor's L1 cache.
 
 The bits are those of `kernels.rows.adam` and `kernels.rows.adam_closed`, whose docstrings say what is computed and why
 the shortcuts keep them.
@@ -11,7 +11,7 @@ import numpy as np
 from kernels.numba_intrinsics import compiled, fma
 from kernels.rows.adam_rates import AdamRates
 
-_CHECK_EVERY = 16  # steps between two looks whether a row's weights have come to rest
+_CHECK_EVERY = 16  # steps between two checks whether a row's weights have come to rest
 _CHECK_MOMENTS_EVERY = 256  # the same for its moments, which need many more
 _LEAST_ROOT = np.float32(2.0**-62)  # below which the second moment is a denormal
 _LEAST_MOVE = np.float32(2.0**-26)  # of a weight: less than half of the distance to the next float
@@ -26,7 +26,7 @@ class Constants(NamedTuple):
     one_minus_beta2: np.float32
     eps: np.float32
     rests: bool
-    """Whether rows come to rest at all, by the betas and eps."""
+    """Whether rows can come to rest at all, given the betas and eps."""
     peak_rate: np.float32
     beta1: float
 
@@ -34,7 +34,7 @@ class Constants(NamedTuple):
 def constants(rates: AdamRates) -> Constants:
     """Those of an optimizer."""
     beta1, beta2 = rates.betas
-    # torch interpolates from the end that is nearer, which decides on the rounding.
+    # torch interpolates from the nearer end, which determines the rounding.
     far = np.float32(1 - beta1) >= 0.5
     return Constants(
         np.float32(1 - beta1) - np.float32(far),
@@ -56,7 +56,7 @@ def replay(weights, means, squares, constants, step_sizes, roots, last, now):  #
     for step in range(last + 1, now + 1):
         for column in range(weights.shape[0]):
             start = zero if constants.from_gradient else means[column]
-            # Not zero - means, an operation of its own: the product is the same, and so is the sign of a sum of zeros.
+            # Not zero - means, an extra operation: the product is the same, and so is the sign of a sum of zeros.
             means[column] = fma(-constants.lerp, means[column], start)
             squares[column] *= constants.beta2
         if not resting:
@@ -74,7 +74,7 @@ def replay(weights, means, squares, constants, step_sizes, roots, last, now):  #
 def close(weights, means, squares, sums, offsets, decays, roots, moves):  # type: ignore[no-untyped-def]
     """Applies all steps of a gap at once, in place: the form of `kernels.rows.adam_closed.close_gaps`.
 
-    Args: a row's parts; its `GapSums.sums` and the offsets; its `GapSums.decays`; twice float32 [D], overwritten.
+    Args: a row's parts; its `GapSums.sums` and the offsets; its `GapSums.decays`; two float32 [D], overwritten.
     """
     for column in range(len(roots)):
         roots[column] = np.sqrt(squares[column])
@@ -87,7 +87,7 @@ def close(weights, means, squares, sums, offsets, decays, roots, moves):  # type
     _scale(squares, decays[1])
 
 
-# Loops over few arrays: of more, the compiler gives up proving that they do not overlap, and vectors with it.
+# Loops over few arrays: with more, the compiler gives up proving that they do not overlap, and does not vectorise.
 @compiled
 def _add_node(moves, roots, share, offset):  # type: ignore[no-untyped-def]
     for column in range(len(roots)):

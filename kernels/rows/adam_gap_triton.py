@@ -1,7 +1,7 @@
-"""Steps of Adam without a gradient, of a row in a Triton program's registers, one by one or all at once.
+"""Steps of Adam without a gradient, one by one or all at once, for a row in a Triton program's registers.
 
 The bits are those of `kernels.rows.adam` and `kernels.rows.adam_closed`, as `kernels.rows.adam_triton` says. A row is
-brought up to date by itself, so it does not matter which others are in the call. The loop over its steps ends early
+brought up to date by itself, so it does not matter which others are in the call. The loop over its steps ends early,
 like the reference's, by the same argument.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.records_triton import same_bits
 
-_CHECK_EVERY = tl.constexpr(16)  # steps between two looks whether a row's weights have come to rest
+_CHECK_EVERY = tl.constexpr(16)  # steps between two checks whether a row's weights have come to rest
 _CHECK_MOMENTS_EVERY = tl.constexpr(64)  # the same for its moments
 _LEAST_ROOT = tl.constexpr(2.0**-62)  # below which the second moment is a denormal
 _LEAST_MOVE = tl.constexpr(2.0**-26)  # of a weight: less than half of the distance to the next float
@@ -25,7 +25,7 @@ def settings(rates: AdamRates) -> dict[str, Any]:
     """The arguments of a kernel that calls `move` and `replay`."""
     beta1, beta2 = rates.betas
     lerp = np.float32(1 - beta1)
-    # torch interpolates from the end that is nearer, which decides on the rounding.
+    # torch interpolates from the nearer end, which determines the rounding.
     far = bool(lerp >= 0.5)
     return {
         "lerp": float(lerp - np.float32(far)),
@@ -42,8 +42,8 @@ def settings(rates: AdamRates) -> dict[str, Any]:
 def _decay(
     means: tl.tensor, squares: tl.tensor, lerp: tl.tensor, beta2: tl.tensor, FAR: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """A step without gradient, of the moments: means.lerp_(0, 1 - beta1) and squares.mul_(beta2)."""
-    # Not 0 - means, an operation of its own: the product is the same, and so is the sign of a sum of zeros.
+    """A step without gradient, on the moments: means.lerp_(0, 1 - beta1) and squares.mul_(beta2)."""
+    # Not 0 - means, an extra operation: the product is the same, and so is the sign of a sum of zeros.
     start = 0.0 if FAR else means
     return tl.fma(-lerp, means, start), squares * beta2
 
@@ -52,10 +52,10 @@ def _decay(
 def move(
     weights: tl.tensor, means: tl.tensor, squares: tl.tensor, scalars: tl.tensor, step: tl.tensor, eps: tl.tensor
 ) -> tl.tensor:
-    """What a step does to the weights, by the moments after it."""
+    """The weights after a step, from the moments after it."""
     step_size, root = tl.load(scalars + 2 * step), tl.load(scalars + 2 * step + 1)
     denominator = tl.sqrt_rn(squares)
-    if root != 1.0:  # some hundred steps on, it is
+    if root != 1.0:  # after some hundred steps it is
         denominator = tl.div_rn(denominator, root)
     return weights + tl.div_rn(step_size * means, denominator + eps)
 
@@ -111,7 +111,7 @@ def replay(
         before_means, before_squares = means, squares
         for _ in range(step, end + 1):
             means, squares = _decay(means, squares, lerp, beta2, FAR)
-        # A moment's size never grows, so one that is what it was has not changed between, and never will.
+        # A moment's magnitude never grows, so one that is what it was has not changed in between and never will.
         kept = same_bits(means, before_means) & same_bits(squares, before_squares)
         still = tl.min((kept | ~inside).to(tl.int32), axis=0)
         step = end + 1
@@ -130,7 +130,7 @@ def close(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The row after all steps of its gap at once: the form of `kernels.rows.adam_closed.close_gaps`.
 
-    Args: the row; where its `GapSums.sums`, the offsets and its `GapSums.decays` are.
+    Args: the row; pointers to its `GapSums.sums`, the offsets and its `GapSums.decays`.
     """
     roots = tl.sqrt_rn(squares)
     moves = tl.zeros_like(roots)

@@ -1,4 +1,4 @@
-"""The kernels of `kernels.rows.adam_triton`: a program has one row in registers."""
+"""The kernels of `kernels.rows.adam_triton`: a program holds one row in registers."""
 
 import triton
 import triton.language as tl
@@ -7,8 +7,8 @@ from kernels.rows.adam_gap_triton import close, move, replay
 from kernels.rows.records_triton import load_weights, store_weights
 from kernels.rows.stochastic_rounding_triton import as_bf16, as_fp32, stochastic_round
 
-# Moments of the columns that a row has not, up to the next power of two. Roots and quotients of zeros, as of denormals,
-# go a longer way on a GPU, and what one column of a warp needs all of them wait for.
+# Moments of the padding columns, up to the next power of two. Roots and quotients of zeros, as of denormals, take a
+# slow path on a GPU, and all columns of a warp wait for the one that takes it.
 _IDLE = tl.constexpr(1.0)
 
 
@@ -51,8 +51,8 @@ def _store_moments(
         tl.store(state + DIM + columns, squares, mask=inside)
 
 
-# No alignment is told of records and of what lies beside them: then a warp's threads have neighbouring columns, not
-# four each, of which unaligned records would be loaded with gaps.
+# The compiler is told no alignment of records and of what lies beside them: then a warp's threads have adjacent
+# columns, not four each, with which unaligned records would be loaded with gaps.
 @triton.jit(do_not_specialize=["slots", "now"], do_not_specialize_on_alignment=["records", "out", "state_out"])
 def read_kernel(
     records: tl.tensor,

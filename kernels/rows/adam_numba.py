@@ -1,8 +1,8 @@
 """Adam on records in their slots, in one pass over memory, on a CPU.
 
 The bits are those of `kernels.rows.adam`, whose docstrings say what is computed and why the shortcuts keep them; here a
-row's operations follow one another while it sits in the processor's nearest cache, not pass by pass over many rows.
-bf16 parts of records are rounded as `kernels.rows.stochastic_rounding` says, once an update.
+row's operations follow one another while it is in the processor's L1 cache, not pass by pass over many rows. bf16 parts
+of records are rounded as `kernels.rows.stochastic_rounding` says, once an update.
 
 A record is as `kernels.rows.records_numba` says; the state of a row is its first and then its second moments (D each).
 
@@ -158,7 +158,8 @@ def _step_row(values, grads, constants, scale, step_size, root):  # type: ignore
 
 @compiled
 def _step(weights, means, squares, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
-    # A function of few arrays: more, and the compiler gives up proving that they do not overlap, and vectors with it.
+    # A function of few arrays: with more, the compiler gives up proving that they do not overlap, and does not
+    # vectorise.
     for column in range(weights.shape[0]):
         grad = grads[column] * scale
         start = grad if constants.from_gradient else means[column]

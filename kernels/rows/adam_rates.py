@@ -1,4 +1,4 @@
-"""What the steps of Adam multiply and divide by, on the device whose kernels replay missed steps.
+"""The factors and divisors of Adam's steps, on the device whose kernels replay missed steps.
 
 Shape suffix: T steps, entry 0 unused.
 """
@@ -15,7 +15,7 @@ class AdamRates:
     """The applied steps of one Adam.
 
     Args:
-        history: learning rates of steps 1, 2, ...; seen as it grows.
+        history: learning rates of steps 1, 2, ...; followed as it grows.
         betas: decay of the first and of the second moments, per step.
         eps: added to the root of the corrected second moments.
         device: of the records.
@@ -35,7 +35,7 @@ class AdamRates:
     ) -> None:
         self.betas, self.eps = betas, eps
         self.gaps = GapSums(history, betas, eps, device) if closed else None
-        """To evaluate gaps at once with; None if their steps are replayed."""
+        """Evaluates gaps at once; None if their steps are replayed."""
         self._history = history
         self._known = 0
         self._reserve(capacity, torch.device(device))
@@ -52,8 +52,8 @@ class AdamRates:
     def scalars(self) -> Tensor:
         """Float32 [T, 2] by step number: -lr / (1 - beta1^t), and sqrt(1 - beta2^t).
 
-        Worked out in float64 and rounded once, as torch does with an optimizer's scalars. Steps that are new since the
-        last call are copied by the current stream, which later kernels on it see; the host does not wait. Nothing is
+        Computed in float64 and rounded once, as torch does with an optimizer's scalars. Steps that are new since the
+        last call are copied on the current stream, and later kernels on it see them; the host does not wait. Nothing is
         allocated while the capacity suffices.
         """
         now = len(self)

@@ -1,12 +1,13 @@
 """Adam on records in their slots, in one pass over them: the Triton form of `kernels.rows.adam`.
 
-A program has one row in registers. `read_rows` loads the record, makes up for the steps that the row missed and stores
-the result beside the records; `update_rows` goes on from there, applies this step's gradient, and stores the record.
+A program holds one row in registers. `read_rows` loads the record, makes up for the steps that the row missed and
+stores the result beside the records; `update_rows` goes on from there, applies this step's gradient, and stores the
+record.
 
 The bits are those of `kernels.rows.adam`, NaNs' payloads apart: the same IEEE operations in the same order, roots and
 quotients correctly rounded, denormals kept, and fused multiply-adds where the reference has them and nowhere else
-(`enable_fp_fusion=False` forbids the compiler to make more). Parts of records that are bfloat16 are unpacked to fp32
-when they are loaded, and rounded where they are stored.
+(`enable_fp_fusion=False` keeps the compiler from forming others). Parts of records that are bfloat16 are unpacked to
+fp32 when they are loaded, and rounded where they are stored.
 
 Shape suffixes: C slots, W words of a record, U rows of a step, D columns of a row, S numbers of state, T steps.
 """
@@ -95,7 +96,7 @@ def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
     if not update.grad_UD.numel():
         return
     weights_UD, state_US = got
-    state = update.records_CW if state_US is None else state_US  # of the first nothing is read
+    state = update.records_CW if state_US is None else state_US  # the former is not read
     chosen = settings(rates)
     with torch.cuda.device_of(update.records_CW):
         update_kernel[(len(update.slots_U),)](

@@ -1,4 +1,4 @@
-"""Rows with the steps that they missed, on their way from a read to the update that follows.
+"""Rows with the steps that they missed, handed from a read to the update that follows.
 
 Shape suffixes: U rows of a step, D columns of a row, S numbers of state.
 """

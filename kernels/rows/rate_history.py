@@ -1,4 +1,4 @@
-"""The learning rate of every step, for steps that are computed later than their time."""
+"""The learning rate of every step, for steps that are made up for later."""
 
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class RateHistory:
 
     def __init__(self, rates: Iterable[float] = ()) -> None:
         self._rates: list[float] = []
-        # Steps with a rate that no later one reaches, so in ascending order of steps and descending order of rates.
+        # Steps with a rate that no later one reaches: steps in ascending, hence rates in descending order.
         self._peak_steps: list[int] = []
         for rate in rates:
             self.append(rate)

@@ -1,15 +1,15 @@
-"""Nodes at which 1 / (s + z) says, for every s >= 0 at once, what it is at all other z of an interval.
+"""Nodes z whose values of 1 / (s + z) give, for every s >= 0 at once, its values at all other z of an interval.
 
-A step of Adam without a gradient moves a weight by a sum of such terms, z from one to the next greater and s of the
-element. For the functions z -> 1 / (s + z), interpolation is best in rational functions with poles on the negative
-axis: with nodes z_1..z_P and poles -c_2..-c_P the error is, relative to the value itself,
+Adam's steps without a gradient move a weight by a sum of such terms, with s of the element and z growing from step to
+step. For the functions z -> 1 / (s + z), interpolation is best in rational functions with poles on the negative axis:
+with nodes z_1..z_P and poles -c_2..-c_P the error is, relative to the value itself,
 
     Phi(z) Psi(s),  Phi(z) = prod (z - z_p) / prod (z + c_p),  Psi(s) = prod (s - c_p) / prod (s + z_p)
 
 up to its sign: it vanishes at the nodes, and for s = c_p, whose function is a pole of its own. Nodes and poles are
-taken by turns where Phi and Psi are largest, until their product is as small as asked for.
+chosen in turn where Phi and Psi are largest, until their product is as small as required.
 
-All is worked out in IEEE operations and Python's powers, so that it is the same on every machine.
+Everything is computed with IEEE operations and Python's powers, so that it is the same on every machine.
 
 Shape suffixes: P nodes, N points.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_POINTS = 400  # at which Phi and Psi are looked at, as many of each
+_POINTS = 400  # at which Phi is evaluated, and as many for Psi
 
 
 class RationalNodes:
@@ -28,7 +28,7 @@ class RationalNodes:
 
     Args:
         least, most: ends of the interval; positive.
-        weight: of an error at z: what does not matter much is met less closely.
+        weight: of an error at z: where it is small, values are met less closely.
         tolerance: the largest relative error times the weight.
     """
 
@@ -47,13 +47,13 @@ class RationalNodes:
         return self
 
     def shares(self, points_N: Tensor) -> Tensor:
-        """What the value at each node counts for the value at each point: f(z) is about shares @ f(nodes).
+        """The weight of the value at each node in the value at each point: f(z) is about shares @ f(nodes).
 
         Args:
             points_N: float64, in the interval.
 
         Returns:
-            float64 [N, P], with the same bits on every device and for a point in any company.
+            float64 [N, P]; a point's shares have the same bits on every device and whatever the other points.
         """
         shares_NP = torch.ones(len(points_N), len(self.nodes), dtype=torch.float64, device=points_N.device)
         for place, (node, inverse_gaps_P) in enumerate(zip(self.nodes, self._inverse_gaps_PP, strict=True)):
@@ -69,7 +69,7 @@ def _choose(
     least: float, most: float, weight: Callable[[float], float], tolerance: float
 ) -> tuple[list[float], list[float]]:
     points = _spread(least, most)
-    offsets = _spread(1e-3 * least, 1e6 * most)  # s; beyond them the functions hardly change their form
+    offsets = _spread(1e-3 * least, 1e6 * most)  # s; beyond them the functions hardly change shape
     phi, psi = [weight(z) for z in points], [1.0] * _POINTS
     nodes: list[float] = []
     poles: list[float] = []

@@ -1,4 +1,4 @@
-"""The rows of a step, as loops that Numba compiles for a CPU take them.
+"""The rows of a step in the form that loops compiled by Numba for a CPU take.
 
 A record is a row of 32-bit words: weights, then optimizer state (each fp32, or two bf16 a word), and the version, an
 int32.
@@ -26,11 +26,11 @@ class RowStep(NamedTuple):
         halves: the same memory as uint16 [C, 2 W], for parts that are bfloat16.
         slots: int64 [U], unique.
         grads: float32 [U, D].
-        scale: multiplied with the gradient first.
+        scale: the gradient is first multiplied by it.
         step: the rows' version afterwards.
         bf16: whether the stored weights are bfloat16.
         bf16_state: whether the stored state is bfloat16.
-        ids: uint64 [U], that bf16 rows are rounded by.
+        ids: uint64 [U], by which bf16 rows are rounded.
         key, word_keys: of the rounding of their weights: uint64, and uint64 [R].
         state_key, state_word_keys: of that of their state, likewise.
     """
@@ -52,7 +52,7 @@ class RowStep(NamedTuple):
 
 
 def row_step(update: RowUpdate, state_size: int = 0) -> RowStep:
-    """The same step in NumPy's arrays, without copies. `state_size`: numbers of state that are rounded.
+    """The same step as NumPy arrays, without copies. `state_size`: numbers of state that are rounded.
 
     Raises:
         ValueError: bf16 rows come without ids.

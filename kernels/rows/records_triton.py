@@ -1,4 +1,4 @@
-"""Row records in their slots, inside Triton kernels and on the way into them; and the plain read of their weights.
+"""Row records in their slots, as arguments of Triton kernels and inside them; and the plain read of their weights.
 
 A record is a row of 32-bit words: weights, then optimizer state (each fp32, or two bf16 a word), and last the version,
 an int32 that counts applied steps; 0 marks a row that was never updated.
@@ -52,7 +52,7 @@ def read_rows(records_CW: Tensor, slots_U: Tensor, weights_UD: Tensor, *, bf16: 
 
 
 def check_rows(records_CW: Tensor, slots_U: Tensor, rows_UD: Tensor, words: int | None = None) -> None:
-    """Refuses what a kernel would read as something else.
+    """Refuses what a kernel would misread.
 
     Args:
         records_CW: the records.
@@ -74,9 +74,9 @@ def check_rows(records_CW: Tensor, slots_U: Tensor, rows_UD: Tensor, words: int 
 
 
 def row_layout(dim: int, bf16: bool) -> dict[str, Any]:
-    """What all kernels here know of a record at compile time."""
+    """What all kernels here know about a record at compile time."""
     weight_words = (dim + 1) // 2 if bf16 else dim
-    # The last half of an odd bf16 row's last word is written, too.
+    # The last half of an odd bf16 row's last word is written too.
     block = triton.next_power_of_2(max(1, 2 * weight_words if bf16 else dim))
     return {"DIM": dim, "WEIGHT_WORDS": weight_words, "BLOCK": block, "BF16": bf16}
 

@@ -5,7 +5,7 @@ from typing import Literal
 from kernels.splitmix64 import derived_key
 
 Part = Literal["weights", "state"]
-"""What of a row is rounded: the state is all of its optimizer's numbers, one after another."""
+"""The part of a row that is rounded: the state is all of its optimizer's numbers, one after another."""
 
 
 def rounding_key(seed: int, step: int, part: Part = "weights") -> int:

@@ -1,4 +1,4 @@
-"""What every optimizer's kernels are given of a step's rows, on a CPU and on a GPU.
+"""What every optimizer's kernels are given about a step's rows, on a CPU and on a GPU.
 
 Shape suffixes: C slots, W words of a record, U rows of a step, D columns of a row.
 """
@@ -22,7 +22,7 @@ class RowUpdate:
         bf16: whether the stored weights are bfloat16, which are rounded stochastically by (seed, row id, step).
         bf16_state: whether the stored state is, likewise.
         seed: of the rounding.
-        gradient_scale: multiplied with the gradient first.
+        gradient_scale: the gradient is first multiplied by it.
     """
 
     records_CW: Tensor

@@ -1,4 +1,4 @@
-"""Optimizers with one number of state a row, in place. (Adam: `kernels.rows.adam`.)
+"""Optimizers with one number of state per row, in place. (Adam: `kernels.rows.adam`.)
 
 U rows, D columns of a row. All tensors are float32 and may be strided views of wider records; every value depends on
 its own row alone and has the same bits whatever other rows are updated with it.
@@ -23,10 +23,10 @@ def rowwise_adagrad(
     eps: float,
     scratch_UD: Tensor | None = None,
 ) -> None:
-    """One step of Adagrad with one accumulator a row, the sum of the mean squares of the row's gradients.
+    """One step of Adagrad with one accumulator per row, the sum of the mean squares of the row's gradients.
 
-    h += mean(g^2); w -= lr g / (sqrt(h) + eps). (The row-wise variant of FBGEMM's and TorchRec's embedding tables.)
-    A step without gradient changes nothing: rows that rest are those of dense row-wise Adagrad.
+    h += mean(g^2); w -= lr g / (sqrt(h) + eps). (The row-wise variant of FBGEMM's and TorchRec's embedding tables.) A
+    step without gradient changes nothing: rows at rest equal those of dense row-wise Adagrad.
 
     Args:
         weights_UD: the rows.
@@ -51,7 +51,7 @@ def rowwise_rmsprop(
     eps: float,
     scratch_UD: Tensor | None = None,
 ) -> None:
-    """One step of RMSprop with one accumulator a row, the running mean of the mean squares of the row's gradients.
+    """One step of RMSprop with one accumulator per row, the running mean of the mean squares of the row's gradients.
 
     v = beta2 v + (1 - beta2) mean(g^2); w -= lr g / (sqrt(v) + eps). (Tieleman and Hinton's RMSprop, lecture 6e of
     Neural networks for machine learning, 2012.) As in `torch.optim.RMSprop`, v is not corrected for its start at 0:
@@ -78,8 +78,9 @@ def rowwise_rmsprop(
 def decay(values_U: Tensor, times_U: Tensor, factor: float) -> Tensor:
     """Each value multiplied `times` times by `factor`, rounded every time: the bits of decaying it step by step.
 
-    A power would be rounded once, and differ from dense stepping in the last bits. The products end as soon as none
-    changes a value any more, at zero or at a denormal that rounding gives back (after about 1,700 steps with 0.95).
+    A power would be rounded once, and differ from dense stepping in the last bits. The multiplications end as soon as
+    none changes a value any more, at zero or at a denormal that rounding gives back (after about 1,700 steps with
+    0.95).
 
     Args:
         values_U: float32.

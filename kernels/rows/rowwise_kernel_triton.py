@@ -1,4 +1,4 @@
-"""The kernel of `kernels.rows.rowwise_triton`: a program has some rows in registers, and sums as the reference does."""
+"""The kernel of `kernels.rows.rowwise_triton`: a program holds some rows in registers, and sums like the reference."""
 
 import triton
 import triton.language as tl
@@ -6,15 +6,15 @@ import triton.language as tl
 from kernels.rows.records_triton import load_weights, same_bits, store_weights
 from kernels.rows.stochastic_rounding_triton import stochastic_round
 
-_CHECK_EVERY = tl.constexpr(64)  # steps between two looks for values that decay no further
+_CHECK_EVERY = tl.constexpr(64)  # steps between two searches for values that decay no further
 
 
 @triton.jit
 def _folded_columns(places: tl.tensor, DIM: tl.constexpr, LEVELS: tl.constexpr) -> tl.tensor:
-    """In which column the summand at each place of a complete binary tree stands; -1 for none.
+    """The column of the summand at each place of a complete binary tree; -1 for none.
 
     The reference folds the upper half of the columns onto the lower one until one is left; of an odd number, the last
-    has no partner and comes to stand in the middle. As a tree, the first fold is the places' highest bit.
+    has no partner and moves to the middle. In the tree, the first fold is the places' highest bit.
     """
     columns = tl.zeros_like(places)
     missing = places < 0
@@ -51,7 +51,7 @@ def _folded_gradients(
 def _mean_squares(
     grads: tl.tensor, LANES: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr, DIM: tl.constexpr
 ) -> tl.tensor:
-    """The mean over columns of the squares, added up in the order of `kernels.rows.rowwise._mean_square`: [ROWS].
+    """The mean over columns of the squares, summed in the order of `kernels.rows.rowwise._mean_square`: [ROWS].
 
     Args:
         grads: [LANES, ROWS, CHUNKS]. Place LANES * chunk + lane of the tree has the column that `_folded_columns` says,
@@ -78,7 +78,7 @@ def _decayed(values: tl.tensor, times: tl.tensor, factor: tl.tensor) -> tl.tenso
         before, end = values, tl.minimum(most, done + _CHECK_EVERY)
         for time in range(done, end):
             values = tl.where(time < times, values * factor, values)
-        # A value's size never grows: one that is what it was, though it had to decay, never will change again.
+        # A value's magnitude never grows: one that is what it was, though it had to decay, will never change again.
         changed = tl.max((same_bits(values, before) == 0).to(tl.int32), axis=0)
         done = tl.where(changed == 1, end, most)
     return values

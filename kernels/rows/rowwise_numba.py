@@ -1,4 +1,4 @@
-"""Optimizers with one number of state a row, on records in their slots, in one pass over memory, on a CPU.
+"""Optimizers with one number of state per row, on records in their slots, in one pass over memory, on a CPU.
 
 The bits are those of `kernels.rows.rowwise`, whose docstrings say what is computed, and for bf16 rows of
 `kernels.rows.stochastic_rounding` after it.

@@ -1,4 +1,4 @@
-"""Optimizers with one number of state a row, on records in their slots: the Triton form of `kernels.rows.rowwise`.
+"""Optimizers with one number of state per row, on records in their slots: the Triton form of `kernels.rows.rowwise`.
 
 Weights are read by `kernels.rows.records_triton.read_rows`: a step without gradient moves none.
 

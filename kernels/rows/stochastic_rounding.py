@@ -1,10 +1,10 @@
 """Stochastic rounding of table rows to bfloat16, with bits that depend on (seed, row, step, part) alone.
 
-A weight kept in bfloat16 has no room for steps under 2^-9 of its size: rounding to nearest would drop them all.
-Rounding up with the probability of the part that is cut off keeps them on average, without a second copy in fp32.
+A weight kept in bfloat16 cannot take steps under 2^-9 of its size: rounding to nearest would drop them all. Rounding up
+with the probability of the part that is cut off keeps them on average, without a second copy in fp32.
 
-The optimizer's state is rounded in the same way: a moment in bfloat16 that decays by less than 2^-9 of itself a step
-would else never move.
+The optimizer's state is rounded in the same way: otherwise a moment in bfloat16 that decays by less than 2^-9 of itself
+per step would never move.
 
 U rows, D columns of a row.
 """
@@ -26,18 +26,18 @@ def stochastic_round_bf16_(
 ) -> None:
     """Rounds each value, in place, to one of its two bfloat16 neighbours, such that its expectation is the value.
 
-    The 16 bits that bfloat16 has no room for are the distance to the neighbour nearer to zero, in 2^-16 of the gap.
-    A random 16-bit integer is added to them and they are cut off: the carry takes the other neighbour with just that
-    probability. What is a bfloat16 already stays as it is, as do infinities and NaNs; values beyond the largest
-    bfloat16 may become infinite, as they do when rounded to nearest. All in exact integer arithmetic: the same bits
-    on every device, in any order and company.
+    The 16 bits that bfloat16 lacks are the distance to the neighbour nearer to zero, in 2^-16 of the gap. A random
+    16-bit integer is added to them and they are cut off: the carry selects the other neighbour with exactly that
+    probability. What is already a bfloat16 stays as it is, as do infinities and NaNs; values beyond the largest
+    bfloat16 may become infinite, as they do when rounded to nearest. All in exact integer arithmetic: the same bits on
+    every device, in any order and among any other rows.
 
     Args:
-        values_UD: float32, of any strides; afterwards values that bfloat16 has.
+        values_UD: float32, of any strides; afterwards values that bfloat16 can represent.
         row_ids_U: int64 job-wide row ids, on the device of the values.
         seed: of the tables; any integer, taken modulo 2**64.
         step: number of the update, from 1.
-        part: what of the rows these values are: all of their weights, or all of their optimizer's state.
+        part: the part of the rows that the values are: all of their weights, or all of their optimizer's state.
     """
     if values_UD.is_cuda:
         from kernels.rows.stochastic_rounding_triton import stochastic_round_bf16_ as on_gpu_
@@ -55,7 +55,7 @@ def stochastic_round_bf16_(
 
 
 def _known_finite(values: Tensor) -> bool:
-    # Nearly always, and cheaper to see than to select for.
+    # Nearly always true, and cheaper to check than to select for.
     return math.isfinite(values.abs().max())
 
 

@@ -1,4 +1,4 @@
-"""bf16 rows inside loops that Numba compiles: the bits of `kernels.rows.stochastic_rounding`, by the same integers.
+"""bf16 rows inside loops that Numba compiles: bits and integer arithmetic of `kernels.rows.stochastic_rounding`.
 
 Shape suffix: D numbers of a part of a row: its weights, or its optimizer's state.
 """
@@ -18,7 +18,7 @@ _EXPONENT, _FRACTION, _QUIET = np.uint32(0x7F800000), np.uint32(0x007FFFFF), np.
 
 
 def rounding_keys(dim: int, *, seed: int, step: int, part: Part = "weights") -> tuple[np.uint64, NDArray[np.uint64]]:
-    """The keys of an update's random numbers for a part of D numbers: of the update, and of each `_FIELDS` of them."""
+    """The keys of an update's random numbers for a part of D numbers: the update's, and one for every `_FIELDS`."""
     words = torch.arange(1, -(-dim // _FIELDS) + 1)
     return np.uint64(rounding_key(seed, step, part)), counter_keys(words).numpy().view(np.uint64)
 

@@ -1,7 +1,7 @@
-"""Rounding to bfloat16 inside Triton kernels: the bits of kernels/rows/stochastic_rounding.py, by the same integers.
+"""Rounding to bfloat16 inside Triton kernels: bits and integer arithmetic of kernels/rows/stochastic_rounding.py.
 
-Blocks stay fp32 until they are stored. Conversions by integers, since Triton's interpreter rounds ties, and what is
-smaller than the smallest normal number, unlike a GPU does.
+Blocks stay fp32 until they are stored. Conversions use integer arithmetic, since Triton's interpreter rounds ties and
+subnormal numbers differently from a GPU.
 
 U rows, D columns of a row.
 """
@@ -45,13 +45,13 @@ def round_to_nearest(values: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def as_bf16(values: tl.tensor) -> tl.tensor:
-    """The same values as bfloat16; fp32 values that bfloat16 has, others are cut off."""
+    """The fp32 values as bfloat16; those that bfloat16 cannot represent are cut off."""
     return (values.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def as_fp32(values: tl.tensor) -> tl.tensor:
-    """The same values as fp32; a block of bfloat16."""
+    """A block of bfloat16 as fp32."""
     return (values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
 
 

@@ -1,4 +1,4 @@
-"""What people use today: PyTorch's embeddings with their optimizers, and the bare reading of rows."""
+"""What people use today: PyTorch's embeddings with their optimizers, and a bare gather of rows."""
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class TorchEmbedding:
 
 
 class BareGather:
-    """Reading the rows, `table[ids]`, and nothing else: what any lookup into memory takes at least."""
+    """Reading the rows, `table[ids]`, and nothing else: the least that any lookup into memory takes."""
 
     name = "gather alone, table[ids]"
 

@@ -1,4 +1,4 @@
-"""How much time is lost where records travel both ways at once, for copy engines and for kernels."""
+"""How much time is lost when records travel both ways at once, for copy engines and for kernels."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,7 +27,7 @@ class _Pair(NamedTuple):
 
 
 class BothWays(NamedTuple):
-    """What was measured; None without time to."""
+    """What was measured; None where there was no time to."""
 
     record_bytes: int | None
     """Of a record; None for one piece."""

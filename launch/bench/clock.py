@@ -29,7 +29,7 @@ def clock_of(device: torch.device, seconds: float) -> Clock:
 
     Args:
         device: where they run.
-        seconds: about how long one operation is timed, unless its fewest runs take longer.
+        seconds: about how long one operation is timed, unless the minimum number of runs takes longer.
     """
     return CudaClock(device, seconds) if device.type == "cuda" else CpuClock(seconds)
 
@@ -57,7 +57,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """Time between two events on the current stream, around an operation that is queued whole before it starts.
+    """Time between two events on the current stream, around an operation that is fully queued before it starts.
 
     The device sleeps until the host has queued everything, so that the host's own time is not counted, except where an
     operation makes the host wait.
@@ -66,7 +66,7 @@ class CudaClock:
     def __init__(self, device: torch.device, seconds: float) -> None:
         self._device, self._seconds = device, seconds
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
-        # Read, not written: written lines would be carried to memory while the operation is timed.
+        # Read, not written: written lines would be written back to memory while the operation is timed.
         self._flush = torch.zeros(max(4 * cache, _LEAST_FLUSH) // 4, device=device)
         self._flushed = torch.zeros((), device=device)
 
@@ -102,14 +102,14 @@ class CudaClock:
 
 
 def memory_rate(device: torch.device, clock: Clock, nbytes: int) -> float:
-    """Bytes a second that a copy within the device's memory moves, reads and writes counted: the median."""
+    """Bytes per second that a copy within the device's memory moves, reads and writes counted: the median."""
     source = torch.zeros(nbytes // 4, device=device)
     target = torch.zeros_like(source)
     return 2 * source.nbytes / (1e-3 * clock.time(lambda: target.copy_(source)).median)
 
 
 def matmul_rate(device: torch.device, clock: Clock, size: int, dtype: torch.dtype) -> float:
-    """Operations a second of a product of two square matrices: the median."""
+    """Operations per second of a product of two square matrices: the median."""
     left, right = (_random(size, dtype, device) for _ in range(2))
     out = torch.empty_like(left)
     return 2 * size**3 / (1e-3 * clock.time(lambda: torch.mm(left, right, out=out)).median)

@@ -4,10 +4,10 @@ import time
 
 
 class Deadline:
-    """Counts from its making.
+    """The clock starts at construction.
 
     Args:
-        seconds: how many there are; None for no limit.
+        seconds: the time allowed; None for no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -15,9 +15,9 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds that are left; infinite without a limit."""
+        """Seconds left; infinite without a limit."""
         return float("inf") if self._seconds is None else self._seconds - (time.monotonic() - self._started)
 
     def allows(self, seconds: float) -> bool:
-        """Whether something that takes so long would end in time."""
+        """Whether something that takes `seconds` would end in time."""
         return seconds <= self.left

@@ -29,13 +29,13 @@ def open_device(name: Literal["cpu", "cuda"]) -> torch.device:
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has done all the work it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def describe_gpu() -> dict[str, Any]:
-    """The first GPU and what drives it, as JSON can hold it; nothing where there is none."""
+    """The first GPU and its driver, as a JSON object; empty where there is none."""
     if not torch.cuda.is_available():
         return {}
     properties = torch.cuda.get_device_properties(0)

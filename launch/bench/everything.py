@@ -1,4 +1,4 @@
-"""`engram bench all`: every part within a given time, each in a process of its own, whatever becomes of the others."""
+"""`engram bench all`: every part within a given time, each in its own process, so that none depends on the others."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ class Share:
 
     Attributes:
         name: a command of `engram bench`.
-        weight: of the part, among all.
+        weight: its part of all shares.
         on_gpu, on_cpu: its options there.
         limited: whether it takes `--seconds`.
         keeps: whether it takes `--partial`, a file with what it found so far.
@@ -51,17 +51,17 @@ SHARES = (
     Share("offload", 0.1, (), _SMALL_OFFLOAD, limited=False),
     Share("train", 0.6, ("--steps", "10", "--warmup", "4", "--rounds", "3"), _SMALL_TRAIN, keeps=True),
 )
-"""The parts in the order in which they run, short ones first. What one leaves of its share goes to the later ones."""
+"""The parts in the order in which they run, short ones first. What one leaves of its share is for the later ones."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part.
+    """The outcome of one part.
 
     Attributes:
-        seconds: that it took.
-        answer: what its command printed, as JSON; what it found so far, or None, if it did not succeed.
-        reason: why it did not.
+        seconds: the time it took.
+        answer: what its command printed, as JSON; if it failed, what it had found so far, or None.
+        reason: why it failed.
     """
 
     seconds: float
@@ -79,11 +79,11 @@ def run_everything(
     """Runs all parts one after another, with their progress on standard error. No part's failure is an error.
 
     Args:
-        minutes: that all may take.
+        minutes: the time that all may take.
         device: `cpu` or `cuda`.
         more: further options, by part.
-        names: the parts; all, if there are none.
-        so_far: is given the outcomes after every part.
+        names: the parts to run; empty for all.
+        so_far: called with the outcomes after every part.
     """
     ends = time.monotonic() + 60 * minutes
     outcomes: dict[str, Outcome] = {}
@@ -112,11 +112,11 @@ def _run_share(share: Share, device: str, mine: float, most: float, more: tuple[
 
 
 def run_command(command: list[str], seconds: float, partial: Path | None = None) -> Outcome:
-    """Runs one part; a part that takes longer is ended, with all that it started.
+    """Runs one part; one that takes too long is ended, with everything that it started.
 
     Args:
         command: prints its answer as JSON.
-        seconds: that it may take.
+        seconds: the time it may take.
         partial: the file in which it keeps what it found so far.
     """
     started = time.monotonic()
@@ -135,7 +135,7 @@ def run_command(command: list[str], seconds: float, partial: Path | None = None)
 
 
 def _found_so_far(partial: Path | None) -> dict[str, Any] | None:
-    # Ended while it was written, it may be cut off.
+    # If the part was ended while writing it, it may be cut off.
     with suppress(OSError, json.JSONDecodeError):
         return json.loads(partial.read_text(encoding="utf-8")) if partial else None
     return None
@@ -159,7 +159,7 @@ def summary(outcomes: dict[str, Outcome]) -> Section:
 
 
 def to_json(outcomes: dict[str, Outcome], machine: dict[str, Any], minutes: float, device: str) -> dict[str, Any]:
-    """All answers in one, as JSON can hold it."""
+    """All answers in one JSON object."""
     parts = {
         name: {
             "seconds": outcome.seconds,
@@ -192,7 +192,7 @@ def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 class _Told:
-    """Passes on what a process says on standard error, and keeps its last word."""
+    """Passes on what a process writes to standard error, and keeps its last line."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         self.last = ""
@@ -201,7 +201,7 @@ class _Told:
         self._thread.start()
 
     def join(self) -> None:
-        """Waits for the end of what it says; not for ever, as something that it started may hold on to the stream."""
+        """Waits for the end of the output; not for ever, as something that the process started may keep it open."""
         self._thread.join(_LAST_WORD_S)
 
     def _pass_on(self) -> None:

@@ -16,11 +16,11 @@ _COPY_BYTES = 256 << 20
 class HostLink:
     """One piece of host memory, pinned where the device is a GPU, and one of device memory.
 
-    Their words hold 1 to begin with, and so do the versions of records of any size: rows that were updated, whose
-    fetch draws no initial values.
+    Their words start as 1, and so do the versions of records of any size: rows that were updated, whose fetch draws no
+    initial values.
 
     Args:
-        device: on the other side. A CPU has host memory on both.
+        device: on the other side. With a CPU both sides are host memory.
         host_bytes: in host memory.
         device_bytes: on the device.
 
@@ -46,7 +46,7 @@ class HostLink:
         return _records(self.device_N, words)
 
     def draw_rows(self, count: int, words: int, *, ordered: bool) -> Tensor:
-        """Different rows, spread over all of host memory: int64 [U], on the device.
+        """Distinct rows, spread over all of host memory: int64 [U], on the device.
 
         Args:
             count: at most as many as there are.
@@ -63,14 +63,14 @@ class HostLink:
         return torch.randperm(count, generator=torch.Generator().manual_seed(1)).to(self.device)
 
     def copy_rate(self, clock: Clock, *, to_device: bool) -> float:
-        """Bytes a second of one large copy, by the copy engine where the device is a GPU: the median."""
+        """Bytes per second of one large copy, by the copy engine where the device is a GPU: the median."""
         words = min(_COPY_BYTES // 4, len(self.host_N), len(self.device_N))
         host, device = self.host_N[:words], self.device_N[:words]
         target, source = (device, host) if to_device else (host, device)
         return source.nbytes / (1e-3 * clock.time(lambda: target.copy_(source, non_blocking=True)).median)
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Releases the memory."""
         if self._on_gpu:
             torch.cuda.synchronize(self.device)
         self._table.close()

@@ -18,7 +18,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def length(disjoint: Iterable[Interval]) -> float:
-    """How long disjoint intervals are together."""
+    """The total length of disjoint intervals."""
     return sum(end - start for start, end in disjoint)
 
 

@@ -1,4 +1,4 @@
-"""The kernels at the sizes of a training step: what each is given, and the bytes that it must move at least.
+"""The kernels at the sizes of a training step: what each is given, and the bytes that it has to move.
 
 Shape suffixes: N lookups, U unique rows, D columns of a row, W words of a record, C slots, B batch, T sequence, S
 sub-tables, M branches.
@@ -26,7 +26,7 @@ from offload.addresses.hashing import choose_primes, draw_multipliers
 from offload.rows.records import padded_words
 
 _VOCABULARY = 129_280
-_LAYERS, _HEADS, _ORDERS = 2, 8, (2, 3)  # 16 rows a token and layer, as in the paper's models
+_LAYERS, _HEADS, _ORDERS = 2, 8, (2, 3)  # 16 rows per token and layer, as in the paper's models
 _ROWS_PER_HEAD = 2_262_400
 _DIM = 80
 _BRANCHES = 4
@@ -42,7 +42,7 @@ class Case:
         sizes: of the input, for the report.
         nbytes: read and written by the best possible implementation.
         ours: runs it through its public function.
-        reference: the same in PyTorch's own operations; None where that is what runs here anyway.
+        reference: the same in plain PyTorch; None where that is what runs here anyway.
         prepare: restores the input before each run.
         limit: what bounds its speed.
     """
@@ -63,7 +63,7 @@ class Sizes:
     Attributes:
         device: where the kernels run.
         tokens: of a step.
-        hidden: width of the model that the gate stands in.
+        hidden: width of the model that contains the gate.
         host_bytes: of host memory that records are fetched from.
     """
 
@@ -74,7 +74,7 @@ class Sizes:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a public function and its reference are two things."""
+        """Whether a public function and its reference differ."""
         return self.device.type == "cuda"
 
     @cached_property

@@ -41,7 +41,7 @@ _RATE = 1e-9
 
 
 def measure_kernels(options: BenchOptions, progress: Progress) -> Section:
-    """Times all kernels. One that cannot run, or that the time does not suffice for, is named with the reason.
+    """Times all kernels. One that cannot run, or for which there is no time, is named with the reason.
 
     Raises:
         ValueError: there is no such device.
@@ -66,7 +66,7 @@ def measure_kernels(options: BenchOptions, progress: Progress) -> Section:
 def _link_rates(device: torch.device, clock: Clock) -> dict[str, float]:
     try:
         link = HostLink(device, 1 << 28, 1 << 28)
-    except ValueError:  # the kernels that need it fail of the same, and tell
+    except ValueError:  # the kernels that need it fail for the same reason, and say so
         return {}
     try:
         return {

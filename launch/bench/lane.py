@@ -1,4 +1,4 @@
-"""One of the runs that are trained in turns, and what a turn of it came to."""
+"""One of the runs that are trained in turn, and the result of one of its turns."""
 
 import time
 from collections import defaultdict
@@ -30,9 +30,9 @@ class Turn:
         lane: its name: the engine that carries its rows, or `RESIDENT`.
         depth: the window's look-ahead; None for the resident run.
         step_ms: mean over the timed steps, from the device's end of the one before to its end of the last.
-        stall_ms: a step, that the loop waited for plans and rows.
-        fetched, written_back: rows a step.
-        phases_ms: a step, what the host spent in parts of the loop; their waits for the device included.
+        stall_ms: per step, how long the loop waited for plans and rows.
+        fetched, written_back: rows per step.
+        phases_ms: per step, the host's time in parts of the loop, their waits for the device included.
     """
 
     lane: str
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass
 class Lane:
-    """A run that is trained in turns. Made by `open`.
+    """A run that takes turns with others. Made by `open`.
 
     Attributes:
         name: the engine that carries its rows, or `RESIDENT`.
@@ -71,9 +71,9 @@ class Lane:
 
         Args:
             name: the engine that is to carry its rows, or `RESIDENT`.
-            steps: that it will have.
+            steps: how many it will have.
             options: name the job and its overrides.
-            folder: for the run's own.
+            folder: where the run puts its own.
 
         Raises:
             UserError: the job cannot be trained, or has no tables.
@@ -85,7 +85,7 @@ class Lane:
         return lane
 
     def train(self, steps: range, untimed: int, depth: int) -> Turn:
-        """Trains `steps`, a window's rows at look-ahead `depth`; the first `untimed` of them do not count."""
+        """Trains `steps`, a window's rows at look-ahead `depth`; the first `untimed` of them are not timed."""
         tables, device, losses = self.run.tables, self.run.engine.device, []
         at = self._look_ahead(depth)
         for step in steps:
@@ -106,7 +106,7 @@ class Lane:
         return Turn(self.name, at, each * taken, each * traffic.waited_s, *moved, phases)
 
     def trace(self, steps: range, folder: Path | None, depth: int) -> None:
-        """Trains `steps` under PyTorch's profiler, and writes what the device did into a folder, if there is one."""
+        """Trains `steps` under PyTorch's profiler, and writes what the device did to `folder`, if given."""
         profile = ProfileConfig(first=steps.start + 1, steps=len(steps)) if folder else None
         profiler = StepProfiler(profile, folder or Path(), self.run.engine.device)
         self._look_ahead(depth)

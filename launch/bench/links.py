@@ -32,7 +32,7 @@ class _Way:
     """A way to move many bytes.
 
     Attributes:
-        what: carries them.
+        what: the name of what carries them.
         direction: from where to where.
         record_bytes: of a record; None for one piece.
         order: of the records in host memory.
@@ -89,7 +89,7 @@ def _ways(
     host_N, device_N = link.host_N[: copied // 4], link.device_N[: copied // 4]
     yield _Way(engine, _IN, None, "", None, None, copied, partial(device_N.copy_, host_N, non_blocking=True))
     yield _Way(engine, _OUT, None, "", None, None, copied, partial(host_N.copy_, device_N, non_blocking=True))
-    # What the programs of the default number reach comes first: a run that is cut short has these.
+    # The default number of programs comes first: a run that is cut short has its figures.
     counts = sorted(programs_in_turn, key=lambda count: count != PROGRAMS) if on_gpu else [None]
     for programs in counts:
         for nbytes in record_bytes:

@@ -14,7 +14,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """Processor, cores, memory and versions, as JSON can hold them."""
+    """Processor, cores, memory and versions, as a JSON object."""
     return {
         "processor": _processor(),
         "cores": usable_cores(),

@@ -1,4 +1,4 @@
-"""Taking times: contenders in turns, so that a machine that drifts drifts for all of them."""
+"""Times contenders in turn, so that a machine that drifts drifts for all of them."""
 
 import gc
 import statistics
@@ -27,12 +27,12 @@ class Contender(Protocol):
         """Takes one step; steps come in order, from 0."""
 
     def close(self) -> None:
-        """Lets go of threads and memory."""
+        """Releases threads and memory."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A sample of numbers, by its median and the range that 80 % of it lie in."""
+    """A sample of numbers: its median, and the range of its middle 80 %."""
 
     median: float
     p10: float
@@ -69,7 +69,7 @@ def race(
     warmup: int,
     progress: Progress,
 ) -> list[Times]:
-    """Times `steps` steps of every contender, one step in turn; whoever starts a round comes later in the next.
+    """Times `steps` steps of every contender, one step each in turn; the first of a round is the last of the next.
 
     The first `warmup` steps are not counted. A contender's background work ends before the next one's turn.
     """
@@ -92,7 +92,7 @@ def ratios(times: Times, base: Times) -> Spread:
 
 
 def wait_until_idle() -> float:
-    """Waits until no thread of this process works; returns the seconds that this took, good to about 2 ms."""
+    """Waits until no thread of this process works; returns the seconds that this took, accurate to about 2 ms."""
     started = time.perf_counter()
     while True:
         quiet_since, used = time.perf_counter(), time.process_time()

@@ -64,10 +64,10 @@ class _Update:
         return Case(f"read and update, {self._name}", sizes, nbytes, self._ours, self._reference, self._prepare)
 
     def _prepare(self) -> None:
-        """Sets the versions and the steps so far back: every run has the same steps to make up for."""
+        """Resets the versions and the steps so far, so that every run has the same steps to make up for."""
         self._layout.version(self._records_CW).fill_(_STEPS - 1 - self._missed)
         self._updater.load_state(self._updater.state() | {"learning_rates": [_LR] * (_STEPS - 1)})
-        self._updater.read(self._records_CW, self._slots_U[:0])  # what is made once a run is made
+        self._updater.read(self._records_CW, self._slots_U[:0])  # makes what is made once per run
 
     def _ours(self) -> None:
         self._updater.read(self._records_CW, self._slots_U)
@@ -75,7 +75,7 @@ class _Update:
         self._updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr, self._ids_U)
 
     def _reference(self) -> Tensor:
-        """The same by PyTorch's operations: records copied out, updated, and copied back."""
+        """The same in plain PyTorch: records copied out, updated, and copied back."""
         rule = RowRule(self._optimizer, self._layout, seed=0)
         records_UX = self._layout.unpack(self._records_CW.index_select(0, self._slots_U))
         scratch_4UD = records_UX.new_empty(4, len(records_UX), _DIM)

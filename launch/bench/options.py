@@ -18,22 +18,25 @@ class BenchOptions:
         optimizer: a key of `launch.bench.optimizers.OPTIMIZERS`.
         mode: of our tables: `window` over host memory, or `resident`, the whole table where the model computes.
         depth: look-ahead.
-        window_rows: slots; None for what the depth needs and two steps' rows more.
+        window_rows: slots; None for what the depth needs and two more steps' rows.
         threads: of PyTorch, all ranks together.
         plain_allocator: measure under glibc's defaults, not under the settings that a rank without a GPU runs with.
-        compute_ms: what stands for the model's computation takes so long, where there is one.
+        compute_ms: duration of what stands for the model's computation, where there is such a thing.
         job, overrides: the job that part `train` trains.
         depths: look-aheads of part `train`, in the order of their turns.
-        engines: of part `train`: for each one a run with rows in host memory.
-        rounds: turns of each depth in part `train`.
+        engines: of part `train`: each for one run with rows in host memory.
+        rounds: turns of each depth in part `train`, and of all in part `checkpoint`.
+        table_mib: MiB of the table in part `checkpoint`.
+        folder: where part `checkpoint` writes.
         device: `cpu` or `cuda`: where the model would compute.
-        seconds: that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for all.
+        seconds: the time that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for
+            no limit.
         tokens: of a step, in parts `kernels` and `links`; None for as many as suit the device.
         memory_mib: of host memory that part `links` reaches into; None for as much as suits the device.
         programs: of the kernels in part `links`, on a GPU, each number in turn; none for the usual ones.
         record_bytes: sizes of records in part `links`, multiples of 4; none for the usual ones.
         traces: folder for a trace of each run of part `train`; None for none.
-        partial: file that part `train` keeps what it found so far in; None for none.
+        partial: file in which part `train` keeps what it found so far; None for none.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -51,6 +54,8 @@ class BenchOptions:
     depths: tuple[int, ...] = (2, 1, 4, 0)
     engines: tuple[str, ...] = ("auto",)
     rounds: int = 1
+    table_mib: int = 2048
+    folder: str = "runs"
     device: Literal["cpu", "cuda"] = "cpu"
     seconds: float | None = None
     tokens: int | None = None
@@ -61,12 +66,12 @@ class BenchOptions:
     partial: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The options as JSON can hold them."""
+        """The options as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
-        """Takes back what `to_json` gave."""
+        """The inverse of `to_json`."""
         return cls(**saved | {"workload": Workload(**saved["workload"])})
 
     @property
@@ -100,7 +105,7 @@ class BenchOptions:
             window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
             # An emulated link is for the CPU.
             engine="cpu" if self.device == "cpu" or link is not None else "auto",
-            # As in a run that lasts: the table's pages are there, no step pays for their first use.
+            # As late in a run: the table's pages exist, no step pays for their first use.
             host_touch=True,
             emulate_link=link,
             optimizer=self.table_optimizer,

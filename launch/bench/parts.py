@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launch.bench.checkpoint import measure_checkpoint
 from launch.bench.kernel_times import measure_kernels
 from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
@@ -24,7 +25,9 @@ class Part:
     on_gpu: bool = True
     """Whether it is measured on the GPU, where there is one and the options say so."""
     trains: bool = False
-    """Whether its ranks are as many as the job's, and joined as for training."""
+    """Whether its ranks are as many as the job's."""
+    has_engine: bool = False
+    """Whether its ranks are joined as for training."""
 
 
 PARTS = {
@@ -34,6 +37,7 @@ PARTS = {
     "stall": Part(measure_stall, ranks=(1, 2), on_gpu=False),
     "kernels": Part(measure_kernels),
     "links": Part(measure_links),
-    "train": Part(measure_training, trains=True),
+    "checkpoint": Part(measure_checkpoint, on_gpu=False, has_engine=True),
+    "train": Part(measure_training, trains=True, has_engine=True),
 }
 """Each is measured on ranks of its own."""

@@ -25,7 +25,7 @@ class _Missing:
 
 
 def measure_path(options: BenchOptions, progress: Progress) -> Section:
-    """Times the steps of all contenders on the same ids, in turns.
+    """Times the steps of all contenders on the same ids, in turn.
 
     Raises:
         ValueError: host memory does not suffice for our tables.

@@ -1,4 +1,4 @@
-"""Part `planning`: what it costs to plan a step, beside what the step costs."""
+"""Part `planning`: the cost of planning a step, beside the cost of the step."""
 
 import time
 
@@ -21,7 +21,7 @@ _VOCABULARY = 129_280
 
 
 def measure_planning(options: BenchOptions, progress: Progress) -> Section:
-    """Times the planning of a step on its own, and steps whose plans are ready beside steps with planning beside them.
+    """Times a step's planning on its own, and steps whose plans are ready beside steps with planning in the background.
 
     Raises:
         ValueError: host memory does not suffice.

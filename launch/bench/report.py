@@ -26,7 +26,7 @@ class Measure:
 
     @property
     def met(self) -> bool:
-        """Whether the number keeps to its limit."""
+        """Whether the number is within its limit."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The section as JSON can hold it."""
+        """The section as a JSON object."""
         rows = [
             {name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()}
             for row in self.rows
@@ -62,7 +62,7 @@ class Section:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
-        """Takes back what `to_json` gave."""
+        """The inverse of `to_json`."""
         rows: list[dict[str, Cell]] = [
             {name: Spread(**cell) if isinstance(cell, dict) else cell for name, cell in row.items()}
             for row in saved["rows"]
@@ -89,7 +89,7 @@ class Section:
 
 
 def answer(sections: dict[str, Section], options: BenchOptions) -> dict[str, Any]:
-    """Everything that was measured, and how, as JSON can hold it."""
+    """Everything that was measured, and how, as a JSON object."""
     return {
         "machine": describe_machine(options.threads),
         "options": options.to_json(),

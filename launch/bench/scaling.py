@@ -1,4 +1,4 @@
-"""Part `scaling`: the same ids in a small table and in one of many times its rows."""
+"""Part `scaling`: the same ids in a small table and in one with many times its rows."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ _LEAVING_OUT = 4  # columns at a time, until the tables fit
 
 
 def measure_scaling(options: BenchOptions, progress: Progress) -> Section:
-    """Times the table path with a quarter of the rows asked for beside 64 times as many, on the same ids.
+    """Times the table path with a quarter of the requested rows beside 64 times that quarter, on the same ids.
 
     Once with the ids as they are, so that the larger table has rows that nobody looks up; once with the ids spread
     over all of it, so that its rows lie further apart in memory too.

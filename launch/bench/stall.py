@@ -14,17 +14,17 @@ from offload.config import LinkConfig
 from train.progress import Progress
 
 _DEPTHS = (0, 1, 2, 4)
-_WANTED_SHARE = 0.4  # of the step, that depth 0 shall wait
+_WANTED_SHARE = 0.4  # of the step, for which depth 0 is to wait
 _NEAR = 0.02
 _ATTEMPTS = 4
-_LIMIT = 0.02  # of the step, that depth 1 or 2 may wait
-_FEW = 0.05  # of a step's rows: a link for so few would be stuck in the first steps, when many travel
-_FILLING = 15  # steps until the window is full and as many rows leave it as come
+_LIMIT = 0.02  # of the step, for which depth 1 or 2 may wait
+_FEW = 0.05  # of a step's rows: a link for fewer would be swamped in the first steps, when many travel
+_FILLING = 15  # steps until the window is full and as many rows leave it as enter
 
 
 @dataclass(frozen=True)
 class _Waits:
-    """What a run of steps waited, at the rank that waited most; bytes are those of a step."""
+    """How long the steps of a run waited, on the rank that waited most; bytes are per step."""
 
     step_ms: Spread
     stall_ms: Spread
@@ -76,13 +76,13 @@ def _row(ranks: int, depth: int, link: LinkConfig | None, waits: _Waits) -> dict
 
 
 def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress: Progress) -> tuple[LinkConfig, _Waits]:
-    """The link over which depth 0 stalls as wanted, and that run; `free` is one without a link."""
+    """The link over which depth 0 stalls as wanted, and that run; `free` is a run without a link."""
     if free.fetched_share < _FEW:
         raise ValueError(
             f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows need no fetch, so "
             "hardly any are transferred; raise --rows, or lower --zipf or --window-rows"
         )
-    # With f the time of the step that is no stall, waiting w is the wanted share s of the step if w = f s / (1 - s).
+    # With f the step's time without the stall, a stall w is the wanted share s of the step if w = f s / (1 - s).
     rest_ms = free.step_ms.median * (1 - free.share)
     wanted_ms = rest_ms * _WANTED_SHARE / (1 - _WANTED_SHARE)
     link_ms = wanted_ms
@@ -127,7 +127,7 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
 
 
 def _slowest(mine: _Waits) -> _Waits:
-    """What the rank with the largest stall waited; the same on every rank."""
+    """The waits of the rank with the largest stall; the same on every rank."""
     every = [mine]
     if dist.is_initialized():
         every = [mine] * dist.get_world_size()

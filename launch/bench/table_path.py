@@ -61,7 +61,7 @@ class TablePath:
         self._drawn, self._gradient_ND, self._compute = drawn, gradient_ND.to(self._device), compute
 
     def train_once(self) -> None:
-        """Before the first step: leaves every row of the steps as if it had been updated once.
+        """Before the first step: makes every row of the steps one that was updated once.
 
         Rows that come into the window then travel from the first step on, as they do late in a run.
         """

@@ -1,4 +1,4 @@
-"""What a trace of training steps says: whether rows travel under the computation, and what holds the GPU up.
+"""What a trace of training steps shows: whether rows travel during the computation, and what holds up the GPU.
 
 A trace is that of `train.profile`, as PyTorch's profiler writes it (Chrome's trace event format): one event for each
 kernel and copy on the GPU, with its stream, and for each call of CUDA's API, all in microseconds.
@@ -25,7 +25,7 @@ _COPIES = re.compile("Memcpy HtoD"), re.compile("Memcpy DtoH")
 _WAIT = re.compile(r"^cu(da)?(Stream|Device|Event|Ctx)Synchronize|^cudaMemcpy$")
 _LAUNCH = re.compile(r"^cu(da)?Launch")
 _TOP = 12
-_NAME = 90  # characters; those of templates go on for lines
+_NAME = 90  # characters; names of templates go on for lines
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Kernel:
 
     Attributes:
         name: shortened.
-        ms: a step.
-        launches: a step.
+        ms: per step.
+        launches: per step.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class TraceSummary:
-    """Times in milliseconds a step, numbers a step, unless said otherwise.
+    """Times in milliseconds per step, numbers per step, unless stated otherwise.
 
     Attributes:
-        steps: that the trace shows.
+        steps: how many the trace shows.
         step_ms: from the first to the last work of the GPU; a little less than the steps took.
         computing_ms: any kernel or copy ran on a stream that carries no rows.
         idle_ms: none did, but rows may have travelled.
-        longest_gap_ms: the longest time without, not a step's mean.
+        longest_gap_ms: the longest time without any, not a mean per step.
         fetch_ms, write_back_ms: rows were on their way in, or out.
         fetch_hidden, write_back_hidden: the share of that time during which there was computation; None without any.
         launches: kernels started.
@@ -78,7 +78,7 @@ class TraceSummary:
     kernels: list[Kernel]
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as JSON can hold it."""
+        """The summary as a JSON object."""
         return asdict(self)
 
 
@@ -86,7 +86,7 @@ def read_trace(path: str | Path) -> dict[str, Any]:
     """The trace's object.
 
     Raises:
-        UserError: there is no such file, or it is no trace.
+        UserError: there is no such file, or it is not a trace.
     """
     try:
         written = Path(path).read_bytes()
@@ -100,11 +100,11 @@ def read_trace(path: str | Path) -> dict[str, Any]:
 
 
 def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
-    """Works the summary out.
+    """Computes the summary.
 
     Args:
         trace: from `read_trace`.
-        steps: that it shows; None for what it says itself.
+        steps: how many it shows; None for what it says itself.
 
     Raises:
         UserError: no GPU worked in it, or it does not say how many steps it shows.
@@ -146,10 +146,10 @@ def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
 
 
 def _streams(work: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The GPU's work on streams of the computation, and on those that rows travel by.
+    """The GPU's work on streams of the computation, and on those that carry rows.
 
     The latter are those with a fetch's or write-back's kernels or copies on them, other than the busiest one: the
-    computation sends and asks for small things itself.
+    computation makes small copies itself.
     """
     by_stream: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for event in work:

@@ -1,4 +1,4 @@
-"""Tables of what traces of training steps say."""
+"""Tables of what traces of training steps show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def trace_sections(paths: Sequence[Path], steps: int | None = None) -> dict[str,
 
     Args:
         paths: of the traces.
-        steps: that each shows; None for what they say themselves.
+        steps: how many each shows; None for what they say themselves.
     """
     found: dict[str, TraceSummary] = {}
     unusable = []

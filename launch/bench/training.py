@@ -1,8 +1,8 @@
 """Part `train`: a training step with its rows in host memory beside one with all rows resident.
 
-Several runs with the same seed are trained in one process a rank, in turns. They are the same run, and must have the
-same bits. A turn trains some steps of one run and then the same steps of the others, at one look-ahead after the other:
-windows stay warm, nothing is built again, and what is compared has the same tokens, a minute apart at most.
+Several runs with the same seed are trained in turn, in one process per rank. They are the same run, and must have the
+same bits. A turn trains some steps of one run and then the same steps of the others, at one look-ahead after another:
+windows stay warm, nothing is rebuilt, and steps that are compared have the same tokens and are at most a minute apart.
 """
 
 import gc
@@ -45,7 +45,7 @@ class Scale:
 
     Attributes:
         tokens, flops: of a step, all ranks together.
-        peak: operations a second of a large matrix product, all ranks together.
+        peak: operations per second of a large matrix product, all ranks together.
         dtype: of the product.
     """
 
@@ -56,7 +56,7 @@ class Scale:
 
 
 def measure_training(options: BenchOptions, progress: Progress) -> Section:
-    """Trains the job of `options.job` in turns, as many ranks as have joined. Collective.
+    """Trains runs of the job `options.job` in turn, on the ranks that have joined. Collective.
 
     Args:
         options: how to measure; `seconds` counts from now, and what is known after each turn goes to `partial`.
@@ -88,7 +88,7 @@ def measure_training(options: BenchOptions, progress: Progress) -> Section:
 def _turns(
     lanes: Sequence[Lane], depths: Sequence[int], options: BenchOptions, deadline: Deadline, progress: Progress
 ) -> Iterator[list[Turn] | None]:
-    """Trains all runs, one look-ahead after another, as long as there is time; what a turn to warm up took is None."""
+    """Trains all runs, one look-ahead after another, as long as there is time; None stands for a warm-up turn."""
     at, longest = 0, 0.0
     for number, depth in enumerate(depths):
         if number >= _WARMUP_TURNS + 1 and not _all_allow(deadline, 1.2 * longest, lanes[0].run.engine.device):
@@ -109,14 +109,14 @@ def _turns(
 
 
 def _all_allow(deadline: Deadline, seconds: float, device: torch.device) -> bool:
-    """The first rank's word: clocks differ, and a turn needs all ranks."""
+    """The first rank decides: clocks differ, and a turn needs all ranks."""
     allowed = torch.tensor([int(deadline.allows(seconds))], device=device)
     dist.broadcast(allowed, src=0)
     return bool(allowed)
 
 
 def summary(turns: Sequence[Sequence[Turn]], lanes: Sequence[Lane], options: BenchOptions, scale: Scale) -> Section:
-    """What the turns came to.
+    """The results of the turns.
 
     Args:
         turns: each has one of every run, in the order of `lanes`.

@@ -40,7 +40,7 @@ def measure(part: str, options_json: str, result: str) -> None:
     options = BenchOptions.from_json(json.loads(options_json))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(max(1, options.threads // world_size))
-    if PARTS[part].trains:
+    if PARTS[part].has_engine:
         # DeepSpeed takes seconds to import, and no other part needs it.
         from train.ranks import join_ranks
 

@@ -29,7 +29,7 @@ class Workload:
         seed: of the ids.
         spread: the table has this many times `rows`, and the same ids stand this far apart in it.
         tail: rows that the table has beyond those.
-        rank: of several ranks each looks up its own ids.
+        rank: each of several ranks looks up its own ids.
     """
 
     lookups: int = 262_144
@@ -94,12 +94,12 @@ class DrawnSteps:
 
     @property
     def most_unique(self) -> int:
-        """The largest number of different rows that a step looks up."""
+        """The largest number of distinct rows that a step looks up."""
         return max(self.unique_counts)
 
     @cached_property
     def unique_counts(self) -> list[int]:
-        """Different rows of each step."""
+        """Distinct rows of each step."""
         return [len(ids_N.unique()) for ids_N in self.ids_PN]
 
     def num_rows(self, module: int) -> int:

@@ -1,4 +1,4 @@
-"""torchrun's agent, which a signal ends without a traceback: ranks have told by then what became of their work.
+"""torchrun's agent, which a signal ends without a traceback: by then ranks have reported what became of their work.
 
 `python -m launch.cluster.agent` takes torchrun's arguments.
 """

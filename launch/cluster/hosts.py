@@ -1,15 +1,15 @@
-"""Hosts known by name: a line of torchrun on each, or one of DeepSpeed's launcher for all of them."""
+"""Hosts known by name: one torchrun command on each, or one of DeepSpeed's launcher for all of them."""
 
 import re
 
-from launch.cluster.layout import RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
+from launch.cluster.layout import CONFIG, RANK_SCRIPT, Launch, Rendered, continued, exports, quoted, rank_script, script
 from train.errors import UserError
 
 NODE_SCRIPT = "node.sh"
 _HOSTFILE = "hostfile"
 _SHELL = re.compile(r"[\s\"'`$&;|<>()*?\\]")
-"""Letters of a path that a shell takes for something else."""
-_SSH = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15")  # a connection that is lost is noticed within a minute
+"""Characters in a path that a shell would interpret."""
+_SSH = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15")  # a lost connection is noticed within a minute
 
 
 def local(launch: Launch) -> Rendered:
@@ -23,7 +23,7 @@ def hosts(launch: Launch) -> Rendered:
     """torchrun's agent on each of `launch.hosts`, started over ssh or by the user.
 
     Raises:
-        UserError: no hosts, or no ranks a node.
+        UserError: no hosts, or no ranks per node.
     """
     settings, names = launch.job.launch, _names(launch)
     files = {RANK_SCRIPT: rank_script(launch), NODE_SCRIPT: node_script(launch, names, "number=$1")}
@@ -43,7 +43,7 @@ def hosts(launch: Launch) -> Rendered:
 
 
 def _copies(launch: Launch, names: list[str]) -> list[list[str]]:
-    """What takes the launch's folder to each host, as a tar archive, where they share no disk."""
+    """The commands that copy the launch's folder to each host, as a tar archive, where they share no disk."""
     if not launch.job.run.local_checkpoints:
         return []
     folder = quoted(launch.folder)
@@ -53,7 +53,7 @@ def _copies(launch: Launch, names: list[str]) -> list[list[str]]:
 
 
 def node_script(launch: Launch, names: list[str], number: str) -> str:
-    """The shell script that is one node: torchrun's agent, and in it the ranks. `number` is the line that tells which.
+    """The shell script of one node: torchrun's agent, and under it the ranks. `number`: the line that sets its number.
 
     The node's exit code is that of its first rank that failed, and with `--attached` it ends with its standard input.
     """
@@ -84,7 +84,7 @@ def hostfile(launch: Launch) -> Rendered:
     """DeepSpeed's launcher, which reaches `launch.hosts` by pdsh over ssh.
 
     Raises:
-        UserError: no hosts, no ranks a node, or a path that DeepSpeed's launcher does not quote.
+        UserError: no hosts, no ranks per node, or a path that DeepSpeed's launcher does not quote.
     """
     names = _names(launch)
     for path in (launch.workdir, launch.folder, launch.python):
@@ -100,9 +100,23 @@ def hostfile(launch: Launch) -> Rendered:
         *(f"--master_addr={names[0]}", f"--master_port={launch.port}"),
         *("--no_python", "--no_local_rank", str(launch.folder / RANK_SCRIPT)),
     ]
-    options = [*_SSH, *launch.job.launch.ssh_options]
-    environment = {"PDSH_SSH_ARGS_APPEND": " ".join(options)}
-    return Rendered(launch, files, [command], copies=_copies(launch, names), environment=environment)
+    options = " ".join([*_SSH, *launch.job.launch.ssh_options])
+    pdsh = ["env", f"PDSH_SSH_ARGS_APPEND={options}", "pdsh", "-R", "ssh", "-w", ",".join(names)]
+    return Rendered(
+        launch,
+        files,
+        [command],
+        copies=_copies(launch, names),
+        environment={"PDSH_SSH_ARGS_APPEND": options},
+        # A signal to DeepSpeed's launcher would cut the ssh sessions, and it would not wait for the ranks.
+        ask=[*pdsh, f"pkill -TERM -f {quoted(_ranks_of(launch))} || true"],
+    )
+
+
+def _ranks_of(launch: Launch) -> str:
+    """The command lines of a launch's ranks, as a pattern for pkill; not of what starts them."""
+    folder = re.sub(r"[][+.^{}]", r"\\\g<0>", str(launch.folder))
+    return f"^[^ ]*bash {folder}/{RANK_SCRIPT}$|{folder}/{CONFIG}$"
 
 
 def _names(launch: Launch) -> list[str]:

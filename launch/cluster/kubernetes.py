@@ -1,4 +1,4 @@
-"""An indexed Job for Kubernetes: a pod a node, in each of them torchrun's agent and its ranks."""
+"""An indexed Job for Kubernetes: one pod per node, each with torchrun's agent and its ranks."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def kubernetes(launch: Launch) -> Rendered:
     """The manifests in one file, and the command that submits it.
 
     Raises:
-        UserError: the job names no image, or no ranks a node.
+        UserError: the job names no image, or no ranks per node.
     """
     launch = launch.requeued()
     text = yaml.safe_dump_all(manifests(launch), sort_keys=False)
@@ -124,5 +124,5 @@ def _pod(launch: Launch, name: str) -> dict[str, Any]:
 
 
 def _dns_label(name: str) -> str:
-    """A run's name as Kubernetes allows names; with room for the launch's number and the pod's index."""
+    """A run's name as Kubernetes allows names, with room for the launch's number and the pod's index."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:45] or "run"

@@ -23,10 +23,10 @@ LAUNCHERS: dict[str, Callable[[Launch], Rendered]] = {
     "slurm": slurm,
     "kubernetes": kubernetes,
 }
-"""What renders a launch for each launcher."""
+"""The function that renders a launch, by launcher."""
 
 _ELSEWHERE_S = 10.0
-"""Seconds in which the end of ranks that were killed after their grace is known here."""
+"""Seconds until the end of ranks that were killed after their grace is known here."""
 
 
 def shown(rendered: Rendered) -> str:
@@ -40,19 +40,19 @@ def shown(rendered: Rendered) -> str:
 
 
 def command_lines(rendered: Rendered) -> str:
-    """The commands as a shell would take them."""
+    """The commands as one would type them in a shell."""
     variables = "".join(f"{name}={quoted(value)} " for name, value in rendered.environment.items())
     return "\n".join(variables + " ".join(map(quoted, command)) for command in rendered.commands)
 
 
 def start(rendered: Rendered) -> None:
-    """Runs the commands of what was written, to their end.
+    """Runs the rendered commands, to their end.
 
     Raises:
-        UserError: a rank's, or a command that is not there.
-        RankFailed: the job failed; the message is the first rank's that did.
+        UserError: a rank reported one, or a command does not exist.
+        RankFailed: the job failed; the message is that of the first rank that did.
         SystemExit: with `checkpoint.interrupted_exit`, after a signal at which the ranks saved their work.
-        Stopped: by a signal, and they have not.
+        Stopped: a signal ended the job before the ranks saved their work.
     """
     launch, environment = rendered.launch, os.environ | rendered.environment
     checkpoint = launch.job.checkpoint
@@ -69,6 +69,7 @@ def start(rendered: Rendered) -> None:
             kind="host",
             stdin=subprocess.PIPE if rendered.attached else subprocess.DEVNULL,
             may_fail=rendered.may_fail,
+            ask=rendered.ask,
         )
     except Stopped:
         if checkpoint.every and all_saved(launch.reports):

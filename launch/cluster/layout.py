@@ -22,13 +22,13 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Launch:
-    """A job, and where on the nodes its launch lies.
+    """A job, and where its launch is on the nodes.
 
     Args:
         job: the job.
         folder: where its files are.
-        written: where it leaves what its ranks write of themselves; in `launches` of the run's folder.
-        workdir: where ranks stand.
+        written: folder for what its ranks write about themselves; in `launches` of the run's folder.
+        workdir: the ranks' working directory.
         python: the interpreter.
         code: folder of the code that they run; None: what `python` has installed.
     """
@@ -42,14 +42,14 @@ class Launch:
 
     @classmethod
     def next(cls, job: JobConfig) -> Self:
-        """The next launch of a job, with this machine's folders; nothing of it is there yet."""
+        """The next launch of a job, with this machine's folders; nothing of it exists yet."""
         launches = Path(job.run.dir, job.run.name, _LAUNCHES).absolute()
         known = [int(path.name) for path in launches.glob("[0-9]*") if path.name.isdecimal()]
         folder = launches / f"{max(known, default=0) + 1:04d}"
         return cls(job, folder, folder, Path.cwd(), code=folder / "code")
 
     def requeued(self) -> Self:
-        """The same launch, whose ranks tell a queue by their exit code that they were interrupted and saved."""
+        """The same launch, with ranks whose exit code tells a queue that they were interrupted and saved."""
         if self.job.checkpoint.interrupted_exit:
             return self
         checkpoint = self.job.checkpoint.model_copy(update={"interrupted_exit": INTERRUPTED_EXIT})
@@ -63,7 +63,7 @@ class Launch:
 
     @property
     def ranks(self) -> int:
-        """Ranks a node.
+        """Ranks per node.
 
         Raises:
             UserError: the job does not say.
@@ -76,12 +76,12 @@ class Launch:
 
     @property
     def gpus(self) -> int:
-        """GPUs a node."""
+        """GPUs per node."""
         return self.ranks if self.job.launch.gpus is None else self.job.launch.gpus
 
     @property
     def port(self) -> int:
-        """Where the ranks meet: the job's port, or one that other runs hardly have."""
+        """Where the ranks meet: the job's port, or one that other runs are unlikely to have."""
         return self.job.run.port or 20000 + zlib.crc32(str(self.folder).encode()) % 10000
 
     @property
@@ -107,14 +107,16 @@ class Rendered:
     Args:
         launch: the launch, as the launcher needs it.
         files: texts in its folder, by name.
-        commands: what starts it from here, one a host if there are several.
-        copies: what unpacks the launch's folder elsewhere, before, from a tar archive on its standard input.
+        commands: what starts it from here, one per host if there are several.
+        copies: commands to run first, each of which unpacks the launch's folder elsewhere from a tar archive on its
+            standard input.
         environment: variables for the commands.
-        in_place: whether the command takes this process's place: it tells failures itself.
+        in_place: whether the command takes this process's place: it reports failures itself.
         queue: whether the command only puts the job into a queue.
         attached: whether the commands end, in their own time, when their standard input does.
+        ask: what asks the ranks to end, in place of a signal to the command.
         may_fail: how many of the commands may fail.
-        told: what is left to the user, where there is no command.
+        told: what the user is told to do, where there is no command.
     """
 
     launch: Launch
@@ -125,12 +127,13 @@ class Rendered:
     in_place: bool = False
     queue: bool = False
     attached: bool = False
+    ask: list[str] = field(default_factory=list)
     may_fail: int = 0
     told: str = ""
 
 
 def rank_script(launch: Launch) -> str:
-    """The shell script that becomes one rank: `engram train` finds its place in what the launcher has set."""
+    """The shell script that becomes one rank: `engram train` finds its place from what the launcher has set."""
     settings = launch.job.launch
     threads = settings.threads
     interface = settings.interface
@@ -150,7 +153,7 @@ def rank_script(launch: Launch) -> str:
         f"One rank of the run {launch.job.run.name}.",
         "set -e",
         f"cd {quoted(launch.workdir)}",
-        # torchrun sets 1 where nothing is set: a rank's share of the cores is the same on every launcher.
+        # torchrun sets it to 1 if it is unset; without it, a rank's share of the cores is the same on every launcher.
         *([] if threads else ["unset OMP_NUM_THREADS"]),
         *exports(variables),
         *settings.setup,
@@ -159,20 +162,20 @@ def rank_script(launch: Launch) -> str:
 
 
 def script(what: str, *lines: str) -> str:
-    """A shell script that begins with a word about `what` it is."""
+    """A shell script that begins with a comment on `what` it is."""
     return "\n".join(["#!/bin/bash", f"# {what}", *lines, ""])
 
 
 def exports(variables: Mapping[str, str]) -> Iterable[str]:
-    """A line of shell for each variable."""
+    """One shell line for each variable."""
     return [f"export {name}={quoted(value)}" for name, value in variables.items()]
 
 
 def quoted(word: str | Path) -> str:
-    """A word as the shell reads it."""
+    """A word quoted for the shell."""
     return shlex.quote(str(word))
 
 
 def continued(*words: str) -> str:
-    """One command of shell, a word a line."""
+    """One shell command, with one word per line."""
     return " \\\n  ".join(words)

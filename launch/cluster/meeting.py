@@ -1,4 +1,4 @@
-"""Whether the address at which ranks are to meet can be right, told before they wait for each other."""
+"""Checks whether the address at which ranks are to meet can be right, before they wait for each other."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ from train.errors import UserError
 
 _RESOLVE_S = 5.0
 _RESOLVE_POD_S = 120.0
-"""Seconds through which a name is looked up again. A pod's name is known only once the pod has an address."""
+"""Seconds for which a name is looked up again. A pod's name is known only once the pod has an address."""
 
 
 def check_meeting(place: Place) -> None:
-    """Looks up the master's address, the way to it, and on rank 0 whether address and port are this host's.
+    """Looks up the master's address, the route to it, and on rank 0 whether address and port are this host's.
 
     Raises:
-        UserError: one of them is wrong, told within seconds (minutes for the name of a pod).
+        UserError: one of them is wrong; raised within seconds (minutes for the name of a pod).
     """
     family, address = _resolved(place)
     where = f"MASTER_ADDR={place.master_addr} ({address})"
@@ -32,9 +32,9 @@ def check_meeting(place: Place) -> None:
 
 
 def interface_to(place: Place) -> str | None:
-    """Name of the network interface by which this host reaches the master, or by which others reach it if it is it.
+    """Name of the network interface by which this host reaches the master or, as the master, is reached by others.
 
-    None if that cannot be told, as where the master's name means a loopback address on its own host.
+    None if that is unknown, as where the master's name resolves to a loopback address on its own host.
     """
     import psutil
 

@@ -1,7 +1,7 @@
 """The process around an agent such as torchrun's on a node: passes signals on, and the ranks' own exit code back.
 
-`python -m launch.cluster.node [--attached] -- COMMAND...`. Attached, it ends the command when its standard input does,
-as it does with the ssh connection by which it came.
+`python -m launch.cluster.node [--attached] -- COMMAND...`. Attached, it ends the command when its standard input ends,
+as it does with the ssh connection that started it.
 """
 
 import os
@@ -40,7 +40,7 @@ def _end_with_input(agent: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """Entry of the node's process."""
+    """Entry point of the node's process."""
     options, command = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     code = run_node(command, attached="--attached" in options)
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Which rank of which job this process is, when a launcher of others started it: read from its environment, once.
+"""Which rank of which job this process is, if another launcher started it: read from its environment, once.
 
-Names are those that the launchers set: torchrun, Open MPI, MPICH and Intel MPI (Hydra), Slurm's srun, Kubernetes'
+The names are those that the launchers set: torchrun, Open MPI, MPICH and Intel MPI (Hydra), Slurm's srun, Kubernetes'
 indexed Jobs. DeepSpeed's launcher sets torchrun's.
 """
 
@@ -22,7 +22,7 @@ _BY_HAND = "RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MAST
 
 @dataclass(frozen=True)
 class Place:
-    """A rank's place in its job. `launcher` is who told it, in words."""
+    """A rank's place in its job. `launcher` is where it was read from, in words."""
 
     launcher: str
     rank: int
@@ -45,7 +45,7 @@ class Place:
 
     @classmethod
     def of(cls, environment: Environment) -> Self | None:
-        """The place that `environment` tells; None where no launcher started this process, or it started no other.
+        """The place given by `environment`; None where no launcher started this process, or it started no other.
 
         Raises:
             UserError: the variables are incomplete or contradict each other, or are those of an unknown launcher.
@@ -60,7 +60,7 @@ class Place:
         ):
             if mark in environment:
                 numbers, master = read(environment)
-                # One task alone may be a shell, or stand for a whole machine: it starts ranks of its own.
+                # A single task may be a shell, or stand for a whole machine: it starts ranks of its own.
                 return cls(launcher, *_in_range(launcher, *numbers), *master) if numbers[2] > 1 else None
         _refuse_leftovers(environment)
         return None
@@ -149,7 +149,7 @@ def first_host(node_list: str) -> str:
 
 
 def _refuse_leftovers(environment: Environment) -> None:
-    """A process that is one of several, but cannot know which, would take itself for the whole job."""
+    """Refuses a process that is one of several but cannot know which: it would take itself for the whole job."""
     if "WORLD_SIZE" in environment:
         raise UserError(f"WORLD_SIZE set, but not RANK: a launcher sets all of {_BY_HAND}; unset it, or set all")
     if "SLURM_PROCID" in environment and environment.get("SLURM_NNODES", "1") != "1":
@@ -161,7 +161,7 @@ def _refuse_leftovers(environment: Environment) -> None:
 
 
 def _refuse_another_task(environment: Environment, rank: int, world_size: int) -> None:
-    """Variables that a batch script exports are the same in all tasks of srun."""
+    """Refuses variables that a batch script exported: they are the same in all tasks of srun."""
     if "TORCHELASTIC_RUN_ID" in environment or "SLURM_STEP_ID" not in environment:
         return
     tasks, task = environment.get("SLURM_STEP_NUM_TASKS"), environment.get("SLURM_PROCID")
@@ -184,7 +184,7 @@ def _number(environment: Environment, name: str) -> int:
 
 
 def _port(environment: Environment, job: str) -> int:
-    """MASTER_PORT, or one that follows from what all of the job's ranks, and no other job's, know as its name."""
+    """MASTER_PORT, or one derived from `job`, a name that all of the job's ranks, and no other job's, know."""
     if "MASTER_PORT" not in environment:
         return _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
     port = _number(environment, "MASTER_PORT")

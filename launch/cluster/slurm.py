@@ -16,7 +16,7 @@ from train.errors import UserError
 
 _BATCH = "job.sbatch"
 _SPARE_S = 30
-"""Seconds that a step in the middle of its work may need before it hears of the signal."""
+"""Seconds that a step in the middle of its work may need before it notices the signal."""
 
 _ENDED_AT_START = 128 + signal.SIGTERM
 """srun's exit code when the signal came before the first step, with nothing to save: Slurm takes that for a failure."""
@@ -26,7 +26,7 @@ def slurm(launch: Launch) -> Rendered:
     """The batch script, and the command that submits it.
 
     Raises:
-        UserError: the job names no ranks a node or no cores a rank, or its nodes do not see the script.
+        UserError: the job names no ranks per node or no cores per rank, or its nodes do not see the script.
     """
     if launch.job.run.local_checkpoints:
         raise UserError(
@@ -39,7 +39,7 @@ def slurm(launch: Launch) -> Rendered:
 
 
 def batch_script(launch: Launch) -> str:
-    """The batch script. It queues itself again when the run was interrupted, and has saved what there was."""
+    """The batch script. It requeues itself when the run was interrupted and has saved what there was."""
     job, wanted = launch.job, launch.job.launch.slurm
     if wanted.cpus_per_rank is None:
         raise UserError(

@@ -13,7 +13,7 @@ _ROOMS = ("kernels", "model", "offload", "train", "launch")
 
 
 def write(launch: Launch, files: Mapping[str, str]) -> None:
-    """Makes the launch's folder with what its ranks run, and `files` by name.
+    """Makes the launch's folder, with what its ranks run and `files` by name.
 
     Raises:
         UserError: another launch took the folder meanwhile, or it cannot be written.

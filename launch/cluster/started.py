@@ -1,4 +1,4 @@
-"""A process that another launcher started takes its place: it becomes one of the ranks that `engram train` starts."""
+"""Makes a process that another launcher started one of the ranks that `engram train` starts."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ REPORTS = "ENGRAM_REPORTS"
 
 
 def become_rank(place: Place, command: Sequence[str]) -> NoReturn:
-    """Runs `command`, the command line of a rank, in place of this process, in the environment that a rank wants.
+    """Runs `command`, the command line of a rank, in place of this process, in the environment that a rank needs.
 
     Raises:
         UserError: the ranks cannot meet where they are told to, or the folders for logs cannot be made.
@@ -52,7 +52,7 @@ def rank_environment(place: Place) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": cores,
         "PYTHONUNBUFFERED": "1",
-        # Else gloo takes the address that the host's own name has, often one that only this host can reach.
+        # Else gloo takes the address that the host's own name resolves to, often one that only this host can reach.
         **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **({} if may_use_gpus() else KEEP_MEMORY),
         **os.environ,

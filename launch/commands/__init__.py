@@ -1,1 +1,1 @@
-"""The commands of `engram`, one a file; each imports what is heavy only when it runs."""
+"""The commands of `engram`, one per file; each imports what is heavy only when it runs."""

@@ -62,10 +62,10 @@ Examples:
 def train(overrides: tuple[str, ...], job: str | None, **chosen: Any) -> None:
     """Time a job's training step with rows in host memory against all rows resident.
 
-    The same run several times, in one process a rank, in turns of some steps: all rows resident, and in host memory by
-    each engine, at one look-ahead after another. Losses and gradient norms are compared bit by bit. Also tokens a
-    second, and model FLOPs utilisation beside a large product of matrices. With --traces also what the GPU did in two
-    steps: rows under the computation, gaps, waits, the longest kernels.
+    Trains the same run several times, in one process per rank, in turns of some steps: with all rows resident, and in
+    host memory with each engine, at one look-ahead after another. Losses and gradient norms are compared bit by bit.
+    Also reports tokens per second, and model FLOPs utilisation relative to a large matrix product. With --traces also
+    what the GPU did in two steps: rows moved during the computation, gaps, waits, the longest kernels.
     """
     from train.config.file import load
     from train.config.job import JobConfig
@@ -90,8 +90,8 @@ Examples:
 def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
     """Summarise traces of training steps (`train.profile`).
 
-    How much of the rows' travel lies under the computation, when the GPU had nothing to do, how often the host waited,
-    and which kernels took longest.
+    Shows how much of the rows' travel the computation hides, when the GPU was idle, how often the host waited, and
+    which kernels took longest.
     """
     from pathlib import Path
 
@@ -133,8 +133,8 @@ def everything(
 ) -> None:
     """Run train, kernels, links and offload within a given time, smaller on a CPU.
 
-    A part that cannot run here, or not in time, is named with the reason; the others' figures are there all the same,
-    and in FILE as soon as a part has ended. Overrides are for the job of `engram bench train`.
+    A part that cannot run here, or not in time, is named with the reason; the others' figures are shown all the same,
+    and written to FILE as soon as a part has ended. Overrides are for the job of `engram bench train`.
     """
     from pathlib import Path
 
@@ -150,7 +150,7 @@ def everything(
             figures = json.dumps(to_json(outcomes, machine, minutes, on), indent=2)
             Path(json_file).write_text(figures + "\n", encoding="utf-8")
 
-    keep({})  # a mistake in the file's name is told now
+    keep({})  # a mistake in the file's name is reported now
     chosen = [*(("--job", job) if job else ()), *(("--traces", traces) if traces else ()), *overrides]
     outcomes = run_everything(minutes, on, {"train": tuple(chosen)}, parts, keep)
     for outcome in outcomes.values():

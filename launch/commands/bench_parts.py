@@ -1,4 +1,4 @@
-"""`engram bench offload`, `kernels` and `links`: pieces of the machinery, without a model."""
+"""`engram bench offload`, `kernels`, `links` and `checkpoint`: pieces of the machinery, without a model."""
 
 from typing import Any
 
@@ -121,7 +121,43 @@ Examples:
 def links(**chosen: Any) -> None:
     """Time record transfers by kernels between host memory and the GPU, against the copy engines.
 
-    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, or as told; each direction
+    Records of 160 to 1,152 bytes, ascending and in random order, by 4 to 64 programs, unless given; each direction
     alone, and both at once. On a CPU it copies from host to host.
     """
     shared.measure(("links",), **chosen)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram bench checkpoint
+  engram bench checkpoint --folder /mnt/scratch --table-mib 8192 --json
+"""
+)
+@click.option(
+    "--folder", type=click.Path(file_okay=False), default="runs", show_default=True, help="Where to write and read."
+)
+@click.option(
+    "--table-mib", type=click.IntRange(min=1), default=2048, show_default=True, help="Size of the table, in memory."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Times that all is measured.")
+@click.option("--lookups", type=click.IntRange(min=1), default=65_536, show_default=True, help="Lookups per step.")
+@click.option(
+    "--compute-ms",
+    type=click.FloatRange(min=0),
+    default=100.0,
+    show_default=True,
+    help="Computation of the model per step, on the CPU.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="PyTorch threads of the training loop."
+)
+@shared.json
+def checkpoint(lookups: int, **chosen: Any) -> None:
+    """Time saves and loads of a table against dd and cat on the same disk, and steps while saves are written.
+
+    One rank, without a GPU; needs three times the table's size on the disk, and once in memory.
+    """
+    from launch.bench.workload import Workload
+
+    shared.measure(("checkpoint",), device="cpu", workload=Workload(lookups), **chosen)

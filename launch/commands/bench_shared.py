@@ -30,14 +30,14 @@ json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print on
 
 
 def thread_count(threads: int | None) -> int:
-    """The number, or for None that of the cores."""
+    """The number, or that of the cores for None."""
     from train.machine import usable_cores
 
     return threads or usable_cores()
 
 
 def console() -> "Console":
-    """Standard output, wide where it is no terminal."""
+    """Standard output, wide where it is not a terminal."""
     from rich.console import Console
 
     shown = Console(highlight=False)
@@ -45,7 +45,7 @@ def console() -> "Console":
 
 
 def measure(parts: tuple[str, ...], *, device: Device, threads: int | None, as_json: bool, **chosen: Any) -> None:
-    """Measures the parts, under options by their names in `BenchOptions`, and prints what they found."""
+    """Measures the parts, with options named as in `BenchOptions`, and prints what they found."""
     from launch.bench.devices import chosen_device
     from launch.bench.options import BenchOptions
     from launch.bench.run import run_parts

@@ -32,7 +32,7 @@ Examples:
 @_run
 @_json
 def list_(run: str, as_json: bool) -> None:
-    """List the checkpoints of RUN (a run's folder, or its name in runs/); sizes are looked at, contents are not."""
+    """List the checkpoints of RUN (a run's folder, or its name in runs/), checking sizes but not contents."""
     folder = _folder(run)
 
     from train.checkpoint.survey import survey
@@ -71,7 +71,7 @@ Examples:
 @click.argument("second")
 @_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Tell how two checkpoints differ: for each part, how many values, and by how much at most.
+    """Show how two checkpoints differ: for each part, how many values, and by how much at most.
 
     FIRST and SECOND are folders of checkpoints, or runs (folders, or names in runs/), whose newest is taken.
     """
@@ -108,9 +108,9 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_json
 def prune(run: str, keep: int, keep_every: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove old checkpoints of RUN, once those to keep were read and found whole.
+    """Remove old checkpoints of RUN, once those to keep have been read and found intact.
 
-    The newest stays in any case. Damaged ones are left alone, and count for nothing.
+    The newest always stays. Damaged ones are left alone, and do not count.
     """
     folder = _folder(run)
 
@@ -134,7 +134,7 @@ def _folder(run: str) -> Path:
 
 
 def _show(entries: Iterable["Entry"], as_json: bool) -> bool:
-    """Prints checkpoints as they are looked at; whether one is damaged."""
+    """Prints checkpoints as they are checked; returns whether one is damaged."""
     seen: list[dict[str, Any]] = []
     for entry in entries:
         seen.append(vars(entry))

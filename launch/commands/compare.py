@@ -17,8 +17,8 @@ Examples:
 def command(runs: tuple[str, ...], as_json: bool) -> None:
     """Compare finished runs (folders, or names in runs/).
 
-    Runs that differ in their seed alone are one line: mean, and lowest to highest. The others' losses also stand as
-    differences to the first line's, seed by seed where seeds are shared.
+    Runs that differ only in their seed are one line: mean, and lowest to highest. The other lines' losses are also
+    given as differences from the first line's, seed by seed where seeds are shared.
     """
     from train.report.comparison import FinishedRun, contenders
 

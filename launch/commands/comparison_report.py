@@ -11,7 +11,7 @@ _LOSS, _BITS = "val_loss", "val_bits_per_byte"
 
 
 def show(found: list[Contender], console: Console) -> None:
-    """Prints a line for each contender; the second and later ones with the gap to the first."""
+    """Prints a line for each contender; from the second on, with the gap to the first."""
     first = found[0]
     table = Table(title="Validation loss, nats/token: mean (lowest to highest)", title_justify="left")
     table.add_column("run")
@@ -33,7 +33,7 @@ def show(found: list[Contender], console: Console) -> None:
 
 
 def as_dict(found: list[Contender]) -> dict[str, Any]:
-    """The same as JSON can hold it, and the loss of every run."""
+    """The same as a JSON object, with the loss of every run."""
     return {"runs": [_contender(each, found[0]) for each in found]}
 
 

@@ -20,8 +20,8 @@ Examples:
 def command(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check what this machine has and lacks for training, and for the job of the YAML file CONFIG.
 
-    One line per check: ok, warning, or missing, and what to do. Under a launcher, as for `engram train`, it checks
-    all hosts, measures exchanges between all ranks and between all pairs of hosts, and rank 0 tells. Exit code 1 if
+    One line per check: ok, warning, or missing, and what to do. Under a launcher, as for `engram train`, it checks all
+    hosts, measures exchanges between all ranks and between all pairs of hosts, and rank 0 reports. Exit code 1 if
     anything is missing.
     """
     from launch.cluster.meeting import check_meeting

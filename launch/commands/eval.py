@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,6 +16,7 @@ Examples:
   engram eval runs/tiny
   engram eval tiny --data data/mine --json
   engram eval tiny --tasks arc_easy,hellaswag --limit 200
+  engram eval tiny --tasks gsm8k --nproc 8
 """
 )
 @click.argument("run")
@@ -28,6 +29,9 @@ Examples:
 @click.option("--include", metavar="DIR", help="Folder with additional task files (YAML).")
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only the first so many questions of each task.")
+@click.option("--seed", type=click.IntRange(min=0), help="Random seed of answers that a task samples; default: 0.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Ranks that share the questions, each with the whole model "
+              "(on its own GPU); default: this process.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,
@@ -39,15 +43,19 @@ def command(
     include: str | None,
     shots: int | None,
     limit: int | None,
+    seed: int | None,
+    nproc: int | None,
     as_json: bool,
 ) -> None:
     """Evaluate the trained RUN (a run's folder, or its name in runs/).
 
-    Reports the loss in nats per token and bits per byte; with --tasks, the results of lm-evaluation-harness.
+    Reports the loss in nats per token and bits per byte; with --tasks, the results of lm-evaluation-harness, also as
+    one of the ranks of torchrun, srun or mpirun.
     """
     from train.run_folder import find_run
 
-    for option, value in (("--include", include), ("--shots", shots), ("--limit", limit)):
+    of_tasks = {"--include": include, "--shots": shots, "--limit": limit, "--seed": seed, "--nproc": nproc}
+    for option, value in of_tasks.items():
         if value is not None and tasks is None:
             raise click.UsageError(f"{option} has no meaning without --tasks.")
     for option, value in (("--data", data), ("--split", split), ("--sequences", sequences)):
@@ -55,15 +63,15 @@ def command(
             raise click.UsageError(f"{option} has no meaning with --tasks.")
     folder = find_run(run)  # before what takes seconds to import
 
+    if tasks is not None:
+        from launch.commands.eval_tasks import Asked, evaluate_tasks
+
+        evaluate_tasks(Asked(str(folder), step, tasks, include, shots, limit, seed or 0, as_json), nproc)
+        return
+
     from train.use.saved_run import SavedRun
 
-    saved = SavedRun.open(folder, step)
-    if tasks is not None:
-        from train.use.harness import run_tasks
-
-        _show_tasks(run_tasks(saved, tasks.split(","), folder=include, shots=shots, limit=limit), as_json)
-        return
-    _score(saved, data, split, sequences, as_json)
+    _score(SavedRun.open(folder, step), data, split, sequences, as_json)
 
 
 def _score(
@@ -92,14 +100,3 @@ def _score(
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits/byte"
     click.echo(f"step {saved.step}: {found.loss:.4f} nats/token{bits}")
     click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
-
-
-def _show_tasks(results: dict[str, Any], as_json: bool) -> None:
-    """Prints figures by task, as `train.use.harness.run_tasks` returns them."""
-    if as_json:
-        click.echo(json.dumps(results, indent=2))
-        return
-    for task, figures in results["tasks"].items():
-        click.echo(task)
-        for name, value in figures.items():
-            click.echo(f"  {name:<28} {value:.4f}" if isinstance(value, float) else f"  {name:<28} {value}")

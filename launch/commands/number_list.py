@@ -6,7 +6,7 @@ import click
 
 
 class NumberList(click.ParamType):
-    """Whole numbers between commas, as a tuple, each once.
+    """Whole numbers separated by commas, as a tuple, each once.
 
     Args:
         least: of each.
@@ -20,7 +20,7 @@ class NumberList(click.ParamType):
         self._least, self._most, self._multiple_of = least, most, multiple_of
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Reads an option's value; click calls it. A number that is not fit is a usage error."""
+        """Reads an option's value; click calls it. An unfit number is a usage error."""
         if isinstance(value, tuple):
             return value
         number = click.IntRange(self._least, self._most)

@@ -53,13 +53,13 @@ def command(
     plot: str | None,
     as_json: bool,
 ) -> None:
-    """Tell what the job of CONFIG takes, before anything is paid.
+    """Tell what the job of CONFIG takes, before anything is paid for.
 
-    CONFIG is a YAML file or a run's folder. Told are its parameters, the memory of a GPU and a node, what crosses
+    CONFIG is a YAML file or a run's folder. The answer has its parameters, the memory of a GPU and a node, what crosses
     bus and network, a step's time by a stated cost model, days, cost, and what to set. Rows are those of the job's own
-    text if it is here, else of tokens drawn by Zipf's law. The job is not built: it takes no GPU and little memory.
-    --simulate replays its rows at many world sizes instead, for the batch as it is and for one that grows along;
-    --calibrate, which needs no CONFIG, measures this machine's processor as if it were a GPU: named `here`.
+    text if it is here, else of tokens drawn by Zipf's law. The job is not built: this takes no GPU and little memory.
+    --simulate replays its rows at many world sizes instead, for the batch as it is and for one that grows with them;
+    --calibrate, which needs no CONFIG, measures this machine's processor as if it were a GPU, named `here`.
     """
     from launch.plan.bounds import check_simulated, check_sizes
     from launch.plan.cluster import Cluster

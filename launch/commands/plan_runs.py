@@ -1,4 +1,4 @@
-"""What `engram plan` does once its arguments were checked; heavy imports are within."""
+"""What `engram plan` does once its arguments have been checked; heavy imports are inside."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ _CALIBRATED = "# Measured by `engram plan --calibrate`; launch/plan/hardware.yam
 def assess(
     job: "JobConfig", cluster: "Cluster", tokens: int | None, price: float | None, zipf: float | None, *, as_json: bool
 ) -> None:
-    """Tells what a job takes of machines."""
+    """Reports what a job takes of machines."""
     from launch.plan import assessment
     from launch.plan.answer import to_json
     from launch.plan.report import show
@@ -99,12 +99,12 @@ class Progress:
     """What is being done, on a line of a terminal; nothing elsewhere."""
 
     def __call__(self, text: str) -> None:
-        """Puts a line in the place of the one before."""
+        """Replaces the line."""
         if sys.stderr.isatty():
             click.echo(f"\r\033[K{text} ...", nl=False, err=True)
 
     def end(self) -> None:
-        """Takes the line away."""
+        """Removes the line."""
         if sys.stderr.isatty():
             click.echo("\r\033[K", nl=False, err=True)
 

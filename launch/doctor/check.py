@@ -1,4 +1,4 @@
-"""What a check finds, and how findings of many hosts are told."""
+"""What a check finds, and how findings of many hosts are reported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ class Check:
 
 
 def bound(name: str, status: Status, fits: bool, found: str, remedy: str) -> Check:
-    """A check that is ok if it `fits`, else of that status and with the remedy."""
+    """A check that is ok if it `fits`, else has that status and the remedy."""
     return Check(name, "ok", found) if fits else Check(name, status, found, remedy)
 
 
@@ -41,7 +41,7 @@ def lines(by_host: Mapping[str, Sequence[Check]]) -> list[str]:
 
 
 def to_json(by_host: Mapping[str, Sequence[Check]]) -> dict[str, Any]:
-    """The findings as JSON can hold them."""
+    """The findings as a JSON object."""
     return {
         "ok": not is_missing(by_host),
         "hosts": {host: [asdict(check) for check in checks] for host, checks in by_host.items()},

@@ -31,9 +31,9 @@ _SHARED = {
 
 
 def disk(folder: Path, needed: int) -> list[Check]:
-    """Checks of the disk under `folder`, which need not be there yet.
+    """Checks of the disk under `folder`, which need not exist yet.
 
-    `needed` are the bytes of the checkpoints to come. Writes 64 MiB and takes them away again.
+    `needed` are the bytes of the checkpoints to come. Writes 64 MiB and removes them again.
     """
     place = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(place).free
@@ -58,7 +58,7 @@ def disk(folder: Path, needed: int) -> list[Check]:
 
 
 def file_system(folder: Path) -> str:
-    """Kind of the file system that a folder is on."""
+    """Type of the file system that a folder is on."""
     real = folder.resolve()
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
     return next((mounts[each] for each in (real, *real.parents) if each in mounts), "unknown")

@@ -1,4 +1,4 @@
-"""All checks of a machine, for a job if there is one; and under a launcher those of all its hosts, told by rank 0."""
+"""All checks of a machine, for a job if there is one; under a launcher those of all its hosts, reported by rank 0."""
 
 import socket
 from pathlib import Path
@@ -78,7 +78,7 @@ def _needs(job: JobConfig | None, place: Place | None) -> tuple[int, int, int | 
     images = 0 if job.checkpoint.every is None else job.checkpoint.keep + 1
     if job.run.local_checkpoints:  # a host keeps what its own ranks write
         saved = saved * here // (place.world_size if place else nodes * here)
-    # By itself a machine without GPUs trains on the CPU; nodes of a launcher were asked for one a rank.
+    # By itself a machine without GPUs trains on the CPU; nodes of a launcher were requested with one per rank.
     takes_gpus = gpus_here or (place is not None and job.run.nproc is not None)
     wanted = job.launch.gpus if job.launch.gpus is not None else (here if takes_gpus else None)
     return (chosen.bytes_per_rank * here if chosen else 0), saved * images, wanted

@@ -1,4 +1,4 @@
-"""Host memory against the job's tables, and what the system allows with it."""
+"""Host memory against the job's tables, and what the system allows to be done with it."""
 
 import shutil
 from collections.abc import Iterator

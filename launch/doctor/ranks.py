@@ -21,7 +21,7 @@ _SLOW = 0.5
 
 @dataclass(frozen=True)
 class Pair:
-    """Two hosts, and the bytes a second that each sent the other while the other sent as many."""
+    """Two hosts, and the bytes per second that each sent the other while the other sent as many."""
 
     hosts: tuple[str, str]
     rate: float
@@ -71,7 +71,7 @@ def measure_pairs(firsts: dict[str, int], sent: torch.Tensor, got: torch.Tensor)
 
 
 def rounds(hosts: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
-    """All pairs of hosts, in rounds in which none is twice (the circle method)."""
+    """All pairs of hosts, in rounds in which no host occurs twice (the circle method)."""
     ring: list[str | None] = [*hosts, *([None] if len(hosts) % 2 else [])]
     for _ in range(len(ring) - 1):
         half = len(ring) // 2
@@ -89,7 +89,7 @@ def _swap_rate(other: int, sent: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Of the fastest of some times; the first, in which connections are made, does not count."""
+    """Seconds of the fastest of several runs; the first, in which connections are made, does not count."""
     times = []
     for _ in range(_TIMES + 1):
         started = time.perf_counter()
@@ -137,7 +137,7 @@ def _clocks(places: list[tuple[str, int]]) -> Check:
 
 
 def _shared(folder: Path, places: list[tuple[str, int]]) -> Check:
-    """A file that rank 0 makes in the run's folder is seen by all hosts, or it is not."""
+    """Whether all hosts see a file that rank 0 makes in the run's folder."""
     probe = folder / f".doctor-{socket.gethostname()}"
     names = [probe.name]
     dist.broadcast_object_list(names)

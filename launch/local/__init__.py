@@ -1,1 +1,1 @@
-"""Starting ranks on this machine, and telling why one failed."""
+"""Starting ranks on this machine, and reporting why one failed."""

@@ -15,12 +15,12 @@ from train.machine import usable_cores
 _LOOPBACK = "lo"
 _CUDA_DRIVER = "libcuda.so.1"
 _ROCM_DEVICE = Path("/dev/kfd")
-# Ranks listen seconds after their port is chosen: by then a connection may have one that the system gives to these
-# (Linux: from 32,768 on).
+# Ranks listen seconds after their port is chosen: by then a connection may have taken a port of those that the system
+# gives to connections (Linux: from 32,768 on).
 _UNASSIGNED = range(15_000, 32_000)
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
-"""glibc's settings to keep freed memory. By default it gives large blocks back to the system at once, and a CPU rank
-spends a tenth of its step on page faults in tensors that it had a moment ago."""
+"""glibc's settings to keep freed memory. By default it returns large blocks to the system at once, and a CPU rank
+spends a tenth of its step on page faults in memory that it had a moment ago."""
 
 
 def rank_environment(rank: int, nproc: int, port: int, gpus: int) -> dict[str, str]:
@@ -49,7 +49,7 @@ def rank_environment(rank: int, nproc: int, port: int, gpus: int) -> dict[str, s
 
 
 def meeting_port(wanted: int | None) -> int:
-    """`wanted` if nobody listens there, or else, for None, a free TCP port of this machine.
+    """`wanted` if nobody listens there; for None, a free TCP port of this machine.
 
     Raises:
         UserError: the wanted port is in use or not allowed.
@@ -79,7 +79,7 @@ def may_use_gpus() -> bool:
 
 
 def visible_gpus() -> int:
-    """GPUs that ranks of this machine may take.
+    """GPUs that ranks of this machine may use.
 
     PyTorch counts them, in a process of its own: a launcher that imported it would not hear signals meanwhile.
     """
@@ -96,7 +96,7 @@ def visible_gpus() -> int:
 
 
 def rank_count(wanted: int | None, gpus: int) -> int:
-    """Local ranks to start: those wanted, or one a GPU, or 2 on a machine without.
+    """Local ranks to start: as many as wanted, or one per GPU, or 2 on a machine without.
 
     Raises:
         UserError: more ranks than GPUs, where there are any.

@@ -1,4 +1,4 @@
-"""How a failure is told: to the user in one line if it is theirs, between a rank and its launcher in a small file."""
+"""How a failure is reported: to the user in one line if it is theirs, from a rank to its launcher in a small file."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ EXIT_CODE_FILE = "ENGRAM_EXIT_CODE"
 around torchrun, which ends with 1 whatever its ranks end with."""
 
 USER_ERROR_EXIT = 2
-"""Exit code for a mistake of the user's; every other failure is 1."""
+"""Exit code for a user's mistake; every other failure is 1."""
 
 _PEER_ERRORS = {"ConnectionError", "DistNetworkError", "DistBackendError", "DistStoreError"}
 _TOLD_WHOLE = {"VerifyError", "Hung"}  # named, not imported: the launcher must start without loading torch
@@ -48,7 +48,7 @@ _ADVICE = {
 
 
 class RankFailed(RuntimeError):
-    """A rank crashed; the message tells which, and shows its traceback or the end of its log."""
+    """A rank crashed; the message says which, and shows its traceback or the end of its log."""
 
 
 def user_message(error: BaseException) -> str | None:
@@ -71,7 +71,7 @@ class RankReport:
     """Why a rank ended before the run did.
 
     `peer`: it only lost the connection to another one, whose failure is the real one. `interrupted`: a signal ended the
-    run, and this is no failure.
+    run, which is not a failure.
     """
 
     kind: Literal["user", "crash", "peer", "interrupted"]
@@ -141,7 +141,7 @@ def reported(body: Callable[[], None]) -> int:
 
 
 def leave(error: BaseException) -> None:
-    """Ends a rank's process by a failure, from any thread, whatever its other threads are doing."""
+    """Ends a rank's process with a failure, from any thread, whatever its other threads are doing."""
     code = _report(error)
     leave_exit_code(code)
     os._exit(code)
@@ -154,7 +154,7 @@ def _report(error: BaseException) -> int:
     if path:
         report.write(path)
     if isinstance(error, Interrupted):
-        return error.code  # the run has told it
+        return error.code  # the run has reported it
     if not path and (path := os.environ.get(TORCHRUN_REPORT_FILE)):
         report.write_for_torchrun(path)
     if not path or os.environ.get("RANK", "0") != "0":

@@ -24,8 +24,8 @@ _PR_SET_PDEATHSIG = 1
 class RankProcess:
     """The process of a rank (or of what starts a host's ranks: `kind`), not reaped before `end`.
 
-    Till then its process group's number cannot be given away. The first one writes to this process's own output,
-    another one appends to `log`. `stdin` is nothing, or a pipe whose end asks the process to end.
+    Until then its process group's id cannot be reused. The first one writes to this process's own output, another one
+    appends to `log`. `stdin` is empty, or a pipe whose end asks the process to end.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RankProcess:
     def ask_to_end(self) -> None:
         """Asks it to end: by the end of its standard input where that is a pipe, else by SIGTERM.
 
-        Never by the signal that this process received: what a rank does at SIGINT depends on how far its start is.
+        Never by the signal that this process received: what a rank does at SIGINT depends on how far it has started.
         """
         if self._process.stdin:
             self._process.stdin.close()

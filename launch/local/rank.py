@@ -25,7 +25,7 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
 
     Raises:
         UserError: whatever is wrong with the config, the data or the machine.
-        Interrupted: by a signal; rank 0 has told it, in JSON if it was asked for that.
+        Interrupted: by a signal; rank 0 has reported it, in JSON if asked to.
     """
     with _answer_only(as_json) as answer:
         from train.report.start import tell_start
@@ -65,7 +65,7 @@ def _answer_only(as_json: bool) -> Iterator[TextIO]:
 def end_rank(body: Callable[[], None]) -> NoReturn:
     """Runs a rank's `body`, reports a failure, and ends this process.
 
-    Signals have their default action, so that a start can be broken off at any moment, however long C code takes. Once
+    Signals have their default action, so that a start can be interrupted at any moment, however long C code takes. Once
     there is something to save, the run listens to them itself (`train.watch.stop`).
     """
     leave_to_system()
@@ -78,7 +78,7 @@ def end_rank(body: Callable[[], None]) -> NoReturn:
 
 
 def main() -> None:
-    """Entry of a rank's process."""
+    """Entry point of a rank's process."""
     parser = argparse.ArgumentParser(prog="python -m launch.local.rank")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("config")

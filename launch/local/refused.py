@@ -1,4 +1,4 @@
-"""What is told of a job before its ranks start: they would import PyTorch for seconds, and then tell the same."""
+"""What is refused before a job's ranks start: they would import PyTorch for seconds, and then report the same."""
 
 from train.config.job import JobConfig
 from train.data.located import located
@@ -6,7 +6,7 @@ from train.errors import UserError
 
 
 def refuse(job: JobConfig, gpus: int) -> None:
-    """Looks at what a start on this machine cannot do without.
+    """Checks what a start on this machine cannot do without.
 
     Raises:
         UserError: no data at `data.path`, or a planner on GPUs where there are none.

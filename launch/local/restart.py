@@ -6,14 +6,14 @@ from launch.local.failures import RankFailed
 
 
 def with_restarts(run: Callable[[bool], int], restarts: int, tell: Callable[[str], None]) -> int:
-    """Calls `run`, and again as often as `restarts` while a rank fails; returns its exit code.
+    """Calls `run`, and again up to `restarts` times while a rank fails; returns its exit code.
 
-    Mistakes of the user, and signals, end it.
+    A user's mistake or a signal ends it.
 
     Args:
-        run: gets whether it was run before.
-        restarts: times.
-        tell: hears of each failure that is not the last.
+        run: is given whether it was run before.
+        restarts: how many there may be.
+        tell: is given each failure but the last.
 
     Raises:
         RankFailed: a rank failed once more than that.

@@ -1,6 +1,6 @@
-"""Signals that ask this process to end: what they do at any moment, and the line and exit code that tell of them.
+"""Signals that ask this process to end: what they do at any moment, and the line and exit code that report them.
 
-The exit code is 128 and the signal's number, as a shell's would be: 130 for Ctrl-C.
+The exit code is 128 plus the signal's number, as a shell's would be: 130 for Ctrl-C.
 """
 
 import os
@@ -26,11 +26,11 @@ class Stopped(BaseException):
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """A process's whole work, which a signal ends with one line on standard error.
+    """Surrounds a process's whole work, which a signal ends with one line on standard error.
 
-    Where modules are being imported it ends the process there and then: an exception would be taken for a module that
-    is missing, or be lost in a library's start. Elsewhere it raises `Stopped`, so that partial files go and children
-    end; a second signal does not wait for that. What is ignored (as under nohup) stays ignored.
+    Where modules are being imported it ends the process there and then: an exception would be taken for a missing
+    module, or be lost in a library's start. Elsewhere it raises `Stopped`, so that partial files are removed and
+    children end; a second signal does not wait for that. What is ignored (as under nohup) stays ignored.
     """
     _handle(_stop)
     try:
@@ -39,7 +39,7 @@ def told_in_one_line() -> Iterator[None]:
         # Not by the interpreter's own end, which waits for threads.
         _leave(stopped.signum, None)
     finally:
-        leave_to_system()  # all is done
+        leave_to_system()  # everything is done
 
 
 def leave_to_system() -> None:
@@ -56,7 +56,7 @@ class Received(NamedTuple):
 
 @contextmanager
 def collected() -> Iterator[list[Received]]:
-    """Lists signals as they come, in place of what else they would do."""
+    """Lists signals as they arrive, instead of what else they would do."""
     received: list[Received] = []
     before = _handle(lambda signum, frame: received.append(Received(signum, time.monotonic())))
     try:
@@ -70,7 +70,7 @@ _Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 def _handle(handler: _Handler) -> dict[int, _Handler | int | None]:
-    """Sets the handler of all these signals that are not ignored; returns those before."""
+    """Sets the handler of all these signals that are not ignored; returns the previous ones."""
     heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ _POLL_S = 0.05
 _SETTLE_S = 3.0
 _FAULTS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 _WAITING = "waiting {:g} s at most for the ranks to save and end; Ctrl-C again does not"
+_OTHERS = "a host failed: waiting {:g} s at most for the ranks on the others to end; Ctrl-C does not"
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -60,11 +62,13 @@ def run_processes(
     kind: str = "rank",
     stdin: int = subprocess.DEVNULL,
     may_fail: int = 0,
+    ask: Sequence[str] = (),
 ) -> int:
-    """Runs commands, each in its environment, as `run_ranks` does its ranks; so many as `may_fail` may fail.
+    """Runs commands, each in its environment, as `run_ranks` does its ranks; up to `may_fail` of them may fail.
 
     Their standard input is empty, or with `stdin=subprocess.PIPE` one that ends when this process does, or when they
-    are asked to end: no signal reaches what they have started elsewhere.
+    are asked to end: no signal reaches what they have started elsewhere. `ask` is a command that asks that to end, in
+    place of a signal to them. Of the kind `host`, they have `grace_s` seconds to end when another one fails.
 
     Returns:
         See `run_ranks`.
@@ -81,7 +85,7 @@ def run_processes(
     with (
         tempfile.TemporaryDirectory(prefix="engram-") as reports,
         collected() as received,
-        _LocalRanks(log_folder, Path(reports), grace_s, received, kind) as ranks,
+        _LocalRanks(log_folder, Path(reports), grace_s, received, kind, ask) as ranks,
     ):
         for command, environment in starts:
             ranks.start(command, environment, stdin)
@@ -91,9 +95,17 @@ def run_processes(
 class _LocalRanks:
     """All ranks of a run, as a context in which they live."""
 
-    def __init__(self, log_folder: Path, reports: Path, grace_s: float, received: list[Received], kind: str) -> None:
+    def __init__(
+        self,
+        log_folder: Path,
+        reports: Path,
+        grace_s: float,
+        received: list[Received],
+        kind: str,
+        ask: Sequence[str],
+    ) -> None:
         self._log_folder, self._reports, self._grace_s, self._received = log_folder, reports, grace_s, received
-        self._kind = kind
+        self._kind, self._ask = kind, ask
         self._ranks: list[RankProcess] = []
 
     def __enter__(self) -> Self:
@@ -126,6 +138,8 @@ class _LocalRanks:
         elif len(self._failed()) > may_fail:
             self._until(lambda: bool(self._received or self._culprits()), _SETTLE_S)
         if len(failed := self._failed()) > may_fail:
+            if self._kind == "host":
+                self._wait_for_the_others()
             self._raise(min(failed, key=_blame))
         return 0
 
@@ -136,7 +150,7 @@ class _LocalRanks:
         ]
 
     def _culprits(self) -> list[RankProcess]:
-        """Those whose failure is not another's; a rank that was asked to end may do so with any exit code."""
+        """Those whose failure did not follow from another's; a rank that was asked to end may do so with any code."""
         return [rank for rank in self._failed() if _blame(rank)[0] < 2 and (rank.report or not self._received)]
 
     def _interrupted(self) -> list[RankProcess]:
@@ -151,9 +165,22 @@ class _LocalRanks:
     def _ask_to_end(self) -> None:
         if self._kind == "host":
             print(_WAITING.format(self._grace_s), file=sys.stderr, flush=True)
+        if self._ask:
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(self._ask, stdin=subprocess.DEVNULL, timeout=self._grace_s, check=False)
+            return
         for rank in self._ranks:
             rank.poll()
             rank.ask_to_end()
+
+    def _wait_for_the_others(self) -> None:
+        """What they started elsewhere does not end with a connection that is killed: the next start would meet it."""
+        if self._received or all(rank.poll() is not None for rank in self._ranks):
+            return
+        print(_OTHERS.format(self._grace_s), file=sys.stderr, flush=True)
+        for rank in self._ranks:
+            rank.ask_to_end()
+        self._until(lambda: bool(self._received), self._grace_s)
 
     def _until(self, happened: Callable[[], bool], timeout_s: float = float("inf")) -> None:
         """Sleeps until something `happened` or all ranks have ended, `timeout_s` seconds at most."""

@@ -1,1 +1,1 @@
-"""Counting what a job comes to, before anything is built."""
+"""Counts what a job takes, before anything is built."""

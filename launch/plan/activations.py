@@ -1,4 +1,4 @@
-"""Bytes that a micro-batch's forward keeps for its backward, a token, by what the model is made of.
+"""Bytes per token that a micro-batch's forward keeps for its backward, by what the model is made of.
 
 b is the bytes of a number (2 in bf16, 4 in fp32), D the hidden width, M branches of the stream. Kept are the inputs of
 products, norms and gates:
@@ -11,7 +11,7 @@ products, norms and gates:
     two norms   2 D b
     branches    (M + 2) D b + 4 (7 M^2 + 16 M + 3), model/hyper_connections.py
     Engram      (E_m + M D + D + M D) b + 12 M, and of the convolution M D (2 b + 4 (k + 1))
-    ends        2 D b, and the gradients of the head, 4 V D (not a token)
+    ends        2 D b, and the gradients of the head, 4 V D (not per token)
 
 E_m is the memory's width, k the taps. A norm on a GPU keeps its input; on a CPU, in bf16, two fp32 numbers instead.
 With `train.recompute` only the stream before each block is kept, and one block's worth beside it.
@@ -45,7 +45,7 @@ class Activations:
 
 
 def activations(model: ModelConfig, tokens: int, width: int) -> Activations:
-    """Counts for a micro-batch of so many tokens in numbers of `width` bytes, on a GPU."""
+    """Counts for a micro-batch of `tokens` tokens in numbers of `width` bytes, on a GPU."""
     blocks = [block_bytes(model, layer, width) for layer in range(model.num_layers)]
     stream = model.branches * model.hidden_size * width
     ends = 3 * model.hidden_size * width
@@ -62,7 +62,7 @@ def activations(model: ModelConfig, tokens: int, width: int) -> Activations:
 
 
 def block_bytes(model: ModelConfig, layer: int, width: int, *, on_cpu: bool = False) -> float:
-    """Kept by block `layer`, a token."""
+    """Kept by block `layer`, per token."""
     norm = _norm_bytes(width, on_cpu)
     total = _attention(model, width, norm, on_cpu) + 2 * (model.hidden_size * norm + 4)
     total += (

@@ -1,4 +1,4 @@
-"""An assessment as JSON can hold it. Seconds, bytes, rows; of a rank unless a key says otherwise."""
+"""An assessment as a JSON object. Seconds, bytes, rows; of a rank unless a key says otherwise."""
 
 from dataclasses import asdict
 from typing import Any

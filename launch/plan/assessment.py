@@ -19,12 +19,12 @@ from launch.plan.traffic import Replayed
 from train.config.job import JobConfig
 
 _LOOKUPS, _MOST_STEPS, _COUNTED = 1 << 27, 24, 3
-"""That a replay looks at, about; and steps, of which the last so many count."""
+"""About how many lookups a replay takes; the most steps, and how many of them count, the last ones."""
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Everything that `engram plan` tells. `replayed` and what follows from rows are None for a job without tables."""
+    """Everything that `engram plan` shows. `replayed` and what follows from rows are None for a job without tables."""
 
     figures: Figures
     cluster: Cluster
@@ -61,7 +61,7 @@ class Assessment:
         replayed = self.replayed
         lookups = replayed.lookups / self.cluster.ranks
         fetched = replayed.most(lambda owner: owner.owned if owner.fetched is None else owner.fetched)
-        # In the long run as many leave as come, unless the window holds the shard.
+        # In the long run as many leave as enter, unless the window holds the shard.
         whole = self.job.offload.window_rows >= self.shard_rows
         return Moved(*((0.0, 0.0) if whole else (fetched, fetched)), lookups * self.planned.seconds)
 
@@ -112,7 +112,7 @@ class Assessment:
         return advise(self.replayed, self.time.stages, self.shard_rows, stride, free, in_file=in_file)
 
     def change(self, of: Callable[..., Budget], budget: Budget) -> Change | None:
-        """The smallest change that makes a budget fit that does not."""
+        """The smallest change that makes a budget fit; None if it fits already or none does."""
         if budget.free >= 0:
             return None
         window = self.advice.window_rows if self.advice else None
@@ -144,14 +144,14 @@ def assess(
     zipf: float | None = None,
     told: Callable[[int, int], object] = lambda step, of: None,
 ) -> Assessment:
-    """Works everything out; the replay of a job's steps takes some seconds.
+    """Computes everything; the replay of a job's steps takes some seconds.
 
     Args:
         job, cluster: what runs where; sizes were checked (`launch.plan.bounds`).
         tokens: to train on; None: those of the config.
         price: of a GPU hour.
         zipf: exponent of drawn tokens; None: the job's own text if it is here.
-        told: hears of the replay's progress.
+        told: is told of the replay's progress.
     """
     figures = plan(job, cluster.ranks)
     replayed = planned = None

@@ -1,6 +1,6 @@
-"""Bytes a rank of the backbone's weights, gradients and optimizer state, as DeepSpeed keeps them.
+"""Bytes per rank of the backbone's weights, gradients and optimizer state, as DeepSpeed keeps them.
 
-A parameter's bytes, of W ranks that share it (`train/engine/wrappers.py` names who keeps them):
+A parameter's bytes, of W ranks that share it (`train/engine/zero/__init__.py` names who keeps them):
 
     stage  weights      gradients          master weights and state, M
     0      b            b                  M                 b: 2 in bf16, 4 in fp32
@@ -10,7 +10,7 @@ A parameter's bytes, of W ranks that share it (`train/engine/wrappers.py` names 
     3      b / W        4 / W              M / W
 
 Beside them: the bucket that gradients are reduced in, at stage 3 the parameters that are gathered, and what Muon
-orthogonalises at once. tests/launch/plan holds the table to tensors of real engines.
+orthogonalises at once. tests/launch/plan checks the table against tensors of real engines.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _ORTHOGONALISED = 1 << 27  # elements at once: train/optim/muon.py
 
 @dataclass(frozen=True)
 class Matrices:
-    """What of a backbone's parameters decides on memory and the optimizer's time.
+    """The counts of a backbone's parameters that decide memory and the optimizer's time.
 
     Attributes:
         total: parameters.
@@ -37,7 +37,7 @@ class Matrices:
         muon, muon_experts: of both, those that Muon updates.
         largest_block: parameters of the largest block.
         newton_schulz: operations of one iteration for all of Muon's matrices.
-        sizes: of every parameter that is no expert's.
+        sizes: of every parameter that is not an expert's.
     """
 
     total: int
@@ -75,9 +75,9 @@ class BackboneBytes:
     Attributes:
         weights, gradients: in the forward's dtype, and what they are added up in.
         optimizer: master weights and optimizer state.
-        buffers: what is there for a time: buckets, gathered parameters, orthogonalisation.
+        buffers: temporary memory: buckets, gathered parameters, orthogonalisation.
         optimizer_on_host: whether `optimizer` is in host memory.
-        saved: that a save beside training copies to host memory.
+        saved: what a save beside training copies to host memory.
     """
 
     weights: float
@@ -89,7 +89,7 @@ class BackboneBytes:
 
 
 def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> BackboneBytes:
-    """The table above, with experts spread by `expert_parallel` counted for themselves."""
+    """The table above, with experts spread by `expert_parallel` counted separately."""
     zero, expert = job.deepspeed.zero_optimization, job.deepspeed.expert_parallel
     ranks, size = cluster.ranks, expert.autoep_size if expert.enabled else 1
     rest = _Part(job, counted.total - counted.experts, counted.muon - counted.muon_experts, ranks)
@@ -97,7 +97,7 @@ def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> Backb
     parts = (rest, spread)
     optimizer = sum(part.optimizer for part in parts)
     width = 2 if job.train.dtype == "bf16" else _FLOAT
-    # Those below the threshold are never partitioned by stage 3, beside their parts that are.
+    # Those below the threshold are also kept whole by stage 3, beside their parts.
     whole = sum(numel for numel in counted.sizes if numel < zero.stage3_param_persistence_threshold)
     kept_whole = width * whole if zero.stage == 3 else 0
     held = sum(part.parameters for part in parts)

@@ -8,11 +8,11 @@ from train.config.job import JobConfig
 from train.errors import UserError
 
 MOST_PARAMETERS = 10**14
-"""Of a backbone or of the tables: a hundred times the largest that were published."""
+"""Of a backbone or of the tables: a hundred times the largest that have been published."""
 MOST_TOKENS = 1 << 31
 """Of a step."""
 MOST_HEADS = 4096
-"""Sub-tables of all layers: for each the next primes are sought."""
+"""Sub-tables of all layers: for each one the next prime is searched for."""
 
 
 def check_sizes(job: JobConfig, ranks: int) -> None:

@@ -1,7 +1,7 @@
 """Measures this machine's numbers, as hardware.yaml has them for GPUs: a CPU's, whose ranks share its cores.
 
 What a GPU's bus would be is here a copy of records in memory, unless the job emulates a link (`offload.emulate_link`).
-A rank computes on one core. Each number is the best of some rounds: the others are disturbed by somebody.
+A rank computes on one core. Each number is the best of some rounds: other work disturbs the rest.
 """
 
 import time
@@ -36,7 +36,7 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
     """A catalogue with one machine, `here`, and one network, `loopback`; about a minute.
 
     Args:
-        told: hears what is measured.
+        told: is told what is measured.
         rendezvous: a path that does not exist, at which two ranks meet.
     """
     before = torch.get_num_threads()
@@ -107,8 +107,8 @@ def _record_rate() -> float:
 
 
 def _model_numbers() -> tuple[float, float]:
-    """Operations a second, and seconds of Python and PyTorch for each launch: from a small network's forward and
-    backward over few tokens and over many. The rate is that of products of a few hundred columns with all that stands
+    """Operations per second, and seconds of Python and PyTorch for each launch: from a small network's forward and
+    backward over few tokens and over many. The rate is that of products of a few hundred columns with everything
     between them, not of products alone."""
     config = ModelConfig(vocab_size=1024, hidden_size=128, num_layers=3, dense_hidden_size=384)
     network = LanguageModel(config)

@@ -1,4 +1,4 @@
-"""The machines of a job, and how long ranks take to tell each other something.
+"""The machines of a job, and how long communication between ranks takes.
 
 A collective's time is what the busiest wire of a machine takes: between the GPUs of a node, or through its ports. A
 ring or a tree brings each byte of a gather or a reduction into a node once, whatever its number of GPUs; an all-to-all
@@ -21,7 +21,7 @@ class Cluster:
         nodes: machines.
         gpus_per_node: GPUs, and ranks, of each.
         hardware: what the GPUs are.
-        network: between machines; of one machine None.
+        network: between machines; None for one machine.
         gpu: the name of the hardware.
     """
 

@@ -12,13 +12,13 @@ from train.config.job import JobConfig
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model comes to.
+    """The sizes of a model.
 
     Attributes:
         job: the config.
         ranks: that share the tables.
         census: of the backbone and the Engram modules.
-        tables: one an Engram layer.
+        tables: one per Engram layer.
         host_memory: that the tables take, by optimizer, row dtype and state dtype.
         window: on each rank's device; None without tables.
         flops: of training on one token.
@@ -76,7 +76,7 @@ class Figures:
         return self.census.idle_experts / (total - active) if total > active else None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON can hold them."""
+        """The figures as a JSON object."""
         moe, (total, active) = self.job.model.moe, self.non_embedding
         return {
             "run": self.job.run.name,
@@ -105,7 +105,7 @@ class Figures:
 
 
 def plan(job: JobConfig, ranks: int) -> Figures:
-    """Works out the figures; seconds for the largest models, without memory."""
+    """Computes the figures: in seconds for the largest models, and without their memory."""
     model = job.model
     census = take_census(model)
     flops = flops_per_token(model, census, job.data.sequence_length)

@@ -1,6 +1,6 @@
 """The hardware numbers of hardware.yaml, and of a file of the user's that is laid over it.
 
-What the keys mean is said in the file; times in seconds, sizes in bytes, rates in bytes or operations a second.
+What the keys mean is said in the file; times in seconds, sizes in bytes, rates in bytes or operations per second.
 """
 
 import difflib
@@ -20,7 +20,7 @@ class _Numbers(BaseModel, extra="forbid", frozen=True):
 
 
 class Device(_Numbers):
-    """A GPU, or a processor in the place of one."""
+    """A GPU, or a processor in place of one."""
 
     overlaps_launches: bool = True
     flops_per_second: float = Field(gt=0)
@@ -42,12 +42,16 @@ class Link(_Numbers):
 
 
 class Host(_Numbers):
-    """The processor, as one rank feels it."""
+    """The processor, as one rank sees it."""
 
     launch_seconds: float = Field(ge=0)
     lost_to_each_thread: float = Field(ge=0, lt=0.5)
     factor: float = Field(ge=0)
     decide_seconds: float = Field(ge=0)
+    # For tests/emulation alone: a file need not have them.
+    gather_bytes_per_second: float = Field(4.1e9, gt=0)
+    scatter_bytes_per_second: float = Field(2.8e9, gt=0)
+    staging_cores: int = Field(4, ge=1)
 
 
 class Rows(_Numbers):
@@ -111,7 +115,7 @@ def read_catalogue(file: str | Path | None = None) -> Catalogue:
     """The numbers of this project, with those of `file` laid over them, key by key.
 
     Raises:
-        UserError: the file is missing, no YAML, or has a key or a number that cannot be.
+        UserError: the file is missing, is not YAML, or has a key or a number that cannot be.
     """
     values = _read(FILE)
     if file is not None:

@@ -1,6 +1,6 @@
 """Bytes of a rank's device and of a node's host memory, part by part, and whether they fit.
 
-Arithmetic with sizes of real layouts; what a step's rows come to is given by the replay (`launch.plan.replay`).
+Arithmetic with sizes of real layouts; the sizes of a step's rows come from the replay (`launch.plan.replay`).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ DEVICE_USABLE, HOST_USABLE = 0.95, 0.95
 CONTEXT_BYTES = 2.5 * 2**30
 """[assumed] Of a device: CUDA's context, kernels, buffers of NCCL and cuBLAS."""
 PROCESS_BYTES = 4 * 2**30
-"""[assumed] Of the host, a rank: Python, CUDA, libraries, before any of the job."""
+"""[assumed] Of the host, per rank: Python, CUDA, libraries, before any of the job."""
 _STAGED_CHUNKS, _STAGED_BYTES = 8, 4 << 20  # offload/transfers/staged.py
 _PLACES, _SLOT_BYTES = 4, 35  # of the directory: offload/window/directory.py, and writebacks.py
 _FLOAT = 4
@@ -26,14 +26,14 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class StepRows:
-    """What a step's rows come to; of all modules, the busiest rank's.
+    """The sizes of a step's rows; of all modules, the busiest rank's.
 
     Attributes:
         lookups: of one rank.
-        unique: rows that it asks for.
-        asked: rows that ranks ask of it.
+        unique: rows that it requests.
+        asked: rows that ranks request from it.
         owned: rows of its shard that the step uses.
-        index_bytes: of a plan, a lookup.
+        index_bytes: of a plan, per lookup.
     """
 
     lookups: float
@@ -109,14 +109,14 @@ def window_slots(job: JobConfig, tables: list[Table], ranks: int) -> int:
 
 
 def record_bytes(job: JobConfig) -> tuple[int, int]:
-    """Of weights and of a whole record, as it lies in memory for a GPU."""
+    """Bytes of the weights and of a whole record, as it is in memory for a GPU."""
     assert job.model.engram is not None
     layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
     return 4 * layout.weight_words, layout.stride_bytes(GPU)
 
 
 def packed_bytes(job: JobConfig) -> int:
-    """Of a record as it lies for a CPU, which is what an emulated link carries."""
+    """Bytes of a record as it is in memory for a CPU, which is what an emulated link carries."""
     assert job.model.engram is not None
     return RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype).bytes
 
@@ -128,7 +128,7 @@ def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[st
     _, stride = record_bytes(job)
     replayed = 2 * columns if job.offload.optimizer.type == "adam" else 0
     exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
-    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0
+    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0
     return {
         "window": window_slots(job, tables, cluster.ranks) * stride,
         # Values and gradients where they are used and where they are owned, what travels, and Adam's state of the read.
@@ -154,7 +154,7 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
         "update_counts": shard,
         "directory": _PLACES * shard + _SLOT_BYTES * slots,
         "plans": plans,
-        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine == "staged" else 0,
+        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0,
     }
 
 

@@ -22,7 +22,7 @@ class Planned:
 
     Attributes:
         seconds: of one core of this machine, as busy as it was.
-        index_bytes: that the plan's indices keep.
+        index_bytes: bytes that the plan's indices keep.
         tokens: that were planned.
     """
 
@@ -57,7 +57,7 @@ def measure_planning(stream: Stream, micro_batch: int, tokens_a_rank: int) -> Pl
 
 
 def step_rows(replayed: Replayed, planned: Planned) -> StepRows:
-    """The busiest sampled owner's. A rank asks for as many rows as are asked of an owner in the mean."""
+    """The busiest sampled owner's. A rank requests as many rows as are requested from an owner on average."""
     return StepRows(
         replayed.lookups / replayed.ranks,
         replayed.mean(lambda owner: owner.asked),

@@ -1,8 +1,8 @@
-"""What a job's steps ask of its tables, from the real addresses, sharding and directory, over tokens streamed once.
+"""What a job's steps require of its tables, from the real addresses, sharding and directory, over tokens streamed once.
 
-Every token of every rank is hashed. Of the rows that come of it, those of a sample (`launch.plan.sampling`) are kept,
-named once a rank as the planner does, and once an owner; each sampled owner's directory admits and evicts them as
-`offload.window.store` does. Weights there are none.
+Every token of every rank is hashed. Of the resulting rows, those of a sample (`launch.plan.sampling`) are kept, once
+per rank as the planner does, and once per owner; each sampled owner's directory admits and evicts them as
+`offload.window.store` does. There are no weights.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,9 +33,9 @@ def replay(
         ranks: that share the tables.
         sequences: of a step, a multiple of `ranks`.
         window_rows: slots of each rank; None: a quarter more than any step uses.
-        steps, warmup: that count, and before them.
+        steps, warmup: those that count, and those before them.
         tokens: of a step.
-        told: hears of progress.
+        told: is told of the progress.
     """
     addresses = stream.addresses
     sharding = Sharding(tuple(addresses.num_rows(module) for module in range(addresses.num_modules)), ranks)
@@ -61,7 +61,7 @@ def replay(
 def _rows_of(
     pieces: Iterable[Piece], hashed: Callable[..., object], sample: Sample, sequences_a_rank: int
 ) -> tuple[list[int], list[Ids]]:
-    """For each sampled owner, how many kept rows ranks ask of it, and which (places in its thinned shard)."""
+    """For each sampled owner, how many kept rows ranks request from it, and which (places in its thinned shard)."""
     owners, modules = len(sample.owners), len(sample.sharding.num_rows)
     asked = np.zeros(owners, np.int64)
     found: list[list[list[Ids]]] = [[[] for _ in range(modules)] for _ in range(owners)]

@@ -1,10 +1,10 @@
-"""Which rows are looked at: those of some owners, and of these every so many-th.
+"""Which rows are sampled: those of some owners, and of these every k-th.
 
-Rows are hashes, so every k-th row of a shard is a fair sample of it, whatever the text: counts of such rows times k
-are unbiased, and exact for k = 1. Which owners are looked at matters more, as an owner's range may lie in the
-sub-tables of one n-gram order alone: they are spread over the whole table, the first and the last among them.
+Rows are hashes, so every k-th row of a shard is a fair sample of it, whatever the text: counts of such rows times k are
+unbiased, and exact for k = 1. Which owners are sampled matters more, as an owner's range may lie in the sub-tables of
+one n-gram order alone: they are spread over the whole table, the first and the last among them.
 
-Shape suffixes: N lookups, O owners looked at.
+Shape suffixes: N lookups, O sampled owners.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from offload.plan.sharding import Sharding
 
 MOST_OWNERS = 16
 _MOST_KEPT = 1 << 20
-"""Lookups of a step that are kept, about."""
+"""About how many lookups of a step are kept."""
 
 Ids = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ def each_once(*parts: Ids) -> Ids:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows whose number is a multiple of `thinned`, of the owners named.
+    """Rows whose number is a multiple of `thinned`, of the given owners.
 
     Args:
         sharding: of all rows.
@@ -43,7 +43,7 @@ class Sample:
 
     @property
     def whole(self) -> bool:
-        """Whether all owners are looked at."""
+        """Whether all owners are sampled."""
         return len(self.owners) == self.sharding.world_size
 
     def kept(self, ids_N: Ids) -> NDArray[np.intp]:
@@ -77,7 +77,7 @@ class Sample:
 
 
 def choose_sample(sharding: Sharding, lookups: int) -> Sample:
-    """A sample of a step of so many lookups, over all ranks, that keeps about as many as are quickly replayed."""
+    """A sample of a step of `lookups` lookups, over all ranks, that keeps about as many as are quickly replayed."""
     world = sharding.world_size
     count = min(world, MOST_OWNERS)
     owners = tuple(sorted({round(place * (world - 1) / max(1, count - 1)) for place in range(count)}))

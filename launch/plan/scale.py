@@ -1,7 +1,7 @@
-"""How a job's rows change as its ranks grow in number, with the batch as it is and with one that grows along.
+"""How a job's rows change as its number of ranks grows, with the batch as it is and with one that grows with them.
 
 For every world size the real addresses and directories are replayed on the job's tokens (`launch.plan.replay`), and the
-cost model says what a step takes, with the shards on the devices.
+cost model says how long a step takes, with the shards on the devices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,20 +25,20 @@ _WARMUP, _COUNTED = 1, 1
 
 @dataclass(frozen=True)
 class Point:
-    """One world size, a step. Rows and bytes are of the busiest sampled rank, unless named otherwise.
+    """One world size, per step. Rows and bytes are of the busiest sampled rank, unless named otherwise.
 
     Attributes:
         batch: `fixed` or `growing`.
         ranks, sequences, tokens: of the job.
         shard_rows, shard_bytes: of a rank; what it would take on the device.
-        owned, owned_mean, asked: rows of its shard that the step uses, and that ranks ask of it.
+        owned, owned_mean, asked: rows of its shard that the step uses, their mean, and rows that ranks request from it.
         used: share of the shard's rows that the step uses.
         hit_rate: in a window that holds a quarter more than a step.
         imbalance: the busiest sampled owner over the mean.
         exchange_bytes, node_bytes: values and gradients that a rank sends, and that leave a node.
         plan_seconds: of a rank's core.
         step_seconds, exchange_seconds, device_free: by the cost model; free with the shard resident.
-        thinned: one row of so many was looked at.
+        thinned: one row in this many was sampled.
         stream: where the tokens come from.
     """
 
@@ -64,20 +64,20 @@ class Point:
     stream: str
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The point as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What a world is built of: a rank is a GPU, a node has up to so many."""
+    """What a world is built of: a rank is a GPU, and a node has up to `gpus_per_node`."""
 
     hardware: Hardware
     network: Network
     gpus_per_node: int
 
     def cluster(self, ranks: int) -> Cluster:
-        """So many ranks on as few nodes as hold them."""
+        """That many ranks on as few nodes as hold them."""
         here = min(ranks, self.gpus_per_node)
         return Cluster(ranks // here, here, self.hardware, self.network)
 
@@ -91,7 +91,7 @@ class Scaled:
         planned: what a lookup costs to plan.
         machines: of each world.
         zipf: exponent of drawn tokens; None: the job's own text if it is here.
-        growing: sequences a rank of the batch that grows.
+        growing: sequences per rank of the batch that grows.
     """
 
     figures: Figures
@@ -102,7 +102,7 @@ class Scaled:
     growing: int
 
     def points(self, worlds: Sequence[int], told: Callable[[str], object] = lambda text: None) -> Iterator[Point]:
-        """A point a world and batch, as they are done; worlds that a batch does not divide over are left out."""
+        """One point per world and batch, as each is done; worlds that a batch does not divide over are left out."""
         for batch in ("fixed", "growing"):
             for ranks in worlds:
                 sequences = self.figures.job.train.global_batch_size if batch == "fixed" else self.growing * ranks
@@ -149,7 +149,7 @@ class Scaled:
 
 
 def scaled(job: JobConfig, machines: Machines, zipf: float | None, growing: int) -> Scaled:
-    """What is the same in all worlds, worked out once."""
+    """What is the same in all worlds, computed once."""
     stream = open_stream(job, zipf)
     planned = measure_planning(stream, job.train.micro_batch_size, growing * job.data.sequence_length)
     return Scaled(plan(job, 1), count_matrices(job), planned, machines, zipf, growing)

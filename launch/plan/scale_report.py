@@ -27,7 +27,7 @@ _NARROW = ("ranks", "tokens", "shard", "rows of a step", "of shard", "hits", "bu
 
 
 def show_scale(points: Sequence[Point], console: Console) -> None:
-    """Prints a table a batch; `engram plan --json` has all numbers."""
+    """Prints one table per batch; `engram plan --json` has all numbers."""
     for batch in dict.fromkeys(point.batch for point in points):
         table = table_of(f"With a {batch} batch, the busiest sampled rank", *_NARROW)
         for point in points:

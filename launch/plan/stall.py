@@ -1,15 +1,14 @@
 """How long the loop waits for rows, by look-ahead.
 
-With c the step without waiting, p to plan, q to decide on slots, f to fetch and w to write back (seconds a step; f and
-w share the bus, and are as slow as that makes them), the time from step to step is the largest of
+With c the step without waiting, p to plan, q to decide on slots, f to fetch and w to write back (seconds per step; f
+and w share the bus, and are as slow as that makes them), the time from step to step is the largest of
 
-    depth 0    c + q + f          and w, p: nothing of the fetch lies under a step
+    depth 0    c + q + f          and w, p: no part of the fetch is hidden by a step
     depth d    c, p, q, f, w      each is done once a step by somebody who does one thing at a time
                (q + w + f) / d    a step's rows come when others have left, within the d steps that they are ahead
 
-and the stall is what it is above c. On two CPU cores with an emulated link of f = w = 0.69 c this says 41, 28, 0 and
-0 % of the step at depths 0, 1, 2 and 4; measured were 41.0, 25.1, 0.0 and 0.0 (docs/performance.md, "Stall by
-look-ahead").
+and the stall is its excess over c. On two CPU cores with an emulated link of f = w = 0.69 c this says 41, 28, 0 and 0 %
+of the step at depths 0, 1, 2 and 4; measured were 41.0, 25.1, 0.0 and 0.0 (docs/performance.md, "Stall by look-ahead").
 """
 
 from dataclasses import dataclass

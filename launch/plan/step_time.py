@@ -1,4 +1,4 @@
-"""What a step takes, part by part: the cost model of `engram plan`. All of it is arithmetic; nothing is measured.
+"""How long a step takes, part by part: the cost model of `engram plan`. All of it is arithmetic; nothing is measured.
 
     compute    operations of the model (`model.flops`; a third more with recompute) at the rate of hardware.yaml
     launches   operations given to the GPU (`launch.plan.launches`) times the host's time for one; the larger of the two
@@ -11,7 +11,7 @@
     rows       the row optimizer's reads and updates, at the busiest owner
     interference  what copies of rows take from the model's speed while they run beside it
 
-Collectives are counted as if nothing of them lay under the computation, which DeepSpeed's overlapping may better. Rows
+Collectives are counted as if no part of them overlapped the computation, which DeepSpeed's overlap may improve on. Rows
 travel beside the step: `launch.plan.stall`.
 """
 
@@ -25,13 +25,13 @@ from launch.plan.stall import Stages
 from model.flops import Flops
 from train.config.job import JobConfig
 
-_COLUMNS = 80  # of the rows that hardware.yaml's times are of
+_COLUMNS = 80  # of the rows that hardware.yaml's times are for
 _FLOAT = 4
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Rows a step that cross the bus of the busiest rank, and what planning costs one.
+    """Rows per step that cross the bus of the busiest rank, and what planning costs it.
 
     Attributes:
         fetched, written: rows.
@@ -61,7 +61,7 @@ class StepTime:
 def step_time(
     job: JobConfig, cluster: Cluster, flops: Flops, counted: Matrices, rows: StepRows | None, moved: Moved
 ) -> StepTime:
-    """Works the parts out."""
+    """Computes the parts."""
     hardware, micro_batches = cluster.hardware, micro_batch_count(job, cluster)
     tokens = job.train.micro_batch_size * job.data.sequence_length
     again = 4 / 3 if job.train.recompute else 1.0
@@ -106,16 +106,14 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
         return fetch, write
     link, node = cluster.hardware.link, cluster.hardware.node
     _, stride = record_bytes(job)
+    by_kernels = {"staged": (False, False), "mixed": (True, False)}.get(job.offload.engine, (True, True))
     rates = link.fetch_bytes_per_second, link.write_back_bytes_per_second
-    if job.offload.engine == "staged":
-        rates = (link.copy_engine_bytes_per_second,) * 2
-    both = link.both_directions if moved.fetched and moved.written and job.offload.engine != "staged" else 1.0
+    both = link.both_directions if moved.fetched and moved.written and all(by_kernels) else 1.0
+    dram = node.dram_bytes_per_second / cluster.gpus_per_node
     # Staged records are read and written by the CPU, then by the copy engine: twice through memory.
-    passes = 3 if job.offload.engine == "staged" else 1
-    dram = node.dram_bytes_per_second / cluster.gpus_per_node / passes
     fetch, write = (
-        count * stride / min(rate * both, dram)
-        for count, rate in zip((moved.fetched, moved.written), rates, strict=True)
+        count * stride / (min(rate * both, dram) if kernels else min(link.copy_engine_bytes_per_second, dram / 3))
+        for count, rate, kernels in zip((moved.fetched, moved.written), rates, by_kernels, strict=True)
     )
     return fetch, write
 

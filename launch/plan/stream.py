@@ -1,4 +1,4 @@
-"""The tokens of a job's steps: its own text where it is here, else drawn by Zipf's law. In pieces of bounded size."""
+"""The tokens of a job's steps: its own text where it is here, else drawn from Zipf's law. In pieces of bounded size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ class TextStream:
 
 
 def open_stream(job: JobConfig, zipf: float | None) -> Stream:
-    """The job's text if it is here and no law is asked for; else Zipf's with that exponent, 1.2 by default."""
+    """The job's text if it is here and no law is requested; else Zipf's with that exponent, 1.2 by default."""
     here = job.data.path is not None and Path(job.data.path).exists()
     return TextStream(job) if here and zipf is None else ZipfStream(job, 1.2 if zipf is None else zipf)
 

@@ -1,4 +1,4 @@
-"""What the Engram tables of a job come to: rows, and bytes in host memory and in the windows."""
+"""The sizes of a job's Engram tables: rows, and bytes in host memory and in the windows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What the records of all rows take for a run on GPUs, once every row was touched.
+    """What the records of all rows take for a run on GPUs, once every row has been touched.
 
     Attributes:
         optimizers: those whose records are of this size.
@@ -47,7 +47,7 @@ class HostMemory:
         padded_bytes: that they take in memory.
         bytes: of all tables, padding included.
         bytes_per_rank: of the largest rank's shard.
-        chosen: whether the job is set so.
+        chosen: whether these are the job's settings.
     """
 
     optimizers: list[str]
@@ -118,7 +118,7 @@ def window(tables: list[Table], engram: EngramConfig, offload: OffloadConfig, ra
 
 
 def _by_state(dim: int) -> dict[tuple[int, RowDtype], list[str]]:
-    """The optimizers by the numbers of state that they keep of a row, and the dtypes of these."""
+    """The optimizers by how many numbers of state they keep per row, and the dtypes of these."""
     found: dict[tuple[int, RowDtype], list[str]] = {}
     for name, optimizer in OPTIMIZERS.items():
         for dtype in optimizer.state_dtypes:
@@ -132,6 +132,6 @@ def _by_order(engram: EngramConfig, rows: list[int]) -> Iterator[tuple[int, list
 
 
 def largest_shard(tables: list[Table], ranks: int) -> int:
-    """Rows of the largest shard: of each table, ranges differ by a row at most."""
+    """Rows of the largest shard: of each table, ranges differ by at most one row."""
     sharding = Sharding(tuple(table.rows for table in tables), ranks)
     return max(sharding.shard_rows(rank) for rank in {0, ranks // 2, ranks - 1, *range(min(ranks, 256))})

@@ -16,14 +16,14 @@ SNUG = 1.25
 
 @dataclass(frozen=True)
 class OwnerTraffic:
-    """One owner's, a step: means over the steps that count; rows of the whole shard.
+    """One owner's traffic per step: means over the steps that count; rows of the whole shard.
 
     Attributes:
         rank: the owner.
-        asked: rows that ranks ask of it.
+        asked: rows that ranks request from it.
         owned: rows of it that the step uses; the most of any step in `most`.
         fetched, written: rows into the window and out of it; None where the window is too small for a step.
-        unions: by depth, the most rows that so many later steps and one use together.
+        unions: by depth, the most rows that a step and as many later ones use together.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class OwnerTraffic:
 
     @property
     def hit_rate(self) -> float | None:
-        """Of the rows that the step uses, those that were in the window."""
+        """The share of the rows that the step uses that were in the window."""
         return None if self.fetched is None else 1 - self.fetched / self.owned if self.owned else 1.0
 
 
@@ -47,7 +47,7 @@ class Replayed:
     Attributes:
         stream: where the tokens come from.
         steps, warmup: that count, and that came before them.
-        thinned: one of so many rows was looked at; 1 is all.
+        thinned: one row in this many was sampled; 1 is all.
         owners: the sampled owners' traffic.
         ranks: of the job.
         lookups: of a step, of all ranks.
@@ -94,7 +94,7 @@ def owner_traffic(
 
     Args:
         sample, place: whose rows, and which of its owners.
-        asked: kept rows that ranks ask of it, in each step.
+        asked: kept rows that ranks request from it, in each step.
         used: which (places in its thinned shard), each once.
         window_rows: of its window, unthinned; None: a quarter more than any step uses.
         warmup: steps that do not count.
@@ -129,9 +129,9 @@ def _moved(used: Sequence[Ids], slots: int) -> list[tuple[int, int]] | None:
     """Rows fetched and written back for each step by a real directory; None if a step does not fit.
 
     Steps are admitted one at a time: a look-ahead changes when rows travel, but not which, as those that leave are the
-    longest unused either way (a test holds it to real tables that look ahead).
+    least recently used either way (a test holds it to real tables that look ahead).
     """
-    known = each_once(*used)  # the others are in no slot ever: a directory of these alone decides the same
+    known = each_once(*used)  # the others are never in a slot: a directory of these alone decides the same
     directory = open_directory(max(1, len(known)), slots)
     moved = []
     for step, rows in enumerate(np.searchsorted(known, rows) for rows in used):

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from torch import Tensor
 
 _LONE_SPACE = "\ue000"  # private use: keeps a token that is one space from being stripped to nothing
-_NO_TEXT = "\ufffd"  # what decoding shows for bytes that are no text by themselves
+_NO_TEXT = "\ufffd"  # what decoding shows for bytes that are not text by themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def compress_tokenizer(
     """Compresses a vocabulary as the released models do (Engram, arXiv 2601.07372, section 2.2 and appendix C).
 
     In ascending order of ids, a token with a new key takes the next compressed id. The key is the token's normalised
-    text, or the text itself where nothing is left of it, or the raw token where it is no text by itself.
+    text, or the text itself where nothing is left of it, or the raw token where it is not text by itself.
 
     Args:
         tokenizer: the tokenizer, with its added tokens.
@@ -106,10 +106,10 @@ def identity_vocabulary(vocabulary_size: int, *, pad_id: int) -> CompressedVocab
 
 
 def find_pad_id(tokenizer: Tokenizer) -> int:
-    """Raw id of the token that stands where an n-gram reaches before its document.
+    """Raw id of the token that is used where an n-gram reaches back beyond its document.
 
-    That is the padding token the tokenizer states, else the token named so (`<pad>`, `[PAD]`, `<|▁pad▁|>`), else its
-    first special token, which in tokenizers without padding marks the border of a document.
+    That is the padding token the tokenizer states, else a token with such a name (`<pad>`, `[PAD]`, `<|▁pad▁|>`), else
+    its first special token, which in tokenizers without padding marks the border of a document.
 
     Raises:
         ValueError: there is none of these.

@@ -21,7 +21,7 @@ from offload.addresses.compression import CompressedVocabulary
 _INT64_MAX = 2**63 - 1
 _LAYER_SEED = 10007  # distance between the seeds of two layers, in the released form
 
-# 16 million rows a head and fewer take a millisecond, but billions take that long for every prime.
+# Up to 16 million rows per head, all primes together take a millisecond; with billions, each takes that long.
 _next_prime = cache(sympy.nextprime)
 
 
@@ -49,7 +49,7 @@ class AddressBook:
             vocabulary: map from the batch's token ids to those that are hashed.
             layers: 0-based layer of every module; its number seeds the multipliers, its place decides the primes.
             orders: n-gram orders, at least 1, increasing.
-            heads: sub-tables an order.
+            heads: sub-tables per order.
             rows_per_head: minimum rows of a sub-table, for all orders or for each; see `choose_primes`.
             seed: seed of the multipliers.
             cross_documents: whether n-grams reach into the previous document of the same sequence.
@@ -117,12 +117,12 @@ class AddressBook:
         self._vocabulary.check(tokens_BT)
 
     def on(self, device: torch.device) -> "DeviceAddresses":
-        """The same addresses where `device` computes them."""
+        """The same addresses, computed on `device`."""
         return DeviceAddresses(self._vocabulary.map.to(device), self._spec.to(device))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Every number that decides an address, as JSON can hold it. A checkpoint keeps it: tables are read
-        only at the addresses they were written at."""
+        """Every number that decides an address, as a JSON object. A checkpoint keeps it: tables are read only at the
+        addresses they were written at."""
         return deepcopy(self._fingerprint)
 
 
@@ -139,7 +139,7 @@ class DeviceAddresses:
     spec: HashSpec
 
     def all_rows(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """As of the book, of tensors on the device. Token ids are not checked: that would make the host wait."""
+        """Like the book's, for tensors on the device. Token ids are not checked: that would make the host wait."""
         return hash_ngrams(tokens_BT, positions_BT, self.spec, compressed_V=self.compressed_V)
 
 
@@ -168,7 +168,7 @@ def choose_primes(num_modules: int, rows_per_head: Sequence[int], heads: int) ->
     Args:
         num_modules: number of modules.
         rows_per_head: minimum rows, for each order.
-        heads: sub-tables an order.
+        heads: sub-tables per order.
     """
     taken: set[int] = set()
 

@@ -1,1 +1,1 @@
-"""The device's streams, threads that give it work, and numbers on their way to it."""
+"""The device's streams, threads that give it work, and numbers that are sent to it."""

@@ -1,7 +1,7 @@
-"""Numbers on their way to the device, ahead of their use: nobody waits for them.
+"""Sends numbers to the device ahead of their use, so that nobody waits for them.
 
-Both ways' memory is torch's, which gives it to later sends when the device is done with it: after a few steps nothing
-is allocated, and nothing limits how much is under way but the look-ahead.
+Memory on both sides is torch's, which reuses it for later sends once the device is done with it: after a few steps
+nothing is allocated, and only the look-ahead limits how much is in flight.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from offload.device.streams import Event, Stream, Streams, numbered, streams_of
 
 
 class Sender:
-    """Sends tensors to a device; where that is the CPU they are there.
+    """Sends tensors to a device; if that is the CPU, they are already there.
 
     Args:
         device: where to.
         streams: of the device.
-        stream: that sends; by default one of the sender's own.
+        stream: the one that sends; by default one of the sender's own.
     """
 
     def __init__(self, device: torch.device, streams: Streams | None = None, stream: Stream | None = None) -> None:
@@ -27,11 +27,11 @@ class Sender:
         self._stream = stream or self._streams.new()
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """The tensor in memory that the device copies by itself, or of its own; a copy, if it is in neither yet."""
+        """The tensor in memory that the device copies by itself, or in the device's own; a copy if it is in neither."""
         return self._streams.pin(tensor)
 
     def packed(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """Vectors of one dtype as one, which the device copies by itself; None where it reads them as they are."""
+        """Vectors of one dtype as one, which the device copies by itself; None if it reads them as they are."""
         if all(map(self._streams.reads, tensors)):
             return None
         packed = self._streams.pinned(sum(map(len, tensors)), dtype=tensors[0].dtype)
@@ -52,7 +52,7 @@ class Sent:
 
     Args:
         tensors: on the device.
-        landed: behind the last of them.
+        landed: an event behind the last of them.
         streams: of the device.
     """
 
@@ -63,6 +63,6 @@ class Sent:
         """The tensors, for work that the caller's stream is given from now on."""
         self._streams.current().wait_event(self._landed)
         for tensor in self._tensors:
-            # Made on the sender's stream: its memory must not be given away while the caller's still reads it.
+            # Made on the sender's stream: its memory must not be reused while the caller's still reads it.
             self._streams.lend(tensor)
         return self._tensors

@@ -41,19 +41,19 @@ class Streams(Protocol):
         """The stream that this thread gives its work to."""
 
     def use(self, stream: Stream) -> AbstractContextManager[object]:
-        """This thread's work goes to `stream` while inside."""
+        """Inside, this thread's work goes to `stream`."""
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Uninitialised host memory that the device copies from and to without the host's help."""
+        """Uninitialised host memory that the device copies to and from without the host's help."""
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host in such memory; a copy, if it is not there yet. A tensor of the device as it is."""
+        """A host tensor in such memory: a copy, if it is not there yet. A tensor on the device is returned as it is."""
 
     def reads(self, tensor: Tensor) -> bool:
         """Whether the device computes on a tensor where it is."""
 
     def lend(self, tensor: Tensor) -> None:
-        """Memory of the device, taken on another stream, is not given away before this thread's has read it."""
+        """Keeps memory that was allocated on another stream from being reused before this thread's has read it."""
 
 
 class CudaStreams:
@@ -68,8 +68,8 @@ class CudaStreams:
 
     def new(self) -> Stream:
         """See `Streams.new`."""
-        # Not below the model's: what it computes is on the default stream, whose priority is this one too and cannot be
-        # changed. Transfers would yield to it only if it ran on a stream of its own above them, of negative priority.
+        # Not below the model's: it computes on the default stream, which has this priority too and cannot be changed.
+        # Transfers would yield to it only if it ran on a stream of its own with a higher, negative priority.
         return torch.cuda.Stream(self._device, priority=0)
 
     def current(self) -> Stream:
@@ -146,7 +146,7 @@ class HostStreams:
 
 
 def numbered(device: torch.device) -> torch.device:
-    """The device by its number: a GPU without one is the caller's current one, but another thread's is another."""
+    """The device with its number: a GPU without one is the caller's current one, which may differ between threads."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

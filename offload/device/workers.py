@@ -1,4 +1,4 @@
-"""Who does a thing after another: threads beside the training loop, which leave it its cores, or the loop itself."""
+"""Workers that do one thing after another: threads beside the training loop, which leave it its cores, or the loop."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _INTERVAL_S = 5e-4
-"""After which a thread gives the interpreter's lock back to one that wants it; Python's own is ten times as long."""
+"""After which a thread yields the GIL to one that wants it; Python's default is ten times as long."""
 
 
 def background_worker(name: str, device: torch.device, threads: int = 1) -> ThreadPoolExecutor:
@@ -21,16 +21,16 @@ def background_worker(name: str, device: torch.device, threads: int = 1) -> Thre
 
     Args:
         name: of the thread.
-        device: whose work it gives; a GPU without a number is the caller's current one.
-        threads: cores that it may take.
+        device: what it gives work to; a GPU without a number is the caller's current one.
+        threads: cores that it may use.
     """
-    # The training loop lets go of the lock in every call of torch's, thousands in a step.
+    # The training loop releases the GIL in every call of torch's, thousands per step.
     sys.setswitchinterval(min(sys.getswitchinterval(), _INTERVAL_S))
-    # Told apart here: the current GPU of a new thread is GPU 0, and its first call makes a context there.
+    # Determined here: the current GPU of a new thread is GPU 0, and its first call makes a context there.
     device = numbered(device)
 
     def begin() -> None:
-        # torch keeps this number for each of Python's threads, so the training loop's own stays what it is.
+        # torch keeps this number for each of Python's threads, so the training loop's own does not change.
         torch.set_num_threads(threads)
         if device.type == "cuda":
             torch.cuda.set_device(device.index)
@@ -39,10 +39,10 @@ def background_worker(name: str, device: torch.device, threads: int = 1) -> Thre
 
 
 class InlineWorker(Executor):
-    """Does at once, in the caller's thread, what it is given, and raises at once what goes wrong."""
+    """Does what it is given at once, in the caller's thread, and raises at once what goes wrong."""
 
     def submit(self, work: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> Future[T]:
-        """See `Executor.submit`; the result is there."""
+        """See `Executor.submit`; the result is ready."""
         done: Future[T] = Future()
         done.set_result(work(*args, **keywords))
         return done

@@ -19,7 +19,7 @@ class CgroupMemory(NamedTuple):
 def cgroup_memory(root: Path = Path("/")) -> Iterator[CgroupMemory]:
     """The bounds of the process's own group and of every group around it, version 1 and 2.
 
-    Groups that cannot be seen from here (a container's host) are left out: nothing is known of them.
+    Groups that cannot be seen from here (a container's host) are left out: nothing is known about them.
 
     Args:
         root: where `/proc` and `/sys` are found.

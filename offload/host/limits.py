@@ -1,7 +1,7 @@
 """What bounds the host memory of a shard: the machine, control groups, and the process's own limits.
 
-Untouched pages cost nothing, so a table that does not fit would be mapped gladly, and the run be killed hours later,
-when its last pages are written. Therefore every bound is compared with the whole shard before a row is touched.
+Untouched pages cost nothing, so a table that does not fit would be mapped readily, and the run killed hours later, when
+its last pages are written. Therefore every bound is compared with the whole shard before a row is touched.
 """
 
 import os
@@ -23,7 +23,7 @@ class Limit:
     """One bound on the memory that may still be taken."""
 
     source: str
-    """Who sets it, as a message calls it."""
+    """Who sets it, as messages call it."""
     free: int
     """Bytes that may still be taken under it."""
     remedy: str = _SMALLER
@@ -46,7 +46,7 @@ def require_room(nbytes: int, limits: Iterable[Limit], ranks: int) -> None:
         ranks: ranks of this job on this machine.
 
     Raises:
-        ValueError: naming the bound that is exceeded by most.
+        ValueError: naming the bound that is exceeded most.
     """
     exceeded = [limit for limit in limits if _needed(nbytes, limit, ranks) > limit.free]
     if not exceeded:
@@ -64,7 +64,7 @@ def require_room(nbytes: int, limits: Iterable[Limit], ranks: int) -> None:
 def memory_limits(*, root: Path = _ROOT) -> list[Limit]:
     """Every bound on anonymous memory.
 
-    RLIMIT_MEMLOCK is none: NVIDIA's driver locks memory without a look at it.
+    RLIMIT_MEMLOCK is not one: NVIDIA's driver locks memory without regard to it.
 
     Args:
         root: where `/proc` and `/sys` are found.
@@ -80,12 +80,12 @@ def memory_limits(*, root: Path = _ROOT) -> list[Limit]:
 
 
 def address_limits() -> list[Limit]:
-    """The bound on memory-mapped files, which take addresses but no memory that the system cannot take back."""
+    """The bound on memory-mapped files, which take addresses but no memory that the system cannot reclaim."""
     return [*_process_limit("RLIMIT_AS", "-v", used=psutil.Process().memory_info().vms)]
 
 
 def locking_limits() -> list[str]:
-    """The limit on what the process may lock, if it has one, and what to do should a system's driver keep to it."""
+    """The limit on what the process may lock, if it has one, and what to do should a system's driver respect it."""
     limits = _process_limit("RLIMIT_MEMLOCK", "-l", used=0)
     container = "or start the container with --ulimit memlock=-1"
     return [f"{limit.source} counts here: {limit.remedy}, {container}" for limit in limits]

@@ -1,4 +1,4 @@
-"""Maps memory of exactly the size asked for: anonymous, or backed by a file on a local disk."""
+"""Maps memory of exactly the requested size: anonymous, or backed by a file on a local disk."""
 
 import ctypes
 import mmap
@@ -19,7 +19,7 @@ _MAX_THREADS = 32
 
 
 def map_anonymous(nbytes: int) -> mmap.mmap:
-    """Private anonymous memory, all zero, that no forked child gets to see.
+    """Private anonymous memory, all zero, that no forked child sees.
 
     Private, because huge pages of shared memory are switched off on most systems. Hidden from children, because a
     fork's copy-on-write would move pages away from under a GPU's transfers.
@@ -36,16 +36,16 @@ def map_anonymous(nbytes: int) -> mmap.mmap:
 
 
 def map_file(nbytes: int, folder: str) -> mmap.mmap:
-    """A file of zeros without a name, mapped into memory. It ends with its last user, however that ends.
+    """A file of zeros without a name, mapped into memory. It is gone with its last user, however that ends.
 
-    Its blocks are reserved: writing to memory whose disk has run full would kill the process.
+    Its blocks are reserved: writing to memory whose disk is full would kill the process.
 
     Args:
         nbytes: size of the file.
         folder: where it takes its space.
 
     Raises:
-        ValueError: the folder is none, cannot be written to, or has too little space.
+        ValueError: the folder is not one, cannot be written to, or has too little space.
     """
     try:
         free = shutil.disk_usage(folder).free
@@ -62,14 +62,14 @@ def map_file(nbytes: int, folder: str) -> mmap.mmap:
             f"offload.host_file: cannot keep {size_text(nbytes)} in {folder} ({error.strerror}): "
             "name a folder on a local disk that this user can write to"
         ) from None
-    # Rows are read in no order, so the pages beside them are not worth reading ahead.
+    # Rows are read in random order, so the pages beside them are not worth reading ahead.
     advise(memory, "MADV_RANDOM")
     advise(memory, "MADV_DONTFORK")
     return memory
 
 
 def advise(memory: mmap.mmap, name: str) -> bool:
-    """Gives an advice of madvise(2); False where the system does not take it."""
+    """Gives advice by madvise(2); False where the system does not take it."""
     try:
         memory.madvise(getattr(mmap, name))
     except (AttributeError, OSError):
@@ -80,7 +80,7 @@ def advise(memory: mmap.mmap, name: str) -> bool:
 def zeros_on(device: torch.device, num_rows: int, words: int) -> Tensor:
     """Zeroed records [rows, words] on a device: on a CPU in huge pages where the system gives them.
 
-    Rows are used in any order, and every one in another small page costs the processor a look into the page tables.
+    Rows are used in any order, and each one in another small page costs the processor a page-table walk.
 
     Raises:
         ValueError: the system refuses.
@@ -98,12 +98,12 @@ def cores() -> int:
 
 
 def touch(words_N: Tensor, threads: int, madvise: Callable[..., int] | None = None) -> None:
-    """Has the system allocate all pages now, several threads at a time.
+    """Makes the system allocate all pages now, by several threads at a time.
 
     Args:
-        words_N: fp32 [N], all zero, from the start of a page on.
+        words_N: fp32 [N], all zero, starting at a page boundary.
         threads: how many to use.
-        madvise: the C library's, which is called without the interpreter's lock, unlike Python's.
+        madvise: the C library's, which is called without the GIL, unlike Python's.
     """
     advise_pages = madvise or ctypes.CDLL(None, use_errno=True).madvise
 

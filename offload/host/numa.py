@@ -21,7 +21,7 @@ _BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 def home_nodes(device: torch.device, root: Path = _ROOT) -> set[int]:
     """The nodes that memory should come from: the GPU's, else those of the CPUs that this process may run on.
 
-    Empty where there is nothing to choose: one node, or a system that does not tell.
+    Empty where there is nothing to choose: one node, or a system that does not say.
 
     Args:
         device: of the window.
@@ -40,12 +40,12 @@ def place(words_N: Tensor, nodes: set[int], syscall: Callable[..., int] | None =
     """Asks that memory not yet touched come from one node, or from several in turn.
 
     Args:
-        words_N: contiguous, from the start of a page on.
-        nodes: of `home_nodes`.
+        words_N: contiguous, starting at a page boundary.
+        nodes: from `home_nodes`.
         syscall: the C library's.
 
     Returns:
-        The nodes; none if there was nothing to ask for, or the system refused, as containers often do.
+        The nodes; empty if there was nothing to ask for, or the system refused, as containers often do.
     """
     number = _MBIND.get(platform.machine())
     if not nodes or number is None:
@@ -67,7 +67,7 @@ def on_cores_of(nodes: set[int], root: Path = _ROOT) -> Iterator[bool]:
     """Threads that are started inside run on the cores of these nodes: pages that they touch first come from there.
 
     Args:
-        nodes: of `home_nodes`.
+        nodes: from `home_nodes`.
         root: where `/sys` is found.
 
     Yields:
@@ -75,7 +75,7 @@ def on_cores_of(nodes: set[int], root: Path = _ROOT) -> Iterator[bool]:
     """
     before = os.sched_getaffinity(0)
     try:
-        # A thread begins with the cores of the one that starts it.
+        # A thread inherits the cores of the one that starts it.
         os.sched_setaffinity(0, set[int]().union(*(_cpus(node, root) for node in nodes)))
     except OSError:
         yield False

@@ -1,6 +1,6 @@
 """Locks host memory in place and maps it for the GPU, so that kernels and copy engines reach it over the bus.
 
-Memory is registered as it stands, never copied, in chunks: several threads at a time, since the system locks page after
+Memory is registered in place, never copied, in chunks: by several threads at a time, since the system locks page after
 page, and because a single registration of 512 GiB or more fails on current drivers. The driver's API is called, not the
 runtime's: a call of the runtime that fails leaves its error behind, for some later kernel launch to report as its own.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from offload.host.limits import locking_limits, size_text
 
 CHUNK_BYTES = 4 << 30
-"""Of one registration: a whole number of pages of any size."""
+"""Bytes of one registration: a whole number of pages of any size."""
 
 _TELL_EVERY_S = 10.0
 _PORTABLE, _DEVICE_MAP = 1, 2  # CU_MEMHOSTREGISTER_*, cuda.h
@@ -43,7 +43,7 @@ class PinError(ValueError):
 
 
 class Driver(Protocol):
-    """What is asked of the GPU's driver, by any thread. Every call answers with the driver's return code first; 0 is
+    """What is asked of the GPU's driver, by any thread. Every call returns the driver's return code first; 0 is
     success."""
 
     def register(self, address: int, nbytes: int) -> int:
@@ -53,7 +53,7 @@ class Driver(Protocol):
         """Undoes the registration that began at `address`."""
 
     def device_pointer(self, address: int) -> tuple[int, int]:
-        """Where the GPU finds registered memory."""
+        """The address at which the GPU finds registered memory."""
 
     def name(self, code: int) -> str:
         """The driver's name of a return code."""
@@ -100,7 +100,7 @@ class CudaDriver:
 
     @contextmanager
     def _in_context(self) -> Iterator[None]:
-        # A thread begins without one, and torch's own guard leaves one that is on this GPU by default as it is.
+        # A thread begins without a context, and torch's own guard leaves a thread that is on this GPU by default as is.
         self._library.cuCtxPushCurrent_v2(self._context)
         try:
             yield
@@ -116,15 +116,15 @@ class CudaDriver:
 
 
 class PinnedMemory:
-    """A registration of host memory, from when it is made until `close`.
+    """A registration of host memory, from construction until `close`.
 
     Args:
-        words_N: contiguous host memory from the start of a page on, held for as long as it is registered. All of it
-            must be touched, or the driver touches it, on one core.
+        words_N: contiguous host memory starting at a page boundary, held for as long as it is registered. All of it
+            should have been touched; otherwise the driver touches it, on one core.
         driver: of the GPU.
         chunk_bytes: of one registration: whole pages.
-        threads: that register chunks at a time.
-        tell: is told now and then how far that is.
+        threads: how many register chunks at a time.
+        tell: is told now and then how far it is.
 
     Raises:
         PinError: the driver refuses; what it had registered before is undone.
@@ -143,7 +143,7 @@ class PinnedMemory:
         threads: int = 1,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        # Whole pages are registered: two chunks with a page in common are one that is registered already.
+        # Whole pages are registered: of two chunks that share a page, one would be registered already.
         if words_N.data_ptr() % mmap.PAGESIZE or chunk_bytes % mmap.PAGESIZE:
             raise ValueError(f"memory at {words_N.data_ptr():#x} in chunks of {chunk_bytes} bytes is not whole pages")
         self._words_N, self._driver = words_N, driver
@@ -227,7 +227,7 @@ class PinnedMemory:
 
 
 class _CudaArray:
-    """Announces memory to torch as a GPU's; torch keeps it, and with it the memory."""
+    """Announces memory to torch as a GPU's; torch keeps this object, and with it the memory."""
 
     def __init__(self, words_N: Tensor, pointer: int) -> None:
         self._words_N = words_N
@@ -241,7 +241,7 @@ class _CudaArray:
 
 
 def _unregister(driver: Driver, registered: list[int], words_N: Tensor) -> None:
-    """Takes back every registration, whatever became of those before it; `words_N` is held until then."""
+    """Undoes every registration, whatever became of those before it; `words_N` is held until then."""
     codes = []
     while registered:
         codes.append(driver.unregister(registered.pop()))

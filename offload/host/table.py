@@ -1,6 +1,6 @@
 """A rank's shard of the tables in host memory, or in a file on a local disk.
 
-R rows of the shard, W words of a record, S words from a record to the next.
+R rows of the shard, W words of a record, S words from one record to the next.
 """
 
 import logging
@@ -22,12 +22,12 @@ _ANYWHERE = "pages come from where they are first written"
 
 
 class HostTable:
-    """Records of a shard in memory of exactly the size asked for, all zero: no row was ever updated.
+    """Records of a shard in memory of exactly the requested size, all zero: no row was ever updated.
 
     Args:
         num_rows: rows of the shard.
         words: fp32 words of a record.
-        stride: words from a record to the next; the rest is padding. None for records side by side.
+        stride: words from one record to the next; the rest is padding. None for records side by side.
         file_folder: a folder on a local disk. The records are then kept in a file there, of which the system holds in
             memory what it has room for: for tables larger than the machine's memory.
         touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
@@ -57,7 +57,7 @@ class HostTable:
         beside: int = 0,
     ) -> None:
         stride = words if stride is None else stride
-        size = max(num_rows * stride * 4, 4)  # a mapping of no bytes is refused: an empty shard keeps one word
+        size = max(num_rows * stride * 4, 4)  # a mapping of zero bytes is refused: an empty shard keeps one word
         if file_folder is not None:
             require_room(size, address_limits(), 1)
             require_room(beside, memory_limits(), local_ranks())
@@ -115,19 +115,19 @@ class HostTable:
             pinned.close()
 
     def close(self) -> None:
-        """Lets go of the memory, and of the file: they are gone when nobody holds a part of `records_RW` any more.
+        """Releases the memory and the file: they are gone when nobody holds a part of `records_RW` any more.
 
         Pinned memory is unpinned at once.
         """
         self.unpin()
         self._words_N = None
-        # The tensors alone hold the mapping: unmapped while one is in use, it would take the process with it.
+        # The tensors alone hold the mapping: unmapped while one is in use, it would crash the process.
         self._padded_RS = self._padded_RS.new_empty(0, self._padded_RS.shape[1])
         self.records_RW = self._padded_RS[:, : self.records_RW.shape[1]]
 
 
 def _touch(words_N: Tensor, unplaced: set[int]) -> None:
-    """Touches all pages, those for nodes on which the system places nothing from the cores of these nodes."""
+    """Touches all pages; those for nodes on which the system places nothing, from the cores of these nodes."""
     threads = cores() // local_ranks()
     with on_cores_of(unplaced) if unplaced else nullcontext(False) as at_home:
         touch(words_N, threads)

@@ -1,4 +1,4 @@
-"""The row optimizers there are, by the name that `offload.optimizer.type` gives them.
+"""The row optimizers, by the name that `offload.optimizer.type` gives them.
 
 A new one is a file beside these and an entry here: the config, the layout of records, `engram plan` and `engram bench`
 read this list. Importing it does not import torch, since every command reads the config.

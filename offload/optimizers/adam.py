@@ -1,6 +1,6 @@
-"""Adam with two moments an element, dense or lazy.
+"""Adam with two moments per element, dense or lazy.
 
-Shape suffixes: as of `offload.optimizers.row_optimizer`.
+Shape suffixes: as in `offload.optimizers.row_optimizer`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Adam(RowOptimizer):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._known_gaps: GapSums | None = None  # of the rates that were last replayed with
+        self._known_gaps: GapSums | None = None  # of the rates of the last replay
 
     @staticmethod
     def state_size(dim: int) -> int:

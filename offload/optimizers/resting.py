@@ -1,6 +1,6 @@
-"""Row optimizers under which rows without a gradient rest: all that they need is one kernel for a step.
+"""Row optimizers under which rows without a gradient rest: all they need is one kernel for a step.
 
-Shape suffixes: as of `offload.optimizers.row_optimizer`.
+Shape suffixes: as in `offload.optimizers.row_optimizer`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a row optimizer says of itself: its state, what steps without a gradient do to a row, and its kernels.
+"""What a row optimizer declares: its state, what steps without a gradient do to a row, and its kernels.
 
 Kernels are imported by the methods that need them: the config reads the list of optimizers and must not wait for
 torch.
@@ -27,7 +27,7 @@ StateDtype = Literal["fp32", "bf16"]
 
 
 class Settings(Protocol):
-    """What optimizers read of `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
+    """What optimizers read from `offload.config.TableOptimizerConfig`, whose docstrings say what it means."""
 
     @property
     def untouched_rows(self) -> Literal["exact", "closed", "lazy"]:
@@ -35,7 +35,7 @@ class Settings(Protocol):
 
     @property
     def state_dtype(self) -> StateDtype:
-        """In which the state is kept between updates."""
+        """The dtype in which the state is kept between updates."""
 
     @property
     def beta1(self) -> float:
@@ -52,7 +52,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """What kernels must know of the rows in their slots.
+    """What kernels must know about the rows in their slots.
 
     Attributes:
         bf16: whether the stored weights are bfloat16, which are rounded stochastically.
@@ -90,7 +90,7 @@ class RowKernels(Protocol):
             got: what the read wrote.
             grad_UD: fp32.
             row_ids_U: int64, job-wide; bf16 rows need them.
-            gradient_scale: multiplied with the gradient first.
+            gradient_scale: the gradient is first multiplied by it.
         """
 
 
@@ -98,15 +98,15 @@ class RowOptimizer(ABC):
     """A row optimizer under its settings."""
 
     name: ClassVar[str]
-    """In `offload.optimizer.type`."""
+    """Its name in `offload.optimizer.type`."""
     title: ClassVar[str]
-    """In tables of measurements."""
+    """Its name in tables of measurements."""
     keeps: ClassVar[str]
-    """Which state it keeps, as the config's description says it."""
+    """The state that it keeps, as the config's description says it."""
     moves_resting_rows: ClassVar[bool] = False
     """Whether a step without a gradient moves a row's weights."""
     state_dtypes: ClassVar[tuple[StateDtype, ...]] = ("fp32",)
-    """In which its state can be kept."""
+    """The dtypes in which its state can be kept."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -124,7 +124,7 @@ class RowOptimizer(ABC):
 
     @property
     def state_decay(self) -> float | None:
-        """What each missed step multiplies a row's one number of state with; None where it leaves the state alone."""
+        """The factor of each missed step on a row's one number of state; None where it leaves the state alone."""
         return None
 
     @abstractmethod
@@ -133,7 +133,7 @@ class RowOptimizer(ABC):
     ) -> None:
         """One step in plain PyTorch, in place: what all kernels are compared with.
 
-        A row's result must have the same bits in any company of rows.
+        A row's result must have the same bits whatever the other rows.
 
         Args:
             weights_BD, state_BS: fp32, views of records.
@@ -166,5 +166,5 @@ class RowOptimizer(ABC):
         """The kernels for a GPU."""
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
-        """The kernels that Numba compiles for a CPU; None if such rows take the way of plain PyTorch."""
+        """The kernels that Numba compiles for a CPU; None if such rows are left to plain PyTorch."""
         return None

@@ -1,4 +1,4 @@
-"""RMSprop with one accumulator a row."""
+"""RMSprop with one accumulator per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RowwiseRmsprop(RestingOptimizer):
-    """See `kernels.rows.rowwise.rowwise_rmsprop`. A step without a gradient decays the accumulator alone."""
+    """See `kernels.rows.rowwise.rowwise_rmsprop`. A step without a gradient only decays the accumulator."""
 
     name, title, keeps = "rowwise_rmsprop", "RMSprop, a number a row", "one number a row"
 

@@ -1,1 +1,1 @@
-"""What a step will need, worked out ahead: rows, owners, exchanges."""
+"""What a step will need, computed ahead: rows, owners, exchanges."""

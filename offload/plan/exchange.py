@@ -16,13 +16,13 @@ from offload.plan.plan import ModulePlan
 def exchange_values(
     plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Sends this rank's rows to the ranks that asked for them; returns those it asked for itself. Collective.
+    """Sends this rank's rows to the ranks that requested them; returns those it requested itself. Collective.
 
     Args:
         plan: the step's, its tensors on the device of the rows.
         owned_OD: fp32, what this rank owns.
         group: the ranks.
-        dtype: in which values travel, rounded to nearest. A single rank rounds them alike, so that the values do not
+        dtype: in which values travel, rounded to nearest. A single rank rounds them too, so that the values do not
             depend on the number of ranks.
 
     Returns:
@@ -35,13 +35,14 @@ def exchange_values(
 
 
 def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
-    """Begins to send gradients to the rows' owners: beside whatever the caller's stream is given next. Collective.
+    """Starts sending gradients to the rows' owners, beside whatever the caller's stream is given next. Collective.
 
-    A rank names each row once, and a row's parts are added to zero one by one: the result is the same bits whatever
+    A rank names each row once, and a row's parts are added to zero one by one: the result has the same bits whatever
     arrives first. On a GPU the sum is one launch, however many ranks there are; a single rank's is the given memory.
 
     Returns:
-        What waits for them and gives the sum [O, D] over the ranks, added in rank order; for the caller's stream.
+        A function that waits for them and returns the sum [O, D] over the ranks, added in rank order; for the caller's
+            stream.
     """
     if len(plan.owed) == 1:
         return lambda: gradient_UD

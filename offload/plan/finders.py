@@ -1,6 +1,6 @@
-"""Which rows a step's lookups read: worked out on the CPU, or on the device that will read them.
+"""Finds which rows a step's lookups read: on the CPU, or on the device that will read them.
 
-Both give the same tensors to the bit. Shape suffixes as in `offload.plan.plan`.
+Both give the same tensors bit for bit. Shape suffixes as in `offload.plan.plan`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,11 +62,11 @@ class HostFinder:
 class DeviceFinder:
     """Finds rows on a device, on a stream of the lowest priority.
 
-    Token ids go there, and the rows that ranks ask of this one; unique rows and the number of each micro-batch's
+    Token ids go there, and the rows that ranks request from this one; unique rows and the number of each micro-batch's
     segments come back, through pinned memory. The calling thread waits until all is done, so that nobody else has to.
 
     The device's memory: 4 bytes for each lookup of a step and 84 for each of one module, besides the indices that are
-    returned, of 16 at most (8 and 92, if a table has 2^31 rows), and what torch's operations take inside. torch keeps
+    returned, of 16 at most (8 and 92, if a table has 2^31 rows), and the temporaries of torch's operations. torch keeps
     it for the next plan.
 
     Args:
@@ -98,7 +98,7 @@ class DeviceFinder:
 
     @contextmanager
     def _finished(self) -> Iterator[None]:
-        """The device's work within goes to the stream, and is done at the end."""
+        """Inside, the device's work goes to the stream; it is done at the end."""
         with self._streams.use(self._stream):
             yield
         self._stream.record_event().synchronize()
@@ -133,5 +133,5 @@ def _alone(rows_O: Tensor, device: torch.device) -> Owed:
 
 def _among_ranks(found: Found) -> Owed:
     rows_O, (index,) = found
-    # One segment a row, as every row is read.
+    # One segment per row, as every row is read.
     return Owed(rows_O, index.segment_N, index.order_N, index.offsets_V)

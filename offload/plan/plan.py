@@ -1,9 +1,9 @@
-"""Everything a step will need from the tables, worked out before the step starts.
+"""Everything a step will need from the tables, computed before the step starts.
 
-Row addresses depend on token ids alone, so nothing here waits for the model: which rows each rank asks of which
+Row addresses depend on token ids alone, so nothing here waits for the model: which rows each rank requests from which
 owner, all split sizes of the exchanges, and the order in which the backward sums.
 
-Shape suffixes: N lookups of a micro-batch, U rows that this rank asks for, A rows that the ranks ask of this one
+Shape suffixes: N lookups of a micro-batch, U rows that this rank requests, A rows that the ranks request from this one
 (duplicates between ranks included), O rows that this rank owns and the step uses.
 """
 
@@ -43,7 +43,7 @@ Found = tuple[Tensor, tuple[RowIndex, ...]]
 
 
 class Owed(NamedTuple):
-    """A module's rows that ranks ask of this one."""
+    """A module's rows that ranks request from this one."""
 
     rows_O: Tensor
     """int64, each once, ascending, on the host."""
@@ -54,7 +54,7 @@ class Owed(NamedTuple):
 
 
 class RowFinder(Protocol):
-    """Finds the rows of lookups. Whatever it returns is complete, in memory where the model can be given it."""
+    """Finds the rows of lookups. Everything it returns is complete, in memory from which the model can be given it."""
 
     def of_batches(self, batches: Sequence[TokenBatch]) -> list[Found]:
         """The rows that micro-batches read, of each module.
@@ -64,7 +64,7 @@ class RowFinder(Protocol):
         """
 
     def owed(self, rows_A: Tensor, world_size: int) -> Owed:
-        """What this rank owes, of one module: int64 `rows_A`, on the host, are asked of it by rank after rank."""
+        """What this rank owes of one module: int64 `rows_A`, on the host, are requested from it by rank after rank."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class ModulePlan:
 
     Attributes:
         indices: for each micro-batch, which of this rank's U rows every lookup reads.
-        asked: rows this rank asks of each rank; they stand in this order among the U rows. Sums to U.
-        owed: rows each rank asks of this one. Sums to A.
-        owed_indices_A: int32, where those rows stand among the module's `owned` rows; empty for a single rank, for
-            which they are these, in order.
+        asked: how many rows this rank requests from each rank; they are in this order among the U rows. Sums to U.
+        owed: how many rows each rank requests from this one. Sums to A.
+        owed_indices_A: int32, where those rows are among the module's `owned` rows; empty for a single rank, for which
+            they are these, in order.
         owed_order_A: int32, those rows sorted by index, in rank order within one; empty for a single rank.
         owed_starts_O: int32, where in this order each of the module's `owned` rows starts; empty for a single rank.
         owned: the module's part of the step's O rows.
@@ -91,7 +91,7 @@ class ModulePlan:
     owned: slice
 
     def by_rank(self, values_O: Tensor) -> tuple[Tensor, ...]:
-        """Of values of the module's `owned` rows, on any device, those that each rank asks for."""
+        """Of values of the module's `owned` rows, on any device, those that each rank requests."""
         if len(self.owed) == 1:
             return (values_O,)
         return values_O[self.owed_indices_A.to(values_O.device)].split(self.owed)
@@ -170,7 +170,7 @@ def _largest(value: int, world_size: int, group: dist.ProcessGroup | None) -> in
 def _exchange_ids(
     uniques: Sequence[Tensor], counts_WM: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Tells each owner the rows asked of it; returns how many each rank asks of this one, and which, by module."""
+    """Tells each owner the rows requested from it; returns how many each rank requests here, and which, by module."""
     if counts_WM.shape[0] == 1:
         return counts_WM, list(uniques)
     owed_WM = torch.empty_like(counts_WM)

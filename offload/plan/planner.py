@@ -11,13 +11,13 @@ from offload.plan.plan import Plan, TokenBatch
 
 
 class Planner:
-    """Runs plans one after another, in the order asked for, which must be the same on every rank.
+    """Runs plans one after another, in the order of the requests, which must be the same on every rank.
 
     Args:
         make: plans the micro-batches of a step; collective.
         batches: this rank's micro-batches of a step, a pure function of the step number.
-        device: where the plans are sent from host memory that is pinned for it.
-        threads: cores that planning may take.
+        device: where plans are sent to, from host memory that is pinned for it.
+        threads: cores that planning may use.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Planner:
         del self._plans[step]
 
     def plan_now(self, batches: Sequence[TokenBatch]) -> Plan:
-        """Plans micro-batches that are no training step's, behind the plans already asked for. Collective."""
+        """Plans micro-batches that belong to no training step, after the plans already requested. Collective."""
         return self._thread.submit(lambda: self._timed(batches)).result()
 
     def take_threads(self, threads: int) -> None:

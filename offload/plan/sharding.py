@@ -63,7 +63,7 @@ class Sharding:
         return ids
 
     def to_places(self, rank: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Of job-wide ids (int64), the places in the rank's shard of those that it owns, and which those are (bool)."""
+        """Of job-wide ids (int64), the places in the rank's shard of those that it owns, and which they are (bool)."""
         mine = torch.zeros(len(ids), dtype=torch.bool)
         places = torch.empty_like(ids)
         for module, base in enumerate(self._module_bases):

@@ -1,7 +1,7 @@
 """Sends plans to the device ahead of their steps, without making anybody wait; those made there stay where they are.
 
-A step's plan is as large as its token ids many times over: copied when the step begins, it would hold the model up. And
-it has eight tensors or so for each micro-batch, thousands where there are hundreds of these: they go as one.
+A step's plan is many times as large as its token ids: copied when the step begins, it would hold up the model. And it
+has some eight tensors for each micro-batch, thousands where there are hundreds of these: they go as one.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ class PlanUploads:
         return replace(plan, rows_O=self._sender.pinned(plan.rows_O))
 
     def now(self, plan: Plan) -> Plan:
-        """Sends and takes a pinned plan that is no training step's."""
+        """Sends and takes a pinned plan that belongs to no training step."""
         self.send(_NO_STEP, plan)
         return self.take(_NO_STEP, plan)
 

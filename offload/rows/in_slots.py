@@ -12,12 +12,12 @@ from offload.rows.placed import PlacedRecords
 
 
 class KernelUpdates:
-    """See `offload.rows.updater.RowPass`. Nothing is allocated but for a step with more rows than any before.
+    """See `offload.rows.updater.RowPass`. Nothing is allocated except for a step with more rows than any before.
 
     Args:
         kernels: for these records, where they lie.
         dim: columns of a row.
-        state_size: numbers of state that a read makes up missed steps for; None if it makes up for none.
+        state_size: numbers of state for which a read makes up missed steps; None if it makes up for none.
         device: of the records.
     """
 

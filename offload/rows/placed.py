@@ -31,7 +31,7 @@ class PlacedRecords:
 
     @classmethod
     def in_order(cls, layout: RecordLayout, records_UW: Tensor) -> "PlacedRecords":
-        """Records that are nothing but those of the rows, in order."""
+        """Records of exactly these rows, in order."""
         return cls(layout, records_UW, torch.arange(len(records_UW), device=records_UW.device))
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class PlacedRecords:
         return self.layout.version(self.records_CW).index_select(0, self.slots_U)
 
     def row_states(self) -> Tensor:
-        """A copy of the state of optimizers that keep one number a row: fp32 [U]."""
+        """A copy of the state of optimizers that keep one number per row: fp32 [U]."""
         return self.layout.state(self.records_CW)[:, 0].index_select(0, self.slots_U)
 
     def blocks(self, indices_P: Tensor) -> Iterator[slice]:
@@ -74,7 +74,7 @@ class PlacedRecords:
         return self.layout.unpack(self.records_CW.index_select(0, slots_B), out_BX)
 
     def scatter(self, indices_B: Tensor, rows_BX: Tensor) -> None:
-        """Stores unpacked records, whose parts have values of their dtypes."""
+        """Stores unpacked records, whose parts hold values of their dtypes."""
         self.records_CW.index_copy_(0, self.slots_U[indices_B], self.layout.pack(rows_BX))
 
     @property

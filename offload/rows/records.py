@@ -19,9 +19,9 @@ from offload.config import RowDtype, TableOptimizerConfig
 from offload.optimizers import OPTIMIZERS
 
 _LINE, _SECTOR = 32, 8
-"""Words of what a GPU moves at a time: lines of 128 bytes, over the bus and in its caches, and the sectors of these."""
+"""Words that a GPU moves at a time: lines of 128 bytes, over the bus and in its caches, and the sectors of these."""
 _MOST_PADDING = 1 / 8
-"""Of a record's words: what whole lines may cost in memory."""
+"""The most memory that whole lines may cost, as a share of a record's words."""
 
 _DTYPES: dict[RowDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,8 +35,8 @@ def padded_words(words: int, device: torch.device) -> int:
     """How far apart records of `words` words lie in host memory and in the window, in words.
 
     A GPU writes a part of a line over the bus at a quarter of the rate of whole ones, and copies whole ones with a
-    tenth of the instructions. So records fill lines where that takes up to an eighth more memory, and else sectors. On
-    a CPU nothing is gained by it: records lie side by side.
+    tenth of the instructions. So records fill lines where that takes up to an eighth more memory, and otherwise
+    sectors. On a CPU nothing is gained by it: records lie side by side.
 
     Args:
         words: of a record (W).
@@ -58,7 +58,7 @@ def _round_up(words: int, unit: int) -> int:
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the parts of a record stand.
+    """Where the parts of a record are.
 
     Args:
         dim: columns of a row's weights (D).
@@ -103,7 +103,7 @@ class RecordLayout:
         return 4 * self.words
 
     def stride(self, device: torch.device) -> int:
-        """Words from a record to the next in memory, for a window on this device: see `padded_words`."""
+        """Words from one record to the next in memory, for a window on this device: see `padded_words`."""
         return padded_words(self.words, device)
 
     def stride_bytes(self, device: torch.device) -> int:
@@ -137,11 +137,11 @@ class RecordLayout:
         return out_UX
 
     def pack(self, records_UX: Tensor, out_UW: Tensor | None = None) -> Tensor:
-        """What `unpack` undoes. Parts must be values of their dtypes: others are rounded to nearest."""
+        """The inverse of `unpack`. Parts must hold values of their dtypes: others are rounded to nearest."""
         if not self.packed and out_UW is None:
             return records_UX
         out_UW = records_UX.new_empty(len(records_UX), self.words) if out_UW is None else out_UW
-        # The last words of both parts, of which the last half may be nobody's.
+        # The last word of each part, whose last half may be unused.
         out_UW[:, self.weight_words - 1].zero_()
         out_UW[:, -2].zero_()
         for part in _PARTS:
@@ -154,7 +154,7 @@ _PARTS = RecordLayout.weights, RecordLayout.state, RecordLayout.version
 
 @dataclass(frozen=True)
 class RowInit:
-    """How rows that were never updated come to their values.
+    """How rows that were never updated get their values.
 
     Args:
         seed: of the table.
@@ -165,7 +165,7 @@ class RowInit:
     std: float
 
     def fill(self, layout: RecordLayout, records_UW: Tensor, row_ids_U: Tensor) -> None:
-        """Writes the initial weights of the rows (job-wide ids, int64) whose version is 0, rounded to the nearest."""
+        """Writes the initial weights of the rows (job-wide ids, int64) whose version is 0, rounded to nearest."""
         fresh = (layout.version(records_UW) == 0).nonzero().flatten()
         if fresh.numel():
             weights = layout.weights(records_UW)

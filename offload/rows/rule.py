@@ -18,7 +18,7 @@ class RowRule:
 
     Args:
         optimizer: whose steps these are.
-        layout: of the records as they are stored; decides on what is rounded.
+        layout: of the records as they are stored; decides what is rounded.
         seed: of the rounding.
     """
 
@@ -36,7 +36,7 @@ class RowRule:
         step: int,
         lr: float,
     ) -> None:
-        """Applies applied step number `step` with the rows' own learning rate, in place, version included.
+        """Applies step number `step` of the applied ones, with the rows' own learning rate, in place, version included.
 
         Raises:
             ValueError: row ids are missing for bf16 rows.

@@ -12,7 +12,7 @@ from offload.rows.records import RecordLayout, RowInit, torch_dtype
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of a rank. They are named by their places in the shard (int64).
+    """The rows of a rank, identified by their places in the shard (int64).
 
     Args:
         sharding, rank: which rows these are.
@@ -29,7 +29,7 @@ class Shard:
         return self.sharding.global_ids(self.rank, rows)
 
     def id_ranges(self) -> Tensor:
-        """Each module's first row in the shard, and what makes job-wide ids of its rows: int64 [modules, 2]."""
+        """Each module's first row in the shard, and what to add to rows for their job-wide ids: int64 [modules, 2]."""
         modules = range(len(self.sharding.num_rows))
         firsts = torch.tensor([self.sharding.shard_offset(module, self.rank) for module in modules])
         bases = torch.tensor([sum(self.sharding.num_rows[:module]) for module in modules])
@@ -37,7 +37,7 @@ class Shard:
         return torch.stack([firsts, bases + starts - firsts], dim=1)
 
     def initial(self, device: torch.device) -> dict[str, Any]:
-        """What `kernels.records.draw_records` wants to know of the rows, beside which they are."""
+        """What `kernels.records.draw_records` needs to know about the rows, besides which they are."""
         return {
             "id_ranges_M2": self.id_ranges().to(device),
             "dim": self.layout.dim,

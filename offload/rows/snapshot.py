@@ -1,8 +1,8 @@
 """The rows of a shard as they were at one moment, read piece by piece while steps go on and change them.
 
-Nothing is copied beforehand. Who is about to change records says so first (`preserve`); those that were not read yet
-are then copied to an undo log. Updates count versions up, so a record's version alone tells whether it is still that of
-the moment, and which rows were updated since an earlier one.
+Nothing is copied beforehand. Whoever is about to change records says so first (`preserve`); those not read yet are then
+copied to an undo log. Updates increase versions, so a record's version alone tells whether it is still that of the
+moment, and which rows were updated since an earlier one.
 
 Shape suffixes: R rows of the shard, N rows of a piece, W words of a record.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from offload.rows.shard import Shard
 
 _PART_ROWS = 1 << 18
-"""Rows whose versions are looked at together, and whose entries in the log are let go of together."""
+"""Rows whose versions are checked together, and whose entries in the log are released together."""
 _ID_BYTES = 8
 _LAST_VERSION = (1 << 31) - 1
 
@@ -31,14 +31,14 @@ class _Entry(NamedTuple):
 
 
 class Snapshot:
-    """One thread reads it, once; another one may change records meanwhile, if it calls `preserve` before.
+    """One thread reads it, once; another one may change records meanwhile, if it calls `preserve` first.
 
     Args:
         records_RW: all the shard's records, on any device, with every update.
         shard: the rows.
         since: rows without an update after this one are left out.
         last: the last update that was applied; None if no later one comes while the snapshot is read.
-        undo_bytes: most bytes of records in the log.
+        undo_bytes: the most bytes of records in the log.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Snapshot:
         """The rows that were ever updated, and after `since`.
 
         Args:
-            piece_bytes: most bytes of ids and records together.
+            piece_bytes: the most bytes of ids and records together.
 
         Returns:
             Pieces, each of one module: job-wide row ids (int64 [N]) and records (fp32 [N, W]), ascending.
@@ -76,15 +76,15 @@ class Snapshot:
                 yield sharding.global_ids(rank, rows), self._read(rows)
 
     def close(self) -> None:
-        """Ends it, read or not: nothing is preserved any more, and nobody waits."""
+        """Ends the snapshot, read or not: nothing is preserved any more, and nobody waits."""
         self._advance(len(self._records_RW))
 
     def _keep(self, rows: Tensor) -> None:
-        """Logs rows of one part, as far as they are still to be read."""
+        """Logs those rows of one part that are still to be read."""
         nbytes = len(rows) * self._shard.layout.bytes
         last = int(rows[-1])
         with self._progress:
-            # Reading goes on whatever training does, and passes these rows at last: nobody waits for ever.
+            # Reading goes on whatever training does, and passes these rows in the end: nobody waits for ever.
             self._progress.wait_for(lambda: self._next > last or self._held_bytes + nbytes <= self._undo_bytes)
             if self._next > last:
                 return
@@ -107,7 +107,7 @@ class Snapshot:
     def _rows_of_part(self, start: int, stop: int) -> Tensor:
         versions = self._shard.layout.version(self._records_RW[start:stop]).cpu()
         there = (versions > self._since) & (versions <= self._last)
-        # After the versions: what had changed when they were looked at is in the log by now.
+        # After the versions: what had changed when they were read is in the log by now.
         with self._progress:
             for entry in self._log.get(start // _PART_ROWS, ()):
                 there[entry.rows_N[(entry.rows_N >= start) & (entry.rows_N < stop)] - start] = True

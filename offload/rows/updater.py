@@ -1,9 +1,9 @@
-"""The row optimizer at work on records: one update a row and step, by the row's owner.
+"""Applies the row optimizer to records: one update per row and step, by the row's owner.
 
-Of bf16 rows the stored weights, of bf16 state the stored moments are bfloat16, and all arithmetic is fp32: a use of the
-row at step t replays the steps it missed in fp32 from what is stored, hands out the fp32 result, updates it, and only
-then rounds once, keyed by (seed, row, t). So the bits depend neither on depth, window or resume nor on how often a row
-was looked at. Equality with a dense optimizer is for records in fp32: a dense bf16 table would be rounded every step.
+The stored weights of bf16 rows and the stored moments of bf16 state are bfloat16, and all arithmetic is fp32: a use of
+the row at step t replays the steps it missed in fp32 from what is stored, hands out the fp32 result, updates it, and
+only then rounds once, keyed by (seed, row, t). So the bits depend neither on depth, window or resume nor on how often a
+row was read. Equality with a dense optimizer is for records in fp32: a dense bf16 table would be rounded every step.
 
 Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record in fp32.
 """
@@ -28,7 +28,7 @@ _BEFORE_THERE_WAS_A_CHOICE = {"offload.optimizer.state_dtype": "fp32"}
 
 
 class RowPass(Protocol):
-    """How rows are read and updated where they stand. Every implementation gives the same bits."""
+    """How rows are read and updated where they are. Every implementation gives the same bits."""
 
     def read(self, placed: PlacedRecords) -> Tensor:
         """The rows' weights (fp32 [U, D]) with all applied steps. The slots are left as they are."""
@@ -102,9 +102,9 @@ class RowUpdater:
         return self._in_slots.read(PlacedRecords(self._layout, records_CW, slots_U))
 
     def look_at(self, records_UW: Tensor) -> Tensor:
-        """The weights (fp32 [U, D]) of records of U rows in order with all applied steps, which stay as they are.
+        """The weights (fp32 [U, D]) with all applied steps, of records of U rows in order, which stay as they are.
 
-        The next call may overwrite them; `read` does not, nor does this what `update_at` goes on from.
+        The next call may overwrite the weights; `read` does not. Nor does this overwrite what `update_at` works on.
         """
         return self._aside.read(PlacedRecords.in_order(self._layout, records_UW))
 
@@ -125,7 +125,7 @@ class RowUpdater:
             gradient_UD: fp32, summed over all lookups and ranks.
             lr: the backbone's learning rate.
             row_ids_U: int64, job-wide; bf16 rows need them.
-            gradient_scale: multiplied with the gradient first.
+            gradient_scale: the gradient is first multiplied by it.
         """
         self._rates.append(lr * self._config.lr_factor)
         placed = PlacedRecords(self._layout, records_CW, slots_U)
@@ -137,11 +137,11 @@ class RowUpdater:
         return len(self._rates)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the records; JSON-able."""
+        """What a checkpoint must hold beside the records, as a JSON object."""
         return {"settings": self._settings(), "learning_rates": self._rates.to_list()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over a saved state.
+        """Loads a saved state.
 
         Raises:
             ValueError: if records of that state mean something else under this config.
@@ -156,7 +156,7 @@ class RowUpdater:
         self._take_rates(RateHistory(state["learning_rates"]))
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the meaning of a record, by config key. Replayed steps must take the settings of their time."""
+        """What decides the meaning of a record, by config key. Replayed steps must use the settings of their time."""
         fixed = self._config.model_dump(exclude={"lr_factor"})
         settings = {f"offload.optimizer.{key}": value for key, value in fixed.items()}
         return settings | {"offload.row_dtype": self._layout.row_dtype, "model.engram.row_dim": self._layout.dim}

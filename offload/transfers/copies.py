@@ -1,4 +1,4 @@
-"""Copies of records that are under way, and the ways to come after them."""
+"""Copies of records that are under way, and the ways to order work after them."""
 
 from concurrent.futures import Future
 from typing import Protocol
@@ -101,7 +101,7 @@ class HandedCopy:
         self._streams.current().wait_event(self._future.result())
 
     def order_fetches(self) -> None:
-        """See `Copy.order_fetches`: fetches are in order among each other."""
+        """See `Copy.order_fetches`: fetches are in order among themselves."""
 
     def wait(self) -> None:
         """See `Copy.wait`."""

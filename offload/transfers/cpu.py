@@ -1,4 +1,4 @@
-"""Copies of records between host memory and a window in host memory, on one background worker a direction."""
+"""Copies of records between host memory and a window in host memory, on one background worker per direction."""
 
 import time
 
@@ -14,14 +14,14 @@ from offload.transfers.copies import WorkerCopy
 class CpuTransfers:
     """The engine of ranks without a GPU: both the table and the window are in host memory.
 
-    The two workers run at the same time, on one core each. Copies of one direction land in the order in which they
-    were asked for.
+    The two workers run at the same time, on one core each. Copies of one direction land in the order in which they were
+    requested.
 
     Args:
         host_RW: the shard's records.
         window_CW: the window's records; C slots.
         shard: the rows.
-        link: emulates the time that this bus would take; null copies at full speed.
+        link: emulates the time that this bus would take; None copies at full speed.
     """
 
     name = "cpu"

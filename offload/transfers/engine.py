@@ -1,4 +1,4 @@
-"""What carries records between host memory and the window, whichever way it does."""
+"""What every engine that carries records between host memory and the window can do."""
 
 from typing import Protocol
 
@@ -8,17 +8,17 @@ from offload.transfers.copies import Copy
 
 
 class Transfers(Protocol):
-    """An engine. Copies of one direction land in the order in which they were asked for."""
+    """An engine. Copies of one direction land in the order in which they were requested."""
 
     name: str
-    """The engine's, as `offload.engine` calls it."""
+    """The engine's name in `offload.engine`."""
     stream_ordered: bool
     """Whether `Copy.order_fetches` of a write-back never makes the host wait."""
 
     def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> Copy:
-        """Brings records of `rows` into `slots`: of the first `stored` from host memory, drawn of the others.
+        """Brings records of `rows` into `slots`: those of the first `stored` from host memory, the others drawn.
 
-        It begins when what the caller's stream was given so far is done.
+        It begins once what the caller's stream was given so far is done.
 
         Args:
             rows: places in the shard, int64, on the host.
@@ -28,7 +28,7 @@ class Transfers(Protocol):
         """
 
     def write_back(self, slots: Tensor, rows: Tensor) -> Copy:
-        """Copies records of `slots` to `rows`. It begins when what the caller's stream was given so far is done."""
+        """Copies records of `slots` to `rows`. It begins once what the caller's stream was given so far is done."""
 
     def close(self) -> None:
         """Waits for what is under way and ends background work."""

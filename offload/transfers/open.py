@@ -1,11 +1,11 @@
-"""Opens the engine that carries records between host memory and the window: one of three.
+"""Opens the engine that carries records between host memory and the window: one of four.
 
 `zero_copy`: kernels that reach into pinned host memory. `staged`: the CPU gathers, the GPU's copy engines carry.
-`cpu`: the window is in host memory too. All give the same bits.
+`mixed`: the first in, the second out. `cpu`: the window is in host memory too. All give the same bits.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,10 @@ from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import HostTable
 from offload.rows.shard import Shard
-from offload.transfers.agreement import Ranks, fastest
+from offload.transfers.agreement import Products, Ranks, fastest
 from offload.transfers.cpu import CpuTransfers
 from offload.transfers.engine import Transfers
+from offload.transfers.mixed import MixedTransfers
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
 
@@ -32,7 +33,7 @@ _MAX_STAGING_THREADS = 8
 
 def pins(config: OffloadConfig, device: torch.device) -> bool:
     """Whether the tables' host memory is going to be pinned, if the system allows it."""
-    return device.type == "cuda" and config.engine in ("auto", "zero_copy") and config.host_file is None
+    return device.type == "cuda" and config.engine in ("auto", "zero_copy", "mixed") and config.host_file is None
 
 
 def open_transfers(
@@ -47,14 +48,16 @@ def open_transfers(
 ) -> Transfers:
     """The engine that the config asks for, or, with `auto`, the faster one: the same on all ranks. Collective.
 
+    How many programs copy is measured too, unless the config says it.
+
     Args:
         config: offload settings.
         host: the shard's records. Pinned here, for the engine that needs it.
-        window_CW: the window's records, on the device. `auto` fetches into it.
+        window_CW: the window's records, on the device. Measuring fetches into it.
         shard: the rows.
         driver_of: who pins memory for a GPU.
         group: the shard's ranks, with communication in host memory; None for all.
-        tell: is told what takes long, and what `auto` came to.
+        tell: is told what takes long, and what was measured.
 
     Raises:
         ValueError: this device has no such engine, or host memory cannot be pinned.
@@ -65,28 +68,38 @@ def open_transfers(
     streams = streams_of(device)
     if engine == "cpu":
         return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
-    if engine == "zero_copy":
-        return _zero_copy(config, host, window_CW, shard, streams, driver_of, tell)
-    staged = StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
+
+    def open_staged() -> StagedTransfers:
+        return StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
+
     if engine == "staged" or config.host_file is not None:
-        return staged
-    ranks, refused = Ranks(shard.sharding.world_size, group), None
+        return open_staged()
+    ranks = Ranks(shard.sharding.world_size, group)
     try:
-        zero_copy = _zero_copy(config, host, window_CW, shard, streams, driver_of, tell)
+        seen_RW = _seen(host, device, driver_of, ranks, tell)
     except PinError as error:
-        refused = error
-    if ranks.any(refused is not None):
-        _log.warning("offload.engine: staged, since %s", refused or "another rank cannot pin its tables")
-        chosen: Transfers = staged
-    else:
-        chosen, rates = fastest([zero_copy, staged], len(host.records_RW), window_CW, ranks)
-        tell(f"offload.engine: {chosen.name} (measured: {rates})")
-    if chosen is not staged:
+        if engine != "auto":
+            raise
+        _log.warning("offload.engine: staged, since %s", error)
+        return open_staged()
+    allowed = _programs(config, device)
+    kernels = [ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs) for programs in allowed]
+    zero_copy = _least_in_the_way(kernels, allowed, seen_RW, window_CW, streams, ranks, tell)
+    if engine == "zero_copy":
+        return zero_copy
+    staged = open_staged()
+    if engine == "mixed":
+        return MixedTransfers(zero_copy, staged)
+    both: list[Transfers] = [zero_copy, staged]
+    chosen, seconds = fastest(both, len(seen_RW), window_CW, ranks)
+    rates = ", ".join(f"{each.name} {2 / s:.1f} GB/s" for each, s in zip(both, seconds, strict=True))
+    tell(f"offload.engine: {chosen.name} (measured, in and out: {rates})")
+    if chosen is zero_copy:
         staged.close()
-    elif refused is None:
-        zero_copy.close()
-        host.unpin()
-    return chosen
+        return zero_copy
+    zero_copy.close()
+    host.unpin()
+    return staged
 
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
@@ -98,21 +111,59 @@ def _require_possible(engine: str, config: OffloadConfig, device: torch.device) 
         raise ValueError(f"offload.emulate_link has no meaning on {device}: set it to null, or train on the CPU")
 
 
-def _zero_copy(
-    config: OffloadConfig,
+def _seen(
     host: HostTable,
-    window_CW: Tensor,
-    shard: Shard,
-    streams: Streams,
+    device: torch.device,
     driver_of: Callable[[torch.device], Driver],
+    ranks: Ranks,
+    tell: Callable[[str], None],
+) -> Tensor:
+    """The records as the device sees them, pinned for a GPU. Collective.
+
+    Raises:
+        PinError: on every rank, if this or another one cannot pin.
+    """
+    if device.type == "cpu":
+        return host.records_RW
+    if host.device_RW is not None:  # pinned for a window before this one
+        return host.device_RW
+    refused, seen_RW = None, host.records_RW
+    try:
+        seen_RW = host.pin(driver_of(device), device, tell)
+    except PinError as error:
+        refused = error
+    if ranks.any(refused is not None):
+        host.unpin()
+        raise refused or PinError("another rank cannot pin its tables")
+    return seen_RW
+
+
+def _programs(config: OffloadConfig, device: torch.device) -> Sequence[int]:
+    """What the config says, or all that is to be measured; nothing is on a CPU, where it makes no difference."""
+    if config.programs is not None:
+        return (config.programs,)
+    return (PROGRAMS,) if device.type == "cpu" else (PROGRAMS, PROGRAMS // 2, 2 * PROGRAMS)
+
+
+def _least_in_the_way(
+    engines: Sequence[ZeroCopyTransfers],
+    programs: Sequence[int],
+    host_RW: Tensor,
+    window_CW: Tensor,
+    streams: Streams,
+    ranks: Ranks,
     tell: Callable[[str], None],
 ) -> ZeroCopyTransfers:
-    device = window_CW.device
-    seen_RW = host.records_RW if device.type == "cpu" else host.device_RW
-    if seen_RW is None:  # not pinned for a window before this one
-        seen_RW = host.pin(driver_of(device), device, tell)
-    programs = PROGRAMS if config.programs is None else config.programs
-    return ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs)
+    """That beside which matrix products end first; the others are closed. Collective."""
+    if len(engines) == 1:
+        return engines[0]
+    chosen, seconds = fastest(engines, len(host_RW), window_CW, ranks, Products(streams, window_CW.device))
+    for engine in engines:
+        if engine is not chosen:
+            engine.close()
+    rates = ", ".join(f"{number} {1e3 * s:.1f}" for number, s in zip(programs, seconds, strict=True))
+    tell(f"offload.programs: {programs[engines.index(chosen)]} (measured beside products, ms a GB each way: {rates})")
+    return chosen
 
 
 def _staging_threads() -> int:

@@ -20,13 +20,13 @@ from offload.rows.shard import Shard
 from offload.transfers.copies import HandedCopy, WorkerCopy
 
 _CHUNK_BYTES = 4 << 20
-"""Of records: long enough for a copy engine's full rate, short enough that other copies get their turn."""
+"""Bytes of records: enough for a copy engine's full rate, few enough that other copies get their turn."""
 _CHUNKS = 4
-"""Of each direction: one is gathered, one on the bus, one scattered, and one spare."""
+"""Per direction: one is gathered, one on the bus, one scattered, and one spare."""
 
 
 class StagedTransfers:
-    """One worker and one stream a direction, and a ring of chunks between them that is allocated once.
+    """One worker and one stream per direction, and a ring of chunks between them that is allocated once.
 
     Args:
         host_RW: the shard's records, in any host memory.
@@ -52,7 +52,7 @@ class StagedTransfers:
         chunk_bytes = min(_CHUNK_BYTES, window_CW.nbytes)
         self._chunk_rows = max(1, chunk_bytes // (window_CW.shape[1] * window_CW.element_size()))
         self._in, self._out = streams.new(), streams.new()
-        # By the streams that read them: numbers that are sent are in order before their use.
+        # Sent on the streams that read them: the numbers are then in order before their use.
         self._in_slots, self._out_slots = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
         self._incoming = deque(self._new_chunk() for _ in range(_CHUNKS))
         self._outgoing = deque(self._new_chunk() for _ in range(_CHUNKS))
@@ -81,12 +81,12 @@ class StagedTransfers:
         self._in.wait_event(free)
         for part, places in self._chunks(rows[:stored], slots[:stored]):
             chunk = _next(self._incoming)
-            records_BW = torch.index_select(self._host_RW, 0, part, out=chunk.records_BW[: len(part)])
+            records_BW, there_BW = chunk.records_BW[: len(part)], chunk.there_BW[: len(part)]
+            _gather(self._host_RW, part, records_BW)
             with self._streams.use(self._in):
                 (slots_B,) = self._in_slots.send(places).take()
-                there_BW = chunk.there_BW[: len(part)]
-                there_BW.copy_(records_BW, non_blocking=True)
-                self._window_CW.index_copy_(0, slots_B, there_BW)
+                _carry(records_BW, there_BW)
+                _scatter(there_BW, self._window_CW, slots_B)
             chunk.busy = self._in.record_event()
         with self._streams.use(self._in):
             rows_U, slots_U = self._in_slots.send(rows[stored:], slots[stored:]).take()
@@ -103,8 +103,8 @@ class StagedTransfers:
             with self._streams.use(self._out):
                 (slots_B,) = self._out_slots.send(places).take()
                 there_BW = chunk.there_BW[: len(part)]
-                torch.index_select(self._window_CW, 0, slots_B, out=there_BW)
-                chunk.records_BW[: len(part)].copy_(there_BW, non_blocking=True)
+                _gather(self._window_CW, slots_B, there_BW)
+                _carry(there_BW, chunk.records_BW[: len(part)])
             chunk.busy = self._out.record_event()
             landing.append((chunk, part))
         while landing:
@@ -112,7 +112,7 @@ class StagedTransfers:
 
     def _land(self, chunk: "_Chunk", rows: Tensor) -> None:
         chunk.wait()
-        self._host_RW.index_copy_(0, rows, chunk.records_BW[: len(rows)])
+        _scatter(chunk.records_BW[: len(rows)], self._host_RW, rows)
 
     def _chunks(self, sources: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(sources.split(self._chunk_rows), targets.split(self._chunk_rows), strict=True)
@@ -122,7 +122,7 @@ class StagedTransfers:
 
 
 class _Chunk:
-    """Room for records, in pinned host memory and on the device."""
+    """Buffers for records, in pinned host memory and on the device."""
 
     def __init__(self, window_CW: Tensor, rows: int, streams: Streams) -> None:
         self.records_BW = streams.pinned(rows, window_CW.shape[1], dtype=window_CW.dtype)
@@ -134,6 +134,18 @@ class _Chunk:
         """The host waits until the chunk may be used again."""
         if self.busy is not None:
             self.busy.synchronize()
+
+
+def _gather(records_RW: Tensor, numbers_B: Tensor, gathered_BW: Tensor) -> None:
+    torch.index_select(records_RW, 0, numbers_B, out=gathered_BW)
+
+
+def _scatter(gathered_BW: Tensor, records_RW: Tensor, numbers_B: Tensor) -> None:
+    records_RW.index_copy_(0, numbers_B, gathered_BW)
+
+
+def _carry(from_BW: Tensor, to_BW: Tensor) -> None:
+    to_BW.copy_(from_BW, non_blocking=True)
 
 
 def _next(ring: deque[_Chunk]) -> _Chunk:

@@ -15,11 +15,11 @@ from offload.transfers.copies import StreamCopy
 
 
 class ZeroCopyTransfers:
-    """One stream a direction, on which a kernel copies records between host memory and the window.
+    """One stream per direction, on which a kernel copies records between host memory and the window.
 
     Args:
         host_RW: the shard's records, as the device sees them. What lies between two of them is padding.
-        window_CW: the window's records, on the device, as far apart.
+        window_CW: the window's records, on the device, equally far apart.
         shard: the rows.
         streams: of the device.
         programs: of a kernel.
@@ -40,12 +40,12 @@ class ZeroCopyTransfers:
         self._initial = shard.initial(window_CW.device)
         self._how: dict[str, Any] = {"padded": True, "programs": programs}
         self._in, self._out = streams.new(), streams.new()
-        # By the streams that read them: numbers that are sent are in order before their use.
+        # Sent on the streams that read them: the numbers are then in order before their use.
         self._incoming, self._outgoing = (Sender(window_CW.device, streams, each) for each in (self._in, self._out))
 
     def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> StreamCopy:
         """See `Transfers.fetch`."""
-        # Whoever still reads what was in these slots was given to the caller's stream before.
+        # Whatever still reads the old contents of these slots was given to the caller's stream before.
         self._in.wait_event(self._streams.current().record_event())
         with self._streams.use(self._in):
             rows_U, slots_U = self._incoming.send(rows, slots).take()

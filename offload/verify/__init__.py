@@ -1,1 +1,1 @@
-"""Every step worked out a second time, simply, and compared."""
+"""Every step computed a second time, simply, and compared."""

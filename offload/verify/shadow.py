@@ -1,4 +1,4 @@
-"""What a shard's records must be: an independent, simple, synchronous record of the truth, for verify mode.
+"""What a shard's records must be, kept independently, simply and synchronously, for verify mode.
 
 Shape suffixes: U rows, W words of a record.
 """
@@ -13,11 +13,11 @@ _NONE = -1
 
 
 class VerifyError(RuntimeError):
-    """What the tables hold differs from what was worked out again; one line tells where and what."""
+    """What the tables hold differs from what was recomputed; one line tells where and what."""
 
 
 def difference(what: str, row: str, part: str, found: object, expected: object) -> VerifyError:
-    """The error that tells what `part` of a row, as found at `what`, differs from what it must be."""
+    """The error that says that `part` of a row, as found at `what`, differs from what it must be."""
     return VerifyError(f"offload.verify: {what}: {row}: {part} is {found!r} and must be {expected!r}")
 
 
@@ -54,7 +54,7 @@ class Shadow:
         return records
 
     def put(self, rows: Tensor, records_UW: Tensor) -> None:
-        """Takes over the records of `rows` (places, int64, unique)."""
+        """Stores the records of `rows` (places, int64, unique)."""
         fresh = rows[self._number_of[rows] == _NONE]
         self._grow(self.num_updated + len(fresh))
         self._number_of[fresh] = torch.arange(self.num_updated, self.num_updated + len(fresh), dtype=torch.int32)

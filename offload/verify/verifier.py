@@ -1,9 +1,9 @@
-"""Verify mode: every step is worked out a second time, simply and one thing after another, and compared.
+"""Verify mode: every step is computed a second time, simply and one thing after another, and compared.
 
-What is worked out again: the plan, from the token ids and one plain exchange of row ids; the rows' records as a step
-gets them, from a shadow that no window, fetch or write-back ever touches; what each rank received, which is sent back
-to the rows' owners; the sum of the gradients; the update; and, after each step, what host memory and the window hold.
-The first difference stops the run: `VerifyError` names step, row, owner and both values.
+What is recomputed: the plan, from the token ids and one plain exchange of row ids; the rows' records as a step gets
+them, from a shadow that no window, fetch or write-back ever touches; what each rank received, which is sent back to the
+rows' owners; the sum of the gradients; the update; and, after each step, what host memory and the window hold. The
+first difference stops the run: `VerifyError` names step, row, owner and both values.
 
 Shape suffixes as in `offload.plan`; X words of a record with fp32 weights.
 """
@@ -29,9 +29,9 @@ SAMPLE_ROWS = 4096
 
 
 class Verifier(Observer):
-    """Works every step out again beside the tables. All of it is collective.
+    """Recomputes every step beside the tables. All of it is collective.
 
-    Whatever differs is a `VerifyError` of the rank that owns the row.
+    Any difference is a `VerifyError` of the rank that owns the row.
 
     Args:
         shard: this rank's. A copy of its updater, taken when the first rows are handed out, updates the shadow.
@@ -51,7 +51,7 @@ class Verifier(Observer):
         self._last = "before the first step"
 
     def planned(self, step: int, plan: Plan) -> None:
-        """Compares a plan with its micro-batches, and with what the other ranks ask of this one."""
+        """Compares a plan with its micro-batches, and with what the other ranks request from this one."""
         self._check_plan(_name(step), plan)
 
     def read(self, step: int, plan: Plan, slots_O: Tensor, leaves: Sequence[Tensor]) -> None:
@@ -62,7 +62,7 @@ class Verifier(Observer):
         self._truth_OX = self._compare_rows(self._last, plan, self._caught_up(records_OW), leaves)
 
     def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
-        """Adds the ranks' gradients up again, in rank order, and compares."""
+        """Sums the ranks' gradients again, in rank order, and compares."""
         for part, gradient, total_OD in zip(plan.modules, gradients, sums, strict=True):
             again_OD = torch.zeros_like(total_OD)
             received = self._swap(list(gradient.split(part.asked)))
@@ -90,7 +90,7 @@ class Verifier(Observer):
             self._require(others, store.read(others), "read again after the step")
 
     def looked_up(self, step: int, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
-        """Compares the plan and the rows of micro-batches that are no training step's."""
+        """Compares the plan and the rows of micro-batches that belong to no training step."""
         when = f"evaluation after {_name(step)}"
         self._require(plan.rows_O, records_OW, "as looked up after the step")
         self._check_plan(when, plan)
@@ -104,7 +104,7 @@ class Verifier(Observer):
                 self._require(some, records_RW[some.to(records_RW.device)], "in host memory, as saved")
 
     def loaded(self, rows: Tensor, records_UW: Tensor) -> None:
-        """The shadow gets them, too."""
+        """The shadow gets them too."""
         self._shadow.put(rows, records_UW)
 
     def _check_plan(self, when: str, plan: Plan) -> None:
@@ -154,7 +154,7 @@ class Verifier(Observer):
 
     def _compare_rows(self, when: str, plan: Plan, records_OX: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         plan = plan.map(Tensor.cpu)
-        # Only now is it known what steps a checkpoint had applied.
+        # Only now is it known which steps a checkpoint had applied.
         self._updater = self._updater or copy.deepcopy(self._shard.updater)
         layout = self._shadow.layout
         truth_OX = layout.unpack(self._shadow.records(plan.rows_O).to(self._device))
@@ -171,7 +171,7 @@ class Verifier(Observer):
         return truth_OX
 
     def _asked_rows(self, when: str, part: ModulePlan, rows: Sequence[Tensor]) -> Tensor:
-        """The rows [U] that this rank asks for, from the plan's own indices: every lookup must find its row there."""
+        """The rows [U] that this rank requests, from the plan's own indices: every lookup must find its row there."""
         names_U = torch.full((sum(part.asked),), -1)
         for index, lookups in zip(part.indices, rows, strict=True):
             names_U[index.index_N.long()] = lookups.flatten()

@@ -29,7 +29,7 @@ class Admission:
         stored: how many of them from host memory; the others' records are drawn.
         fetch: what fills them.
         slots: `used`, sent to the device.
-        after: the last copy of any of its rows to host memory, behind which they may change; None if it has landed.
+        after: the last copy of any of its rows to host memory, after which they may change; None if it has landed.
         landed: whether the slots count as filled.
     """
 
@@ -46,7 +46,7 @@ class Admission:
 class Admissions:
     """The steps that are prepared, admitted, and not released yet.
 
-    To decide takes the host tens of milliseconds for a step of half a million rows. Where the training loop does it
+    Deciding takes the host tens of milliseconds for a step of half a million rows. Where the training loop does it
     itself, it never waits for write-backs on behalf of a step that it does not need yet; a thread beside the loop may
     wait. Either way one decision is made after another, in the order in which the loop asks for them.
 
@@ -56,7 +56,7 @@ class Admissions:
         transfers: between host memory and the slots.
         device: of the window.
         traffic: is told what leaves the window, and how long the loop waits here.
-        beside: a thread beside the loop decides.
+        beside: whether a thread beside the loop decides.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class Admissions:
         return admitted
 
     def settle(self, admitted: Admission) -> None:
-        """Sees to it that the step's rows may change, behind `admitted.after`."""
+        """Ensures that the step's rows may change, after `admitted.after`."""
         # A resurrected row may still be on its way to host memory: it must not change under that copy.
         while self._directory.being_written(admitted.used):
             self._order_writeback()
-        # Rows of an admitted step are not evicted, so no later copy can have to be waited for.
+        # Rows of an admitted step are not evicted, so there can be no later copy to wait for.
         admitted.after = self.writebacks.last_of(admitted.used)
 
     def land(self, admitted: Admission) -> None:
@@ -160,7 +160,7 @@ class Admissions:
             self._make_room(len(last.fetched))
 
     def _make_room(self, wanted: int) -> None:
-        """Begins to evict until so many slots are free, or will be when write-backs have landed."""
+        """Evicts until `wanted` slots are free, or will be when write-backs have landed."""
         shortage = wanted - self._directory.num_free - self.writebacks.num_slots
         if shortage <= 0:
             return
@@ -173,7 +173,7 @@ class Admissions:
             self._traffic.written_back += len(slots)
 
     def _order_writeback(self) -> None:
-        """The oldest write-back's slots and rows are coming fetches' as if it had landed."""
+        """Gives the oldest write-back's slots and rows to coming fetches as if it had landed."""
         with self._waiting_of_the_loop():
             slots = self.writebacks.order()
         self._directory.written(slots)

@@ -1,4 +1,4 @@
-"""Which row sits in which slot, and what may happen to it: pure logic, without any weights.
+"""Which row is in which slot, and what may happen to it: pure logic, without any weights.
 
     HOST -> FETCHING -> RESIDENT -> WRITEBACK -> HOST        WRITEBACK -> RESIDENT (resurrected, no copy)
 
@@ -49,7 +49,7 @@ class Directory:
         self._writes = np.zeros(num_slots, np.uint8)  # copies to host memory that are under way
         self._free = np.arange(num_slots - 1, -1, -1)
         self._num_free = num_slots
-        # What each admitted step used, the earliest first: the order of eviction, so that none has to be sought.
+        # What each admitted step used, the earliest first: the order of eviction, so that nothing is searched for.
         self._uses: deque[tuple[int, Slots]] = deque()
         self._num_uses = 0
         self._admitted = self._finished = NEVER
@@ -114,21 +114,21 @@ class Directory:
         self.dirty[updated] = True
 
     def evict(self, count: int) -> Slots:
-        """Takes up to `count` rows that no step needs out of the window, the longest unused first.
+        """Takes up to `count` rows that no step needs out of the window, least recently used first.
 
         Clean rows go back to HOST at once, or when an earlier copy of them has landed. Dirty rows enter WRITEBACK:
         their slots are returned, to be copied to host memory and then passed to `written`.
         """
         victims: list[Slots] = []
-        # A finished step's rows that nobody has used since are the longest unused of all. Those used again stand once
-        # more in the entry of that later step, so each entry is gone through once, and no row is searched for.
+        # A finished step's rows that nobody has used since are the least recently used of all. Those used again are
+        # also in the entry of that later step, so each entry is gone through once, and no row is searched for.
         while count > 0 and self._uses and self._uses[0][0] <= self._finished:
             step, used = self._uses.popleft()
             self._num_uses -= len(used)
             idle = self._idle(step, used)
             victims.append(idle[:count])
             count -= len(victims[-1])
-            # Rows not taken are still the longest unused: they stay in front, for the next call.
+            # Rows not taken are still the least recently used: they stay in front, for the next call.
             if len(idle) > len(victims[-1]):
                 self._uses.appendleft((step, idle[len(victims[-1]) :]))
                 self._num_uses += len(idle) - len(victims[-1])

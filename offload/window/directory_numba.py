@@ -1,7 +1,7 @@
-"""The directory's work for each row, compiled: the same answers as `Directory`'s, without the interpreter's lock.
+"""The directory's work for each row, compiled: the same answers as `Directory`'s, without the GIL.
 
-The lock matters: a thread decides on coming steps while the training loop gives the GPU its work, thousands of calls a
-step, and whatever the thread holds the lock for the loop waits for.
+The GIL matters: a thread decides on coming steps while the training loop gives the GPU its work, thousands of calls per
+step, and the loop waits for as long as the thread holds the GIL.
 """
 
 import numpy as np

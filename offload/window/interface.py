@@ -1,6 +1,6 @@
-"""What every place for the records of a rank's shard can do: the window over host memory, and the resident shard.
+"""What every store of a rank's shard can do: the window over host memory, and the resident shard.
 
-Both give the same bits. Rows are named by their places in the shard.
+Both give the same bits. Rows are identified by their places in the shard.
 """
 
 import time
@@ -16,10 +16,10 @@ from offload.config import OffloadConfig
 
 @dataclass
 class Traffic:
-    """What has happened so far. Counts only grow, each by one thread's doing, so that anybody may read them.
+    """What has happened so far. Counts only grow, each changed by one thread, so that anybody may read them.
 
     Attributes:
-        requested: rows that steps needed of this rank.
+        requested: rows that steps needed from this rank.
         fetched: those of them that had to be fetched from host memory.
         drawn: those of them that were drawn in the window, since they had never been updated.
         written_back: rows whose copy to host memory has begun.
@@ -36,7 +36,7 @@ class Traffic:
 
     @property
     def hits(self) -> int:
-        """Rows that steps needed of this rank and found in the window."""
+        """Rows that steps needed from this rank and found in the window."""
         return self.requested - self.fetched - self.drawn
 
     def since(self, earlier: "Traffic") -> "Traffic":
@@ -62,7 +62,7 @@ class RowStore(Protocol):
     """fp32 [C, W], on the device: the window's slots, or the whole shard."""
 
     traffic: Traffic
-    """What has happened since the store was opened. The time that the loop waits for plans is counted here, too."""
+    """What has happened since the store was opened. The time that the loop waits for plans is counted here too."""
 
     before_change: Callable[[Tensor], object]
     """Called with rows before their records change in the memory that `flush` returned; it may wait."""
@@ -78,15 +78,14 @@ class RowStore(Protocol):
         """
 
     def hold(self, step: int) -> Tensor:
-        """Waits until a prepared step's rows are within reach; returns where they stand in `records` (int64, its
-        device).
+        """Waits until a prepared step's rows are within reach; returns where they are in `records` (int64, its device).
 
         They stay there, and nobody else touches them, until the step is released. Steps are held one at a time.
         """
 
     def release(self, step: int, *, updated: bool) -> None:
-        """Lets go of the held step's rows; `updated` tells whether their records were changed where they stand, which
-        counts as an update of each.
+        """Releases the held step's rows; `updated` tells whether their records were changed in place, which counts as
+        an update of each.
         """
 
     def read(self, rows: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ class RowStore(Protocol):
     def update_counts(self) -> Tensor:
         """How often each row of the shard was updated, 255 for more: uint8 [R], valid as `flush`'s result is.
 
-        0 is a row that was never updated, whose record nobody stored.
+        0 is a row that was never updated, whose record is not stored.
         """
 
     def load(self, rows: Tensor, records_UW: Tensor, counts_U: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Opens the directory that is the faster one here."""
+"""Opens the faster directory available here."""
 
 from kernels import compiled_loops
 from offload.window.directory import Directory

@@ -30,17 +30,17 @@ class WindowStore:
     """A shard in host memory, and a window of slots that holds the rows of the steps at hand.
 
     `Admissions` decide which rows have slots: in the loop, or on a thread while the loop gives the device its work. The
-    loop touches nothing of theirs but the step that it holds, or waits until all is decided.
+    loop touches nothing of theirs but the step that it holds, or else first waits until everything is decided.
 
     Args:
         config: offload settings.
         sharding, rank: which rows the shard holds.
         layout, init: of the records.
         device: of the window.
-        beside: decides on a thread. Copies that it asks for are ordered behind what the device's default stream was
+        beside: whether a thread decides. Copies that it requests are ordered after what the device's default stream was
             given by then, which is at least what it was given when the loop asked.
         group: the ranks, with communication in host memory, which agree on an engine; None for all.
-        tell: is told what takes long meanwhile.
+        tell: is told what takes long.
 
     Raises:
         ValueError: if host memory does not suffice, or the device has no such engine.
@@ -67,7 +67,7 @@ class WindowStore:
             file_folder=config.host_file,
             touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
             device=device,
-            beside=num_rows,  # a byte a row for the counts
+            beside=num_rows,  # one byte per row for the counts
         )
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
@@ -105,11 +105,11 @@ class WindowStore:
         """See `RowStore.hold`. The caller has made sure that the rows fit into the window.
 
         Raises:
-            RuntimeError: they do not, or a step before is not released.
+            RuntimeError: they do not, or an earlier step is not released.
         """
         self._await(self._prepared.pop(step))
         if step not in self._admissions.admitted:
-            # There was no room. Now the steps before are released, or will be when it is this one's turn.
+            # There was no room. Now the earlier steps are released, or will be when it is this one's turn.
             self._await(self._ask(self._admissions.admit_waiting, step))
         if step not in self._admissions.admitted:
             raise RuntimeError(f"no slot can become free for step {step}, with no write-back under way")
@@ -211,7 +211,7 @@ class WindowStore:
         )
 
     def _ask(self, decide: Callable[P, None], /, *args: P.args, **keywords: P.kwargs) -> Future[None]:
-        """Has something decided behind all that was asked before; raises what has gone wrong with that."""
+        """Has something decided after everything that was asked before; raises what went wrong with that."""
         while self._asked and self._asked[0].done():
             self._asked.popleft().result()
         self._asked.append(asked := self._decider.submit(decide, *args, **keywords))
@@ -222,6 +222,6 @@ class WindowStore:
             asked.result()
 
     def _await_all(self) -> None:
-        """Then nobody is at work on the window."""
+        """Waits until nobody is at work on the window."""
         while self._asked:
             self._await(self._asked.popleft())

@@ -1,6 +1,6 @@
-"""How often each row of a shard was updated, one byte a row in host memory: it tells which rows host memory stores.
+"""How often each row of a shard was updated, one byte per row in host memory: it tells which rows host memory stores.
 
-One pass over a step's rows each; where loops are compiled, without the interpreter's lock.
+Each operation is one pass over a step's rows; with compiled loops, without the GIL.
 """
 
 import numpy as np
@@ -14,25 +14,25 @@ from offload.host.numa import home_nodes, place
 from offload.window.directory import Rows, Slots
 
 MOST = 255
-"""Where a count stays: so often, or more."""
+"""Where a count stops: so many updates, or more."""
 
 
 class UpdateCounts:
-    """The counts of a shard's rows, at first all zero. Rows are given uniquely.
+    """The counts of a shard's rows, at first all zero. Rows given at once are unique.
 
     Args:
         num_rows: rows of the shard.
-        device: near which the memory is, as the table's.
+        device: the memory is near it, as the table's is.
 
     Raises:
         ValueError: the system refuses the memory.
     """
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
-        memory = map_anonymous(max(1, num_rows))  # a mapping of no bytes is refused
+        memory = map_anonymous(max(1, num_rows))  # a mapping of zero bytes is refused
         counts = torch.frombuffer(memory, dtype=torch.uint8)
         place(counts, home_nodes(device))
-        advise(memory, "MADV_HUGEPAGE")  # of whose pages a row's byte finds a million others
+        advise(memory, "MADV_HUGEPAGE")  # in such a page a row's byte is one of millions
         self.counts_R: Tensor = counts[:num_rows]
         """uint8 [R]."""
         self._counts: NDArray[np.uint8] = self.counts_R.numpy()
@@ -47,7 +47,7 @@ class UpdateCounts:
         self._counts[rows] = np.minimum(self._counts[rows], MOST - 1) + 1
 
     def updated_first(self, rows: Rows, slots: Slots) -> tuple[Rows, Slots, int]:
-        """The rows with their slots, those that were ever updated first; each part in its order. How many they are."""
+        """The rows with their slots, those ever updated first, each part in its order; and how many those are."""
         if compiled_loops.available():
             from offload.window.update_counts_numba import updated_first
 

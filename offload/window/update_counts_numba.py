@@ -1,4 +1,4 @@
-"""The passes of `offload.window.update_counts`, compiled: without the interpreter's lock, see `directory_numba`."""
+"""The passes of `offload.window.update_counts`, compiled: without the GIL, see `directory_numba`."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from kernels.numba_intrinsics import compiled
 
 @compiled
 def add(counts, rows, most):  # type: ignore[no-untyped-def]
-    """Counts one more of each row, as far as `most`."""
+    """Counts one more update of each row, up to `most`."""
     for index in range(len(rows)):
         count = counts[rows[index]]
         if count < most:

@@ -1,4 +1,4 @@
-"""Write-backs that are under way: what is behind which, and who must wait for which."""
+"""Write-backs that are under way: their order, and who must wait for which."""
 
 from collections import deque
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class WriteBack(NamedTuple):
 class WriteBacks:
     """The write-backs of a window, the oldest first, from their beginning until they have landed.
 
-    Each is first waiting: its slots and rows are its own. Then fetches are ordered behind it, to which slots and rows
-    belong from then on, as if it had landed; with an engine that works by streams it may be under way for long after
-    that, and who changes a row of it, or reads host memory himself, has to come after it too.
+    Each is first waiting: its slots and rows are its own. Then fetches are ordered after it, to which its slots and
+    rows belong from then on, as if it had landed; with an engine that works by streams it may be under way for long
+    after that, and whoever changes one of its rows, or reads host memory directly, has to come after it too.
 
     Args:
         num_slots: slots of the window.
@@ -35,7 +35,7 @@ class WriteBacks:
         self._begun = 0
 
     def __len__(self) -> int:
-        """How many no fetch was ordered behind yet."""
+        """How many have no fetch ordered after them yet."""
         return len(self._waiting)
 
     @property
@@ -58,13 +58,13 @@ class WriteBacks:
         return oldest.slots
 
     def oldest_landed(self) -> bool:
-        """Whether the oldest waiting one has landed, so that to order it takes no time; never waits."""
+        """Whether the oldest waiting one has landed, so that ordering it takes no time; never waits."""
         while self._ordered and self._ordered[0].copy.done():
             self._ordered.popleft()
         return bool(self._waiting) and self._waiting[0].copy.done()
 
     def last_of(self, slots: Slots) -> Copy | None:
-        """The last ordered one of any of these slots, with which all others of them have landed; None if it has."""
+        """The last ordered one of any of these slots: once it has landed, so have all of them; None if it has."""
         if not self._ordered:
             return None
         number = self._last[slots].max(initial=0)

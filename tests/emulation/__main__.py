@@ -20,6 +20,9 @@ _ALL = {
     "rows_before_backbone": True,
 }
 VARIANTS = {
+    "engine mixed": Variant(engine="mixed"),
+    "engine mixed, 4 programs": Variant(engine="mixed", programs=4),
+    "engine staged": Variant(engine="staged"),
     "slots decided in the loop": Variant(decided_in_loop=True),
     "4 programs a copy": Variant(programs=4),
     "values on a side stream": Variant(values_aside=True),
@@ -34,6 +37,13 @@ VARIANTS = {
 @click.argument("overrides", nargs=-1)
 @click.option("--depths", type=NumberList(0), default="0,1,2,4", show_default=True, help="Look-aheads.")
 @click.option("--machine", default="h200", show_default=True, help="Whose numbers, of launch/plan/hardware.yaml.")
+@click.option(
+    "--engine",
+    type=click.Choice(["zero_copy", "staged", "mixed"]),
+    default="zero_copy",
+    show_default=True,
+    help="That carries rows.",
+)
 @click.option("--ranks", default=1, show_default=True, help="Emulates one of so many ranks.")
 @click.option("--scale", default=1, show_default=True, help="Emulates a step's 1/SCALE, and multiplies its times.")
 @click.option("--steps", default=8, show_default=True, help="That count.")
@@ -44,6 +54,7 @@ def main(
     overrides: tuple[str, ...],
     depths: tuple[int, ...],
     machine: str,
+    engine: str,
     ranks: int,
     scale: int,
     steps: int,
@@ -55,13 +66,20 @@ def main(
         job, hardware = load(config, list(overrides), JobConfig), read_hardware(machine)
         workload = Workload(job, Part(ranks, scale), hardware)
         click.echo(heading(config, machine, workload))
-        _emulate(workload, hardware, depths, variants, warmup=warmup, steps=steps)
+        _emulate(workload, hardware, depths, variants, Variant(engine=engine), warmup=warmup, steps=steps)
     except (UserError, ValueError) as error:  # a window that is too small is a ValueError, too
         raise click.ClickException(str(error)) from None
 
 
 def _emulate(
-    workload: Workload, hardware: Hardware, depths: tuple[int, ...], variants: int | None, *, warmup: int, steps: int
+    workload: Workload,
+    hardware: Hardware,
+    depths: tuple[int, ...],
+    variants: int | None,
+    carried: Variant,
+    *,
+    warmup: int,
+    steps: int,
 ) -> None:
     def emulated(depth: int | None, variant: Variant = TODAY) -> Run:
         gc.collect()  # the last run's tables
@@ -69,11 +87,11 @@ def _emulate(
 
     scale = workload.part.scale
     residents = {TODAY: (resident := emulated(None))}
-    runs = {depth: emulated(depth) for depth in depths}
+    runs = {depth: emulated(depth, carried) for depth in depths}
     click.echo(depths_table(resident, runs, scale))
     if variants is not None:
-        today = runs[variants] if variants in runs else emulated(variants)
-        pairs = {"today": (resident, today)}
+        today = runs[variants] if variants in runs else emulated(variants, carried)
+        pairs = {"today" if carried == TODAY else carried.engine: (resident, today)}
         for name, variant in VARIANTS.items():
             if (alike := variant.resident) not in residents:
                 residents[alike] = emulated(None, alike)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.emulation.clock import Span
-from tests.emulation.hardware import MODEL, OPTIMIZER
+from tests.emulation.hardware import CARRIED_IN, CARRIED_OUT, FETCH, MODEL, OPTIMIZER, STAGING, WRITE_BACK
 
 INTERFERENCE = "interference"
 KINDS = {
@@ -14,8 +14,9 @@ KINDS = {
     "loop": "loop's own work",
     "engram-window": "window's thread",
     "engram-plan": "planner",
-    "fetch": "rows in",
-    "write-back": "rows out",
+    **dict.fromkeys((FETCH, CARRIED_IN), "rows in"),
+    **dict.fromkeys((WRITE_BACK, CARRIED_OUT), "rows out"),
+    **dict.fromkeys(STAGING, "staging threads"),
     "rows": "rows read, updated",
     "exchange": "exchange",
     "numbers": "numbers sent",

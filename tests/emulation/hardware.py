@@ -12,8 +12,12 @@ from tests.emulation.clock import Rate, Span
 
 MODEL, OPTIMIZER, FETCH, WRITE_BACK = "model", "optimizer", "fetch", "write-back"
 COPIES = (FETCH, WRITE_BACK)
+"""By kernels."""
+CARRIED_IN, CARRIED_OUT = "carried in", "carried out"
+"""By copy engines, which take nothing from the model."""
 _MEASURED_PROGRAMS = 8
-THREADS = ("loop", "engram-window", "engram-plan")
+STAGING = ("engram-fetch", "engram-writeback")
+THREADS = ("loop", "engram-window", "engram-plan", *STAGING)
 
 
 class Hardware(hardware.Hardware):
@@ -25,6 +29,11 @@ class Hardware(hardware.Hardware):
             return nbytes / self.link.fetch_bytes_per_second
         slower = self.link.write_back_with_4_programs if programs <= 4 else 1.0
         return nbytes / self.link.write_back_bytes_per_second / slower
+
+    def staging_seconds(self, nbytes: float, *, gathered: bool) -> float:
+        """Of records gathered from host memory by the CPU, or put there."""
+        rate = self.host.gather_bytes_per_second if gathered else self.host.scatter_bytes_per_second
+        return nbytes / rate / self.host.staging_cores
 
     def rate(self, programs: int) -> Rate:
         """What work beside each other does to its speed, with copies of so many programs."""

@@ -16,6 +16,7 @@ class Variant:
     """What is emulated otherwise than the code has it; by default nothing.
 
     Attributes:
+        engine: that carries rows.
         decided_in_loop: the loop decides on the window's slots.
         programs: of each copy.
         values_aside: rows are read, and their values exchanged, on a side stream until the first Engram layer.
@@ -23,6 +24,7 @@ class Variant:
         rows_before_backbone: rows are updated before the backbone, whose optimizer write-backs and fetches go under.
     """
 
+    engine: str = "zero_copy"
     decided_in_loop: bool = False
     programs: int = PROGRAMS
     values_aside: bool = False
@@ -32,7 +34,7 @@ class Variant:
     @property
     def resident(self) -> "Variant":
         """What of it there is to change where all rows are resident."""
-        return replace(self, decided_in_loop=False, programs=PROGRAMS)
+        return replace(self, engine=TODAY.engine, decided_in_loop=False, programs=PROGRAMS)
 
 
 TODAY = Variant()

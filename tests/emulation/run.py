@@ -15,17 +15,19 @@ import offload.plan.planner
 import offload.step
 import offload.tables
 import offload.transfers.open
+import offload.transfers.staged
 import offload.transfers.zero_copy
 import offload.window.interface
 import offload.window.store
-from offload.rows.records import RowInit
+from offload.rows.records import RecordLayout, RowInit
 from offload.rows.updater import RowUpdater
 from offload.step import Step
 from offload.tables import EngramTables
+from offload.window.resident import ResidentStore
 from tests.emulation.clock import Simulation, Span
 from tests.emulation.critical_path import critical_path
 from tests.emulation.device import VirtualEvent, VirtualStreams, VirtualWorker
-from tests.emulation.hardware import FETCH, WRITE_BACK, Hardware
+from tests.emulation.hardware import CARRIED_IN, CARRIED_OUT, FETCH, STAGING, WRITE_BACK, Hardware
 from tests.emulation.network import EmulatedEngine
 from tests.emulation.results import TODAY, Access, Run, StepReport, Variant
 from tests.emulation.workload import Workload
@@ -100,7 +102,9 @@ class _Emulation:
         job = self.workload.job
         update: dict[str, Any] = {"engine": "auto", "mode": "resident"}
         if self.depth is not None:
-            update = {"engine": "zero_copy", "mode": "window", "depth": self.depth, "programs": self.variant.programs}
+            update = {"engine": self.variant.engine, "mode": "window", "depth": self.depth}
+            if self.variant.engine != "staged":
+                update["programs"] = self.variant.programs
         with self.simulation.uncharged():
             return EngramTables(
                 job.offload.model_copy(update=update),
@@ -148,6 +152,48 @@ class _Emulation:
         seconds = self.hardware.copy_seconds(what, rows * self.workload.record_bytes, self.variant.programs)
         self.copies.append(copy := self._launch(what, seconds))
         return copy
+
+    def _carried(self, carry: Callable[..., None]) -> Callable[..., None]:
+        def carried(source: Tensor, target: Tensor) -> None:
+            with self.simulation.uncharged():
+                carry(source, target)
+            inward = self.simulation.thread.name == STAGING[0]
+            seconds = len(source) * self.workload.packed_bytes / self.hardware.link.copy_engine_bytes_per_second
+            self.copies.append(self._launch(CARRIED_IN if inward else CARRIED_OUT, seconds))
+
+        return carried
+
+    def _gathered(self, gather: Callable[..., None]) -> Callable[..., None]:
+        def gathered(records: Tensor, numbers: Tensor, out: Tensor) -> None:
+            with self.simulation.uncharged():
+                gather(records, numbers, out)
+            kind, span = self._stage(len(numbers), gathered=True)
+            self._note(span, (kind, numbers), (kind, numbers[:0]))
+
+        return gathered
+
+    def _scattered(self, scatter: Callable[..., None]) -> Callable[..., None]:
+        def scattered(gathered: Tensor, records: Tensor, numbers: Tensor) -> None:
+            with self.simulation.uncharged():
+                scatter(gathered, records, numbers)
+            kind, span = self._stage(len(numbers), gathered=False)
+            self._note(span, (kind, numbers[:0]), (kind, numbers))
+
+        return scattered
+
+    def _stage(self, rows: int, *, gathered: bool) -> tuple[str, Span]:
+        """Records between a staging buffer and where they belong: slots on the device, or rows of host memory."""
+        nbytes = rows * self.workload.packed_bytes
+        if self.simulation.thread.current is not None:
+            return "slot", self._launch("rows", 2 * nbytes / self.hardware.device.memory_bytes_per_second)
+        self.simulation.work(self.hardware.staging_seconds(nbytes, gathered=gathered), self.simulation.thread.name)
+        return "row", self.simulation.thread.last
+
+    def _chunk_bytes(self, nbytes: int) -> int:
+        """So many that a chunk has as many narrow records as it would have real ones."""
+        job = self.workload.job
+        narrow = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)  # type: ignore[union-attr]
+        return max(1, nbytes // self.workload.packed_bytes) * narrow.bytes
 
     def _note(self, span: Span, reads: tuple[str, Tensor], writes: tuple[str, Tensor]) -> None:
         if self.watched:
@@ -237,10 +283,23 @@ class _Emulation:
 
         return updating
 
+    def _release(self, release: Callable[..., None]) -> Callable[..., None]:
+        """Of resident rows, whose counts of updates are on the device; the window's are the window's thread's."""
+
+        def released(store: ResidentStore, step: int, *, updated: bool) -> None:
+            with self.simulation.uncharged():
+                release(store, step, updated=updated)
+            if updated:
+                # A row's place is read twice, its count twice and written once, or thereabouts.
+                nbytes = 4 * store._held_O.nbytes
+                self._launch("rows", nbytes / self.hardware.device.memory_bytes_per_second, launches=4)
+
+        return released
+
     @contextmanager
     def _over_virtual_time(self) -> Iterator[None]:
         beside = () if self.variant.decided_in_loop else ("cpu",)
-        zero_copy = offload.transfers.zero_copy
+        zero_copy, staged = offload.transfers.zero_copy, offload.transfers.staged
 
         def worker(name: str, *_: Any) -> VirtualWorker:
             return VirtualWorker(self.simulation, name)
@@ -252,7 +311,7 @@ class _Emulation:
 
             for seam in (offload.device.sender, offload.transfers.open):
                 put(seam, "streams_of", lambda _: self.streams)
-            for seam in (offload.window.store, offload.plan.planner):
+            for seam in (offload.window.store, offload.plan.planner, staged):
                 put(seam, "background_worker", worker)
             for seam in (offload.window.interface, offload.plan.planner):
                 put(seam, "time", _VirtualTime(self.simulation))
@@ -261,8 +320,14 @@ class _Emulation:
             put(zero_copy, "fetch_records", self._fetch(zero_copy.fetch_records))
             put(zero_copy, "draw_records", self._draw(zero_copy.draw_records))
             put(zero_copy, "write_records", self._write(zero_copy.write_records))
+            put(staged, "draw_records", self._draw(staged.draw_records))
+            put(staged, "_gather", self._gathered(staged._gather))
+            put(staged, "_scatter", self._scattered(staged._scatter))
+            put(staged, "_carry", self._carried(staged._carry))
+            put(staged, "_CHUNK_BYTES", self._chunk_bytes(staged._CHUNK_BYTES))
             put(RowUpdater, "read", self._read(RowUpdater.read))
             put(RowUpdater, "update_at", self._update(RowUpdater.update_at))
+            put(ResidentStore, "release", self._release(ResidentStore.release))
             put(Step, "reduce", self._reduce(Step.reduce))
             yield
 

@@ -1,12 +1,12 @@
 """A small job over virtual time: the real tables and training loop, in the order in which they act."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from tests.emulation.device import VirtualStream
+from tests.emulation.device import VirtualEvent, VirtualStream
 from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, variants_table
 from tests.emulation.results import Access, Run, Variant
@@ -19,6 +19,8 @@ TINY = Path(__file__).parents[2] / "configs/tiny.yaml"
 DEPTHS = (0, 1, 2, 4)
 WARMUP, STEPS = 4, 3
 INFINITE = 1e30
+CLOSING = 2
+"""Waits of an engine's end, one a direction."""
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +75,32 @@ def disordered(accesses: list[Access]) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_copy_never_runs_before_what_it_depends_on_and_bits_are_those_of_resident(
-    workload: Workload, depth: int
+    workload: Workload, depth: int, engine: str
 ) -> None:
-    slow = hardware(fetch=2e8, write_back=1e8)
-    found = emulated(workload, depth, slow, watched=True)
+    slow = hardware(fetch=2e8, write_back=1e8, copy_engine=1e8)
+    found = emulated(workload, depth, slow, watched=True, variant=Variant(engine=engine))
     assert disordered(found.accesses) == []
-    kinds = [access.span.what for access in found.accesses]
-    assert kinds.count("write-back") > 2, "nothing was written: the test would prove nothing"
+    kinds = Counter((access.span.what, access.writes[0]) for access in found.accesses if len(access.writes[1]))
+    written = ("write-back" if engine == "zero_copy" else "engram-writeback", "row")
+    assert kinds[written] > 2, "nothing was written: the test would prove nothing"
     assert found.norms == emulated(workload, None, slow).norms
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_loop_waits_for_the_device_once_a_step_for_the_norm(workload: Workload, depth: int) -> None:
+    waits: Counter[str] = Counter()
+    wait = VirtualEvent.synchronize
+
+    def counted(event: VirtualEvent) -> None:
+        waits[event._simulation.thread.name] += 1
+        wait(event)
+
+    with mock.patch.object(VirtualEvent, "synchronize", counted):
+        emulated(workload, depth, read_hardware("h200"))
+    assert waits["loop"] - CLOSING == WARMUP + STEPS
 
 
 def test_a_wait_that_is_left_out_is_noticed(workload: Workload) -> None:

@@ -50,7 +50,8 @@ class Workload:
         hardware: what it would run on.
 
     Attributes:
-        record_bytes, row_bytes: of a record on its way, and of a row's weights in fp32.
+        record_bytes, packed_bytes: of a record on its way by kernels, and without padding.
+        row_bytes: of a row's weights in fp32.
         text: where the tokens come from.
 
     Raises:
@@ -69,6 +70,7 @@ class Workload:
             )
         layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
         self.record_bytes = layout.stride_bytes(torch.device("cuda"))
+        self.packed_bytes = layout.bytes
         self.row_bytes = 4 * job.model.engram.row_dim
         self.size = _size(job, part, sequences // job.train.micro_batch_size, hardware)
         self.job = _narrowed(job, part, sequences)

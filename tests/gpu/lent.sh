@@ -6,7 +6,8 @@
 #
 # Every part has its own time, so that none takes another's. Logs, figures and traces go to $OUT (default: ./lent-out),
 # a short account to the screen. Prepared beforehand, in folders that git ignores: .whl/ (wheels of what that machine's
-# Python lacks) and .lent/store.tar.xz (a token store with a vocabulary of at most 8,192).
+# Python lacks) and .lent/store.tar.xz (a token store with a vocabulary of at most 8,192). The first call's
+# $OUT/compiled.tar.xz, put into .lent/ too, spares the second one to compile the same kernels and loops again.
 #
 # REHEARSE=1 runs the same parts on a CPU, small; SKIP=facts,links leaves parts out.
 set -uo pipefail
@@ -25,6 +26,9 @@ fi
 export PYTHONPATH=$site:$PWD
 store=$(mktemp -d)
 tar -xf .lent/store.tar.xz -C "$store" || exit 1
+compiled=$(mktemp -d)
+[ ! -e .lent/compiled.tar.xz ] || tar -xf .lent/compiled.tar.xz -C "$compiled"
+export TRITON_CACHE_DIR=$compiled/triton TORCHINDUCTOR_CACHE_DIR=$compiled/inductor XDG_CACHE_HOME=$compiled
 job=(configs/bench.yaml "data.path=$store/store")
 small=(model.engram.rows_per_head=300000)
 
@@ -45,44 +49,54 @@ if [ -n "${REHEARSE:-}" ]; then
   small=(offload.window_rows=60000)
   turns=(--steps 3 --warmup 2)
   short=(--steps 3 --warmup 1)
-  engines=(--engine cpu --engine staged)
+  engines=(--engine cpu --engine mixed)
   device=(--device cpu)
   no_gpu=(--no-gpu)
+  chosen=(-m "not gpu and not long" -n 2)
+  memory=512
+  first=(tests/offload/device tests/kernels/records tests/kernels/gather)
+  second=(tests/offload/device)
+  checked=() sanitizer=()
 else
   turns=(--steps 10 --warmup 4)
   short=(--steps 8 --warmup 3)
-  engines=(--engine zero_copy --engine staged)
+  engines=(--engine zero_copy --engine mixed)
   device=()
   no_gpu=()
+  chosen=(-m gpu -n 14)
+  memory=16384
+  first=(tests/train/test_waits.py tests/offload tests/kernels tests/model)
+  second=(tests/train/test_waits.py tests/offload/test_cuda.py)
+  checked=(-m gpu)
+  sanitizer=(compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]')
 fi
 
 engram=("$python" -m launch)
 beside=("${engram[@]}" bench train "${device[@]}" --job "${job[@]}" "${small[@]}")
 links=("${engram[@]}" bench links "${device[@]}" --programs 4,8,16 --record-bytes 160,352,896,1024)
-tests=("$python" -m pytest -p no:cacheprovider -p tests.gpu.instant -W ignore -m gpu -n 14 --dist load --tb=short)
+tests=("$python" -m pytest -p no:cacheprovider -p tests.gpu.instant -W ignore "${chosen[@]}" --dist load --tb=short)
 
 case $call in
   1)
     part facts 25 "$python" tests/gpu/facts.py "${no_gpu[@]}"
     shown facts 60
-    part tests 110 "${tests[@]}" tests/train/test_waits.py tests/offload tests/kernels tests/model
+    part tests 110 "${tests[@]}" "${first[@]}"
     shown tests 80
     part turns 150 "${beside[@]}" "${turns[@]}" --depths 2,0 --rounds 2 --seconds 115 \
       "${engines[@]}" --partial "$out/turns.json" --traces "$out/traces"
     shown turns 40
     part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
     shown trace 60
-    part links 30 "${links[@]}" --memory-mib 16384 --seconds 22 --json
+    part links 30 "${links[@]}" --memory-mib "$memory" --seconds 22 --json
     [ ! -e "$logs/links.log" ] || cp "$logs/links.log" "$out/links.json"
     ;;
   2)
-    part tests 46 "${tests[@]}" ${TESTS:-tests/train/test_waits.py tests/offload/test_cuda.py}
+    part tests 46 "${tests[@]}" ${TESTS:-${second[@]}}
     shown tests 60
     part turns 165 "${beside[@]}" "${short[@]}" --depths 2,1,4,0 --rounds 6 --seconds 142 \
       --engine zero_copy --partial "$out/turns.json" --traces "$out/traces"
     shown turns 40
-    part memcheck 26 compute-sanitizer --tool memcheck --target-processes application-only --kernel-regex 'kns=^_[a-z]' \
-      "$python" -m pytest -p no:cacheprovider -W ignore -m gpu -x \
+    part memcheck 26 "${sanitizer[@]}" "$python" -m pytest -p no:cacheprovider -W ignore "${checked[@]}" -x \
       tests/kernels/records/test_triton.py::test_padded_records_travel_with_their_padding_and_nothing_else_does
     shown memcheck 8
     part trace 15 "${engram[@]}" bench trace "$out"/traces/*.json.gz
@@ -93,5 +107,6 @@ case $call in
     exit 2
     ;;
 esac
+tar -I "xz -1 -T0" -cf "$out/compiled.tar.xz" -C "$compiled" .
 tar -czf "$out/logs.tar.gz" -C "$logs" .
 echo "parts (name, exit code, seconds):" && cat "$logs/parts.txt"

@@ -59,10 +59,10 @@ def started(
 
 
 @contextmanager
-def started_quickly(job: Path, *overrides: str) -> Iterator[WarmCommand]:
+def started_quickly(job: Path, *overrides: str, prepare: Callable[[], None] | None = None) -> Iterator[WarmCommand]:
     """The run in warm processes."""
     arguments = ["train", str(job), "--nproc", "2", *overrides]
-    with started_warm(arguments, cwd=None, environment={"OMP_NUM_THREADS": "1"}) as command:
+    with started_warm(arguments, cwd=None, environment={"OMP_NUM_THREADS": "1"}, prepare=prepare) as command:
         yield command
 
 

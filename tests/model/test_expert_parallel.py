@@ -104,13 +104,25 @@ def _as_ours(model: LanguageModel) -> dict[str, Tensor]:
     return whole
 
 
-def _keeps_fp32() -> dict[str, torch.dtype]:
-    """Dtypes of the buffers of a model whose buffers DeepSpeed is told to cast."""
+def _in_bf16() -> Any:
+    """A bf16 model whose buffers, too, DeepSpeed is told to cast."""
     import deepspeed
 
     config = {**CONFIG, "bf16": {"enabled": True}, "data_types": {"buffer_dtype": "bf16"}}
     engine, *_ = deepspeed.initialize(model=tiny_model(), config=config)
-    return {name: buffer.dtype for name, buffer in engine.module.named_buffers()}
+    return engine.module
+
+
+def _chosen_in_bf16(auto_ep: Any) -> None:
+    """Every router's weights, experts and scores have the same bits, in fp32, with expert parallelism as without."""
+    hidden = torch.randn(2, 512, 16, generator=torch.Generator().manual_seed(3)).bfloat16()
+    for ours, theirs in zip(tiny_model(torch.bfloat16).model.layers[1:], auto_ep.model.layers[1:], strict=True):
+        assert theirs.mlp.router.gate.weight.dtype == torch.bfloat16
+        weights, experts, scores = ours.mlp.gate(hidden.flatten(0, 1))
+        their_weights, their_experts, _ = theirs.mlp.router(hidden.flatten(0, 1))
+        assert torch.equal(their_experts, experts)
+        assert torch.equal(their_weights, weights)
+        assert torch.equal(theirs.mlp.scores(hidden).flatten(0, 1), scores)
 
 
 def _rank() -> None:
@@ -124,8 +136,9 @@ def _rank() -> None:
     assert all(torch.equal(a, b) for a, b in zip(auto_ep.biases, own.biases, strict=True))
     torch.testing.assert_close(auto_ep.rows_gradient, own.rows_gradient)
     torch.testing.assert_close(auto_ep.weights, own.weights, rtol=1e-3, atol=1e-4)
-    kept = {name: dtype for name, dtype in _keeps_fp32().items() if dtype == torch.float32}
-    assert sorted(kept) == [
+    in_bf16 = _in_bf16()
+    _chosen_in_bf16(in_bf16)
+    assert sorted(name for name, buffer in in_bf16.named_buffers() if buffer.dtype == torch.float32) == [
         f"model.layers.{layer}.mlp.{name}"
         for layer in (1, 2)
         for name in ("router.e_score_correction_bias", "tokens_per_expert")

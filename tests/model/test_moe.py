@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.config import MoEConfig
 from model.moe import Experts, MoE
+from model.router_logits import router_logits
 from tests.model.tiny import MOE
 
 
@@ -94,6 +95,36 @@ def test_bias_and_counts_stay_fp32_under_a_cast() -> None:
     assert moe.gate.weight.dtype == moe.experts.down_proj.dtype == torch.bfloat16
     assert (moe.gate.e_score_correction_bias == 1 + 2**-12).all()
     assert (moe.tokens_per_expert == 257).all()
+
+
+def test_experts_are_chosen_by_logits_in_fp32_of_a_bf16_model() -> None:
+    """Two experts whose logits bf16 rounds to the same number: the better one is the second."""
+    config = MOE.model_copy(update={"num_experts": 2, "experts_per_token": 1})
+    gate = MoE(config, 12, std=0.3, output_std=0.3).to(torch.bfloat16).gate
+    with torch.no_grad():
+        gate.weight.copy_(torch.tensor([[1.0] * 12, [1.0] * 11 + [1.0 + 2**-7]]))
+    token = torch.ones(1, 12, dtype=torch.bfloat16)
+    assert len(F.linear(token, gate.weight).unique()) == 1
+    weights, experts, scores = gate(token)
+    assert experts.tolist() == [[1]]
+    assert weights.dtype == scores.dtype == torch.float32
+    assert torch.equal(scores, torch.sigmoid(torch.tensor([[12.0, 12.0 + 2**-7]])))
+
+
+def test_gradients_of_widened_logits_are_autograds_with_no_wide_copy_of_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, weight = (torch.randn(n, 12, generator=generator).bfloat16().requires_grad_() for n in (9, 6))
+    upstream = torch.randn(9, 6, generator=generator)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        logits = router_logits(tokens, weight)
+    assert {tensor.data_ptr() for tensor in kept} == {tokens.data_ptr(), weight.data_ptr()}
+    expected = F.linear(tokens.float(), weight.float())
+    assert torch.equal(logits, expected)
+    for found, wanted in zip(
+        *(torch.autograd.grad(o, [tokens, weight], upstream) for o in (logits, expected)), strict=True
+    ):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.gpu

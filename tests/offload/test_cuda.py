@@ -16,7 +16,7 @@ from tests.offload.test_tables import JOB, TABLES, TINY, save_and_resume
 
 pytestmark = pytest.mark.gpu
 
-ENGINES = ("zero_copy", "staged", "auto")
+ENGINES = ("zero_copy", "staged", "mixed", "auto")
 GPU_JOB = dataclasses.replace(JOB, device="cuda:0")
 LONG_JOB = Job(steps=30, device="cuda:0")
 
@@ -36,7 +36,7 @@ def test_every_engine_depth_and_window_has_the_bits_of_the_resident_shard(engine
             assert outcome.written_back > 0 or rows > TINY, "no row went to the host: the test would prove nothing"
 
 
-@pytest.mark.parametrize("engine", ["zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 def test_every_answer_of_the_window_is_that_of_the_shadow(engine: str) -> None:
     config = window(engine, 2)
     assert run_job(GPU_JOB, config.model_copy(update={"verify": True})).digest == run_job(GPU_JOB, config).digest
@@ -50,7 +50,7 @@ def test_a_device_that_plans_gives_the_bits_of_a_cpu_that_does(depth: int) -> No
     assert run_job(GPU_JOB, planned.model_copy(update={"verify": True})).digest == run_job(GPU_JOB, config).digest
 
 
-@pytest.mark.parametrize("engine", ["zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 def test_resuming_from_saved_rows_continues_bitwise(engine: str) -> None:
     straight = run_job(GPU_JOB, window(engine, 2))
     losses, rows = save_and_resume(GPU_JOB, window(engine, 2), 6)

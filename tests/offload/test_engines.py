@@ -26,7 +26,7 @@ from offload.rows.shard import Shard
 from offload.transfers import open as transfers
 from offload.transfers import staged as transfers_staged
 from offload.transfers import zero_copy as transfers_zero_copy
-from offload.transfers.agreement import Ranks, fastest
+from offload.transfers.agreement import Products, Ranks, fastest
 from offload.transfers.open import open_transfers, pins
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
@@ -66,7 +66,7 @@ def test_padding_changes_no_bits(
     assert run_job(JOB, config).digest == plain.digest
 
 
-@pytest.mark.parametrize("engine", ["zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
 @pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
 def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -> None:
     resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
@@ -105,7 +105,7 @@ def _late(owner: Any, name: str, chance: random.Random, longest_s: float) -> Cal
 
 def test_two_ranks_have_the_same_bits_under_every_engine() -> None:
     base = TABLES["adam-exact"].model_copy(update=WINDOWS[2])
-    engines = [base.model_copy(update={"engine": engine}) for engine in ("cpu", "zero_copy", "staged")]
+    engines = [base.model_copy(update={"engine": engine}) for engine in ("cpu", "zero_copy", "staged", "mixed")]
     for outcomes in run_ranks(run_jobs, 2, [(JOB, config) for config in engines]):
         assert len({outcome.digest for outcome in outcomes}) == 1
 
@@ -182,11 +182,16 @@ class SlowEngine:
     """Copies nothing, and takes its time for it."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self.name, self._seconds, self.closed, self.fetched = name, seconds, False, 0
+        self.name, self._seconds, self.closed = name, seconds, False
+        self.fetched = self.written = 0
 
     def fetch(self, rows: torch.Tensor, slots: torch.Tensor, stored: int) -> "SlowEngine":
         assert len(rows) == len(slots)
         self.fetched += stored
+        return self
+
+    def write_back(self, slots: torch.Tensor, rows: torch.Tensor) -> "SlowEngine":
+        self.written += len(slots)
         return self
 
     def wait(self) -> None:
@@ -199,10 +204,43 @@ class SlowEngine:
 @pytest.mark.parametrize("faster", ["zero_copy", "staged"])
 def test_auto_times_both_engines_and_takes_the_faster(faster: str) -> None:
     engines = [SlowEngine(name, 0.0 if name == faster else 0.02) for name in ("zero_copy", "staged")]
-    chosen, rates = fastest(engines, 1000, torch.zeros(50, 19), Ranks(1, None))
+    chosen, seconds = fastest(engines, 1000, torch.zeros(50, 19), Ranks(1, None))
     assert chosen.name == faster
-    assert all(engine.fetched >= 50 for engine in engines)
-    assert rates.startswith("zero_copy ")
+    assert all(engine.fetched == engine.written >= 50 for engine in engines)
+    assert min(seconds) == seconds[engines.index(chosen)]
+    assert max(seconds) > 0.04 / (50 * 19 * 4 / 1e9)
+
+
+def test_what_is_measured_leaves_the_tables_as_they_are() -> None:
+    host_RW, window_CW = torch.randn(300, 19), torch.zeros(50, 19)
+    before_RW = host_RW.clone()
+    engine = ZeroCopyTransfers(host_RW, window_CW, shard(), HostStreams())
+    fastest([engine], 300, window_CW, Ranks(1, None))
+    assert torch.equal(host_RW, before_RW)
+    assert torch.equal(window_CW, host_RW[::6])
+
+
+def test_what_is_computed_beside_copies_counts_as_they_do() -> None:
+    """Products that end late under the faster copy make it the slower one."""
+    begun = []
+
+    class Late:
+        def synchronize(self) -> None:
+            time.sleep(0.05 if engines[0].fetched > engines[1].fetched else 0.0)
+
+    engines = [SlowEngine("quick", 0.0), SlowEngine("slow", 0.01)]
+    chosen, _ = fastest(engines, 50, torch.zeros(50, 19), Ranks(1, None), lambda: begun.append(1) or Late())
+    assert chosen.name == "slow"
+    assert len(begun) == 8
+    assert fastest(engines, 50, torch.zeros(50, 19), Ranks(1, None))[0].name == "quick"
+
+
+def test_products_are_computed_where_they_are_told_to() -> None:
+    products = Products(HostStreams(), CPU, size=8, count=2)
+    with mock.patch.object(torch, "mm", wraps=torch.mm) as product:
+        products().synchronize()
+    assert product.call_count == 2
+    assert torch.equal(products._product, products._factor @ products._factor)
 
 
 def test_a_limit_on_locked_memory_does_not_refuse_what_the_driver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,17 +263,34 @@ class OnGpu(torch.Tensor):
 
 
 def choose(
-    config: OffloadConfig, driver: FakeDriver, zero_copy_s: float = 0.0, world_size: int = 1
+    config: OffloadConfig,
+    driver: FakeDriver,
+    zero_copy_s: float = 0.0,
+    world_size: int = 1,
+    programs_s: dict[int, float] | None = None,
 ) -> tuple[str, list[str]]:
-    """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one, and what was told."""
+    """Opens an engine for a window that seems to be on a GPU; returns the name of the chosen one, and what was told.
+
+    With `programs_s`, zero_copy takes as long as it says of its programs, and the name says their number.
+    """
     told: list[str] = []
-    host, slow = HostTable(300, 19), {"staged": 0.01, "zero_copy": zero_copy_s}
-    engines = {name: SlowEngine(name, seconds) for name, seconds in slow.items()}
+    host, opened = HostTable(300, 19), []
+
+    def zero_copy(*args: Any) -> SlowEngine:
+        name, seconds = (f"zero_copy {args[-1]}", programs_s[args[-1]]) if programs_s else ("zero_copy", zero_copy_s)
+        opened.append(engine := SlowEngine(name, seconds))
+        return engine
+
+    def staged(*args: Any) -> SlowEngine:
+        opened.append(engine := SlowEngine("staged", 0.01))
+        return engine
+
     with ExitStack() as stack:
         for name, value in (
             ("streams_of", lambda device: HostStreams()),
-            ("StagedTransfers", lambda *args: engines["staged"]),
-            ("ZeroCopyTransfers", lambda *args: engines["zero_copy"]),
+            ("StagedTransfers", staged),
+            ("ZeroCopyTransfers", zero_copy),
+            ("Products", lambda *args: HostStreams().current().record_event),
         ):
             stack.enter_context(mock.patch.object(transfers, name, value))
         stack.enter_context(mock.patch("offload.host.pinned.torch.as_tensor", same_memory))
@@ -244,12 +299,45 @@ def choose(
         try:
             window, rows = torch.zeros(50, 19).as_subclass(OnGpu), shard(world_size=world_size)
             chosen = open_transfers(config, host, window, rows, lambda device: driver, tell=told.append)
-            assert bool(driver.registered) == (chosen.name == "zero_copy"), "pinned for nothing"
-            assert not engines[chosen.name].closed
+            assert bool(driver.registered) == (chosen.name != "staged"), "pinned for nothing"
+            used = [engine for engine in opened if not engine.closed]
+            assert len(used) == 2 if chosen.name == "mixed" else used == [chosen]
+            chosen.close()
+            assert all(engine.closed for engine in opened)
             return chosen.name, told
         finally:
             host.close()
             assert driver.registered == {}
+
+
+@pytest.mark.parametrize("engine", ["auto", "zero_copy"])
+def test_programs_are_measured_beside_products_unless_the_config_says_them(engine: str) -> None:
+    seconds = {4: 0.0, 8: 0.002, 16: 0.004}
+    name, told = choose(OffloadConfig(engine=engine), FakeDriver(), programs_s=seconds)
+    assert name == "zero_copy 4"
+    assert told[0].startswith("offload.programs: 4 (measured beside products, ms a GB each way: 8 ")
+    assert len(told) == (2 if engine == "auto" else 1)
+    name, told = choose(OffloadConfig(engine=engine, programs=16), FakeDriver(), programs_s=seconds)
+    assert name == "zero_copy 16"
+    assert not any("offload.programs" in line for line in told)
+
+
+def programs_of_two() -> list[str]:
+    """What two ranks take, of which one would take 4 programs, but the other is slowest with them; or cannot pin."""
+    rank = dist.get_rank()
+    seconds = ({4: 0.0, 8: 0.004, 16: 0.012}, {4: 0.02, 8: 0.004, 16: 0.0})[rank]
+    config = OffloadConfig(engine="zero_copy")
+    alone = choose(config, FakeDriver(), programs_s=seconds)[0]
+    assert alone == f"zero_copy {(4, 16)[rank]}", "the test would prove nothing"
+    together = choose(config, FakeDriver(), world_size=2, programs_s=seconds)[0]
+    refusing = FakeDriver({("register", 0): 2} if rank == 1 else {})
+    with pytest.raises(PinError, match=("another rank cannot pin its tables", "CUDA_ERROR")[rank]):
+        choose(config, refusing, world_size=2)
+    return [together]
+
+
+def test_ranks_agree_on_programs_and_fail_together() -> None:
+    assert run_ranks(programs_of_two, 2) == [["zero_copy 8"]] * 2
 
 
 def chosen_by_two() -> list[str]:
@@ -279,16 +367,21 @@ def test_each_engine_gets_what_it_needs_and_auto_does_without_pinning_if_it_must
     driver = FakeDriver()
     name, told = choose(OffloadConfig(), driver)
     assert name == "zero_copy"
-    assert [line.split(" GB/s")[0].rpartition(" ")[0] for line in told] == [
-        "offload.engine: zero_copy (measured: zero_copy"
+    assert [line.partition(" (measured")[0].rpartition(" ")[0] for line in told] == [
+        "offload.programs:",
+        "offload.engine:",
     ]
     assert driver.calls["register"] == 1
     assert on_gpu(OffloadConfig(), FakeDriver(), zero_copy_s=0.03) == "staged"
     refusing = FakeDriver({("register", 0): 2})
     assert on_gpu(OffloadConfig(), refusing) == "staged"
     assert "offload.engine: staged, since registering 22.27 KiB" in caplog.text
-    with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
-        on_gpu(OffloadConfig(engine="zero_copy"), FakeDriver({("register", 0): 2}))
+    for engine in ("zero_copy", "mixed"):
+        with pytest.raises(PinError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            on_gpu(OffloadConfig(engine=engine), FakeDriver({("register", 0): 2}))
+    driver = FakeDriver()
+    assert on_gpu(OffloadConfig(engine="mixed"), driver) == "mixed"
+    assert driver.calls["register"] == 1
     for config in (OffloadConfig(engine="staged"), OffloadConfig(host_file=str(tmp_path))):
         unused = FakeDriver()
         assert on_gpu(config, unused) == "staged"
@@ -317,6 +410,8 @@ def test_what_a_gpu_cannot_do_is_refused(config: OffloadConfig, message: str) ->
     "wrong",
     [
         {"engine": "zero_copy", "host_file": "/somewhere"},
+        {"engine": "mixed", "host_file": "/somewhere"},
+        {"engine": "mixed", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "staged", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "zero_copy", "emulate_link": {"bytes_per_second": 1e9}},
         {"engine": "staged", "programs": 4},
@@ -350,6 +445,7 @@ def test_host_memory_is_pinned_for_a_gpu_that_may_read_it_alone() -> None:
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert pins(OffloadConfig(), gpu)
     assert pins(OffloadConfig(engine="zero_copy"), gpu)
+    assert pins(OffloadConfig(engine="mixed"), gpu)
     assert not pins(OffloadConfig(engine="staged"), gpu)
     assert not pins(OffloadConfig(host_file="/somewhere"), gpu)
     assert not pins(OffloadConfig(), cpu)

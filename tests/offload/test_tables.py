@@ -279,7 +279,7 @@ def counts_of(job: Job, config: OffloadConfig) -> dict[int, int]:
         tables.close()
 
 
-@pytest.mark.parametrize("engine", ["cpu", "zero_copy", "staged"])
+@pytest.mark.parametrize("engine", ["cpu", "zero_copy", "staged", "mixed"])
 def test_rows_that_were_never_updated_do_not_travel(engine: str) -> None:
     """In a window that holds everything no row has to come back."""
     outcome = run_job(Job(skipped=(0,)), OffloadConfig(engine=engine, depth=1, window_rows=AMPLE))

@@ -1,6 +1,6 @@
 """Checksums, JSON files that carry their own, and what is raised where one does not match.
 
-XXH3 (64 bits) stands for what disks, controllers and copies do to bytes by chance; it is no signature.
+XXH3 (64 bits) detects what disks, controllers and copies do to bytes by chance; it is not a signature.
 """
 
 import json
@@ -39,7 +39,7 @@ def read_checked(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) ->
         read: gives its bytes.
 
     Raises:
-        Damaged: the file cannot be read, or any byte of it is another.
+        Damaged: the file cannot be read, or any byte of it differs.
     """
     with reading(path):
         data = read(path)
@@ -53,7 +53,7 @@ def read_checked(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) ->
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Makes `Damaged` of what the system says to reading `path`."""
+    """Turns the system's errors on reading `path` into `Damaged`."""
     try:
         yield
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The checkpoints of a run: saved, resumed from, and let go of, by all ranks together.
+"""The checkpoints of a run: saved, resumed from, and removed, by all ranks together.
 
-What a checkpoint is, and what holds of it, is in docs/checkpoints.md.
+What a checkpoint is, and what it guarantees, is in docs/checkpoints.md.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from train.optim.pieces import StatePiece
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a run goes on from.
+    """What a run continues from.
 
     Attributes:
         step: steps that are done; 0 for a fresh start.
@@ -51,7 +51,7 @@ class Checkpoints:
     """The checkpoints of a run. All ranks call the same methods in the same order.
 
     Args:
-        folder: where they live; made when the first is saved. What else a user keeps there is left alone.
+        folder: where they live; made when the first is saved. Whatever else a user keeps there is left alone.
         job: its resolved config.
         identity: of this run.
     """
@@ -68,7 +68,7 @@ class Checkpoints:
         self._mixed = False  # whether a load was begun before
 
     def probe(self) -> None:
-        """Writes next to nothing by the way that a save takes, and removes it. Collective.
+        """Writes next to nothing the way a save does, and removes it. Collective.
 
         Raises:
             Failed: on all ranks, if one cannot write into the folder or does not see what another one wrote.
@@ -81,7 +81,8 @@ class Checkpoints:
     def save(self, step: int, now: Now, *, ephemeral: bool = False) -> Path:
         """Saves the state after `step` steps. Collective.
 
-        Waits for the save under way beside the loop, if there is one. With `ephemeral`, it goes with the next good one.
+        Waits for the save under way beside the loop, if there is one. With `ephemeral`, it is removed once there is a
+        newer good one.
 
         Raises:
             Failed: on all ranks, if the disk of one of them is full or cannot be written. Nothing half-written is left,
@@ -92,30 +93,30 @@ class Checkpoints:
     def save_beside(self, step: int, now: Now, *, ephemeral: bool = False) -> None:
         """The same, while steps go on: waits only for the save before, and until the state is frozen. Collective.
 
-        What comes of it, `take_ended` tells.
+        `take_ended` reports the outcome.
         """
         content = self._content(step, now, beside=True, ephemeral=ephemeral)
         self._saves.save_beside(content, now.engine.device)
 
     def take_ended(self, *, wait: bool = False) -> list[Ended]:
-        """What has come of saves beside the loop since the last call; each rank may hear of them at another step.
+        """The outcome of saves beside the loop since the last call; each rank may learn of them at another step.
 
         Args:
-            wait: for the one under way, too.
+            wait: for the one under way too.
 
         Raises:
-            Exception: whatever has gone wrong with one that is no matter of the disk.
+            Exception: whatever went wrong with one that is not a matter of the disk.
         """
         return self._saves.take_ended(wait=wait)
 
     def resume(self, engine: Engine, tables: EngramTables | None) -> Resumed:
-        """Loads the newest checkpoint that is whole, if there is any. Collective.
+        """Loads the newest intact checkpoint, if there is any. Collective.
 
         One that is not is passed over by all ranks together; so is, where there is another, one that was saved while
         steps were skipped.
 
         Raises:
-            UserError: the checkpoint is another model's or of other data, ranks see different ones, or none is whole.
+            UserError: the checkpoint is another model's or of other data, ranks see different ones, or none is intact.
         """
         while (choice := self._choose()) is not None:
             path = self.folder / choice.key.name
@@ -155,7 +156,7 @@ class Checkpoints:
             raise UserError(f"checkpoint.init_from: {source}: {error}; give another checkpoint") from None
 
     def _choose(self) -> Candidate | None:
-        """The checkpoint to go on from. Raises UserError if there are some, but none is whole. Collective."""
+        """The checkpoint to continue from. Raises UserError if there are some, but none is intact. Collective."""
         whole: list[Candidate] = []
         for candidate in candidates(self.folder, self.nodes):
             if candidate.key in self._passed_over:
@@ -180,12 +181,12 @@ class Checkpoints:
         return None
 
     def _load(self, image: SavedImage, choice: Candidate, engine: Engine, tables: EngramTables | None) -> None:
-        """Every rank takes what it needs. Raises Failed on all of them if one reads what was not saved."""
+        """Every rank loads what it needs. Raises Failed on all of them if one reads what was not saved."""
         mixed, self._mixed = self._mixed, True
         load(image, Delivery(image, choice.readers(self.nodes), self.nodes.group), engine, tables, anew=mixed)
 
     def _compare(self, image: SavedImage) -> str | None:
-        """Refuses a checkpoint that is none of this run; returns what is another in its data, if that may be."""
+        """Refuses a checkpoint that is not this run's; returns what differs in its data, if that is allowed."""
         change = self._identity.changed_data(image.manifest) if self._allow_data_change else None
         refuse(image.path, lambda: self._identity.same_run(image.manifest, but_for_data=change is not None))
         return change

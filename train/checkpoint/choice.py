@@ -1,6 +1,6 @@
-"""Which checkpoint a run goes on from: what its nodes have of each, and whether that is all of it.
+"""Which checkpoint a run continues from: what its nodes have of each, and whether that is all of it.
 
-All ranks come to the same, from what their nodes tell.
+All ranks reach the same decision, from what their nodes report.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,7 +82,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint as all nodes together see it: by leader, what those see that have something of it."""
+    """A checkpoint as all nodes together see it: by leader, what each node that has something of it sees."""
 
     seen: Mapping[int, Seen]
 
@@ -93,7 +93,7 @@ class Candidate:
 
     @property
     def key(self) -> Key:
-        """Which it is."""
+        """Which one it is."""
         return self._some.key
 
     @property
@@ -102,7 +102,7 @@ class Candidate:
         return self._some.skipped
 
     def why_not(self) -> str | None:
-        """Why it is not whole, in a line; None if it is."""
+        """Why it is not intact, in a line; None if it is."""
         some = self._some
         if some.parts is None or some.fault:
             return some.fault
@@ -133,14 +133,14 @@ class Candidate:
 
 
 def candidates(folder: Path, nodes: Nodes) -> Iterator[Candidate]:
-    """The checkpoints of a run, newest first, each looked at as it is asked for. Collective, whatever is asked for."""
+    """The checkpoints of a run, newest first, each examined when it is requested. Collective, whatever is requested."""
     named = nodes.on_leaders(lambda: [found.path.name for found in checkpoints_in(folder)])
     for name in sorted({name for names in named.values() for name in names}, key=_step, reverse=True):
         yield from look(folder / name, nodes)
 
 
 def look(path: Path, nodes: Nodes) -> list[Candidate]:
-    """What is in the place of one checkpoint, which is another one on some nodes if these missed a save. Collective."""
+    """What is under one checkpoint's name, which is another one on nodes that missed a save. Collective."""
     seen = nodes.on_leaders(lambda: Seen.at(path, alone=not nodes.several))
     by_key: dict[Key, dict[int, Seen]] = {}
     for leader, found in seen.items():

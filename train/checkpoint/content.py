@@ -37,7 +37,7 @@ class Now(NamedTuple):
 
 
 class Contents:
-    """Of the saves of one run.
+    """The contents of the saves of one run.
 
     Args:
         job: its resolved config.
@@ -62,7 +62,7 @@ class Contents:
             now: the state.
             base: the full save that it adds to; None if it is one.
             since: rows without an update after this one are left out.
-            beside: it stays as it is now while steps go on.
+            beside: whether it stays as it is now while steps go on.
             ephemeral: see `Manifest`.
         """
         engine, tables = now.engine, now.tables

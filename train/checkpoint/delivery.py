@@ -1,7 +1,7 @@
 """A checkpoint read by all ranks together: each piece by one rank, which sends it to the others that need it.
 
-So each byte is read once in the job, whatever ranks saved and load it, and a node that has not a part gets it from one
-that has. All ranks go through the pieces in one order, and each waits only for those that concern it: whoever is the
+So each byte is read once in the job, whatever ranks saved and load it, and a node that lacks a part gets it from one
+that has it. All ranks go through the pieces in one order, and each waits only for those that concern it: whoever is
 farthest behind can always go on. A rank holds three pieces at most.
 
 Shape suffixes: P pieces.
@@ -61,7 +61,7 @@ class Delivery:
         return self._image.tensors
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`; to be taken to the end. Collective.
+        """See `SavedImage.pieces`; to be consumed to the end. Collective.
 
         Raises:
             Failed: at the end, on all ranks, if one has read what was not saved.
@@ -73,7 +73,7 @@ class Delivery:
             yield StatePiece(place.tensor, place.start, data.view(self.tensors[place.tensor].dtype))
 
     def rows(self, wanted: Callable[[RowRange], bool]) -> Iterator[Rows]:
-        """The rows of the spans of which `wanted` says so; as `pieces`, with those of a full save before others."""
+        """The rows of the spans for which `wanted` is true; as `pieces`, with those of a full save before others."""
         spans = self._image.spans
         for _, parts in self._delivered(spans, [wanted(span) for span in spans], self._tensors_of_rows):
             ids_N, records = parts[0].view(torch.int64), parts[1].view(torch.float32)
@@ -93,7 +93,7 @@ class Delivery:
             if turn.reader == self._rank:
                 parts = next(own)
                 fault = fault or (parts if isinstance(parts, Damaged) else None)
-                # What was not saved reaches nobody, and nothing does after it.
+                # What is damaged reaches nobody, and nothing does after it.
                 data = [] if isinstance(parts, Damaged) else parts
                 for other in turn.others:
                     self._send(data, other)
@@ -144,13 +144,13 @@ class Delivery:
             if self._rank in (reader, *wanting):
                 turns.append(_Turn(number, reader, others))
         if travels:
-            # All parts' first pieces, then their second ones: else ranks would hand on pieces one after another.
+            # All parts' first pieces, then their second ones: otherwise ranks would send pieces one after another.
             order = _interleaved(homes)
             turns.sort(key=lambda turn: order[turn.number])
         return turns
 
     def _everyones(self, mine: NDArray[np.bool_]) -> list[NDArray[np.uint8]]:
-        """What each rank wants, eight pieces a byte."""
+        """What each rank wants, eight pieces per byte."""
         bits = torch.from_numpy(np.packbits(mine))
         everyones = [torch.empty_like(bits) for _ in range(dist.get_world_size())]
         dist.all_gather(everyones, bits, self._group)
@@ -169,7 +169,7 @@ def _interleaved(homes: Sequence[Home]) -> list[tuple[int, int]]:
 
 
 def _ahead(pieces: Iterator[Piece], read: Callable[[Piece], Sequence[Tensor]]) -> Iterator[list[Tensor] | Damaged]:
-    """Pieces as bytes, read while those before are being taken; after the first that is damaged, it alone."""
+    """Pieces as bytes, read while those before are being consumed; from the first damaged one on, its error."""
 
     def read_bytes(piece: Piece) -> list[Tensor]:
         return [part.contiguous().flatten().view(torch.uint8) for part in read(piece)]

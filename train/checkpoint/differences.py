@@ -30,7 +30,7 @@ class Difference:
         compared: elements, or rows, that both have.
         differ: those of them that have other bits.
         largest: largest absolute difference of a value; of rows, of a weight as it was stored.
-        only_first, only_second: elements, or rows, that one of the two has not.
+        only_first, only_second: elements, or rows, that the other one lacks.
     """
 
     part: str
@@ -47,7 +47,7 @@ class Difference:
         self.see(one, other)
 
     def see(self, one: Tensor, other: Tensor) -> None:
-        """Takes note of how far values are apart."""
+        """Takes note of how far apart values are."""
         if one.numel():
             self.largest = max(self.largest, float((one.double() - other.double()).abs().max()))
 

@@ -4,7 +4,7 @@
     backbone.safetensors                all tensors, whole
     tables-00000-of-00002.safetensors   of each rank: `ids.N` and `records.N` of the rows that it owned
 
-They have no checksums: what is found is what the safetensors library and a missing row or tensor tell.
+They have no checksums: the only faults found are what the safetensors library reports, and missing rows or tensors.
 """
 
 import json

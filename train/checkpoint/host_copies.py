@@ -9,7 +9,7 @@ from train.optim.pieces import StatePiece
 
 
 class HostCopies:
-    """Memory for one copy, which every save uses again; pinned for pieces on a GPU, whose copy engines then fill it."""
+    """Memory for one copy, which every save reuses; pinned for pieces on a GPU, whose copy engines then fill it."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, int], Tensor] = {}

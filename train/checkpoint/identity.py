@@ -1,4 +1,4 @@
-"""What a checkpoint must agree on with the run that takes it up: to go on from it, or to begin a new phase with it."""
+"""What a checkpoint must share with the run that loads it: to continue from it, or to begin a new phase with it."""
 
 import json
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Identity:
     tokenizer: str
 
     def same_run(self, saved: Manifest, *, but_for_data: bool = False) -> None:
-        """Raises ValueError, in one line, if a run of this identity cannot go on from a checkpoint.
+        """Raises ValueError, in one line, if a run of this identity cannot continue from a checkpoint.
 
         Args:
-            saved: what the checkpoint says of itself.
-            but_for_data: its data may be others, if they are of the same tokenizer.
+            saved: what the checkpoint says about itself.
+            but_for_data: its data may be others, if they have the same tokenizer.
         """
         where = _difference(_with_defaults(saved.model), self.model, "model")
         where = where or _difference(saved.addresses, self.addresses, "addresses")
@@ -51,13 +51,13 @@ class Identity:
             raise ValueError(f"saved with another {where}; restore that setting, or start anew under another run.name")
 
     def changed_data(self, saved: Manifest) -> str | None:
-        """The first thing in which the data are others than the checkpoint's, with both values."""
+        """The first thing in which the data differ from the checkpoint's, with both values."""
         return _difference(saved.data, self.data, "data")
 
     def same_weights(self, saved: Manifest) -> None:
         """Raises ValueError, in one line, if a checkpoint's weights and rows mean something else in this run.
 
-        Its data, sequence length and balancing, and the scaling of its rotary positions, may be others.
+        Its data, sequence length and balancing, and the scaling of its rotary positions, may differ.
         """
         where = _difference(_fixed(_with_defaults(saved.model)), _fixed(self.model), "model")
         where = where or _difference(saved.addresses, self.addresses, "addresses") or self._other_seed(saved)
@@ -90,7 +90,7 @@ def _with_defaults(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(saved: Any, current: Any, key: str) -> str | None:
-    """The first key at which two JSON-able values differ, with both values."""
+    """The first key at which two JSON values differ, with both values."""
     if isinstance(saved, dict) and isinstance(current, dict):
         for name in {**saved, **current}:
             if (where := _difference(saved.get(name), current.get(name), f"{key}.{name}")) is not None:

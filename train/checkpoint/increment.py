@@ -54,7 +54,7 @@ class Increment:
         return self.own.bytes
 
     def check_files(self) -> None:
-        """See `SavedImage.check_files`; the base's, too."""
+        """See `SavedImage.check_files`; the base's too."""
         self.own.check_files()
         with self._naming(self.base):
             self.base.check_files()
@@ -84,7 +84,7 @@ class Increment:
             return image.mapped_rows(span)
 
     def faults(self) -> Iterator[str]:
-        """See `SavedImage.faults`; the base's, too."""
+        """See `SavedImage.faults`; the base's too."""
         yield from self.own.faults()
         yield from (f"{self.base.path.name}: {fault}" for fault in self.base.faults())
 

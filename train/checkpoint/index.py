@@ -1,8 +1,8 @@
 """What of a checkpoint is in which file: the pieces that one rank wrote, and their checksums.
 
 A piece is a range of one tensor of the backbone, or some rows of the tables. Pieces of all ranks together are the
-image; none is there twice. The index has each piece's range, so that a reader opens only what it needs, and the
-checksum of each tensor and each file's header, which names the save, so that no file can be taken for another's.
+image; none occurs twice. The index has each piece's range, so that a reader opens only what it needs, and the checksum
+of each tensor and each file's header, which names the save, so that no file can be taken for another's.
 
 Shape suffixes: N rows of a piece, W words of a record.
 """
@@ -43,7 +43,7 @@ class Range:
     """A piece of the backbone: elements [start, start + count) of a tensor, in row-major order.
 
     Attributes:
-        tensor: `weight/` or another slot's name and the parameter's, or `buffer/` and the buffer's.
+        tensor: `weight/` or another kind of state and the parameter's name, or `buffer/` and the buffer's.
         sum: checksum of its bytes.
         file: that it is in.
     """
@@ -112,7 +112,7 @@ class Index:
         """The index in a file, and the file's checksum. `read` gives a file's bytes.
 
         Raises:
-            Damaged: it cannot be read, or any byte of it is another.
+            Damaged: it cannot be read, or any byte of it differs.
         """
         values, found = read_checked(path, read)
         try:
@@ -158,11 +158,11 @@ def _entry(piece: Range | RowRange, place: dict[str, int]) -> list[Any]:
 
 
 def _piece(entry: list[Any], names: list[str]) -> list[Any]:
-    """What `_entry` undoes."""
+    """The inverse of `_entry`."""
     *values, place = entry
     return [*values, names[place]]
 
 
 def _with_counts(row_range: list[Any]) -> list[Any]:
-    """An entry of rows as it is from format 4 on."""
+    """An entry of rows in the form it has from format 4 on."""
     return row_range if len(row_range) == len(fields(RowRange)) else [*row_range[:-1], "", row_range[-1]]

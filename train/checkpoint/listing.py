@@ -120,7 +120,7 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path, but: Collection[str] = ()) -> None:
-    """Removes what saves and removals left behind that were cut off. Nobody else may be at work in the folder."""
+    """Removes what interrupted saves and removals left behind. Nobody else may be at work in the folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _UNFINISHED.fullmatch(path.name) and path.name not in but:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Takes this rank's part of a checkpoint into engine and tables."""
+"""Loads this rank's part of a checkpoint into engine and tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +13,13 @@ from train.errors import UserError
 
 
 def load(image: SavedImage, delivery: Delivery, engine: Engine, tables: EngramTables | None, *, anew: bool) -> None:
-    """Every rank takes what it needs of `image`, of which all read a part for all. Collective.
+    """Every rank loads what it needs of `image`, of which each reads a part for all. Collective.
 
     Args:
         image: the checkpoint.
         delivery: its bytes.
-        engine, tables: that take them.
-        anew: something of another checkpoint may have been taken before, and is to be forgotten.
+        engine, tables: what is loaded into.
+        anew: something of another checkpoint may have been loaded before, and is to be forgotten.
 
     Raises:
         Failed: on all ranks, if one reads what was not saved.
@@ -48,7 +48,7 @@ def refuse(path: Path, check: Callable[[], None]) -> None:
 
 
 def _load_rows(delivery: Delivery, tables: EngramTables) -> int:
-    """Takes this rank's rows; returns how many these are."""
+    """Loads this rank's rows; returns how many these are."""
     owned = tables.owned_rows()
 
     def wanted(span: RowRange) -> bool:

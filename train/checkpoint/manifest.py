@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: `manifest.json`, written last, without which its folder is none."""
+"""What a checkpoint says about itself: `manifest.json`, written last, without which its folder is not a checkpoint."""
 
 import datetime
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Manifest:
         nonce: of the save, also in every file's header.
         world_size: ranks that wrote it.
         skipped_in_a_row: skipped steps right before it.
-        ephemeral: whether it goes as soon as there is a newer good one.
+        ephemeral: whether it is removed as soon as there is a newer good one.
         model, addresses, data, tokenizer: see `train.checkpoint.identity.Identity`.
         data_changes: deliberate changes of the data that the run has seen, oldest first: `step` and `change`.
         tables: state of the rows' optimizer; None without Engram.
@@ -43,7 +43,7 @@ class Manifest:
         ranks: what each rank wrote.
         unevaluated: whether the evaluation after it was cut short by a signal, and is still to be made.
         tokens: trained on since the start of the run; None where that was not saved, see `tokens_seen`.
-        recent: loss and gradient norm of the last updates, where steps are held against them.
+        recent: loss and gradient norm of the last updates, where steps are compared with them.
         config: the run's resolved config.
         versions: of the programs that wrote it.
         saved_at: time, UTC, ISO 8601.
@@ -77,7 +77,7 @@ class Manifest:
 
     @property
     def good(self) -> bool:
-        """Whether nothing speaks against going on from here."""
+        """Whether nothing speaks against continuing from here."""
         return self.skipped_in_a_row == 0
 
     @property
@@ -105,7 +105,7 @@ class Manifest:
         """The manifest of a checkpoint, and its checksum. `read` gives a file's bytes.
 
         Raises:
-            Damaged: it is missing, cannot be read, or any byte of it is another.
+            Damaged: it is missing, cannot be read, or any byte of it differs.
             UserError: it is of a later format.
         """
         values, found = read_checked(folder / MANIFEST_FILE, read)

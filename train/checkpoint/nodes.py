@@ -40,10 +40,11 @@ class Nodes:
 
     @classmethod
     def found(cls, folder: Path, group: dist.ProcessGroup) -> Self:
-        """Looks which ranks see each other's files in a folder, which is made.
+        """Finds out which ranks see each other's files in a folder, which it makes.
 
         Raises:
-            UserError: on all ranks, if a folder cannot be written, or is that of some ranks for a part of them alone.
+            UserError: on all ranks, if a folder cannot be written, or some ranks see files of others that do not see
+                theirs.
         """
         nonce = on_rank_0(lambda: secrets.token_hex(8), group)
         mark = folder / f".node-{nonce}-{dist.get_rank()}"

@@ -15,12 +15,12 @@ from train.errors import UserError
 
 
 class Standing(NamedTuple):
-    """What a checkpoint says of itself, as a node sees it.
+    """What a checkpoint says about itself, as a node sees it.
 
     Attributes:
-        good: whether nothing speaks against going on from it.
+        good: whether nothing speaks against continuing from it.
         base: its base's step, if any.
-        ephemeral: whether it goes as soon as there is a newer good one.
+        ephemeral: whether it is removed as soon as there is a newer good one.
         checksum: of its manifest; empty for one without.
         ranks: that wrote it.
         here: those of them whose parts this node has.
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
 
 
 def standing(path: Path) -> Standing:
-    """What a checkpoint says of itself; one that cannot be read is not good."""
+    """What a checkpoint says about itself; one that cannot be read is not good."""
     if not (path / MANIFEST_FILE).exists():
         return Standing(good=True, checksum=state_checksum(path))
     try:

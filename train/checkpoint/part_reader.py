@@ -1,4 +1,4 @@
-"""The part files of a checkpoint, read tensor by tensor; nothing is given out whose checksum was not compared."""
+"""The part files of a checkpoint, read tensor by tensor; nothing is returned whose checksum was not compared."""
 
 import functools
 import json
@@ -95,7 +95,7 @@ class PartReader:
     def _open_map(self, name: str) -> mmap.mmap:
         path = self._folder / name
         with reading(path), path.open("rb") as stream:
-            # Private: PyTorch would take writing to memory that is not writable for its own right.
+            # Private and writable: PyTorch assumes that it may write to any memory.
             return mmap.mmap(stream.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def _read_places(self, name: str) -> dict[str, _Place]:

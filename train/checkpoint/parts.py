@@ -1,4 +1,4 @@
-"""Writes what one rank gives of a checkpoint: safetensors files of bounded size, and their index.
+"""Writes one rank's part of a checkpoint: safetensors files of bounded size, and their index.
 
 Shape suffixes: N rows of a piece, W words of a record.
 """
@@ -19,9 +19,9 @@ from train.checkpoint.index import Index, PartFile, Range, RowRange, Save, Writt
 from train.checkpoint.tensor_files import TensorSource, header, tensor_bytes
 
 PIECE_BYTES = 4 << 20
-"""Most bytes of a piece: what a reader holds at a time, and reads to check what it needs of it."""
+"""The most bytes of a piece: what a reader holds at a time, and reads to check what it needs of it."""
 FILE_BYTES = 16 << 20
-"""Most bytes of a file's pieces: a writer holds two files' at a time."""
+"""The most bytes of a file's pieces: a writer holds two files' at a time."""
 _MOST_UNSYNCED = 2
 
 
@@ -100,7 +100,7 @@ class PartWriter:
         self._wait(_MOST_UNSYNCED)
 
     def _put(self, path: Path, start: bytes, held: list[tuple[TensorSource, memoryview]]) -> None:
-        """Writes a file; what it holds is let go of before the disk has it."""
+        """Writes a file; what it holds is released before the disk has it."""
         with _naming(path), path.open("wb", buffering=0) as file:
             try:
                 _write_all(file.fileno(), [memoryview(start), *(data for _, data in held)])
@@ -132,7 +132,7 @@ def _write_all(descriptor: int, parts: list[memoryview]) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What is done with a descriptor alone does not name its file when it fails."""
+    """Names the file in errors of operations on its descriptor, which do not."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Lets go of the checkpoints of a run that need not stay, on all nodes alike."""
+"""Removes the checkpoints of a run that need not stay, on all nodes alike."""
 
 import contextlib
 from collections.abc import Collection, Iterable
@@ -12,7 +12,7 @@ from train.config.job import CheckpointConfig
 
 
 def let_go(folder: Path, step: int, config: CheckpointConfig, passed_over: Collection[Key], nodes: Nodes) -> str:
-    """Removes what need not stay once `step` is saved. Later ones, which the run did not go on from, wait. Collective.
+    """Removes what need not stay once `step` is saved; later ones, not continued from, wait. Collective.
 
     Returns:
         the checksum of the manifest of what was saved.
@@ -36,7 +36,7 @@ def let_go(folder: Path, step: int, config: CheckpointConfig, passed_over: Colle
 
     def remove_old() -> None:
         for path in (path for there, path in checkpoints_in(folder) if there in old):
-            # The next save will tell of a disk that is full.
+            # The next save will report a full disk.
             with contextlib.suppress(OSError):
                 remove(path)
 
@@ -47,7 +47,7 @@ def let_go(folder: Path, step: int, config: CheckpointConfig, passed_over: Colle
 
 
 def _whole(standings: Iterable[Standing]) -> Standing | None:
-    """Of what stands in one place on some nodes, that of which they have all parts together."""
+    """Of what nodes have under one name, that of which they have all parts together."""
     here: dict[str, frozenset[int]] = {}
     for found in standings:
         here[found.checksum] = here.get(found.checksum, frozenset()) | found.here

@@ -2,11 +2,11 @@
 
     begin    rank 0 makes a folder under a hidden name; every rank must see it
     write    each rank its own pieces, in bounded memory, and waits until they are on the disk; no communication
-    publish  once all ranks are done: rank 0 looks that all parts are there, writes the manifest, renames the folder
+    publish  once all ranks are done: rank 0 checks that all parts are there, writes the manifest, renames the folder
 
-What ends before the rename leaves no checkpoint, and whatever there was before stays as it is. Where each node keeps
-its own parts, one rank of each does what rank 0 does, with one manifest and copies of all indices. What ends between
-the renames of two nodes has its name on some of them only, and is no checkpoint either.
+A save that ends before the rename leaves no checkpoint, and whatever there was before stays as it is. Where each node
+keeps its own parts, one rank of each does what rank 0 does, with one manifest and copies of all indices. One that ends
+between the renames of two nodes has its name on only some of them, and is not a checkpoint either.
 """
 
 import platform
@@ -52,7 +52,7 @@ class Saving:
 
     @classmethod
     def begin(cls, target: Path, step: int, nodes: Nodes) -> Self:
-        """Makes the folder, and removes what earlier saves left that were cut off. Collective.
+        """Makes the folder, and removes what interrupted saves left behind. Collective.
 
         Raises:
             Failed: on all ranks, if rank 0 cannot make it or another rank does not see it.
@@ -121,7 +121,7 @@ class Saving:
         together(lambda: _raise_first(faults), self.nodes.group)
 
     def _complete(self, written: Sequence[Written], manifest: bytes) -> None:
-        """Puts the manifest to this node's parts, once all of these are there."""
+        """Adds the manifest to this node's parts, once all of these are there."""
         ranks = self.nodes.beside(self.save.rank)
         indices = [Index.read(self.partial / written[rank].index)[0] for rank in ranks]
         for fault in PartReader(self.partial, indices).wrong_sizes(ranks).values():

@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
 
 class Home(NamedTuple):
-    """A part of a checkpoint, or of the full save that it adds to: the name of the folder, and the rank that wrote."""
+    """A part of a checkpoint, or of the full save that it adds to: the folder's name, and the rank that wrote it."""
 
     folder: str
     rank: int
@@ -56,9 +56,9 @@ class SavedImage(Protocol):
     path: Path
     """Its folder."""
     here: frozenset[int]
-    """The ranks whose parts are in that folder: all of them, but where each node keeps its own."""
+    """The ranks whose parts are in that folder: all of them, except where each node keeps its own."""
     manifest: Manifest
-    """What it says of itself."""
+    """What it says about itself."""
     checksum: str
     """Of its manifest, and so of all that is in it."""
     spans: list[RowRange]
@@ -96,7 +96,7 @@ class SavedImage(Protocol):
         """
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """The pieces of the backbone of which `wanted(tensor, start, count)` says so, by tensor and place.
+        """The pieces of the backbone for which `wanted(tensor, start, count)` is true, by tensor and place.
 
         Raises:
             Damaged: one is not what was saved.
@@ -113,7 +113,7 @@ class SavedImage(Protocol):
         """The same, memory-mapped: to pick some of them."""
 
     def faults(self) -> Iterator[str]:
-        """Reads every byte that is here; what is wrong, once a file."""
+        """Reads every byte that is here; yields what is wrong, once per file."""
 
 
 def check_rows(span: RowRange, rows: Rows, *, applied: int) -> None:
@@ -130,7 +130,7 @@ def check_rows(span: RowRange, rows: Rows, *, applied: int) -> None:
 
 
 def find_rows(image: SavedImage, ids_U: Tensor, out_UW: Tensor) -> Tensor:
-    """Looks rows up by ascending ids (int64), puts their records into `out_UW`, and tells which were there (bool)."""
+    """Looks rows up by ascending ids (int64), puts their records into `out_UW`, and returns which were there (bool)."""
     there_U = torch.zeros(len(ids_U), dtype=torch.bool)
     if not len(ids_U):
         return there_U

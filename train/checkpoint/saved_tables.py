@@ -1,6 +1,6 @@
 """The tables of a checkpoint, read row by row: what is looked up is read from the files, and nothing else.
 
-Shape suffixes: B batch, T sequence, S slots a token, N lookups, U unique rows, D columns of a row, W words of a record.
+Shape suffixes: B batch, T sequence, S sub-tables, N lookups, U unique rows, D columns of a row, W words of a record.
 """
 
 import torch
@@ -73,7 +73,7 @@ class SavedTables:
     def look_up(
         self, tokens_BT: Tensor, positions_BT: Tensor, device: torch.device | str = "cpu", *, skip: int = 0
     ) -> list[MemoryRows]:
-        """What the model reads for a batch, an entry for each Engram layer.
+        """What the model reads for a batch, one entry for each Engram layer.
 
         Args:
             tokens_BT: int64, on the CPU.

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, read when they are asked for, and one at a time."""
+"""The weights of a checkpoint, read on request, and one at a time."""
 
 import math
 from collections.abc import Iterator, Mapping

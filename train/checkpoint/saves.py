@@ -2,8 +2,8 @@
 
 A save beside the loop works on a state that was frozen for it: see `Content`. Its ranks agree over a process group of
 their own, in host memory, from the thread that saves: collectives of two threads in one group would pair by chance. So
-the loop needs no agreement about how far a save is, and no rank holds a step for another's disk. What the loop is told
-of a save that ended (`take_ended`) each rank may hear at another step; nobody acts on it but by a message.
+the loop needs no agreement about how far a save is, and no rank holds a step for another's disk. Each rank's loop may
+learn of a save that ended (`take_ended`) at another step; nobody acts on it except by a message.
 
 A save waits for the one before: two at a time would take a second undo log and a second copy of the backbone, and
 dropping one would break the promise of `checkpoint.every`.
@@ -61,7 +61,7 @@ class Ended:
     Attributes:
         step: steps that were done.
         path: the checkpoint; None if there is none.
-        error: what went wrong, if so.
+        error: what went wrong, if anything.
         waited_s: how long the next save has waited for it.
     """
 
@@ -72,7 +72,7 @@ class Ended:
 
 
 class Saves:
-    """See above. All ranks call the same methods in the same order, but for `take_ended`.
+    """See above. All ranks call the same methods in the same order, except for `take_ended`.
 
     Args:
         folder: of the checkpoints.
@@ -109,7 +109,7 @@ class Saves:
         return self._save(content)
 
     def save_beside(self, content: Content, device: torch.device) -> None:
-        """Saves on a thread that is the device's. What comes of it, `take_ended` tells."""
+        """Saves on a thread whose device is `device`. `take_ended` reports the outcome."""
         self._settle()
         self._thread = self._thread or background_worker("engram-saves", device)
         self._under_way = self._thread.submit(self._save_or_tell, content)
@@ -118,7 +118,7 @@ class Saves:
         """The saves beside the loop that have ended since the last call.
 
         Args:
-            wait: for the one under way, too.
+            wait: for the one under way too.
         """
         if wait or (self._under_way and self._under_way.done()):
             self._settle()
@@ -126,7 +126,7 @@ class Saves:
         return ended
 
     def _settle(self) -> None:
-        """Waits for the save under way. What is no failure of the disk is raised here."""
+        """Waits for the save under way. Failures other than the disk's are raised here."""
         if self._under_way is None:
             return
         started, under_way, self._under_way = time.perf_counter(), self._under_way, None

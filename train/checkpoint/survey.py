@@ -1,4 +1,4 @@
-"""What checkpoints a run has, whether they are whole, and which may go."""
+"""What checkpoints a run has, whether they are intact, and which may go."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,13 +28,13 @@ class Entry:
     Attributes:
         step: steps that were done.
         path: its folder.
-        faults: what is wrong with it, once a file.
+        faults: what is wrong with it, once per file.
         good: False if it was saved while steps were skipped. This and all that follows: only of one that can be opened.
         bytes: of all files.
         rows: of the tables that were ever updated.
         base: step of the full save that it adds to; bytes and rows are then those that it adds.
         ranks: that wrote it.
-        elsewhere: those of them whose parts are on other nodes, and were not looked at.
+        elsewhere: those of them whose parts are on other nodes, and were not examined.
         saved_at: when, UTC.
         format: of its files.
     """
@@ -53,7 +53,7 @@ class Entry:
 
     @classmethod
     def of(cls, step: int, path: Path, *, read: bool) -> "Entry":
-        """Looks at a checkpoint: at manifest, indices and sizes, or with `read` at every byte."""
+        """Examines a checkpoint: manifest, indices and sizes, or with `read` every byte."""
         try:
             image = open_image(path)
             image.check_files()
@@ -77,7 +77,7 @@ class Entry:
 
 
 def survey(run: Path, *, read: bool, step: int | None = None) -> Iterator[Entry]:
-    """The checkpoints of the run in a folder, oldest first, each looked at as it is asked for.
+    """The checkpoints of the run in a folder, oldest first, each examined when it is requested.
 
     Args:
         run: its folder.
@@ -93,7 +93,7 @@ def survey(run: Path, *, read: bool, step: int | None = None) -> Iterator[Entry]
 def _looked_at(chosen: list[Found], read: bool) -> Iterator[Entry]:
     for step, path in chosen:
         entry = Entry.of(step, path, read=read)
-        # A run at work lets go of old ones meanwhile: what is gone is not damaged.
+        # A run at work removes old ones meanwhile: what is gone is not damaged.
         if not entry.faults or path.exists():
             yield entry
 
@@ -108,10 +108,10 @@ class Pruned:
 
 
 def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pruned:
-    """Removes checkpoints that need not stay, once `keep` good ones were read and found whole.
+    """Removes checkpoints that need not stay, once `keep` good ones have been read and found intact.
 
     Raises:
-        UserError: the run is at work, or no checkpoint is whole.
+        UserError: the run is at work, or no checkpoint is intact.
     """
     try:
         lock = FileLock(run / LOCK_FILE).acquire(timeout=0)

@@ -1,7 +1,7 @@
 """Writes safetensors files piece by piece, so that no tensor need ever be in memory whole.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place of every tensor),
-and the tensors' bytes one after another, row-major and little-endian. The library's own writer wants whole tensors.
+and the tensors' bytes one after another, row-major and little-endian. The library's own writer needs whole tensors.
 """
 
 import json
@@ -33,7 +33,7 @@ class TensorSource:
     """A tensor to be written.
 
     Attributes:
-        name, dtype, shape: as they shall stand in the file.
+        name, dtype, shape: as they are to be in the file.
         chunks: gives it in pieces, in order, of any shape and of this dtype.
     """
 
@@ -44,7 +44,7 @@ class TensorSource:
 
     @classmethod
     def of(cls, name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> "TensorSource":
-        """A tensor that is there already, cast as it is written."""
+        """An existing tensor, cast as it is written."""
         dtype = dtype or tensor.dtype
         return cls(name, dtype, tuple(tensor.shape), lambda: [tensor.to(dtype)])
 

@@ -1,1 +1,1 @@
-"""What a job may say, and how a file of it is read."""
+"""What a job may say, and how its file is read."""

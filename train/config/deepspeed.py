@@ -170,7 +170,7 @@ class DeepSpeedConfig(
             zero["overlap_comm"] = zero["stage"] == 3
         if not self.expert_parallel.enabled:
             del config["expert_parallel"]
-        # In stage 0 DeepSpeed cannot accumulate in another dtype than the parameters'.
+        # In stage 0 DeepSpeed cannot accumulate in a dtype other than the parameters'.
         accumulation_dtype = dtype if zero["stage"] == 0 else "fp32"
         return config | {
             "train_batch_size": accumulation_steps * world_size,

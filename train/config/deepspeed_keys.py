@@ -1,6 +1,6 @@
 """Every key that DeepSpeed 0.19.8 reads from its config and that a job's `deepspeed` section may not have.
 
-A contract test holds that these and the keys of the section are all there are.
+A contract test checks that these and the keys of the section are all there are.
 """
 
 

@@ -64,7 +64,7 @@ class Schema:
             yield from self.fields(path)
 
     def expected(self, path: KeyPath) -> str:
-        """What may stand at `path`, such as `an integer >= 1 or null`."""
+        """What is allowed at `path`, such as `an integer >= 1 or null`."""
         if not (node := self.at(path)):
             return "another value"
         return " or ".join(dict.fromkeys(map(self._describe, self._branches(node))))

@@ -2,7 +2,7 @@
 
 A file may name a base with `extends: other.yaml` (relative to itself; bases may extend further). Mappings are merged
 key by key, everything else is replaced, overrides (`section.key=value`) come last. Every value remembers where it was
-written, so that a mistake is told with the file to open.
+written, so that a mistake is reported with the file to open.
 """
 
 import difflib
@@ -28,7 +28,7 @@ COMMAND_LINE = "command line"
 _HEADER = "# The resolved config of a run: every key with its value. It is itself a valid config.\n"
 _COMMENT_WIDTH = 100
 _MOST_TOLD = 12
-"""Mistakes that are told at once: a file that is no job at all has one a key."""
+"""Mistakes that are reported at once: a file that is not a job at all has one per key."""
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -81,7 +81,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[Co
     """The config in `path`, with `overrides` of the form `section.key=value` (the value is YAML) laid over it.
 
     Raises:
-        UserError: a file that is missing or no YAML mapping, bases in a circle, an unknown key, a value that the
+        UserError: a file that is missing or not a YAML mapping, bases in a circle, an unknown key, a value that the
             schema does not allow. One line, with ` | ` between mistakes: the source, the key path, what is allowed.
     """
     name = os.fspath(path)
@@ -91,7 +91,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[Co
     for override in overrides:
         document.merge(_override(override), COMMAND_LINE)
     try:
-        # As JSON, since there a strict schema still takes text for a path and a list for a tuple.
+        # As JSON, since there a strict schema still accepts text for a path and a list for a tuple.
         return schema.model_validate_json(json.dumps(document.values))
     except ValidationError as error:
         found = describe(error, document.values, Schema(schema))
@@ -185,7 +185,7 @@ def dumps(config: BaseModel) -> str:
 def _lines(section: BaseModel, depth: int = 0) -> Iterator[str]:
     indent = "  " * depth
     fields = type(section).model_fields
-    # Not mode="json": under keys without a type that makes null of infinity.
+    # Not mode="json": under keys without a type that turns infinity into null.
     for name, rendered in to_jsonable_python(section.model_dump()).items():  # with the extra keys of an open section
         yield "\n" if depth == 0 else ""
         description = fields[name].description if name in fields else None

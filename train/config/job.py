@@ -1,4 +1,4 @@
-"""A job's config: one section a room, each validated by the schema beside the code that it configures."""
+"""A job's config: one section per room, each validated by the schema beside the code that it configures."""
 
 from typing import Literal
 
@@ -75,6 +75,9 @@ class TrainConfig(
     hang_s: float | None = Field(1800.0, gt=0, le=1_000_000_000)
     """Seconds without progress after which a run ends and names the rank that the others wait for; must be longer than
     a save. Counted from the end of the first step, which may compile. null: never."""
+    flight_recorder: bool | None = None
+    """Keep each rank's last 2000 operations with other ranks, and write them to `stacks` in the run's folder when the
+    run hangs or one of NCCL's operations times out (PyTorch's flight recorder); null: on GPUs."""
     log_every: int = Field(1, ge=1, le=1_000_000_000)
     """Steps between progress lines and records of metrics.jsonl. On a GPU each one waits for the step to end, during
     which the next cannot be prepared: use 10 or more where steps are short."""

@@ -1,4 +1,4 @@
-"""What a job may say about the account that a run gives of itself."""
+"""What a job may say about how a run reports on itself."""
 
 from typing import Literal
 

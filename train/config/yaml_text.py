@@ -2,7 +2,7 @@
 
 PyYAML follows YAML 1.1, where `4e-4` is text, `010` is eight, `off` is false and a repeated key silently wins. Here
 scalars follow the core schema of YAML 1.2 (section 10.3.2 of its specification), with one addition: digits may be
-grouped, as in `2_000_000`. Keys must be text and may stand once.
+grouped, as in `2_000_000`. Keys must be text and may occur once.
 """
 
 import re
@@ -89,7 +89,7 @@ def parse(text: str) -> YamlValue:
     """The value of one YAML document; None if it is empty.
 
     Raises:
-        ValueError: not one YAML document, a key that is no text or stands twice, or more than a config can mean; one
+        ValueError: not one YAML document, a key that is not text or occurs twice, or more than a config can mean; one
             line, with the line number where there is one.
     """
     try:
@@ -114,7 +114,7 @@ def compose(text: str) -> yaml.Node | None:
 
 
 def _require_bounded(value: YamlValue) -> None:
-    """Refuses what aliases make too large, and what is nested deeper than others can follow."""
+    """Refuses what aliases make too large, and what is nested deeper than other code can follow."""
     pending, count = [(value, 0)], 0
     while pending:
         part, depth = pending.pop()
@@ -128,7 +128,7 @@ def _require_bounded(value: YamlValue) -> None:
 
 
 def render(value: YamlValue) -> str:
-    """One YAML document that `parse` reads as `value`; leaves of a collection stand on one line."""
+    """One YAML document that `parse` reads as `value`; leaves of a collection are on one line."""
     text = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=float("inf")
     )

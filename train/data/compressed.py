@@ -1,4 +1,4 @@
-"""Compressed files as streams that end only where what was compressed does: one that is cut short raises instead."""
+"""Compressed files as streams that end only where their content does: one that is cut short raises instead."""
 
 import contextlib
 import gzip
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _PIECE = 1 << 14
-"""Bytes that are decompressed at a time: what they become is in memory as a whole."""
+"""Bytes that are decompressed at a time: their whole content is then in memory."""
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def default_corpus(
     Args:
         cache: folder that holds the prepared folders.
         bpe_vocab: vocabulary of the byte-level BPE trained on the corpus, unless `tokenizer` (a name or file) is given.
-        workers: tokenizing processes; None: one a core.
+        workers: tokenizing processes; None: one per core.
         progress: show progress on standard error.
 
     Raises:

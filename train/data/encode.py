@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     """Consecutive tokenized documents, each closed by the end-of-document token; those without tokens are left out."""
 
     tokens: np.ndarray
-    """uint16 or int32 (`token_dtype`): all documents, one after the other."""
+    """uint16 or int32 (`token_dtype`): all documents, one after another."""
     lengths: np.ndarray
     """int32: tokens of each document, its end-of-document token included."""
     empty: int
@@ -68,8 +68,9 @@ def worker_count(wanted: int | None, total_bytes: int) -> int:
 def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> Generator[Chunk, None, None]:
     """Tokenizes a stream of documents with `workers` processes; the result does not depend on their number.
 
-    With 1, this process does it by itself, on all cores as far as the library's own threads reach. At most two chunks a
-    worker (about 0.5 M characters each) are held at a time. Close it to end the processes before their work is done.
+    With 1, this process does it by itself, on all cores as far as the library's own threads reach. At most two chunks
+    per worker (about 0.5 M characters each) are held at a time. Close it to end the processes before their work is
+    done.
 
     Raises:
         UserError: a process was killed.
@@ -96,7 +97,7 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     except BrokenProcessPool:
         raise UserError("a tokenizing process was killed (out of memory?); try fewer workers") from None
     except BaseException:
-        # What they were given already would take them seconds.
+        # The work that they already have would take them seconds.
         for worker in {*active_children()} - others:
             worker.kill()
         raise
@@ -122,7 +123,7 @@ _tokenizer: Tokenizer
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """What starts a process here is not broken off, nor are the imports of that process, which inherits the mask."""
+    """Starting a process here is not interrupted, nor are the imports of that process, which inherits the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_TO_ONE_PROCESS})
     try:
         yield

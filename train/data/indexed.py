@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset: the index file (`.idx`) that tells sequences and documents in a token file (`.bin`).
+"""Megatron's indexed dataset: the index file (`.idx`) that marks sequences and documents in a token file (`.bin`).
 
 Layout, little-endian, as Megatron-Core's `core/datasets/indexed_dataset.py` reads and writes it:
 

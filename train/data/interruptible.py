@@ -1,4 +1,4 @@
-"""Long calls of libraries, in which this process still hears signals."""
+"""Long calls into libraries, during which this process still handles signals."""
 
 import threading
 from collections.abc import Callable

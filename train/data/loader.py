@@ -27,12 +27,12 @@ class Loader:
     """Batches of one split of a token store.
 
     Training: every epoch permutes the documents, packs them and permutes the sequences, all keyed by (seed, epoch);
-    what does not fill a sequence or a global batch at the epoch's end is dropped. Validation: one fixed order, the
-    same whatever the seed, that covers every token once; the last global batch is padded, and `batch` starts over
-    after it. There may be none of it, and no batch then.
+    what does not fill a sequence or a global batch at the epoch's end is dropped. Validation: one fixed order, the same
+    whatever the seed, that covers every token once; the last global batch is padded, and `batch` starts over after it.
+    The split may be empty; then there is no batch.
 
-    `batch` may be called from several threads. Memory: 17 bytes a document of the store,
-    and 16 a document and 8 a sequence for each of the two epochs that are kept.
+    `batch` may be called from several threads. Memory: 17 bytes per document of the store, and 16 per document and 8
+    per sequence for each of the two epochs that are kept.
 
     Attributes:
         steps_per_epoch: global batches of an epoch (all batches of a validation pass).
@@ -54,7 +54,7 @@ class Loader:
         skip: Sequence[range] = (),
     ) -> None:
         """Args: the store; sizes in sequences; the seed of the order; which contiguous part of each batch is ours;
-        which batches to pass over, ascending and apart: numbers from 0, as if none were.
+        which batches to skip, ascending and disjoint: numbers from 0, as if none were.
 
         Raises:
             UserError: batch sizes that do not divide, or too little text for one batch of training.
@@ -115,7 +115,7 @@ class Loader:
         return number
 
     def where(self, step: int) -> dict[str, Any]:
-        """What a step's batch is, JSON-able: its number from 1, epoch from 0, all ranks' sequences in that epoch."""
+        """A step's batch as a JSON object: its number from 1, epoch from 0, all ranks' sequences in that epoch."""
         epoch, _, numbers = self._sequences(step)
         return {"batch": self.batch_number(step) + 1, "epoch": epoch, "sequences": numbers.tolist()}
 
@@ -156,9 +156,9 @@ class Loader:
             )
 
     def unigram_entropy(self, labels: Tensor | None = None) -> float:
-        """Nats a token of `labels` under the training split's token frequencies (add-one smoothing).
+        """Nats per token of `labels` under the training split's token frequencies (add-one smoothing).
 
-        A model below it has learned more than frequencies. IGNORED labels count nothing; None stands for the whole
+        A model below it has learned more than frequencies. IGNORED labels do not count; None stands for the whole
         validation split, which is then read.
 
         Raises:
@@ -169,16 +169,16 @@ class Loader:
         return unigram_entropy(store.tokens, store.document_offsets, self._held_out, store.vocab_size, labels=priced)
 
     def bytes_of(self, tokens: Tensor | np.ndarray) -> float:
-        """UTF-8 bytes of text behind token ids of any shape; IGNORED ones count nothing.
+        """UTF-8 bytes of text behind token ids of any shape; IGNORED ones do not count.
 
         Bits per byte = sum of losses in nats / ln 2 / bytes_of(labels).
         """
         return self.store.bytes_of(tokens.numpy(force=True) if isinstance(tokens, Tensor) else tokens)
 
     def identity(self) -> dict[str, Any]:
-        """All that the global batches depend on, JSON-able: two loaders with equal identities give equal batches.
+        """All that the global batches depend on, as a JSON object: two loaders with equal ones give equal batches.
 
-        Ranks and micro-batches are no part of it.
+        Ranks and micro-batches are not part of it.
         """
         return {
             "fingerprint": self.store.fingerprint,
@@ -187,7 +187,7 @@ class Loader:
             "sequence_length": self.sequence_length,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
-            # Not there without any, as in what was saved before there were some.
+            # Absent without any, as in what was saved before the key existed.
             **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
         }
 

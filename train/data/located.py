@@ -1,4 +1,4 @@
-"""Where a job's data lie, to be told before what takes seconds to import."""
+"""Where a job's data are, to be checked before what takes seconds to import."""
 
 from pathlib import Path
 

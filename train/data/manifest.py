@@ -93,7 +93,7 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash of a sequence of JSON-able values."""
+    """Hash of a sequence of values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

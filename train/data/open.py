@@ -10,7 +10,7 @@ from train.errors import UserError
 def open_data(config: DataConfig, *, progress: bool = True) -> TokenStore:
     """The job's token store; the default corpus is prepared if it is not yet.
 
-    May be called by all ranks at once; where some share no disk, once a node.
+    May be called by all ranks at once; where some share no disk, once per node.
 
     Raises:
         UserError: nothing usable at `data.path`, a tokenizer that does not fit, no room for the default corpus.

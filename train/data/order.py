@@ -1,4 +1,4 @@
-"""The order of an epoch: which documents, laid end to end how, and their sequences in which order."""
+"""The order of an epoch: which documents, in which order end to end, and the order of their sequences."""
 
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class Epoch(NamedTuple):
 def permutation(count: int, seed: int, *key: int) -> np.ndarray:
     """A pseudo-random permutation of range(count) that depends on `seed` and `key` alone: int64 [count].
 
-    Sorted from Philox's raw output and not shuffled by `Generator`: NumPy promises that the first never changes
-    between versions, but not the second (NEP 19), and a run must be able to go on with another version.
+    Sorted from Philox's raw output and not shuffled by `Generator`: NumPy promises that the first never changes between
+    versions, but not the second (NEP 19), and a run must be able to continue with another version.
     """
     ranks = np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)).random_raw(count)
     return np.argsort(ranks, kind="stable")

@@ -33,7 +33,7 @@ class DocumentStream:
     """Documents of a token array laid end to end in a given order.
 
     Attributes:
-        num_tokens: their sum.
+        num_tokens: of all of them.
     """
 
     def __init__(self, tokens: np.ndarray, offsets_N: np.ndarray, order_N: np.ndarray) -> None:
@@ -86,7 +86,7 @@ class DocumentStream:
 
 
 def _ramps(starts_P: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of each length, one after the other: int64 [sum of lengths]."""
+    """start, start + 1, ... of each length, one after another: int64 [sum of lengths]."""
     ends_P = np.cumsum(lengths_P)
     total = int(ends_P[-1]) if len(ends_P) else 0
     return np.arange(total) + np.repeat(starts_P - ends_P + lengths_P, lengths_P)

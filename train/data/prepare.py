@@ -39,7 +39,7 @@ def prepare(
         out: folder to make.
         tokenizer: a loaded one, `deepseek`, or a `tokenizer.json`. This or `train_bpe`.
         train_bpe: vocabulary of a byte-level BPE to train on (a sample of) the same text.
-        workers: tokenizing processes; None: one a core, fewer for little text; 1: none but this one.
+        workers: tokenizing processes; None: one per core, fewer for little text; 1: none but this one.
         text_key: field or column that holds the text.
         strict: the first bad line or file is an error. Otherwise they are counted and the first few shown.
         overwrite: replace what is at `out`.

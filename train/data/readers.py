@@ -1,7 +1,7 @@
 """Readers: one file of text in, its documents and its bad places out.
 
 A reader yields `(record, position)`: a document's text or a `Bad` place, and how many bytes of the file are read so
-far. A file that cannot be read on ends with a `Bad`; no reader raises for what is in a file.
+far. A file that cannot be read further ends with a `Bad`; no reader raises for what is in a file.
 """
 
 import io
@@ -15,8 +15,8 @@ from train.data.compressed import decompressed, zstd_error
 from train.data.interruptible import interruptible
 
 LONGEST_LINE = 256 << 20
-"""Bytes of a JSON line: a longer one is a bad place, so that a file without line ends takes neither the memory nor,
-while it is parsed, signals."""
+"""The most bytes of a JSON line: a longer one is a bad place, so that a file without line ends neither fills the memory
+nor blocks signals while it is parsed."""
 _LINE_PIECE = 16 << 20
 
 
@@ -68,7 +68,7 @@ def _pieces(stream: io.TextIOWrapper, limit: int) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
-    """JSON lines, perhaps compressed (`.gz`, `.zst`): a document a line, in the field `text_key`. Never cut."""
+    """JSON lines, perhaps compressed (`.gz`, `.zst`): one document per line, in the field `text_key`. Never cut."""
     number = 0
     try:
         with path.open("rb") as raw, decompressed(raw, path) as stream:
@@ -84,7 +84,7 @@ def read_jsonl(path: Path, text_key: str, document_chars: int) -> Iterator[Recor
 
 def _lines(stream: Any) -> Iterator[bytes | None]:
     """The lines of a binary stream; None for one that is too long."""
-    # In pieces: between two of them a signal is heard, where one call would read to a line end however far it is.
+    # In pieces: between two of them a signal is handled, where one call would read to a line end however far it is.
     while piece := stream.readline(_LINE_PIECE):
         pieces, size = [piece], len(piece)
         while not piece.endswith(b"\n") and (piece := stream.readline(_LINE_PIECE)):
@@ -124,7 +124,7 @@ def _checked_text(text: object, text_key: str) -> str:
 
 
 def read_parquet(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
-    """Parquet: a document a row, in the column `text_key`. Never cut; rows count from 1."""
+    """Parquet: one document per row, in the column `text_key`. Never cut; rows count from 1."""
     import pyarrow
     import pyarrow.parquet
 
@@ -142,7 +142,7 @@ def read_parquet(path: Path, text_key: str, document_chars: int) -> Iterator[Rec
                 for cell in batch.column(0):
                     row += 1
                     yield _or_bad(f"{path}:{row}", _cell_text, cell, text_key), size * row // rows
-    # A damaged footer shows as any of them: a name that is no UTF-8, a size beyond all memory.
+    # A damaged footer shows as any of them: a name that is not UTF-8, a size beyond all memory.
     except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         yield Bad(f"{path}:{row + 1}", f"cannot be read on ({why})"), 0
@@ -163,10 +163,10 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), read_jsonl),
     ".parquet": read_parquet,
 }
-"""Reader of each file name's end."""
+"""The reader for each file name ending."""
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader for a file, told by its name; None for a name that tells nothing."""
+    """The reader for a file, by its name; None for a name with an unknown ending."""
     name = path.name.lower()
     return next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)

@@ -23,7 +23,7 @@ class Report:
     """How far the reading is, and what was skipped."""
 
     bytes_read: int = 0
-    """Bytes of the source files read so far, as they lie on disk."""
+    """Bytes of the source files read so far, as they are on disk."""
     documents: int = 0
     """Documents given so far."""
     bad: int = 0
@@ -60,9 +60,9 @@ class Corpus(Protocol):
 class Sources:
     """Documents of files and folders.
 
-    Folders are walked in sorted order, links followed. Hidden entries, files whose names end otherwise, links that
-    lead nowhere or to a folder that is read already are passed over, and counted. The order of documents depends on
-    nothing but the order of `paths` and the names of the files.
+    Folders are walked in sorted order, links followed. Hidden entries, files with other endings, and links that lead
+    nowhere or to a folder that is read already are passed over, and counted. The order of documents depends only on the
+    order of `paths` and the names of the files.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Sources:
         """Args: files and folders; the field or column with the text; whether a bad place is fatal; where to cut.
 
         Plain text is cut after `document_chars`; None: 256 Ki characters, or a 32nd of little text, so that even one
-        small file gives documents enough to hold some out for validation.
+        small file gives enough documents to hold some out for validation.
 
         Raises:
             UserError: a source is missing, of an unknown kind, a folder that cannot be listed, or one without any
@@ -156,7 +156,7 @@ def _walk(root: Path, passed_over: Counter[str]) -> Iterator[Path]:
 
 
 def _unread(path: Path) -> str | None:
-    """What an entry of a folder is that is passed over."""
+    """The kind of a folder's entry that is passed over; None for one that is not."""
     if path.name.startswith("."):
         return "hidden"
     if path.is_dir():
@@ -173,5 +173,5 @@ def told(passed_over: dict[str, int]) -> str:
 
 
 def _shown(path: str | Path) -> str:
-    """A name in text that can be printed and written; bytes that are no UTF-8 as `\\xff`."""
+    """A name as text that can be printed and written; bytes that are not UTF-8 as `\\xff`."""
     return os.fsencode(path).decode(errors="backslashreplace")

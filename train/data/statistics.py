@@ -1,4 +1,4 @@
-"""What a model that knows word frequencies only would score: the mark that a training run must beat."""
+"""What a model that only knows token frequencies would score: the mark that a training run must beat."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ def unigram_entropy(
     labels: np.ndarray | None = None,
     max_train_tokens: int = 200_000_000,
 ) -> float:
-    """Cross-entropy of the validation documents under the training documents' token frequencies, nats a token.
+    """Cross-entropy of the validation documents under the training documents' token frequencies, in nats per token.
 
     Counted over predicted tokens, as the loss is: every token but the first of each document. Add-one smoothing, so
-    that tokens that training lacks have a price.
+    that tokens absent from training have a price.
 
     Args:
         tokens, offsets: of the store.

@@ -29,7 +29,7 @@ class TokenStore:
     """Documents as one array of token ids with the documents' offsets in it. Opened by `TokenStore.open`.
 
     Attributes:
-        tokens: uint16 or int32 [num_tokens], memory-mapped: all documents, one after the other.
+        tokens: uint16 or int32 [num_tokens], memory-mapped: all documents, one after another.
         document_offsets: int64 [num_documents + 1], document i is `tokens[document_offsets[i]:document_offsets[i+1]]`.
         token_bytes: int32 [vocab_size], UTF-8 bytes of text that each token stands for.
         vocab_size, eos_id, pad_id: of the tokenizer.
@@ -130,7 +130,7 @@ class TokenStore:
         return len(self.tokens)
 
     def bytes_of(self, tokens: np.ndarray) -> float:
-        """UTF-8 bytes of text that token ids (any shape) stand for; negative ids count nothing.
+        """UTF-8 bytes of text that token ids (any shape) stand for; negative ids do not count.
 
         Exact for byte-level tokenizers. Otherwise the table of bytes per token is scaled so that it is exact for the
         whole corpus, as the manifest has both sums.
@@ -152,7 +152,7 @@ class TokenStore:
         return self._tokenizer
 
     def verify(self) -> None:
-        """Reads both files wholly and compares them with the manifest (opening compares samples only).
+        """Reads both files completely and compares them with the manifest (opening compares samples only).
 
         Raises:
             UserError: they differ, or there is no manifest to compare with.

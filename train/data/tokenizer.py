@@ -18,7 +18,7 @@ from train.errors import UserError
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|pad|>"
 LONGEST_WORD = 512
-"""Characters of a word that a BPE is trained on; longer ones are cut: the time of a word grows with its square."""
+"""The most characters of a word that a BPE is trained on; longer ones are cut: the time grows with the square."""
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -28,7 +28,7 @@ _PAD_NAMES = (PADDING, "<｜▁pad▁｜>", "<pad>", "[PAD]", "<|padding|>", "<|
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer with what pretraining needs to know of it.
+    """A Hugging Face tokenizer with what pretraining needs to know about it.
 
     Special tokens that occur *in* a text are encoded as ordinary text, and an end-of-document token that the model
     still makes of a text is spelled in other tokens: no document can contain one by accident. Nothing is added,
@@ -37,7 +37,7 @@ class Tokenizer:
     Attributes:
         backend: the `tokenizers.Tokenizer`.
         name: what to call it in reports.
-        json: its canonical JSON, the identity that `sha256` is taken of.
+        json: its canonical JSON, the identity that `sha256` hashes.
         vocab_size: largest token id + 1.
         eos_id: token that ends every document.
         pad_id: padding token; `eos_id` where the vocabulary has none.
@@ -47,10 +47,10 @@ class Tokenizer:
         """Args: the `tokenizer.json` text, a name for reports, the end-of-document and padding tokens if known.
 
         Raises:
-            UserError: `source` is no tokenizer, or its end-of-document token cannot be told.
+            UserError: `source` is not a tokenizer, or its end-of-document token cannot be determined.
         """
         try:
-            # Parsed and written anew, so that the identity does not depend on white space or key order.
+            # Parsed and written again, so that the identity does not depend on white space or key order.
             self.json = json.dumps(json.loads(source), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
             self.backend = tokenizers.Tokenizer.from_str(source)
         except Exception as error:  # the library raises bare Exception
@@ -65,7 +65,8 @@ class Tokenizer:
             tried = eos or ", ".join(_EOS_NAMES)
             raise UserError(f"{name}: no end-of-document token in the vocabulary (looked for {tried})")
         self.eos_id = eos_id
-        # A padding token of its own goes before a configured one: DeepSeek's configuration names the eos token.
+        # A padding token of its own takes precedence over a configured one: DeepSeek's configuration names the eos
+        # token.
         pad_id = self._first_id((*_PAD_NAMES, *((pad,) if pad else ())))
         self.pad_id = eos_id if pad_id is None else pad_id
 

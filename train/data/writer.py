@@ -16,7 +16,7 @@ from train.data.tokenizer import Tokenizer
 class StoreWriter:
     """Takes tokenized chunks in order; `finish` writes the index, the tokenizer and, last, the manifest.
 
-    A context manager. Memory: 4 bytes a document.
+    A context manager. Memory: 4 bytes per document.
 
     Attributes:
         tokens, documents: written so far.

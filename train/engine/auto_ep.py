@@ -16,16 +16,33 @@ Rank r holds experts [r E/R, (r+1) E/R). AutoEP's layer counts tokens in evaluat
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from deepspeed.module_inject import auto_ep_layer
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
+from model.router_logits import router_logits
 from train.optim.flat_parts import Run
 
 # AutoEP warns that the model's factor on the routed experts overrides an equal one.
 logger.addFilter(lambda record: "overrides route_scale" not in record.getMessage())
+
+
+class _Gate(nn.Linear):
+    """The router's linear map, computed as ours; AutoEP's own multiplies in the dtype of the tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return router_logits(tokens.flatten(0, -2), self.weight).unflatten(0, tokens.shape[:-1])
+
+
+class _Router(TokenChoiceTopKRouter):
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.gate.__class__ = _Gate  # its parameters stay those that were made for it
 
 
 def _choice_bias(layer: AutoEPMoELayer) -> Tensor:
@@ -33,10 +50,11 @@ def _choice_bias(layer: AutoEPMoELayer) -> Tensor:
 
 
 def _scores(layer: AutoEPMoELayer, hidden_BTD: Tensor) -> Tensor:
-    logits_BTE = layer.router.gate(hidden_BTD)
-    return torch.sigmoid(logits_BTE.to(torch.promote_types(logits_BTE.dtype, torch.float32)))
+    scores_BTE: Tensor = torch.sigmoid(layer.router.gate(hidden_BTD))
+    return scores_BTE
 
 
+auto_ep_layer.TokenChoiceTopKRouter = _Router
 # What makes the layer a `model.balance.Balanced`.
 AutoEPMoELayer.choice_bias = property(_choice_bias)
 AutoEPMoELayer.scores = _scores

@@ -56,7 +56,7 @@ class Engine:
             optimizer: optimizer of all its parameters.
             deepspeed_config: the `deepspeed` section.
             dtype: dtype of the parameters in the forward; master weights and optimizer state are fp32.
-            accumulation_steps: `backward` calls a step consists of.
+            accumulation_steps: `backward` calls that a step consists of.
             gathered_whole: modules of this class have their parameters gathered together by ZeRO 3, whose hooks are
                 then around them and not within; None leaves every submodule its own.
 
@@ -107,7 +107,7 @@ class Engine:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a scalar `loss`. With the last micro-batch of a step ranks reduce them. Collective.
+        """Adds the gradients of a scalar `loss`. With the last micro-batch of a step, ranks reduce them. Collective.
 
         Raises RuntimeError for more calls than `accumulation_steps` without a step between.
         """
@@ -144,8 +144,8 @@ class Engine:
             lr_factor: factor on the peak learning rates.
             gradient_scale: from the clip; acts before Adam's and Muon's moments see the gradient.
 
-        Raises RuntimeError if a backward is missing, or gradients are not finite: nothing has changed then, and
-        `skip_step` goes on.
+        Raises RuntimeError if a backward is missing, or gradients are not finite: nothing has changed then; continue
+        with `skip_step`.
         """
         self._require_all_micro_batches()
         if self._finite is None:
@@ -178,7 +178,7 @@ class Engine:
         return self._state.tensors()
 
     def state_pieces(self, piece_bytes: int) -> Iterator[StatePiece]:
-        """This rank's part of the state, in pieces up to a size; all ranks' parts together are each element once.
+        """This rank's part of the state, in pieces up to a size; all ranks' parts together have each element once.
 
         They are views of the live state, on its device.
         """
@@ -189,16 +189,16 @@ class Engine:
         self._state.check(saved)
 
     def load_state(self, saved: SavedState) -> None:
-        """Takes this rank's part of `saved`, which `check_state` let pass; `publish_state` has to follow.
+        """Loads this rank's part of `saved`, which `check_state` let pass; `publish_state` has to follow.
 
         The number of ranks, the ZeRO stage and expert parallelism may differ from when the state was saved. What
-        `saved.pieces` raises goes through: this rank's state is then a mixture, until another one is loaded.
+        `saved.pieces` raises is passed on: this rank's state is then a mixture, until another one is loaded.
         """
         self._state.load(saved)
         self.steps = saved.steps
 
     def publish_state(self) -> None:
-        """Makes what `load_state` took on all ranks the weights of the forward. Collective."""
+        """Makes what `load_state` loaded on all ranks the weights of the forward. Collective."""
         self._wrapper.publish()
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class Engine:
         self._engine.destroy()
 
     def _build_optimizer(self, model: nn.Module, config: OptimizerConfig) -> BackboneOptimizer:
-        """Called by DeepSpeed once it has replaced the experts' layers, so groups are made of what is there then."""
+        """Called by DeepSpeed once it has replaced the experts' layers, so groups are made of what exists then."""
         self._optimizer = BackboneOptimizer(optimizer_groups(model, config, self._assignment), config)
         return self._optimizer
 

@@ -21,7 +21,7 @@ from train.optim.backbone import BackboneOptimizer
 def _import_muon() -> None:
     """Imports DeepSpeed's Muon, as DeepSpeed would, although it is not used here.
 
-    It decorates three functions with torch.compile, and that alone loads the compiler: a second and a half a rank.
+    It decorates three functions with torch.compile, and that alone loads the compiler: a second and a half per rank.
     """
     compile_ = torch.compile
     torch.compile = lambda *_, **__: lambda function: function  # type: ignore[assignment]
@@ -32,7 +32,7 @@ def _import_muon() -> None:
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:
-    """Instead of memory figures that ZeRO 1 in bf16 prints whatever the log level, after a garbage collection each."""
+    """Replaces memory figures that ZeRO 1 in bf16 prints at any log level, each after a garbage collection."""
 
 
 _import_muon()

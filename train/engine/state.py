@@ -49,7 +49,7 @@ class LogicalState:
         return found | of_buffers
 
     def pieces(self, piece_bytes: int) -> Iterator[StatePiece]:
-        """What this rank gives of the image, in pieces up to a size: views of the live state, of nobody else's."""
+        """This rank's share of the image, in pieces up to a size: views of the live state, and of its own alone."""
         for part, runs in zip(self._parts, self._owned, strict=True):
             for kind, flat in self._flats(part).items():
                 for run in runs:
@@ -72,7 +72,7 @@ class LogicalState:
 
     @torch.no_grad()
     def load(self, saved: SavedState) -> None:
-        """Takes this rank's part of an image, piece by piece. RuntimeError if a part of it did not come."""
+        """Loads this rank's part of an image, piece by piece. RuntimeError if a part of it did not come."""
         targets = {name: _Target(places) for name, places in self._targets().items()}
         for piece in saved.pieces(lambda name, *span: name in targets and targets[name].overlaps(*span)):
             targets[piece.tensor].take(piece)

@@ -65,7 +65,7 @@ class BackboneOptimizer(torch.optim.AdamW):
             group["lr"] = group["peak_lr"] * factor
 
     def set_step_count(self, steps: int) -> None:
-        """Sets how many steps Adam's bias correction believes to have taken."""
+        """Sets how many steps Adam's bias correction counts as taken."""
         for state in self.state.values():
             if "step" in state:
                 state["step"].fill_(steps)

@@ -25,7 +25,7 @@ class Run(NamedTuple):
     """First element, in the row-major order of the parameter."""
     numel: int
     offset: int
-    """Where they stand in the flat tensor that holds them."""
+    """Where they are in the flat tensor that holds them."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Muon on partitioned matrices: momentum where the elements are, orthogonalisation where a whole matrix is.
 
-Momentum and the step are elementwise and need no communication. In between, every matrix is put together on one rank
-of its group, orthogonalised there, and its parts go back to whoever holds them: two all-to-alls a step, whatever the
+Momentum and the step are elementwise and need no communication. In between, every matrix is put together on one rank of
+its group, orthogonalised there, and its parts go back to whoever holds them: two all-to-alls per step, whatever the
 ZeRO stage, and no matrix is orthogonalised twice. A matrix that one rank holds alone never travels.
 
 Jordan et al. 2024, "Muon"; scaled as in Liu et al. 2025, "Muon is scalable for LLM training" (arXiv 2502.16982).

@@ -44,7 +44,7 @@ class SavedState(Protocol):
         """All of its tensors, by name."""
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterable[StatePiece]:
-        """The pieces of which `wanted(tensor, start, count)` says so."""
+        """The pieces for which `wanted(tensor, start, count)` is true."""
 
 
 def check_covered(tensors: Mapping[str, TensorInfo], ranges: Iterable[tuple[str, int, int]]) -> None:

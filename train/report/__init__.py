@@ -1,1 +1,1 @@
-"""What a run tells of itself while it goes on and when it ends."""
+"""What a run reports about itself while it goes on and when it ends."""

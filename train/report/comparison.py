@@ -24,7 +24,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """The spread of one value or more."""
+        """The spread of one or more values."""
         found = list(values)
         return cls(fmean(found), min(found), max(found))
 
@@ -53,7 +53,7 @@ class FinishedRun:
         folder = find_run(run)
         figures, job = _figures(folder), load(folder / CONFIG_FILE, [], JobConfig)
         if figures["steps"] != job.train.steps:
-            # It goes on to more steps: the config is of now, the summary of an earlier end.
+            # It continues to more steps: the config is today's, the summary that of an earlier end.
             raise UserError(
                 f"{folder}: not finished ({SUMMARY_FILE} is of {figures['steps']} steps, {CONFIG_FILE} of "
                 f"{job.train.steps}); let its training end"
@@ -119,7 +119,7 @@ def contenders(runs: Iterable[FinishedRun]) -> list[Contender]:
     """Groups runs, in the order of each group's first.
 
     Raises:
-        UserError: two runs differ in nothing, or losses cannot be compared as the validation tokens differ.
+        UserError: two runs do not differ, or losses cannot be compared as the validation tokens differ.
     """
     found: list[Contender] = []
     setups: list[dict[str, Any]] = []

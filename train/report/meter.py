@@ -19,7 +19,7 @@ class Measured:
     """Means over the steps of a record.
 
     Attributes:
-        loss: of the last step, over all ranks, in nats a token.
+        loss: of the last step, over all ranks, in nats per token.
         step_ms: time of a step.
         tokens: trained on since the start of the run.
         tokens_per_s: over all ranks.

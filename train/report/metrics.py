@@ -1,4 +1,4 @@
-"""The numbers of a run: one record a logged step, kept in `metrics.jsonl` and sent to Weights & Biases."""
+"""The numbers of a run: one record per logged step, kept in `metrics.jsonl` and sent to Weights & Biases."""
 
 import json
 import os
@@ -45,19 +45,19 @@ class StepMetrics:
     grad_norm: float
     """Norm of the raw gradient, backbone and tables together, before clipping."""
     lr: float
-    """Learning rate that the backbone's optimizer took."""
+    """Learning rate that the backbone's optimizer used."""
     tokens: int
     """Tokens trained on since the start of the run."""
     step_ms: float
     """Time of the step, in milliseconds; the mean over the steps since the last record."""
     tokens_per_s: float
-    """Tokens a second over all ranks, since the last record."""
+    """Tokens per second over all ranks, since the last record."""
     offload: OffloadMetrics | None = None
     """None for a model without Engram."""
     val_loss: float | None = None
     """Mean cross-entropy of the validation split, in nats, if this step was followed by an evaluation."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """More numbers, by the name they shall have in the record."""
+    """More numbers, by their names in the record."""
 
     def record(self) -> dict[str, float]:
         """The flat form that is written: `step`, `loss`, ..., `offload.stall_ms`, ...; what is None is left out."""
@@ -74,7 +74,7 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Appends records to `folder/metrics.jsonl`, one JSON object a line, and mirrors them to Weights & Biases.
+    """Appends records to `folder/metrics.jsonl`, one JSON object per line, and mirrors them to Weights & Biases.
 
     Floats are written with all their digits (Python's shortest form that reads back to the same bits; not-a-number
     and infinity as `NaN` and `Infinity`). A run that resumes from `resumed_step` drops the records of later steps
@@ -126,7 +126,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The records of a `metrics.jsonl`, oldest first; what is none, as a line cut off by a crash, is left out.
+    """The records of a `metrics.jsonl`, oldest first; what is not one, such as a line cut off by a crash, is left out.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What a run does otherwise than its config may have made one expect."""
+"""What a run does differently from what its config may have led one to expect."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -16,7 +16,7 @@ class Split(Protocol):
 
 
 def notes(job: JobConfig, training: Split, validation: Split, world_size: int) -> Iterator[str]:
-    """A line for each, to be told at the start.
+    """A line for each, to be printed at the start.
 
     Args:
         job: its config.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TRACE_FILE = "trace.json.gz"
 """Name of the file in a run's folder."""
 STEPS_KEY = "engram_steps"
-"""Of the trace's object: how many steps it shows."""
+"""Key in the trace's object: how many steps it shows."""
 
 
 class StepProfiler:

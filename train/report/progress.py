@@ -1,4 +1,4 @@
-"""A training run as its user watches it: a live bar on a terminal, one plain line a logged step anywhere else."""
+"""A training run as its user watches it: a live bar on a terminal, one plain line per logged step anywhere else."""
 
 import math
 import sys
@@ -97,7 +97,7 @@ class RunProgress:
         self._shown.line(text)
 
     def eta_s(self, step_s: float) -> float:
-        """Seconds to the end at the pace so far (evaluations and checkpoints included), or at `step_s` a step."""
+        """Seconds to the end at the pace so far (evaluations and checkpoints included), or at `step_s` per step."""
         if self._first is not None and self._step > self._first[0]:
             step_s = (self._clock() - self._first[1]) / (self._step - self._first[0])
         return (self._total - self._step) * step_s

@@ -1,4 +1,4 @@
-"""Tells the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
+"""Shows the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
 
 from contextlib import ExitStack
 from pathlib import Path

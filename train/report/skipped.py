@@ -12,7 +12,7 @@ SKIPPED_FILE = "skipped.jsonl"
 
 
 class SkippedSteps:
-    """Appends a record for each; what it has of steps after `resumed_step` goes first. Use it on one rank only."""
+    """Appends a record for each; first removes those of steps after `resumed_step`. Use it on one rank only."""
 
     def __init__(self, folder: str | os.PathLike[str], *, resumed_step: int = 0) -> None:
         path = Path(folder) / SKIPPED_FILE

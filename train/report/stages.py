@@ -1,4 +1,4 @@
-"""What a step's time goes to on the training loop: every moment belongs to one stage."""
+"""Where a step's time goes in the training loop: every moment belongs to one stage."""
 
 import time
 from collections import defaultdict
@@ -9,7 +9,7 @@ import torch
 
 StepStage = Literal["plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "other"]
 """`plan`, `fetch`: waiting for them. `exchange`: of values; `reduce`: of gradients, with the wait for their norm.
-`update`: backbone and rows, and the release of rows, behind which they are written back. On a GPU these are the host's
+`update`: backbone and rows, and the release of rows, after which they are written back. On a GPU these are the host's
 times: work that it gave to the device is waited for in `reduce`."""
 
 
@@ -39,7 +39,7 @@ class StageClock:
             self._label.__enter__()
 
     def leave_out(self, seconds: float) -> None:
-        """So much of the present stage belongs to none."""
+        """Leaves `seconds` of the present stage out of every stage."""
         self._since += seconds
 
     def seconds(self) -> dict[str, float]:

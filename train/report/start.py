@@ -1,4 +1,4 @@
-"""What a run tells while it starts."""
+"""What a run prints while it starts."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a run came to, in figures a user can check, and what to try next."""
+"""The outcome of a run, in figures a user can check, and what to try next."""
 
 import json
 import math
@@ -23,7 +23,8 @@ class Summary:
         run: folder of the run.
         steps, tokens: of the whole run.
         val_loss, val_bits_per_byte: of the last evaluation; None where nothing is held out to predict.
-        unigram_entropy: nats a token of the validation text for who knows the token frequencies alone; None as well.
+        unigram_entropy: nats per token of the validation text for a model that only knows token frequencies; None as
+            well.
         parameters: of the backbone and the tables.
         active_parameters: that compute for one token; the input embedding is not counted, the rows read are.
         table_parameters: weights of all rows.
@@ -72,7 +73,7 @@ class Summary:
             raise ValueError("; ".join(wrong)) from None
 
     def kept(self, folder: Path) -> Self:
-        """This summary of a run that had no step left, with what the one in its folder knows of the training."""
+        """This summary of a run that had no step left, with what the one in its folder knows about the training."""
         with suppress(ValueError):
             earlier = self.read(folder)
             if earlier and earlier.steps == self.steps:

@@ -1,1 +1,1 @@
-"""What is done with a run that was trained."""
+"""What is done with a trained run."""

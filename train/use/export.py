@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from model.config import RopeScalingConfig
+from model.parameters import kind_of
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import TensorSource, split, write_tensors
@@ -35,7 +36,7 @@ INDEX = "model.safetensors.index.json"
 COMPRESSED_IDS = "engram.compressed_ids"
 SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 64 << 20
-"""Of table rows that are in memory at a time."""
+"""Bytes of table rows that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def export(
 
 def _sources(run: SavedRun, dtype: torch.dtype, shard_bytes: int) -> tuple[list[TensorSource], list[dict[str, Any]]]:
     """All tensors, and what the config says of the tables."""
-    buffers = run.model_buffers()
-    weights = run.weights()
-    sources = [_weight(weights, name, None if name in buffers else dtype) for name in sorted(weights)]
+    buffers, weights = run.model_buffers(), run.weights()
+    kept = {name for name in weights if name in buffers or kind_of(name).part == "routers"}
+    sources = [_weight(weights, name, None if name in kept else dtype) for name in sorted(weights)]
     tables, engram = run.tables(), run.job.model.engram
     if tables is None or engram is None:
         return sources, []

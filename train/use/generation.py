@@ -22,7 +22,7 @@ NOT_FINITE = -1
 
 
 class NotFinite(UserError):
-    """A model whose logits are NaN or infinite, by which no token can be drawn."""
+    """A model whose logits are NaN or infinite, from which no token can be drawn."""
 
 
 class Decoder:
@@ -30,13 +30,13 @@ class Decoder:
 
     Logits are those of training's forward over the text: from the same hidden states, bit by bit, for what is given
     first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes.
-    Only a new token's rows are looked up; its n-grams reach back over all that is there, a prompt included.
+    Only a new token's rows are looked up; its n-grams reach back over everything before it, a prompt included.
 
     Args:
         model: in evaluation mode; its forward belongs to the decoder while it is open.
         source: of the rows; None without Engram.
-        max_length: tokens that the model looks back over at most. Where the text outgrows it, the newer half stays,
-            as the rest of a document, which is what training makes of documents that it cuts.
+        max_length: the most tokens that the model looks back over. Where the text outgrows it, the newer half stays, as
+            the rest of a document, which is what training makes of documents that it cuts.
         forward: of the model, if not its own: an engine's around it.
 
     Example:
@@ -68,7 +68,7 @@ class Decoder:
 
     @torch.no_grad()
     def append(self, ids: Sequence[int]) -> Tensor:
-        """Adds tokens, any number at first and one at a time then; returns the next token's logits, fp32 [V], on the
+        """Adds tokens, any number at first and then one at a time; returns the next token's logits, fp32 [V], on the
         CPU."""
         self._ids += ids
         if len(self._ids) > self._max_length:
@@ -104,6 +104,7 @@ def continuation(
     temperature: float,
     top_k: int | None,
     generator: torch.Generator,
+    top_p: float = 1.0,
     agreed: Callable[[int], int] = int,
 ) -> Iterator[int]:
     """Up to `num_tokens` tokens after a prompt, one by one; ends early where the document does.
@@ -113,8 +114,9 @@ def continuation(
         tokenizer: of the model.
         prompt: token ids; for none, the text starts after an end of document.
         temperature: 0 takes the likeliest token.
-        top_k: draws from this many likeliest tokens only; None from all.
+        top_k: draws from only this many likeliest tokens; None from all.
         generator: of the draws, on the CPU.
+        top_p: draws from the likeliest tokens only, as few as have this probability together.
         agreed: what all ranks take for a token that this one has drawn.
 
     Raises:
@@ -124,7 +126,7 @@ def continuation(
     for _ in range(num_tokens):
         # A vocabulary may be padded beyond the tokenizer's.
         logits_V = decoder.append(new)[: tokenizer.vocab_size]
-        token = agreed(draw(logits_V, temperature, top_k, generator))
+        token = agreed(draw(logits_V, temperature, top_k, generator, top_p))
         if token == NOT_FINITE:
             raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
         if token == tokenizer.eos_id:
@@ -133,18 +135,24 @@ def continuation(
         new = [token]
 
 
-def draw(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+def draw(
+    logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator, top_p: float = 1.0
+) -> int:
     """A token id drawn from softmax(logits / temperature), among the `top_k` likeliest; the likeliest at 0.
 
+    With `top_p`, among as few of these as together have at least this probability, given the choice among them.
     NOT_FINITE for logits that give no distribution.
     """
     if not logits_V.isfinite().all():
         return NOT_FINITE
     if temperature == 0:
         return int(logits_V.argmax())
-    likeliest = logits_V.topk(min(top_k, len(logits_V))) if top_k is not None else None
+    count = len(logits_V) if top_k is None else min(top_k, len(logits_V))
+    likeliest = None if count == len(logits_V) and top_p == 1 else logits_V.topk(count)
     share = torch.softmax((logits_V if likeliest is None else likeliest.values) / temperature, dim=0)
     if not share.isfinite().all():  # so low a temperature that the quotient overflows
         return int(logits_V.argmax())
+    if top_p < 1:
+        share = share * (share.cumsum(0) - share < top_p)
     chosen = torch.multinomial(share, 1, generator=generator)
     return int(chosen if likeliest is None else likeliest.indices[chosen])

@@ -29,7 +29,7 @@ def continue_texts(
     """The prompts, each with up to `num_tokens` more tokens; a text ends early where its document does. Collective.
 
     Args:
-        max_length: tokens that the model looks back over at most.
+        max_length: the most tokens that the model looks back over.
         temperature: 0 takes the likeliest token.
         seed: of the draws.
     """
@@ -57,7 +57,7 @@ def continue_texts(
                     generator=generator,
                     agreed=of_rank_0,
                 )
-                with suppress(NotFinite):  # the loss, which is not finite either, tells it
+                with suppress(NotFinite):  # the loss, which is not finite either, shows it
                     for token in new:
                         ids.append(token)
                 texts.append(tokenizer.decode(ids))

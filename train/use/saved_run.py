@@ -68,7 +68,7 @@ class SavedRun:
         """What the run's text was tokenized with: from the run's folder, or else from its data.
 
         Raises:
-            UserError: neither is there, or what is there is another one than the checkpoint's.
+            UserError: neither is there, or what is there is not the checkpoint's.
         """
         path = self.folder / TOKENIZER
         found = Tokenizer.load(path) if path.exists() else open_data(self.job.data).tokenizer()
@@ -97,7 +97,7 @@ class SavedRun:
         """The tables, read row by row from the checkpoint; None without Engram.
 
         Raises:
-            UserError: they are of other settings than the config's.
+            UserError: they were made with other settings than the config's.
         """
         book = addresses or self.addresses()
         return _whole(self.image.path, lambda: SavedTables(self.image, self.job, book)) if book else None
@@ -149,7 +149,7 @@ class RunTokens:
 
 
 def _whole(checkpoint: Path, read: Callable[[], T]) -> T:
-    """What `read` returns; what is damaged, or of other settings, becomes a UserError."""
+    """What `read` returns; damage, or other settings, become a UserError."""
     try:
         return read()
     except UserError:

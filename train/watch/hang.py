@@ -1,42 +1,54 @@
-"""Finds out that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
+"""Detects that no rank makes progress, names the one that the others wait for, and keeps the stacks of all threads.
 
 Every rank watches itself. One that is stopped, or lost, cannot; but those that wait for it are stuck as well, and look
 at everyone's heartbeat.
 """
 
 import faulthandler
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
+
 from train.errors import Hung
+from train.watch.flight_recorder import STACKS, write_operations
 from train.watch.heartbeat import SLOWEST_BEAT_S, Beat, Heartbeat, beat_path
 
-STACKS = "stacks"
-"""Folder, in that of the run, with the stacks of ranks that hung."""
+_STORE_S = 10.0
 _BEATS_A_LIMIT = 4
 
 
 class HangWatch:
-    """Watches this rank's progress; `leave` gets the `Hung` that ends it, from a thread.
+    """Watches this rank's progress; `leave` is given the `Hung` that ends it, from a thread.
 
     Args:
         folder: of the run.
         rank: of this process.
         ranks: that see the folder.
         limit_s: longest time in one stage, while this process runs at all.
+        leave: ends this process.
+        store: where all ranks' heartbeats are, if those of some are not in the folder.
     """
 
     def __init__(
-        self, folder: Path, rank: int, ranks: Sequence[int], limit_s: float, leave: Callable[[BaseException], None]
+        self,
+        folder: Path,
+        rank: int,
+        ranks: Sequence[int],
+        limit_s: float,
+        leave: Callable[[BaseException], None],
+        store: dist.Store | None = None,
     ) -> None:
         self._folder, self._rank, self._ranks = folder, rank, ranks
         self._limit_s, self._leave = limit_s, leave
+        if store:
+            store.set_timeout(timedelta(seconds=_STORE_S))
+        self._store = store
         self._beat_s = min(SLOWEST_BEAT_S, limit_s / _BEATS_A_LIMIT)
         self._entered, self._stuck_s, self._looked, self._begun = -1, 0.0, 0.0, False
-        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look)
+        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look, store)
 
     def begin(self) -> None:
         """From now on the time counts."""
@@ -60,17 +72,29 @@ class HangWatch:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
+        write_operations(self._folder, self._rank)
         return path.parent
 
     def _culprit(self) -> str:
-        paths = [beat_path(self._folder, rank) for rank in self._ranks]
-        before = [Beat.read(path) for path in paths]
+        before = self._beats()
         # Long enough for every rank that lives to beat again.
         deadline = time.monotonic() + 3 * self._beat_s
         while time.monotonic() < deadline:
             self.heartbeat.beat()
             time.sleep(self._beat_s / 2)
-        return told(before, [Beat.read(path) for path in paths], self._limit_s)
+        now = self._beats()
+        # The store may have been lost in between, and with it the beats of other hosts.
+        ranks = sorted(before.keys() & now.keys())
+        return told([before[rank] for rank in ranks], [now[rank] for rank in ranks], self._limit_s)
+
+    def _beats(self) -> dict[int, Beat | None]:
+        """The last beat of all ranks that can be looked at, by rank."""
+        if self._store:
+            try:
+                return {rank: Beat.heard(self._store, rank) for rank in range(dist.get_world_size())}
+            except RuntimeError:
+                self._store = None
+        return {rank: Beat.read(beat_path(self._folder, rank)) for rank in self._ranks}
 
 
 def told(before: list[Beat | None], now: list[Beat | None], limit_s: float) -> str:
@@ -98,20 +122,3 @@ def _place(beat: Beat) -> str:
 
 def _ranks(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-
-
-def set_up_flight_recorder(folder: Path) -> None:
-    """Has NCCL keep its last operations, and write them into the run's folder when one does not end.
-
-    To be called before its groups are made. What the user has set stays.
-    """
-    stacks = (folder / STACKS).absolute()
-    with suppress(OSError):  # a folder that cannot be made is told when the run opens it
-        stacks.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_FR_DUMP_TEMP_FILE": str(stacks / "nccl-rank-"),
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-    }
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)

@@ -1,4 +1,7 @@
-"""The heartbeat of a rank: a small file in the run's folder that says where the rank is, kept fresh by a thread."""
+"""The heartbeat of a rank: a small file in the run's folder that says where the rank is, kept fresh by a thread.
+
+Where not all ranks share the folder, it is in the job's store (that of `torch.distributed`, on the host of rank 0) too.
+"""
 
 import json
 import os
@@ -10,6 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
+
+import torch.distributed as dist
 
 HEARTBEATS = "heartbeats"
 """Folder, in that of the run, with a file for each rank."""
@@ -24,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank says of itself.
+    """What a rank says about itself.
 
     Attributes:
         rank, host, pid: who it is.
@@ -45,6 +50,12 @@ class Beat:
     written: float
 
     @classmethod
+    def heard(cls, store: dist.Store, rank: int) -> Self | None:
+        """A rank's last beat in a store; None if it has left none. Raises RuntimeError where it is out of reach."""
+        key = _key(rank)
+        return cls(**json.loads(store.get(key))) if store.check([key]) else None
+
+    @classmethod
     def read(cls, path: Path) -> Self | None:
         """A rank's last beat; None if it has left none that can be read."""
         for _ in range(_READS):
@@ -63,16 +74,24 @@ class Heartbeat:
         rank: of this process.
         every_s: time between two beats.
         on_beat: called by the thread after each.
+        store: which beats go to as well.
     """
 
-    def __init__(self, folder: Path, rank: int, every_s: float, on_beat: Callable[[], None] = lambda: None) -> None:
-        self.path = beat_path(folder, rank)
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        every_s: float,
+        on_beat: Callable[[], None] = lambda: None,
+        store: dist.Store | None = None,
+    ) -> None:
+        self.path, self._store = beat_path(folder, rank), store
         self._rank, self._every_s, self._on_beat = rank, min(every_s, SLOWEST_BEAT_S), on_beat
         self._at: tuple[int, Stage, int, float] = (0, "plan", 0, time.time())  # one object: the thread sees all or none
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Begins to beat; the first beat is there when this returns.
+        """Starts beating; the first beat is there when this returns.
 
         Raises:
             OSError: it cannot be written.
@@ -92,7 +111,7 @@ class Heartbeat:
             yield item
 
     def stop(self) -> None:
-        """Beats no more, and leaves the last beat."""
+        """Stops beating, and leaves the last beat."""
         self._ended.set()
 
     def now(self) -> Beat:
@@ -101,18 +120,21 @@ class Heartbeat:
         return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time())
 
     def beat(self) -> None:
-        """Says now where this rank is."""
+        """Writes where this rank is now."""
         text = json.dumps(asdict(self.now())).ljust(_FILE_BYTES - 1) + "\n"
-        # In place: on a network's disk another host sees a renamed file only after its cache of names has aged.
+        # In place: on a network disk another host sees a renamed file only once its cache of names has expired.
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.pwrite(file, text.encode(), 0)
         finally:
             os.close(file)
+        if self._store:
+            with suppress(RuntimeError):  # its host is lost: what waits for that one ends by itself
+                self._store.set(_key(self._rank), text)
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._every_s):
-            with suppress(OSError):  # a full disk is told by the next save
+            with suppress(OSError):  # a full disk is reported by the next save
                 self.beat()
             self._on_beat()
 
@@ -120,3 +142,7 @@ class Heartbeat:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's heartbeat in a run's folder."""
     return folder / HEARTBEATS / f"rank-{rank:05d}.json"
+
+
+def _key(rank: int) -> str:
+    return f"heartbeat-{rank}"

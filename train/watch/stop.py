@@ -1,6 +1,6 @@
 """Signals that ask a training run to end: heard at any moment, agreed on by all ranks, obeyed between two steps.
 
-A thread hears them, so that time runs out for a rank that is stuck, too. Launchers, terminals and Slurm send a signal
+A thread hears them, so that time runs out for a rank that is stuck too. Launchers, terminals and Slurm send a signal
 twice: what comes within `SAME_S` of the first is the same one.
 """
 
@@ -19,7 +19,7 @@ from train.watch.ending import ENDING, SAME_S
 
 
 class Answer(NamedTuple):
-    """Whether the run shall end, by the number of a signal or 0, and whether a rank wants it to be saved."""
+    """Whether the run is to end, by the number of a signal or 0, and whether a rank wants it to be saved."""
 
     signum: int
     save: bool
@@ -54,10 +54,10 @@ class StopSignals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _noted)
                 signal.siginterrupt(number, False)
-        dist.barrier(self._group)  # no rank saves while another one would still die of what it hears
+        dist.barrier(self._group)  # no rank saves while another one would still die of a signal
 
     def ask(self, *, save: bool = False) -> None:
-        """Begins to ask all ranks whether they have received a signal or want to `save`; nobody waits. Collective."""
+        """Starts asking all ranks whether they have received a signal or want to `save`; nobody waits. Collective."""
         self._asked[0], self._asked[1] = self._received, save
         self._answer = dist.all_reduce(self._asked, dist.ReduceOp.MAX, group=self._group, async_op=True)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch.distributed as dist
+
 from train.watch.hang import HangWatch
 from train.watch.heartbeat import Stage, T
 from train.watch.stop import Answer, StopSignals
@@ -22,7 +24,7 @@ class Watch:
         """The first step is done: from now on there is something to save."""
 
     def ask(self, *, save: bool = False) -> None:
-        """Begins to ask all ranks whether the run shall end, or shall be saved as this one wants with `save`."""
+        """Starts asking all ranks whether the run is to end, or to be saved as this one wants with `save`."""
 
     def answer(self) -> Answer:
         """What any of them said; the same on all ranks."""
@@ -39,6 +41,7 @@ class RunWatch(Watch):
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
+        store: of the job, if not all ranks see the folder.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class RunWatch(Watch):
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
+        store: dist.Store | None = None,
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave, store)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 

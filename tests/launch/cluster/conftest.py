@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.cluster.shared_job import Folders
 from tests.launch.cluster.two_hosts import Host, skip_without_namespaces, two_hosts
 
 
@@ -21,3 +22,8 @@ def shared(corpus: Path, tmp_path: Path) -> Path:
 def hosts(shared: Path) -> Iterator[tuple[Host, Host]]:
     with two_hosts(shared) as both:
         yield both
+
+
+@pytest.fixture(params=[False, True], ids=["one-disk", "own-disks"])
+def folders(request: pytest.FixtureRequest, shared: Path) -> Folders:
+    return Folders(shared, request.param)

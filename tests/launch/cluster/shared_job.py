@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.command_line import train, write_job
-from tests.launch.cluster.two_hosts import ADDRESSES, SHARED, Host
+from tests.launch.cluster.two_hosts import ADDRESSES, DISK, SHARED, Host
 from tests.warm import ROOT
 
 ON = {
@@ -27,6 +29,28 @@ SLOW = {
     "offload": {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.5}},
 }
 """Steps that last, so that something happens in their midst."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the run is: in the folder that hosts share, or on a disk of each host's `own`, and none is shared."""
+
+    shared: Path
+    own: bool
+
+    @property
+    def overrides(self) -> list[str]:
+        """Of the job."""
+        return [f"run.dir={DISK}/runs", "run.local_checkpoints=true"] if self.own else []
+
+    def of(self, host: Host, name: str = "small") -> Path:
+        """A run's folder on a host, as this machine sees it."""
+        return (host.disk if self.own else self.shared) / "runs" / name
+
+    def of_rank_0(self, hosts: Sequence[Host], name: str = "small") -> Path:
+        """That of the host on which rank 0 was last, which has the metrics."""
+        runs = [run for host in hosts if (run := self.of(host, name) / "metrics.jsonl").exists()]
+        return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def write_shared_job(shared: Path, **sections: dict[str, Any]) -> Path:

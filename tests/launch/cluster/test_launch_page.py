@@ -12,19 +12,41 @@ from tests.command_line import engram, write_job
 from tests.launch.cluster.test_started import MPIRUN, started_by
 
 ROOT = Path(__file__).parents[3]
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "launch.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "launch.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
 OURS = [command for command in COMMANDS if command.startswith("engram ")]
-THEIRS = [command for command in COMMANDS if command.startswith(("torchrun ", "mpirun "))]
+ON_HOSTS = [command for command in COMMANDS if command.startswith(("torchrun --nnodes", "mpirun -np 16"))]
+"""Run by `test_two_hosts.py`."""
+THEIRS = [command for command in COMMANDS if command.startswith(("torchrun ", "mpirun ")) and command not in ON_HOSTS]
 SLURMS = [command for command in COMMANDS if command.startswith("srun ")]
 """Run by `test_slurm.py`."""
 
 
 def test_every_command_of_the_page_is_run() -> None:
-    assert sorted(OURS + THEIRS + SLURMS) == sorted(COMMANDS)
+    assert sorted(OURS + THEIRS + ON_HOSTS + SLURMS) == sorted(COMMANDS)
     assert len(OURS) > 8
-    assert len(THEIRS) == 3
-    assert len(SLURMS) == 2
+    assert (len(THEIRS), len(ON_HOSTS), len(SLURMS)) == (3, 2, 2)
+
+
+def test_symptoms_are_in_the_words_of_the_code() -> None:
+    """What stands for a number, a name or a host is left out."""
+    code = [path.read_text() for folder in ("launch", "train") for path in (ROOT / folder).rglob("*.py")]
+    joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(code))
+    symptoms = [line.split("|")[1] for line in PAGE.partition("## Troubleshooting")[2].splitlines() if "|" in line]
+    messages = [text for symptom in symptoms for text in re.findall("`([^`]* [^`]*)`", symptom)]
+    told = [text for text in messages if not text.startswith("PENDING")]  # that is Slurm's
+    assert len(told) > 10
+    for text in told:
+        missing = [part for part in re.split(r"\.\.\.|HOST|\d+", text) if part.strip() not in joined]
+        assert not missing, (text, missing)
+
+
+def test_variables_of_our_own_are_on_the_page() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "launch").rglob("*.py"))
+    names = set(re.findall(r'"(ENGRAM_[A-Z_]+)"', code))
+    assert len(names) >= 4
+    assert [name for name in sorted(names) if f"| `{name}` |" not in PAGE] == []
 
 
 @pytest.mark.parametrize("command", OURS)

@@ -82,17 +82,58 @@ def test_a_preempted_job_is_queued_again_saves_what_there_is_and_ends_with_the_b
     assert table_rows(run) == table_rows(one)
 
 
+LONG = {"train": {"steps": 80}, "checkpoint": {"every": 1000, "grace_s": 20.0}}
+"""Some eighty seconds of steps, more than there are before the signal."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("requeue", [True, False])
+def test_the_signal_ahead_of_the_time_limit_has_it_saved_and_queued_again_or_left_to_be_submitted(
+    requeue: bool, shared: Path, corpus: Path
+) -> None:
+    skip_without_namespaces(*slurm_cluster.PROGRAMS)
+    write_shared_job(shared, **SLOW | LONG)
+    wanted = [*ON["nproc"], "launch.nodes=2", "launch.slurm.cpus_per_rank=1", "launch.time_limit_min=2"]
+    submit = [*LAUNCH, "--on", "slurm", "--submit", *wanted, f"launch.slurm.requeue={str(requeue).lower()}"]
+    run, launches = shared / "runs" / "small", 0
+    with slurm_cluster.slurm_cluster(shared) as (first, _):
+        while not launches or steps_left(run):
+            number = slurm_cluster.run(first, *submit).split()[-1]
+            launches += 1
+            assert launches < 5
+            told = wait_for_job(first, number, shared, launch=launches, again=requeue)
+            assert "DUE TO TIME LIMIT" not in told, told
+            if launches == 1:
+                assert "interrupted by SIGTERM after step " in told, told
+                assert "Exited with exit code 75" in told, told
+                assert checkpoints_in(run / "checkpoints")
+    assert (launches == 1) is requeue
+    assert "step 80/80  loss " in told, told
+    assert requeue or told.count("waiting for all ranks") == 1
+    one = on_one_host(shared, corpus, "offload.emulate_link=null")
+    assert losses(run) == losses(one)
+    assert table_rows(run) == table_rows(one)
+
+
+def steps_left(run: Path) -> bool:
+    return len(losses(run)) < LONG["train"]["steps"]
+
+
 def preempt(host: Host, number: str) -> None:
     """Runs a short job of higher priority on both hosts, then lets the one that it preempted start again at once."""
     slurm_cluster.run(host, "srun", "--partition=high", "--nodes=2", "--exclusive", "true")
 
     def runs_again() -> bool:
-        # Slurm would let it wait for two minutes, counted from when it has gone from its nodes.
-        at_once = host.command("scontrol", "update", f"JobId={number}", "StartTime=now")
-        subprocess.run(at_once, env=slurm_cluster.environment(), capture_output=True, check=False)
+        start_at_once(host, number)
         return slurm_cluster.run(host, "squeue", "-h", "-j", number, "-o", "%T").strip() == "RUNNING"
 
     wait_until(runs_again, every_s=1)
+
+
+def start_at_once(host: Host, number: str) -> None:
+    """Slurm would let a job that was queued again wait for two minutes."""
+    at_once = host.command("scontrol", "update", f"JobId={number}", "StartTime=now")
+    subprocess.run(at_once, env=slurm_cluster.environment(), capture_output=True, check=False)
 
 
 def wait_until(happened: Callable[[], bool], within_s: float = 120, every_s: float = 0.1) -> None:
@@ -109,7 +150,16 @@ def on_the_hosts(command: str) -> list[str]:
     return [each for word in shlex.split(command) for each in stands_for.get(word, [word])]
 
 
-def wait_for_job(host: Host, number: str, shared: Path, run: str = "small") -> str:
-    """Waits until a job of Slurm has ended; returns its log."""
-    wait_until(lambda: f"JobId={number}" not in slurm_cluster.run(host, "squeue", "-h", "-o", "JobId=%A"), 200, 0.5)
-    return (shared / "runs" / run / "launches" / "0001" / "job.log").read_text()
+def wait_for_job(
+    host: Host, number: str, shared: Path, run: str = "small", *, launch: int = 1, again: bool = False
+) -> str:
+    """Waits until a job of Slurm has ended, started at once `again` if it queues itself; returns its log."""
+
+    def ended() -> bool:
+        state = slurm_cluster.run(host, "squeue", "-h", "-o", "%A %T").splitlines()
+        if again and f"{number} PENDING" in state:
+            start_at_once(host, number)
+        return not any(line.startswith(f"{number} ") for line in state)
+
+    wait_until(ended, 400, 0.5)
+    return (shared / "runs" / run / "launches" / f"{launch:04d}" / "job.log").read_text()

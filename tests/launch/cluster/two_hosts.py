@@ -1,7 +1,7 @@
-"""Two hosts on one machine: namespaces with an address, a host name, processes and a /tmp of their own, and a link.
+"""Two hosts, or more, on one machine: namespaces with address, host name, processes and /tmp of their own, and a link.
 
-They see the machine's files, and `SHARED` is the same folder on both. Nothing of the machine's own changes, and all
-that runs on a host ends with it.
+They see the machine's files. `SHARED` is the same folder on all of them, `DISK` one of a host's own, which outlives it.
+Nothing of the machine's own changes, and all that runs on a host ends with it.
 """
 
 import os
@@ -17,7 +17,7 @@ import pytest
 
 from launch.local.process import _dies_with
 
-SHARED = Path("/mnt")
+SHARED, DISK = Path("/mnt"), Path("/srv")
 ADDRESSES = {"n1": "10.77.0.1", "n2": "10.77.0.2"}
 _NEEDED = ("unshare", "nsenter", "ip", "tc", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
@@ -33,13 +33,19 @@ def skip_without_namespaces(*more: str) -> None:
 
 
 class Host:
-    """One host. `shared` is what both see as `SHARED`."""
+    """One host. `shared` is what all see as `SHARED`, `disk` what it sees as `DISK`."""
 
     def __init__(self, name: str, shared: Path) -> None:
-        self.name, self._shared = name, shared
+        self.name, self._shared, self.disk = name, shared, shared / f"disk-{name}"
+        self.disk.mkdir()
+        self._start()
+
+    def _start(self) -> None:
+        name, shared = self.name, self._shared
         setup = f"""
 set -e
 mount --make-rprivate /
+mount --bind {self.disk} {DISK}
 mount --bind {shared} {SHARED}
 mount --bind {SHARED}/hosts /etc/hosts
 mount --bind {SHARED}/nsswitch /etc/nsswitch.conf
@@ -79,14 +85,40 @@ exec sleep infinity
         yield
         self.run("tc", "qdisc", "del", "dev", "e0", "root")
 
-    def start_sshd(self) -> None:
-        """Starts its ssh server."""
+    @contextmanager
+    def slow_link_to(self, address: str, rate: str) -> Iterator[None]:
+        """What it sends to one address waits for its turn at a rate such as `100mbit`."""
+        queue = ["tc", "qdisc", "add", "dev", "e0", "root", "handle", "1:", "htb", "default", "1"]
+        self.run(*queue)
+        for number, each in ((1, "10gbit"), (2, rate)):
+            self.run("tc", "class", "add", "dev", "e0", "parent", "1:", "classid", f"1:{number}", "htb", "rate", each)
+        match = ["u32", "match", "ip", "dst", f"{address}/32", "flowid", "1:2"]
+        self.run("tc", "filter", "add", "dev", "e0", "parent", "1:", "protocol", "ip", *match)
+        yield
+        self.run("tc", "qdisc", "del", "dev", "e0", "root")
+
+    def join(self, switch: "Host", address: str) -> None:
+        """Joins the hosts of a switch by an interface `e0`, and starts its ssh server."""
+        self._joined, port = (switch, address), f"to-{self.name}"
+        link = ["ip", "link", "add", "e0", "type", "veth", "peer", "name", port, "netns", str(switch.pid)]
+        subprocess.run(["nsenter", "-t", str(self.pid), "-n", "--", *link], check=True)
+        switch.run("ip", "link", "set", port, "master", "br0", "up")
+        self.run("ip", "addr", "add", f"{address}/24", "dev", "e0")
+        self.run("ip", "link", "set", "e0", "up")
         self.run("/usr/sbin/sshd", "-f", SHARED / "sshd_config", "-E", SHARED / f"sshd-{self.name}.log")
 
     def kill(self) -> None:
         """Ends everything that runs on this host, at once."""
         self._outer.kill()
         self._outer.wait()
+
+    def start_again(self) -> None:
+        """Starts the host that was killed, with its disk as it was."""
+        switch, address = self._joined
+        # The kernel takes the interface of a host that is gone away in its own time.
+        subprocess.run(switch.command("ip", "link", "del", f"to-{self.name}"), capture_output=True, check=False)
+        self._start()
+        self.join(switch, address)
 
 
 def child_of(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
@@ -96,9 +128,13 @@ def child_of(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
 
 
 @contextmanager
-def two_hosts(shared: Path) -> Iterator[tuple[Host, Host]]:
-    """Hosts n1 and n2, joined by a link (`e0` on both), that log in to each other by `ssh -F SHARED/ssh_config`."""
-    names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
+def two_hosts(shared: Path, **more: str) -> Iterator[tuple[Host, ...]]:
+    """Hosts n1 and n2, joined by a link (`e0` on both), that log in to each other by `ssh -F SHARED/ssh_config`.
+
+    `more` are the addresses of further ones.
+    """
+    addresses = ADDRESSES | more
+    names = "".join(f"{address} {name}\n" for name, address in addresses.items())
     (shared / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
     # No name server is in reach: PyTorch's store would wait for one whenever it looks up who calls.
     (shared / "nsswitch").write_text("passwd: files\ngroup: files\nhosts: files\n")
@@ -130,16 +166,10 @@ Host *
         switch = new("switch")
         switch.run("ip", "link", "add", "br0", "type", "bridge")
         switch.run("ip", "link", "set", "br0", "up")
-        first, second = map(new, ADDRESSES)
-        for host in (first, second):
-            port = f"to-{host.name}"
-            link = ["ip", "link", "add", "e0", "type", "veth", "peer", "name", port, "netns", str(switch.pid)]
-            subprocess.run(["nsenter", "-t", str(host.pid), "-n", "--", *link], check=True)
-            switch.run("ip", "link", "set", port, "master", "br0", "up")
-            host.run("ip", "addr", "add", f"{ADDRESSES[host.name]}/24", "dev", "e0")
-            host.run("ip", "link", "set", "e0", "up")
-            host.start_sshd()
-        yield first, second
+        joined = tuple(map(new, addresses))
+        for host in joined:
+            host.join(switch, addresses[host.name])
+        yield joined
 
 
 def wait_for(

@@ -20,7 +20,7 @@ BY_WHOM = pytest.mark.parametrize("beside", [False, True], ids=["inline", "besid
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 4])
-@pytest.mark.parametrize("engine", ["cpu", "staged", "zero_copy"])
+@pytest.mark.parametrize("engine", ["cpu", "staged", "zero_copy", "mixed"])
 def test_a_thread_beside_the_loop_gives_the_bits_of_the_resident_shard(
     engine: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

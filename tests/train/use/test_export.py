@@ -111,7 +111,10 @@ def test_bf16_keeps_what_chooses_experts(trained: Path, tmp_path: Path) -> None:
     export(SavedRun.open(trained), tmp_path / "out", dtype="bf16")
     config, tensors = read(tmp_path / "out")
     wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
-    assert wide == {"model.layers.1.mlp.gate.e_score_correction_bias"}
+    assert wide == {f"model.layers.1.mlp.gate.{name}" for name in ("weight", "e_score_correction_bias")}
+    gate = SavedRun.open(trained).weights()
+    saved = torch.cat([*gate.pieces("model.layers.1.mlp.gate.weight")])
+    assert torch.equal(tensors["model.layers.1.mlp.gate.weight"].flatten(), saved)
     assert config["torch_dtype"] == "bfloat16"
     torch.testing.assert_close(exported_logits(tmp_path / "out"), run_logits(trained), rtol=0.1, atol=0.1)
 

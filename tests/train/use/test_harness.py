@@ -3,8 +3,10 @@
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from launch.cli import main
+from tests.command_line import engram
 from tests.train.use.test_generation import continued
 from train.data.tokenizer import Tokenizer
+from train.errors import UserError
 from train.use.saved_run import SavedRun
 
 QUESTIONS = [
@@ -96,6 +100,7 @@ def test_tasks_are_scored_with_the_models_own_probabilities(tasks: Path, trained
         scores = choice_scores(saved, text, question["choices"])
         right += scores.index(max(scores)) == question["answer"]
     assert found["tasks"]["local_choice"]["acc,none"] == pytest.approx(right / 3)
+    assert found["tasks"]["local_choice"]["acc_stderr,none"] == pytest.approx((right * (3 - right) / 18) ** 0.5)
     nats = -sum(rolling_score(saved, text) for text in texts)
     text_bytes = sum(len(text.encode()) for text in texts)
     assert found["tasks"]["local_rolling"]["bits_per_byte,none"] == pytest.approx(
@@ -124,6 +129,68 @@ def test_what_the_model_writes(tasks: Path, trained: Path) -> None:
     stop = greedy[2]
     assert written(until=[stop, "never there"]) == greedy[: greedy.index(stop)]
     assert model.loglikelihood([Instance("loglikelihood", {}, ("import ", greedy), 0)])[0][1] in (True, False)
+
+
+def written(model: Any, requests: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What the model answers to requests that the harness repeats three times each."""
+    from lm_eval.api.instance import Instance
+
+    asked = [Instance("generate_until", {}, each, number, ("task", 7, 3)) for number, each in enumerate(requests)]
+    return model.generate_until([each for each in asked for _ in range(each.repeats)], disable_tqdm=True)
+
+
+def test_repeats_of_a_sampled_request_differ_and_depend_on_the_request_alone(tasks: Path, trained: Path) -> None:
+    from train.use.harness import HarnessModel
+
+    saved = SavedRun.open(trained)
+    sampled = {"temperature": 1.0, "max_gen_toks": 8}
+    first, other = ("import ", sampled), ("import ", {**sampled, "top_p": 0.9})
+    alone, both = written(HarnessModel(saved), [first]), written(HarnessModel(saved), [first, other])
+    assert both[:3] == alone
+    assert len({*both}) == 6
+    assert written(HarnessModel(saved, seed=1), [first]) != alone
+    assert len({*written(HarnessModel(saved), [("import ", {"max_gen_toks": 8})])}) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "told"),
+    [
+        ("generate_until", ("x", {"num_beams": 4}), "generation option num_beams=4 is not supported"),
+        (
+            "generate_until",
+            ("x", {"max_gen_toks": 32}),
+            "asks for 32 new tokens, but prompt and answer share the model",
+        ),
+        ("generate_until", ("x", {"max_gen_toks": "many"}), "generation options {'max_gen_toks': 'many'}: "),
+        ("loglikelihood", ("x", LONG), "tokens, and the model's sequences 32 "),
+        ("loglikelihood", ("x", ""), "a text to score has no token"),
+    ],
+)
+def test_what_the_model_cannot_do_is_told_in_one_line(
+    kind: str, arguments: tuple[Any, ...], told: str, tasks: Path, trained: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from train.use.harness import HarnessModel
+
+    with pytest.raises(UserError, match=re.escape(told)) as refused:
+        getattr(HarnessModel(SavedRun.open(trained)), kind)([Instance(kind, {}, arguments, 0, ("task", 0, 1))])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.long
+def test_two_ranks_find_what_one_finds(tasks: Path, trained: Path) -> None:
+    names = "local_choice,local_rolling,local_written"
+    one, two = (
+        engram("eval", trained, "--tasks", names, "--include", tasks, "--json", "--nproc", nproc) for nproc in "12"
+    )
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    figures = [json.loads(result.stdout)["tasks"] for result in (one, two)]
+    for task, found in figures[0].items():
+        assert figures[1][task] == pytest.approx(found, rel=1e-6)
+    refused = engram("eval", trained, "--tasks", names, "--include", tasks, "--limit", "1", "--nproc", "2")
+    assert refused.returncode == 2
+    assert "--limit 1 leaves some of 2 ranks without a question" in refused.stderr
 
 
 def test_unknown_tasks_and_folders_are_told_in_one_line(

@@ -1,10 +1,19 @@
 """Who is named when no rank makes progress."""
 
+import pickle
+import platform
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed import run_ranks
+from train.ranks import job_store
+from train.watch.flight_recorder import record_operations
 from train.watch.hang import HangWatch, told
 from train.watch.heartbeat import Beat, beat_path
 
@@ -69,3 +78,56 @@ def test_a_rank_that_is_stuck_leaves_its_stacks_and_one_that_is_not_is_left_alon
     beat = Beat.read(beat_path(tmp_path, 0))
     assert beat is not None
     assert (beat.rank, beat.step, beat.stage) == (0, 10, "compute")
+
+
+def stuck_on_another_node(folder: Path) -> str:
+    """What a rank tells whose exchange waits for rank 1, which is at work for ever; each has a folder of its own."""
+    rank = dist.get_rank()
+    platform.node = lambda: f"node-{rank}"
+    own = folder / str(rank)
+    errors: list[str] = []
+    ended = threading.Event()
+
+    def leave(error: BaseException) -> None:
+        errors.append(str(error))
+        ended.set()
+
+    watch = HangWatch(own, rank, [rank], 1.0, leave, job_store())
+    watch.heartbeat.start()
+    watch.begin()
+    watch.heartbeat.enter("compute", 3)
+    if rank == 0:
+        watch.heartbeat.enter("exchange")
+    assert ended.wait(30)
+    watch.heartbeat.stop()
+    return errors[0]
+
+
+def test_the_rank_that_others_wait_for_is_named_though_its_heartbeat_is_on_another_nodes_disk(tmp_path: Path) -> None:
+    for error in run_ranks(stuck_on_another_node, 2, tmp_path):
+        assert "rank 1 made no progress for 1 s in step 3, stage compute, on node-1, process " in error
+        assert "others wait in step 3, stage exchange; stacks of all threads: " in error
+
+
+def operations_of_a_hang(folder: Path) -> bytes:
+    """What the flight recorder has left when a rank hung after an all-reduce."""
+    record_operations(folder)
+    group = dist.new_group(backend="gloo")
+    dist.all_reduce(torch.ones(3), group=group)
+    ended = threading.Event()
+    watch = HangWatch(folder, dist.get_rank(), [dist.get_rank()], 0.5, lambda error: ended.set())
+    watch.heartbeat.start()
+    watch.begin()
+    assert ended.wait(30)
+    watch.heartbeat.stop()
+    return (folder / "stacks" / f"nccl-rank-{dist.get_rank()}").read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a GPU, NCCL's operations are recorded")
+def test_a_rank_that_hangs_leaves_its_last_operations_where_they_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "100")
+    for left in run_ranks(operations_of_a_hang, 2, tmp_path):
+        entries = pickle.loads(left)["entries"]
+        assert ("gloo:all_reduce", [[3]]) in [(each["profiling_name"], each["input_sizes"]) for each in entries]

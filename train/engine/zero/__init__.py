@@ -1,4 +1,4 @@
-"""Where each of DeepSpeed's optimizer wrappers keeps weights and gradients: all that depends on their insides.
+"""Where each of DeepSpeed's optimizer wrappers keeps weights and gradients: everything that depends on their internals.
 
 DeepSpeed 0.19.8 picks the wrapper by ZeRO stage and dtypes (`runtime/engine.py`, `_do_optimizer_sanity_check`):
 
@@ -8,11 +8,12 @@ DeepSpeed 0.19.8 picks the wrapper by ZeRO stage and dtypes (`runtime/engine.py`
     2      DeepSpeedZeroOptimizer   DeepSpeedZeroOptimizer   in fp32, in the owned partition
     3      ..._Stage3               ..._Stage3               in fp32, in the owned partition
 
-In all of them the raw averaged gradients lie still between the last backward and the step, because our base optimizer
-is none that DeepSpeed knows: with its own Muon, orthogonalisation already happens while gradients are reduced.
+In all of them the raw averaged gradients stay as they are between the last backward and the step, because our base
+optimizer is not one that DeepSpeed knows: with its own Muon, orthogonalisation already happens while gradients are
+reduced.
 
 All but the first compute a norm of their own in `step` and read it, so that the host waits for the device once more, or
-twice. The engine knows the norm by then, and whether it is finite: `Wrapper.trust_gradients` takes theirs out.
+twice. The engine knows the norm by then, and whether it is finite: `Wrapper.trust_gradients` removes theirs.
 """
 
 from typing import Any

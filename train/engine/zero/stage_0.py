@@ -18,7 +18,7 @@ class Plain(Wrapper):
         return [(parameter, group) for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def flat_groups(self) -> list[FlatGroup]:
-        """One a parameter."""
+        """One per parameter."""
         return [
             FlatGroup(p, [Fragment(p, 0, p.numel(), 0)], group["muon"], sharing_group(p))
             for p, group in self._parameters()
@@ -47,7 +47,7 @@ class Unfused(Wrapper):
         return [(low, high, group) for lows, highs, group in grouped for low, high in zip(lows, highs, strict=True)]
 
     def flat_groups(self) -> list[FlatGroup]:
-        """One a parameter."""
+        """One per parameter."""
         return [
             FlatGroup(high, [Fragment(low, 0, low.numel(), 0)], group["muon"], sharing_group(low))
             for low, high, group in self._pairs()
@@ -63,7 +63,7 @@ class Unfused(Wrapper):
             low.data.copy_(high.data)
 
     def trust_gradients(self) -> None:
-        """Both checks; the norm's functions are the module's, which has no other use for them."""
+        """Replaces both checks; the norm's functions are the module's, which has no other use for them."""
         self.optimizer.overflow_checker.check = lambda *_: False
         unfused_optimizer.get_weight_norm = lambda *_, **__: FINITE
         unfused_optimizer.get_global_norm = lambda **_: FINITE

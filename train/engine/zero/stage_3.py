@@ -14,7 +14,7 @@ class FullyPartitioned(Wrapper):
     """ZeRO 3: every parameter is cut into equal parts for the ranks; parts are flattened by sub-group."""
 
     def flat_groups(self) -> list[FlatGroup]:
-        """One a sub-group."""
+        """One per sub-group."""
         optimizer, result = self.optimizer, []
         for index, (parameters, flat) in enumerate(
             zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
@@ -41,7 +41,7 @@ class FullyPartitioned(Wrapper):
             self.optimizer.persistent_parameters[0].all_gather(self.optimizer.persistent_parameters)
 
     def trust_gradients(self) -> None:
-        """The groups' norms, and the look at them; single gradients it checks for fp16 alone."""
+        """Replaces the groups' norms and their check; single gradients are checked for fp16 alone."""
         self.optimizer._get_norm_groups = lambda: [FINITE]
         stage3.is_invalid_grad_norm = lambda _: False
 

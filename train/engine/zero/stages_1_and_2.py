@@ -16,7 +16,7 @@ class Partitioned(Wrapper):
     lists = ("bit16_groups", "single_partition_of_fp32_groups")
 
     def flat_groups(self) -> list[FlatGroup]:
-        """One an optimizer group, read off the links between low and high precision that DeepSpeed makes."""
+        """One per optimizer group, read off the links between low and high precision that DeepSpeed makes."""
         parameters, flats = (getattr(self.optimizer, name) for name in self.lists)
         options = self.optimizer.optimizer.param_groups
         return [
@@ -37,7 +37,7 @@ class Partitioned(Wrapper):
         self.optimizer.update_lp_params()
 
     def trust_gradients(self) -> None:
-        """DeepSpeed's own switches; with CPU offload, which waits for the device anyway, its step needs the norm."""
+        """By DeepSpeed's own switches; with CPU offload, which waits for the device anyway, its step needs the norm."""
         self.optimizer.check_grad_overflow = False
         self.optimizer.compute_grad_norm = self.optimizer.cpu_offload
 
@@ -74,7 +74,7 @@ class PartitionedBf16(Partitioned):
         return [(gradient,) for gradient in self.optimizer.fp32_groups_gradient_flat_partition]
 
     def trust_gradients(self) -> None:
-        """The functions of the norm are the module's, which has no other use for them."""
+        """Replaces the functions of the norm, which are the module's and have no other use there."""
         bf16_optimizer.get_global_norm_of_tensors = lambda *_, **__: FINITE
         bf16_optimizer.get_norm_with_moe_layers = lambda *_, **__: FINITE
 

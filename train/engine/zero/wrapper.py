@@ -13,7 +13,7 @@ FINITE = 0.0
 
 
 class Fragment(NamedTuple):
-    """Consecutive elements of a parameter of the module, and where they stand in a flat tensor."""
+    """Consecutive elements of a parameter of the module, and where they are in a flat tensor."""
 
     parameter: nn.Parameter
     start: int
@@ -53,7 +53,7 @@ class Wrapper(ABC):
 
     @abstractmethod
     def trust_gradients(self) -> None:
-        """Has the wrapper's `step` neither compute the gradients' norm nor look whether they are finite."""
+        """Makes the wrapper's `step` neither compute the gradients' norm nor check whether they are finite."""
 
 
 def expert_group(parameter: nn.Parameter) -> str | None:

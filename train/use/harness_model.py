@@ -1,0 +1,191 @@
+"""A saved run as a model of lm-evaluation-harness (the `lm-eval` package, an optional extra).
+
+What is asked is understood as the harness's own `HFLM` does, by the harness's own helpers.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    truncate_tokens,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from train.errors import UserError
+from train.use.generation import Decoder, continuation
+from train.use.likelihood import Likelihood, Pair
+from train.use.saved_run import SavedRun
+
+_MAX_NEW_TOKENS = 256
+_TAKEN = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1, "min_p": 0, "typical_p": 1, "length_penalty": 1}
+"""Options that we have not, and the values at which they ask for nothing."""
+
+
+class HarnessModel(TemplateLM):
+    """What lm-evaluation-harness asks of a model, answered by a saved run.
+
+    Where torch.distributed is initialised, every rank has the whole model, and answers its share of the requests.
+
+    Args:
+        run: the checkpoint.
+        seed: of sampled texts. A request's samples depend on it, the request and their number, and on nothing else.
+        batch_tokens: as for `Likelihood`.
+
+    Example:
+        >>> simple_evaluate(model=HarnessModel(SavedRun.open("runs/tiny")), tasks=["arc_easy"])
+    """
+
+    def __init__(self, run: SavedRun, *, seed: int = 0, batch_tokens: int | None = None) -> None:
+        super().__init__()
+        if dist.is_initialized():
+            self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._seed, self._tables, self._model = seed, run.tables(), run.model()
+        self._text = run.tokenizer
+        self._max_length = run.job.data.sequence_length
+        self._device = torch.device("cpu")  # of what the harness itself computes
+        self._likelihood = Likelihood(self._model, self._tables, self._max_length, batch_tokens)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends documents."""
+        return self._text.eos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Identity of the tokenizer, for caches of requests."""
+        return self._text.sha256
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text; there are no special tokens to add."""
+        return self._text.encode(string)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, stacked. Collective."""
+        found = [torch.empty_like(tensor) for _ in range(self._world_size)]
+        dist.all_gather(found, tensor)
+        return torch.stack(found)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all ranks on rank `dst`. Collective."""
+        found = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object(obj, found, dst)
+        return found
+
+    def barrier(self) -> None:
+        """Waits for all ranks. Collective."""
+        dist.barrier()
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts: every token is predicted once, windows are as long as in training."""
+        windows: list[tuple[int, Pair]] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(
+                ids, self.eot_token_id, max_seq_len=self._max_length, context_len=1
+            ):
+                context, asked = make_disjoint_window(window)
+                windows.append((number, (list(context), list(asked))))
+        totals = [0.0] * len(requests)
+        for (number, _), (found, _) in zip(
+            windows, self._scored([pair for _, pair in windows], disable_tqdm), strict=True
+        ):
+            totals[number] += found
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each request's continuation, and whether it is what greedy decoding gives."""
+        answers = self._scored([(context, asked) for _, context, asked in requests], disable_tqdm)
+        for (texts, *_), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _scored(self, pairs: list[Pair], quiet: bool) -> list[tuple[float, bool]]:
+        with self._progress(len(pairs), "scoring", quiet) as bar:
+            return self._likelihood.of(pairs, bar.update)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continues texts until a stop text, the end of the document or the number of tokens asked for."""
+        repeats: Counter[int] = Counter()
+        answers = []
+        with self._progress(len(requests), "generating", disable_tqdm) as bar:
+            for request in requests:
+                context, options = request.args
+                answers.append(self._generate(context, options, self._generator(request, repeats[id(request)])))
+                repeats[id(request)] += 1  # the harness repeats a request by giving it again
+                self.cache_hook.add_partial("generate_until", request.args, answers[-1])
+                bar.update()
+        return answers
+
+    def _progress(self, total: int, what: str, quiet: bool) -> Any:
+        return tqdm(total=total, desc=what, disable=quiet or self._rank != 0)
+
+    def _generator(self, request: Any, repeat: int) -> torch.Generator:
+        """Of the draws of a request's n-th answer."""
+        named = [self._seed, request.task_name, request.doc_id, request.idx, *request.args, repeat]
+        digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+    def _generate(self, context: str, options: dict[str, Any], generator: torch.Generator) -> str:
+        asked = self._understood(options)
+        eos = str(self._text.backend.id_to_token(self.eot_token_id))
+        stops = [stop for stop in handle_stop_sequences(asked["until"], eos=eos) if stop]
+        room = self._max_length - asked["max_gen_toks"]
+        prompt = truncate_tokens(self.tok_encode(context), room)
+        generated: list[int] = []
+        text = ""
+        with Decoder(self._model, self._tables, self._max_length) as decoder:
+            for token in continuation(
+                decoder,
+                self._text,
+                prompt,
+                num_tokens=asked["max_gen_toks"],
+                temperature=asked["temperature"] if asked["do_sample"] else 0.0,
+                top_k=asked.get("top_k") or None,
+                top_p=asked.get("top_p") or 1.0,
+                generator=generator,
+            ):
+                generated.append(token)
+                text = self._text.decode(generated)
+                if any(stop in text for stop in stops):
+                    break
+        found: str = postprocess_generated_text(text, stops, None)
+        return found
+
+    def _understood(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Generation options under the harness's names and with its defaults.
+
+        Raises:
+            UserError: one is unknown, or leaves a prompt no room.
+        """
+        try:
+            asked = dict(normalize_gen_kwargs(options, min(_MAX_NEW_TOKENS, self._max_length // 2)))
+            asked["temperature"] = float(asked.get("temperature", 1.0 if asked["do_sample"] else 0.0))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"generation options {options}: {error}; correct them in the task's file") from None
+        for name in sorted(asked.keys() - _TAKEN):
+            if asked[name] is not None and asked[name] != _NEUTRAL.get(name):
+                raise UserError(
+                    f"generation option {name}={asked[name]} is not supported (those that are: "
+                    f"{', '.join(sorted(_TAKEN))}); take it out of the task's file"
+                )
+        if not 0 < asked["max_gen_toks"] < self._max_length:
+            raise UserError(
+                f"a task asks for {asked['max_gen_toks']} new tokens, but prompt and answer share the model's "
+                f"{self._max_length} (data.sequence_length): give it generation_kwargs with a lower max_gen_toks"
+            )
+        return asked
