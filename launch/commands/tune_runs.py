@@ -3,19 +3,24 @@
 import hashlib
 import json
 import platform
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from train.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from launch.tune.results import Results
+    from offload.config import OffloadConfig
     from train.config.job import JobConfig
 
 _WIDTH = 100
+_TUNED = {"offload.depth", "offload.window_rows", "offload.engine", "offload.planner_threads", "offload.programs"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,15 @@ class Tuning:
     exhaustive: bool
 
     @property
+    def written(self) -> "OffloadConfig":
+        """What the file says, where the command line has overrides of what is tuned."""
+        from train.config.file import load
+        from train.config.job import JobConfig
+
+        kept = [word for word in self.overrides if word.partition("=")[0] not in _TUNED]
+        return load(self.config, kept, JobConfig).offload
+
+    @property
     def digest(self) -> str:
         """Of everything that the measurements depend on."""
         from train.machine import usable_cores
@@ -42,8 +56,6 @@ class Tuning:
 
 def require_tables(job: "JobConfig") -> None:
     """Raises UserError if there is nothing to tune."""
-    from train.errors import UserError
-
     if job.model.engram is None:
         raise UserError("model.engram is null: a model without tables fetches no rows, and there is nothing to tune")
     if job.offload.mode == "resident":
@@ -57,7 +69,7 @@ def tune(asked: Tuning, *, write: bool, anew: bool, as_json: bool) -> None:
     results = _measured(asked, anew=anew)
     assert results.best is not None
     assert results.start is not None
-    changes = results.best.changes(asked.job.offload, results.start.engine)
+    changes = results.best.changes(asked.written, results.start.engine)
     if write and changes:
         set_in_file(asked.config, "offload", changes)
     if as_json:
@@ -65,14 +77,23 @@ def tune(asked: Tuning, *, write: bool, anew: bool, as_json: bool) -> None:
 
         click.echo(json.dumps(to_json(results, changes), indent=2))
     else:
-        _tell(asked, results, changes, written=write)
+        from launch.tune.report import show
+
+        show(results, changes, asked.config, _console(), written=write)
+    _draw(asked, results)
 
 
 def _measured(asked: Tuning, *, anew: bool) -> "Results":
     from launch.local.start import run_ranks
+    from train.run_lock import lock_run
+
+    try:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{asked.folder}: cannot be created ({error.strerror})") from None
+    held = lock_run(asked.folder)
+    from launch.tune.asked import Asked, worker_command
     from launch.tune.results import RESULTS_FILE, Results
-    from launch.tune.worker import Asked, worker_command
-    from train.errors import UserError
 
     if anew:
         (asked.folder / RESULTS_FILE).unlink(missing_ok=True)
@@ -81,27 +102,28 @@ def _measured(asked: Tuning, *, anew: bool) -> "Results":
         click.echo(f"going on from {len(results.turns)} turns in {asked.folder}", err=True)
     if not results.finished and results.seconds < 60 * asked.minutes:
         click.echo(f"starting {asked.ranks} rank(s); results go to {asked.folder}", err=True)
-        to_measure = Asked(asked.config, list(asked.overrides), str(asked.folder), asked.digest, asked.minutes,
-                           asked.exhaustive)  # fmt: skip
-        run_ranks(worker_command(to_measure), asked.ranks, log_folder=asked.folder / "logs", gpus=asked.gpus)
+        with tempfile.TemporaryDirectory(prefix="engram-tune-") as work:
+            to_measure = Asked(
+                asked.config, [*asked.overrides], str(asked.folder), work, asked.digest, asked.minutes, asked.exhaustive
+            )
+            run_ranks(worker_command(to_measure), asked.ranks, log_folder=asked.folder / "logs", gpus=asked.gpus)
         results = Results.read(asked.folder, asked.digest)
+    held.release()
     if not results.turns:
         raise UserError(f"nothing was measured within --minutes {asked.minutes:g}: give it more")
     return results
 
 
-def _tell(asked: Tuning, results: "Results", changes: dict[str, object], *, written: bool) -> None:
-    from launch.tune.report import PLOT_FILE, draw, show
-    from train.errors import UserError
+def _draw(asked: Tuning, results: "Results") -> None:
+    from launch.tune.report import PLOT_FILE, draw
 
-    show(results, changes, asked.config, _console(), written=written)
     plot = asked.folder / PLOT_FILE
     try:
         draw(results, f"{asked.job.run.name}, {asked.ranks} rank(s)", plot)
     except UserError as error:
-        click.echo(f"no plot: {error}")  # the figures are there all the same
+        click.echo(f"no plot: {error}", err=True)  # the figures are there all the same
     else:
-        click.echo(f"plot: {plot}")
+        click.echo(f"plot: {plot}", err=True)
 
 
 def explain(run: str, *, as_json: bool) -> None:

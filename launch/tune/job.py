@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
@@ -27,7 +27,9 @@ _STEPS = 1_000_000
 _LEAST_WARM = 2
 """Steps before those that are timed."""
 MOST_FILLING = 24
-"""Steps until a new window is full, at most."""
+"""Steps until a new window has settled, at most."""
+_FEW = 0.05
+"""Of a window's slots: rows entering in a step that are too few to wait until it is full."""
 _ROOM = 0.8
 """Of what is free, that a larger window may take."""
 
@@ -63,7 +65,7 @@ class TunedJob:
         self.start = replace(start, window_rows=slots, engine=self._tables.engine)
         """The configured point, with the engine that `auto` means here, and no more slots than a shard has rows."""
         self._tables.reopen(self.start.apply(self.job.offload))
-        self._at, self._point, self._entered = 0, self.start, 0
+        self._at, self._point, self._entered, self._entering = 0, self.start, 0, 0.0
         gc.collect()
         gc.freeze()  # as the trainer does
 
@@ -117,7 +119,7 @@ class TunedJob:
         finish(self._device)
         ended[-1] = time.perf_counter()
         traffic = self._tables.traffic.since(before)
-        self._entered += traffic.requested - traffic.hits
+        self._enter(before, steps)
         return self._told(point, stage, number, ended, traffic)
 
     def _take(self, point: Point) -> bool:
@@ -141,26 +143,24 @@ class TunedJob:
         return True
 
     def _fill(self, most: int) -> list[float]:
-        """Trains until the window is full and two steps more; seconds of each step."""
+        """Trains until the window has settled; seconds of each step."""
         seconds: list[float] = []
-        for _ in self._until_full(most):
+        while len(seconds) < _LEAST_WARM + self._point.depth or (len(seconds) < most and not self._settled()):
             before, started = self._tables.traffic, time.perf_counter()
             self._step()
             seconds.append(time.perf_counter() - started)
-            traffic = self._tables.traffic.since(before)
-            self._entered += traffic.requested - traffic.hits
+            self._enter(before, 1)
         return seconds
 
-    def _until_full(self, most: int) -> Iterator[None]:
-        for number in range(most):
-            if number >= _LEAST_WARM + self._point.depth and self._full():
-                return
-            yield
+    def _enter(self, before: Traffic, steps: int) -> None:
+        traffic = self._tables.traffic.since(before)
+        self._entering = (traffic.requested - traffic.hits) / steps
+        self._entered += traffic.requested - traffic.hits
 
-    def _full(self) -> bool:
-        """Whether as many rows have entered as the window has slots, on all ranks."""
+    def _settled(self) -> bool:
+        """Whether each rank's window is full, or but few rows still enter it."""
         slots = min(self._point.window_rows, self.shard_rows)
-        return self._most(slots - self._entered) <= 0
+        return not self._most(float(self._entered < slots and self._entering > _FEW * slots))
 
     def _step(self) -> None:
         self._trainer.train_step(self._at)
@@ -184,7 +184,7 @@ class TunedJob:
             written_back=written / count,
             device_bytes=round(device),
             host_bytes=round(host),
-            full=self._full(),
+            settled=self._settled(),
         )
 
     def _device_bytes(self) -> int:

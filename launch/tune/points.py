@@ -84,11 +84,11 @@ def windows(snug: dict[int, int], shard_rows: int, room_rows: int, configured: i
 def grid(start: Point, snug: dict[int, int], sizes: Iterable[int], *, every: bool) -> list[Point]:
     """Look-aheads and windows: those that hold what the look-ahead needs, or, with `every`, all of them.
 
-    Ordered so that a window comes once; the configured point is among them whenever it can run at all.
+    The windows come one after another, the configured one first, and the configured point is among them.
     """
     return [
         point
-        for rows in sorted(sizes)
+        for rows in sorted(sizes, key=lambda rows: (rows != start.window_rows, rows))
         for depth in snug
         if every or rows >= snug[depth] or (point_of(start, depth, rows) == start)
         for point in [point_of(start, depth, rows)]

@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Console
 
 from launch.plan.layout import print_lines, table_of
+from launch.plan.traffic import DEPTHS
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.verdict import Line, lines, reasons
+from launch.tune.verdict import Line, lines, notes, reasons
 from offload.host.limits import size_text
 from train.config import yaml_text
 from train.errors import UserError
@@ -47,25 +48,24 @@ def show(results: Results, changes: dict[str, Any], config: str, console: Consol
     shown = [name for name in _COLUMNS if name not in _IF_VARIED or len(_values(measured, name)) > 1]
     table = table_of("Measured, fewest slots first", "", *shown)
     for point, line in measured.items():
-        mark = "->" if point == results.best else "as configured" if point == results.start else ""
-        table.add_row(mark, *(_COLUMNS[name](line) for name in shown))
+        marks = ["->"] * (point == results.best) + ["configured"] * (point == results.start)
+        table.add_row(" ".join(marks), *(_COLUMNS[name](line) for name in shown))
     console.print(table)
-    left = len([point for point in results.points if point not in measured])
     print_lines(
         console,
         "step: median (10th to 90th percentile) of all timed steps; stall: ms a step that the slowest rank waits for "
         "rows; device: a rank's most on its GPU, without one its window; host: all ranks, freed memory included",
-        *([f"{left} of {len(results.points)} look-aheads and windows were not measured"] if left else ()),
     )
-    told = [f"because {reason}" for reason in reasons(results, measured)]
+    settings = " ".join(f"offload.{name}={yaml_text.render(value).strip()}" for name, value in changes.items())
+    print_lines(
+        console,
+        f"recommended: {settings or 'the settings of the config as they are'}",
+        *(f"because {reason}" for reason in reasons(results, measured)),
+        *(f"note: {note}" for note in notes(results, measured)),
+    )
     if changes:
-        settings = " ".join(f"offload.{name}={yaml_text.render(value).strip()}" for name, value in changes.items())
-        print_lines(console, f"recommended: {settings}", *told)
-        console.print(
-            f"written to {config}" if written else f"engram tune {config} --write puts it into the file", soft_wrap=True
-        )
-    else:
-        print_lines(console, "recommended: the settings of the config as they are", *told)
+        told = f"written to {config}" if written else f"engram tune {config} --write puts it into the file"
+        console.print(told, soft_wrap=True)
 
 
 def _values(measured: dict[Point, Line], name: str) -> set[str]:
@@ -99,8 +99,9 @@ def draw(results: Results, title: str, file: Path) -> None:
         axes[0].plot(depths, [line.stall_ms for line in found], "o-", label=f"{rows:,} slots")
         axes[1].plot(depths, [line.device_bytes / 2**20 for line in found], "o-", label=f"{rows:,} slots")
     axes[0].set(title="waiting for rows, ms a step", xlabel="look-ahead", ylim=(0, None))
-    axes[1].set(title="memory of a rank's device (without a GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
+    axes[1].set(title="device memory of a rank (no GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
     for axis in axes:
+        axis.set_xticks(DEPTHS)
         axis.grid(visible=True, alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)

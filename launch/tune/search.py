@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from launch.tune.points import Point
-from launch.tune.turns import HARDLY, Turn, ratios, spread
+from launch.tune.turns import HARDLY, Turn, costs
 
-ROUNDS = 5
+ROUNDS, SWEPT_ROUNDS = 5, 3
+"""Of a stage; and where no point is ever left out."""
 FINALISTS = 3
+"""Points that are never left out."""
 
 Stage = Callable[[Point], list[Point]]
 """The points of a stage, from the best of the one before."""
@@ -73,22 +75,18 @@ class Search:
         return total
 
 
-def tie(turns: Sequence[Turn]) -> float:
-    """The share by which a point may be slower and still be as good: its cost decides then."""
-    return max(HARDLY, spread(turns))
-
-
 def survivors(points: Sequence[Point], turns: Sequence[Turn], start: Point) -> list[Point]:
     """The faster half, of which half again are the cheapest of those that are as good as the fastest.
 
     Otherwise noise would decide which of many equally fast points is left, and the cheap ones would go. The configured
     point always stays.
     """
-    found = ratios(points, turns)
+    compared = costs(turns)
+    found = {point: compared.of[point] for point in points}
     count = max(FINALISTS, ceil(len(points) / 2))
     if len(points) <= count:
         return list(points)
-    limit = min(found.values()) * (1 + tie(turns))
+    limit = min(found.values()) * (1 + max(HARDLY, compared.error))
     fastest = sorted(points, key=lambda point: found[point])
     cheapest = sorted((point for point in points if found[point] <= limit), key=lambda point: point.cost)
     kept = set(cheapest[: count // 2])
@@ -98,6 +96,6 @@ def survivors(points: Sequence[Point], turns: Sequence[Turn], start: Point) -> l
 
 def least_of_the_best(points: Sequence[Point], turns: Sequence[Turn], otherwise: Point) -> Point:
     """The cheapest of the points that are as good as the fastest; `otherwise` if none was measured."""
-    found = ratios(points, turns)
+    found = {point: cost for point, cost in costs(turns).of.items() if point in points}
     limit = min(found.values(), default=0.0) * (1 + HARDLY)
     return min((point for point in found if found[point] <= limit), key=lambda point: point.cost, default=otherwise)

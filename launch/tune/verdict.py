@@ -8,7 +8,7 @@ from typing import Any
 from launch.bench.measure import Spread
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.turns import HARDLY, Turn, ratios
+from launch.tune.turns import HARDLY, Turn, costs
 
 _WAITS = 0.02
 """Of a step: a stall that is worth a word."""
@@ -25,7 +25,7 @@ class Line:
         mean_ms: of a turn's step; the median over the turns.
         stall_ms, plan_ms, hit_rate: means.
         device_bytes, host_bytes: the most.
-        full: whether the window was full in every turn.
+        settled: whether the window had settled in every turn.
     """
 
     point: Point
@@ -37,7 +37,7 @@ class Line:
     hit_rate: float
     device_bytes: int
     host_bytes: int
-    full: bool
+    settled: bool
 
     @classmethod
     def of(cls, point: Point, turns: Sequence[Turn]) -> "Line":
@@ -52,7 +52,7 @@ class Line:
             statistics.fmean(turn.hit_rate for turn in turns),
             max(turn.device_bytes for turn in turns),
             max(turn.host_bytes for turn in turns),
-            all(turn.full for turn in turns),
+            all(turn.settled for turn in turns),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def reasons(results: Results, measured: dict[Point, Line]) -> Iterator[str]:
         return
     mine = measured[best]
     of_stage = [turn for turn in results.turns if turn.stage == max(t.stage for t in results.turns if t.point == best)]
-    compared = ratios(measured, of_stage)
+    compared = costs(of_stage).of
     fastest = min(compared, key=lambda point: compared[point])
     if fastest == best:
         yield f"no other setting was faster: {mine.mean_ms:.1f} ms a step, {mine.stall_ms:.1f} of them waiting for rows"
@@ -89,16 +89,32 @@ def reasons(results: Results, measured: dict[Point, Line]) -> Iterator[str]:
     start = _first(results)
     if start != best and start in compared and best in compared:
         yield f"the config's own setting ({start}) takes {_more(compared, start, best)} time a step"
-    if mine.stall_ms > _WAITS * mine.mean_ms:
-        yield (
-            f"rows still make a step wait for {mine.stall_ms:.1f} ms: they travel more slowly than the model computes, "
-            "and no look-ahead changes that; a larger window, or smaller records (offload.row_dtype=bf16, "
-            "offload.optimizer.state_dtype=bf16), would"
-        )
-    if not mine.full:
-        yield "its window was not full yet when it was measured: late in a run more rows are hits"
+
+
+def notes(results: Results, measured: dict[Point, Line]) -> Iterator[str]:
+    """What else is to be known of the recommendation, a sentence each."""
+    best = results.best
+    if best is not None and best in measured:
+        mine = measured[best]
+        deeper = [
+            line.stall_ms for point, line in measured.items() if point.build == best.build and _deeper(point, best)
+        ]
+        if mine.stall_ms > _WAITS * mine.mean_ms and deeper:
+            yield (
+                f"rows still make a step wait for {mine.stall_ms:.1f} ms, and a deeper look-ahead does not help: they "
+                "travel more slowly than the model computes. Fewer or smaller ones would: a larger window, "
+                "offload.row_dtype=bf16, offload.optimizer.state_dtype=bf16"
+            )
+        if not mine.settled:
+            yield "many rows still entered its window when it was measured: late in a run more of them are hits"
+    if left := len([point for point in results.points if point not in measured]):
+        yield f"{left} of {len(results.points)} look-aheads and windows were not measured"
     if not results.finished:
         yield "the time was over before everything was measured: the same command with more --minutes goes on"
+
+
+def _deeper(point: Point, than: Point) -> bool:
+    return point.depth > than.depth and point.planner_threads == than.planner_threads
 
 
 def _neighbours(best: Point, mine: Line, measured: dict[Point, Line]) -> Iterator[str]:
@@ -137,6 +153,7 @@ def to_json(results: Results, changes: dict[str, Any]) -> dict[str, Any]:
         "recommended": asdict(results.best) if results.best else None,
         "changes": changes,
         "reasons": list(reasons(results, measured)),
+        "notes": list(notes(results, measured)),
         "finished": results.finished,
         "seconds": results.seconds,
         "points": [measured[point].to_json() for point in measured],

@@ -3,9 +3,7 @@
 import json
 import os
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,15 +12,17 @@ from launch.local.failures import reported
 from launch.plan.replay import replay
 from launch.plan.stream import TextStream
 from launch.tune import points as grid_of
+from launch.tune.asked import Asked
 from launch.tune.job import MOST_FILLING, TunedJob
 from launch.tune.points import Point
 from launch.tune.results import Results
-from launch.tune.search import Search
+from launch.tune.search import ROUNDS, SWEPT_ROUNDS, Search
 from launch.tune.turns import Turn
 from train.config.file import load
 from train.config.job import JobConfig
 from train.machine import usable_cores
 from train.progress import Progress
+from train.ranks import join_ranks
 
 _STARTED = time.monotonic()
 _LOOKUPS, _FEWEST, _MOST = 1 << 26, 6, 12
@@ -35,48 +35,18 @@ _LATER = 1.2
 """Times the longest turn, which the next one may take."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a user asks for.
-
-    Attributes:
-        config, overrides: the job.
-        folder: for the results.
-        digest: see `Results.job`.
-        minutes: that all of it may take.
-        exhaustive: measure every look-ahead with every window, in all rounds.
-    """
-
-    config: str
-    overrides: list[str]
-    folder: str
-    digest: str
-    minutes: float
-    exhaustive: bool
-
-
-def worker_command(asked: Asked) -> list[str]:
-    """The command line of a rank."""
-    return [sys.executable, "-P", "-m", "launch.tune.worker", json.dumps(vars(asked))]
-
-
 def tune(asked: Asked) -> None:
     """Tunes as the rank that RANK and WORLD_SIZE say; rank 0 leaves its results in the folder. Collective.
 
     Raises:
         UserError: the job cannot be trained.
     """
-    # DeepSpeed takes seconds to import.
-    from train.ranks import join_ranks
-
-    join_ranks()
-    start = Point.of(load(asked.config, asked.overrides, JobConfig).offload)
-    with (
-        Progress("tune", active=dist.get_rank() == 0) as progress,
-        tempfile.TemporaryDirectory(prefix="engram-tune-") as folder,
-    ):
+    job = load(asked.config, asked.overrides, JobConfig)
+    join_ranks(job.launch.timeout_s)
+    start = Point.of(job.offload)
+    with Progress("tune", active=dist.get_rank() == 0) as progress:
         progress.line("building the job, as late in its run: every row counts as updated")
-        tuned = TunedJob(asked.config, asked.overrides, folder, start)
+        tuned = TunedJob(asked.config, asked.overrides, f"{asked.work}/{dist.get_rank()}", start)
         step_s, room_rows = tuned.warm_up(), tuned.room_rows()
         # Rank 0 alone decides: clocks differ, and a turn needs all ranks.
         leader = Leader(asked, tuned, step_s, room_rows, progress) if dist.get_rank() == 0 else None
@@ -117,8 +87,10 @@ class Leader:
                 lambda best: grid_of.planners(best, cores),
             ][: 1 if asked.exhaustive else 3],
             halving=not asked.exhaustive,
+            rounds=SWEPT_ROUNDS if asked.exhaustive else ROUNDS,
         )
         self._steps = self._steps_a_turn(step_s)
+        progress.expect(self._search.turns_of_all_rounds(len(results.points)))
         progress.line(f"{len(results.points)} points of look-ahead and window, {self._steps} timed steps a turn")
 
     def next(self) -> tuple[Point, int, int, int] | None:

@@ -24,10 +24,19 @@ COMMANDS: dict[str, list[str | Path]] = {
     "data": ["data", "prepare", Path(os.__file__).parent, "--out", "store", "--train-bpe", "4096", "--workers", "2"],
     "generate": ["generate", "run", "def"],
     "eval": ["eval", "run"],
+    "tune": ["tune", *TRAIN[1:]],
 }
 LIMIT_S = 2.0
-TOLD_BEFORE = ("starting ", "importing ", "waiting ", "reading ", "training a byte-level BPE", "tokenizing ")
-"""How lines begin that `data prepare`, and `train --json`, write to standard error while they start."""
+TOLD_BEFORE = (
+    "starting ",
+    "importing ",
+    "waiting ",
+    "reading ",
+    "training a byte-level BPE",
+    "tokenizing ",
+    "building ",
+)
+"""How lines begin that `data prepare`, `tune` and `train --json` write to standard error while they start."""
 MOMENTS = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0, 4.0)
 
 
@@ -105,6 +114,7 @@ class TestAtAnyMoment:
             ("plan", signal.SIGINT, 0.4),
             ("data", signal.SIGINT, 2.0),
             ("generate", signal.SIGTERM, 0.4),
+            ("tune", signal.SIGINT, 2.0),
         ],
     )
     def test_a_start_ends_with_one_line(self, command: str, signum: int, moment_s: float, saved: Path) -> None:
@@ -115,7 +125,7 @@ class TestAtAnyMoment:
     @pytest.mark.long
     @pytest.mark.parametrize("moment_s", MOMENTS)
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-    @pytest.mark.parametrize("command", ["train", "json", "data"])
+    @pytest.mark.parametrize("command", ["train", "json", "data", "tune"])
     def test_at_every_moment(self, command: str, signum: int, moment_s: float, saved: Path) -> None:
         skip_if_ignored(signum)
         interrupt(COMMANDS[command], saved, signum, moment_s)

@@ -43,6 +43,11 @@ def test_what_is_told_fits_80_columns_and_names_its_source() -> None:
     assert "Rows of a step" not in run(*SMALL, "model.engram=null").stdout
 
 
+def test_a_look_ahead_that_the_run_will_choose_is_the_model_s_choice() -> None:
+    step = answer(TINY, "offload.depth=auto", "--gpus-per-node", "2")["step"]
+    assert step["seconds"] == pytest.approx(step["without_stall"] + min(step["stall"].values()), rel=0.006)
+
+
 def test_json_of_a_run_s_folder_adds_up(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(Path(TINY).read_text())
     found = answer(
