@@ -115,14 +115,20 @@ class EngramTables(OwnedRows):
             raise ValueError(f"the look-ahead is a number of steps, not {depth}")
         self._config = self._config.model_copy(update={"depth": depth})
 
-    def check_window(self, step: int) -> None:
+    def check_window(self, step: int, *later: int) -> None:
         """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
+
+        Args:
+            step: the first that is trained.
+            later: others whose rows may be more.
 
         Raises:
             WindowTooSmall: on every rank.
         """
         self._planner.request(step)
         self._require_room(step)
+        for each in later:
+            self._check_room(each, self._planner.plan_once(each))
 
     def begin(self, number: int) -> Step:
         """Begins a step: its rows have exactly the updates of the steps before it. Collective.
@@ -200,7 +206,10 @@ class EngramTables(OwnedRows):
     def _require_room(self, number: int) -> Plan:
         with self._shard.store.traffic.waiting():
             plan = self._planner.plan(number)
+        self._check_room(number, plan)
+        return plan
+
+    def _check_room(self, number: int, plan: Plan) -> None:
         # Judged by the fullest rank: all ranks refuse the step, and none waits for another in its exchange.
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
             raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
-        return plan

@@ -61,7 +61,7 @@ INNER = {
         "tables": {"errors", "config", "data"},
         "evaluation": {"data"},
         "checkpoint": {*_BASE, "config", "optim", "engine"},
-        "report": {*_BASE, "config", "evaluation", "run_state"},
+        "report": {*_BASE, "config", "data", "evaluation", "optim", "run_state"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
         "validation": {"data", "engine", "evaluation", "watch"},
         "refusals": {"config", "data", "errors", "report", "spikes"},
@@ -71,7 +71,7 @@ INNER = {
             *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report"),
             *("saving", "refusals", "validation", "watch"),
         },
-        "build": {"errors", "config", "data", "engine"},
+        "build": {"errors", "config", "data", "engine", "evaluation"},
         "origin": {"errors", "config", "checkpoint"},
         "parts": {
             *_BASE,

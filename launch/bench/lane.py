@@ -95,7 +95,7 @@ class Lane:
             engine=run.engine,
             tables=run.tables,
             train_loader=run.train_loader,
-            validation_loader=run.validation_loader,
+            held_out=run.held_out,
             checkpoints=run.checkpoints,
             reporter=Reporter(job, run.folder, start=0, active=False),
         )

@@ -54,6 +54,10 @@ class Planner:
         """Plans micro-batches that are no training step's, behind the plans already asked for. Collective."""
         return self._thread.submit(lambda: self._timed(batches)).result()
 
+    def plan_once(self, step: int) -> Plan:
+        """The plan of a step, behind those already asked for; it is not kept. Collective."""
+        return self._thread.submit(lambda: self._timed(self._batches(step))).result()
+
     def close(self) -> None:
         """Waits for the plan under way and ends the thread."""
         self._thread.shutdown(cancel_futures=True)
