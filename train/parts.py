@@ -20,7 +20,7 @@ from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
 from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
-from train.data.blend import Blend
+from train.data.blend import Blend, check_all
 from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
@@ -53,7 +53,7 @@ class Parts:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(job.run.dir) / job.run.name
         tell("reading the data")
-        blend: Blend = _on_one_rank_first(lambda: Blend.open(job.data, job.train.global_batch_size))
+        blend: Blend = _on_one_rank_first(self._open_data, then=self._open_data_unchecked)
         self.blend, self.store = blend, blend.store
         if job.model.vocab_size < self.store.vocab_size:
             raise UserError(
@@ -184,6 +184,13 @@ class Parts:
             for name, seen in self.train_loader.seen(self.job.train.steps).items()
         }
 
+    def _open_data(self) -> Blend:
+        blend = self._open_data_unchecked()
+        return check_all(blend) if self.job.data.verify else blend
+
+    def _open_data_unchecked(self) -> Blend:
+        return Blend.open(self.job.data, self.job.train.global_batch_size)
+
     def _identity(self, addresses: AddressBook | None) -> Identity:
         fingerprint = addresses.fingerprint() if addresses else None
         model, tokenizer = self.job.model.model_dump(mode="json"), self.store.tokenizer().sha256
@@ -209,12 +216,12 @@ class Parts:
         require_disk(self.job, self.folder, whole * ranks_here // self.world_size, there)
 
 
-def _on_one_rank_first(action: Callable[[], Any]) -> Any:
-    """Runs `action` on local rank 0, then on the others: what it makes is made once a machine."""
+def _on_one_rank_first(action: Callable[[], Any], then: Callable[[], Any]) -> Any:
+    """Runs `action` on local rank 0, `then` on the others: what it makes or checks is so once a machine."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     result = action() if first else None
     dist.barrier()
-    return result if first else action()
+    return result if first else then()
 
 
 def _table_parameters(tables: EngramTables | None) -> int:

@@ -2,10 +2,16 @@
 
 import click
 
+from launch.commands.data_stores import merge, show, split, stats, verify
+
 
 @click.group()
 def command() -> None:
-    """Prepare token stores from text."""
+    """Prepare token stores from text; join, split, count and check them."""
+
+
+for _each in (merge, split, stats, verify, show):
+    command.add_command(_each)
 
 
 @command.command(

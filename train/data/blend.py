@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from train.data.config import DataConfig, MixSource
 from train.data.course import Phase
+from train.data.examine import check
 from train.data.open import open_data
 from train.data.phases import begun_at
 from train.data.reader import Source
@@ -55,6 +55,13 @@ class Blend:
         return cls(sources, phases)
 
 
+def check_all(blend: Blend) -> Blend:
+    """Reads all sources wholly (`train.data.examine.check`). Raises UserError for one that is damaged."""
+    for source in blend.sources:
+        check(source.store)
+    return blend
+
+
 def _opened(data: DataConfig, wanted: Sequence[MixSource]) -> Iterator[Source]:
     tokenizer = None if data.tokenizer is None else Tokenizer.load(data.tokenizer)
     first: TokenStore | None = None
@@ -72,8 +79,3 @@ def _opened(data: DataConfig, wanted: Sequence[MixSource]) -> Iterator[Source]:
 def _reading(store: TokenStore) -> tuple[object, ...]:
     """What token ids mean."""
     return store.tokenizer_sha256, store.vocab_size, store.eos_id, store.pad_id
-
-
-def mixed_paths(data: DataConfig) -> list[Path]:
-    """Where the sources lie."""
-    return [Path(source.path) for mix in data.mixes for source in mix]

@@ -134,6 +134,10 @@ class DataConfig(
     trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
     any other is refused."""
 
+    verify: bool = False
+    """Read all of the text at the start and compare it with its manifest, as `engram data verify` does. Otherwise
+    samples of it are compared."""
+
     workers: int | None = Field(None, ge=1, le=1_024)
     """Processes that tokenize the default corpus. null: one per core, fewer for little text."""
 

@@ -38,7 +38,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self._run, self._tables, self._model = run, run.tables(), run.model()
         self._text = run.tokenizer
-        self._max_length = run.job.data.sequence_length
+        self._max_length = run.job.data.longest
         self._device = next(self._model.parameters()).device
 
     @property

@@ -159,7 +159,9 @@ def test_phases_begin_after_steps_or_tokens():
     assert list(spans(config, 8, 30)) == [(16, 8), (9, 16), (5, 4)]
     assert list(spans(config, 8, 10)) == [(10, 8)]
     config = DataConfig.model_validate(data | {"phases": [phases[2] | later[0], phases[0] | later[1]]})
-    with pytest.raises(ValueError, match=r"phase 3 begins no later than the one before it, .* step 41, after 2,560 tokens"):
+    with pytest.raises(
+        ValueError, match=r"phase 3 begins no later than the one before it, .* step 41, after 2,560 tokens"
+    ):
         begun_at(config, 8)
 
 
