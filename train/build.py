@@ -57,6 +57,7 @@ def _loader(
         rank=rank,
         world_size=world_size,
         validation_fraction=job.data.validation_fraction,
+        best_fit=job.data.packing == "best_fit" and split == "train",
     )
 
 

@@ -100,6 +100,7 @@ class TextStream:
             micro_batch_size=_largest_divisor(sequences, max(1, PIECE_TOKENS // length)),
             seed=job.train.seed,
             validation_fraction=job.data.validation_fraction,
+            best_fit=job.data.packing == "best_fit",
         )
         self.name = f"{job.data.shown}, {self._loader.steps_per_epoch:,} steps an epoch"
 

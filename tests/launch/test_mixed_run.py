@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.command_line import backbone, engram, losses, newest, table_rows, train, write_job
 from train.checkpoint.listing import checkpoints_in
@@ -27,8 +28,12 @@ def phased(folder: Path, corpus: Path, other: Path) -> Path:
     """A job of five steps: three on one mixture, one on another, one on sequences of twice the length."""
     mix = [{"path": str(corpus), "weight": 3, "name": "library"}, {"path": str(other), "weight": 1}]
     second = {"after_steps": 3, "mix": [mix[0] | {"weight": 1}, mix[1] | {"weight": 3}]}
-    data = {"path": None, "mix": mix, "phases": [second, {"after_tokens": 1024, "sequence_length": 64}]}
-    return write_job(folder, corpus, data=data, checkpoint={"every": 2, "keep": 9})
+    path = write_job(folder, corpus, checkpoint={"every": 2, "keep": 9})
+    job = yaml.safe_load(path.read_text())
+    phases = [second, {"after_tokens": 1024, "sequence_length": 64}]
+    job["data"] |= {"path": None, "mix": mix, "phases": phases}
+    path.write_text(yaml.safe_dump(job))
+    return path
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -151,6 +151,10 @@ class DataConfig(
 
     sequence_length: int = Field(256, ge=2, le=10_000_000)
     """Tokens in one packed sequence (T)."""
+
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """How documents of training come into sequences: laid end to end and cut wherever a sequence ends, or `best_fit`:
+    side by side, none cut that fits into a sequence, the rest padding, whose share the start tells."""
 
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
     """Fraction of documents held out for validation. 0: none, and no evaluation."""

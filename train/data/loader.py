@@ -49,10 +49,11 @@ class Loader:
         validation_fraction: float = VALIDATION_FRACTION,
         skip: Sequence[range] = (),
         phases: Sequence[Phase] = (),
+        best_fit: bool = False,
     ) -> None:
         """Args: the store, or sources of one tokenizer; sizes in sequences; the seed of the order; which contiguous
         part of each batch is ours; which batches to pass over, ascending and apart: numbers from 0, as if none were;
-        the phases, by default one with equal weights.
+        the phases, by default one with equal weights; whether documents of training are packed by best fit.
 
         Raises:
             UserError: batch sizes that do not divide, or too little text for one batch of training.
@@ -65,6 +66,7 @@ class Loader:
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.validation_fraction = validation_fraction
+        self.best_fit = best_fit
         self._skip = skip
         self._rows = slice(*(global_batch_size // world_size * part for part in (rank, rank + 1)))
         self.phases = phases or [Phase(0, sequence_length, (1.0,) * len(self.sources))]
@@ -91,6 +93,7 @@ class Loader:
                 seed=self.seed,
                 validation_fraction=self.validation_fraction,
                 whole=self.global_batch_size if begins else 1,
+                best_fit=self.best_fit,
             )
         return self._readers[source, length]
 
@@ -138,6 +141,15 @@ class Loader:
         """What the first steps have read of each source, by name; batches that were skipped count as read."""
         batches = self.batch_number(steps - 1) + 1 if steps else 0
         return {source.name: seen for source, seen in zip(self.sources, self._course.seen(batches), strict=True)}
+
+    def padding(self) -> dict[str, float]:
+        """The share of padding in an epoch of each source that is packed by best fit, in the phase that it begins."""
+        found = {}
+        for number, source in enumerate(self.sources):
+            reader = self._reader(number, self._first_length(number))
+            if reader.fit is not None:
+                found[source.name] = reader.fit.padding / (reader.fit.sequences * reader.length)
+        return found
 
     def phase_starts(self, steps: int) -> list[int]:
         """The first step of each phase that begins within the first `steps`, the first phase's 0 included."""
@@ -227,6 +239,7 @@ class Loader:
             # Not there without any, as in what was saved before there were some.
             **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
             **({"phases": later} if later else {}),
+            **({"packing": "best_fit"} if self.best_fit else {}),
         }
 
     def _mixed(self, shares: Sequence[int]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from train.data.best_fit import fit, piece_counts
 from train.data.order import Epoch, epoch_order
 from train.data.packing import Packed
 from train.data.split import validation_mask
@@ -44,6 +45,7 @@ class SplitReader:
     Attributes:
         sequences: of an epoch.
         num_tokens, num_documents: of the split.
+        fit: of its documents with best-fit packing; None otherwise.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class SplitReader:
         seed: int,
         validation_fraction: float,
         whole: int = 1,
+        best_fit: bool = False,
     ) -> None:
         """Args: the store; which documents; tokens of a sequence; what the order depends on; the fraction held out;
-        sequences of which an epoch has a multiple."""
+        sequences of which an epoch has a multiple; whether documents of training are packed by best fit."""
         self.store, self.split, self.length = store, split, length
         self._seed = seed
         lengths = np.diff(store.document_offsets)
@@ -65,8 +68,10 @@ class SplitReader:
         self.documents = np.flatnonzero((self.held_out == (split == "validation")) & (lengths > 0))
         self.num_documents = len(self.documents)
         self.num_tokens = int(lengths[self.documents].sum())
+        self.fit = fit(piece_counts(lengths[self.documents], length)) if best_fit and split == "train" else None
         if split == "train":
-            self.sequences = self.num_tokens // length // whole * whole
+            made = self.num_tokens // length if self.fit is None else self.fit.sequences
+            self.sequences = made // whole * whole
         else:
             self.sequences = -(-self.num_tokens // (length * whole)) * whole
         self._lock = threading.Lock()
@@ -112,6 +117,7 @@ class SplitReader:
             length=self.length,
             seed=self._seed if self.split == "train" else 0,
             epoch=epoch,
+            fit=self.fit,
         )
 
     def _check_ids(self, tokens_BT: np.ndarray) -> None:

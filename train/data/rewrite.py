@@ -11,6 +11,7 @@ from train.data.indexed import token_dtype
 from train.data.manifest import Manifest, Option
 from train.data.split import validation_mask
 from train.data.store import TokenStore
+from train.data.tokenizer import Tokenizer
 from train.data.writer import StoreWriter
 from train.errors import UserError
 from train.files import new_folder
@@ -33,7 +34,7 @@ def merge(stores: Sequence[TokenStore], out: Path, *, overwrite: bool = False) -
             raise UserError(
                 f"{store.prefix}: made with another tokenizer than {first.prefix}; prepare it again with it"
             )
-    with new_folder(out, overwrite=overwrite) as folder, StoreWriter(folder, first.tokenizer()) as writer:
+    with new_folder(out, overwrite=overwrite) as folder, StoreWriter(folder, _tokenizer(first)) as writer:
         for store in stores:
             _copy(store, np.ones(store.num_documents, dtype=bool), writer)
         passed_over: dict[str, int] = {}
@@ -64,7 +65,7 @@ def split(
     with ExitStack() as stack:
         for out, mask in ((held_out, chosen), (rest, ~chosen)):
             folder = stack.enter_context(new_folder(out, overwrite=overwrite))
-            with StoreWriter(folder, store.tokenizer()) as writer:
+            with StoreWriter(folder, _tokenizer(store)) as writer:
                 _copy(store, mask, writer)
                 side = "held out" if mask is chosen else "rest"
                 options: dict[str, Option] = {"split_of": store.fingerprint, "fraction": str(fraction), "side": side}
@@ -82,6 +83,14 @@ class _Made:
 
 def _made(store: TokenStore) -> "Manifest | _Made":
     return store.manifest or _Made(store)
+
+
+def _tokenizer(store: TokenStore) -> Tokenizer:
+    """The store's, under the name that its manifest has."""
+    tokenizer = store.tokenizer()
+    if store.manifest is not None:
+        tokenizer.name = store.manifest.tokenizer
+    return tokenizer
 
 
 def _copy(store: TokenStore, chosen: np.ndarray, writer: StoreWriter) -> None:

@@ -20,6 +20,8 @@ def notes(job: JobConfig, training: Loader, held_out: Sequence[HeldOut], world_s
     """
     yield from _repeated(job, training)
     yield from _phases(job, training)
+    for name, share in training.padding().items():
+        yield f"best-fit packing{f' of {name}' if name else ''}: {share:.2%} of the tokens are padding"
     for name, _, validation in held_out:
         if not validation.num_documents:
             why = "data.validation_fraction is 0" if not validation.validation_fraction else "it takes two documents"

@@ -22,6 +22,7 @@ def told(
         num_tokens=1000,
         sources=[SimpleNamespace(name=name, epochs=4.0) for name in names],
         seen=lambda steps: dict.fromkeys(names, Seen(2560, steps / epoch)),
+        padding=dict,
         phase_starts=lambda steps: [0, *(p.after_steps for p in job.data.phases if p.after_steps < steps)],
     )
     validation: Any = SimpleNamespace(num_documents=held_out, validation_fraction=fraction)
