@@ -44,7 +44,8 @@ def prepare(
     """Turn text files and folders into a token store.
 
     SOURCE is a folder or a file: .txt, .md, .py, .rst, .jsonl (also .jsonl.gz, .jsonl.zst, .json.gz, .json.zst) or
-    .parquet. What a folder has besides is counted, shown and in the manifest.
+    .parquet; or a URL (https://, s3://, hf://), read without a local copy. What a folder has besides is counted, shown
+    and in the manifest.
     """
     if (tokenizer is None) == (train_bpe is None):
         raise click.UsageError("Give one of --tokenizer and --train-bpe.")
