@@ -24,7 +24,13 @@ _LEAST_TOKENS = 128
 """Per chunk: each chunk reads the whole head, and writes its whole gradient."""
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    chunk: int | None = None,
+    losses_N: Tensor | None = None,
+) -> Tensor:
     """The sum of the cross-entropies, in nats, of the logits `hidden_ND @ weight_VD.T`.
 
     Args:
@@ -32,6 +38,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
         weight_VD: the head, in the same dtype.
         labels_N: int64; `IGNORED` where there is no loss.
         chunk: tokens whose logits are computed at once; None takes what suits the device.
+        losses_N: fp32 (fp64 for fp64); each label's cross-entropy is written into it, 0 where there is none.
 
     Returns:
         Scalar in fp32 (fp64 for fp64); 0, with zero gradients, if all labels are `IGNORED`. Softmax and sums are
@@ -44,14 +51,20 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
         chunk = max(_LEAST_TOKENS, (_GPU_CHUNK if hidden_ND.is_cuda else _CPU_CHUNK) // weight_VD.shape[0])
     # A Function's own forward cannot tell: gradients are off in it, and arguments still say what they require.
     wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk, wanted)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk, wanted, losses_N)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int, wanted: list[bool]
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        chunk: int,
+        wanted: list[bool],
+        losses_N: Tensor | None,
     ) -> Tensor:
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         loss = torch.zeros((), dtype=dtype, device=hidden_ND.device)
@@ -60,7 +73,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
             logits_CV = F.linear(hidden_ND[part], weight_VD).to(dtype)
-            loss += _loss_of(logits_CV, labels_N[part])
+            losses_C1 = _losses_of(logits_CV, labels_N[part])
+            loss += losses_C1.sum()
+            if losses_N is not None:
+                losses_N[part] = losses_C1.squeeze(1)
             if not any(wanted):
                 continue
             dlogits_CV = logits_CV.to(hidden_ND.dtype)
@@ -80,11 +96,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dhidden_ND = (dhidden_ND * grad).to(dhidden_ND.dtype)
         if dweight_VD is not None:
             dweight_VD = (dweight_VD * grad).to(ctx.weight_dtype)
-        return dhidden_ND, dweight_VD, None, None, None
+        return dhidden_ND, dweight_VD, None, None, None, None
 
 
-def _loss_of(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Returns the chunk's loss; `logits_CV` becomes its gradient."""
+def _losses_of(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """Returns the chunk's losses; `logits_CV` becomes the gradient of their sum."""
     ignored_C1 = (labels_C == IGNORED).unsqueeze(1)
     labels_C1 = labels_C.unsqueeze(1).masked_fill(ignored_C1, 0)
     log_sum_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
@@ -92,7 +108,7 @@ def _loss_of(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     logits_CV.sub_(log_sum_C1).exp_()
     logits_CV.scatter_add_(1, labels_C1, torch.full_like(log_sum_C1, -1.0))
     logits_CV.masked_fill_(ignored_C1, 0.0)
-    return losses_C1.sum()
+    return losses_C1
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -8,7 +8,7 @@ Shape suffixes: B batch, T sequence, M branches of the residual stream, D hidden
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -135,11 +135,32 @@ class Head(Linear):
     Both are this module's forward, so that hooks that gather its weight, such as ZeRO 3's, run for both.
     """
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None) -> Tensor:
-        """Returns logits [B, T, V], or with labels their summed cross-entropy (see `model.loss`)."""
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor | None = None,
+        tell: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """Returns logits [B, T, V], or with labels their summed cross-entropy (see `model.loss`).
+
+        `tell` is given each label's, [B, T], without a gradient.
+        """
         if labels_BT is None:
             return super().forward(hidden_BTD)
-        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.weight, labels_BT.flatten())
+        losses_BT = None
+        if tell is not None:
+            losses_BT = hidden_BTD.new_empty(
+                labels_BT.shape, dtype=torch.promote_types(hidden_BTD.dtype, torch.float32)
+            )
+        loss = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1),
+            self.weight,
+            labels_BT.flatten(),
+            losses_N=None if losses_BT is None else losses_BT.view(-1),
+        )
+        if tell is not None and losses_BT is not None:
+            tell(losses_BT)
+        return loss
 
 
 class LanguageModel(nn.Module):
@@ -168,6 +189,7 @@ class LanguageModel(nn.Module):
         positions_BT: Tensor,
         memory: Sequence[MemoryRows] = (),
         labels_BT: Tensor | None = None,
+        tell: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Returns the summed loss, or the logits.
 
@@ -176,6 +198,7 @@ class LanguageModel(nn.Module):
             positions_BT: int64 position within the token's document; 0 begins a document. The first column is 0.
             memory: one `MemoryRows` for each of the config's `engram.layers`, in that order.
             labels_BT: int64 next tokens, `IGNORED` where there is no loss.
+            tell: is given each label's cross-entropy [B, T], in fp32 and without a gradient; 0 where there is no label.
 
         Returns:
             With labels: fp32 scalar, the *sum* of the cross-entropies in nats over labels that are not `IGNORED`;
@@ -187,7 +210,7 @@ class LanguageModel(nn.Module):
             ValueError: there is not one `MemoryRows` for each Engram layer, or one has another batch shape.
         """
         hidden_BTD, balance_B = self.model(tokens_BT, positions_BT, memory)
-        result = self.lm_head(hidden_BTD, labels_BT)
+        result = self.lm_head(hidden_BTD, labels_BT, tell)
         if labels_BT is None or balance_B is None:
             return result
         return result + self._balance_gradient(balance_B, labels_BT)

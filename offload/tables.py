@@ -152,14 +152,20 @@ class EngramTables(OwnedRows):
         the weights of rows that were never updated are zeros."""
         self._shard.store.update_counts().clamp_(min=1)
 
-    def check_window(self, step: int) -> None:
-        """Refuses a window that the rows of `step` do not fit into, before anything is trained. Collective.
+    def check_window(self, step: int, *later: int) -> None:
+        """Refuses a window that the rows of `step` do not fit into, before anything was trained. Collective.
+
+        Args:
+            step: the first that is trained.
+            later: others whose rows may be more.
 
         Raises:
             WindowTooSmall: on every rank.
         """
         self._planner.request(step)
         self._require_room(step)
+        for each in later:
+            self._check_room(each, self._planner.plan_once(each))
 
     def begin(self, number: int) -> Step:
         """Begins a step: its rows have exactly the updates of the steps before it. Collective.
@@ -240,10 +246,13 @@ class EngramTables(OwnedRows):
     def _require_room(self, number: int) -> Plan:
         with self._shard.store.traffic.waiting():
             plan = self._planner.plan(number)
+        self._check_room(number, plan)
+        return plan
+
+    def _check_room(self, number: int, plan: Plan) -> None:
         # Judged by the fullest rank: all ranks refuse the step, and none waits for another in its exchange.
         if self._config.mode == "window" and plan.most_rows > self._config.window_rows:
             raise WindowTooSmall(number, plan.most_rows, self._config.window_rows)
-        return plan
 
 
 def _depth_of(config: OffloadConfig) -> int:

@@ -62,7 +62,7 @@ INNER = {
         "tables": {"errors", "config", "data"},
         "evaluation": {"data"},
         "checkpoint": {*_BASE, "config", "optim", "engine"},
-        "report": {*_BASE, "config", "evaluation", "look_ahead", "run_state"},
+        "report": {*_BASE, "config", "data", "evaluation", "look_ahead", "optim", "run_state"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
         "validation": {"data", "engine", "evaluation", "watch"},
         "refusals": {"config", "data", "errors", "report", "spikes"},
@@ -72,7 +72,7 @@ INNER = {
             *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report"),
             *("look_ahead", "saving", "refusals", "validation", "watch"),
         },
-        "build": {"errors", "config", "data", "engine"},
+        "build": {"errors", "config", "data", "engine", "evaluation"},
         "origin": {"errors", "config", "checkpoint"},
         "parts": {
             *_BASE,

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -10,20 +11,45 @@ import torch
 from model.compilation import compile_blocks
 from model.transformer import Block, LanguageModel
 from train.config.job import JobConfig
+from train.data.blend import Blend
+from train.data.course import Phase
 from train.data.loader import Loader
-from train.data.store import TokenStore
+from train.data.reader import Source
 from train.engine import Engine
 from train.errors import UserError
+from train.evaluation import HeldOut
 
 
-def build_loader(
-    job: JobConfig, store: TokenStore, split: Literal["train", "validation"], *, rank: int, world_size: int
+def build_loader(job: JobConfig, blend: Blend, *, rank: int, world_size: int) -> Loader:
+    """The batches of training for one of `world_size` ranks."""
+    skip = [range(first - 1, last) for first, last in job.data.skip_steps]
+    return _loader(job, blend.sources, "train", rank, world_size, skip=skip, phases=blend.phases)
+
+
+def build_held_out(job: JobConfig, blend: Blend, *, rank: int, world_size: int) -> list[HeldOut]:
+    """What is evaluated: of each source its validation documents, with its share of the first phase."""
+    whole = sum(blend.phases[0].weights)
+    return [
+        HeldOut(source.name, weight / whole, _loader(job, [source], "validation", rank, world_size))
+        for source, weight in zip(blend.sources, blend.phases[0].weights, strict=True)
+    ]
+
+
+def _loader(
+    job: JobConfig,
+    sources: Sequence[Source],
+    split: Literal["train", "validation"],
+    rank: int,
+    world_size: int,
+    *,
+    skip: Sequence[range] = (),
+    phases: Sequence[Phase] = (),
 ) -> Loader:
-    """The batches of a split for one of `world_size` ranks."""
     return Loader(
-        store,
+        sources,
         split=split,
-        skip=[range(first - 1, last) for first, last in job.data.skip_steps] if split == "train" else (),
+        skip=skip,
+        phases=phases,
         sequence_length=job.data.sequence_length,
         global_batch_size=job.train.global_batch_size,
         micro_batch_size=job.train.micro_batch_size,
@@ -31,6 +57,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         validation_fraction=job.data.validation_fraction,
+        best_fit=job.data.packing == "best_fit" and split == "train",
     )
 
 

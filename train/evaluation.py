@@ -1,10 +1,10 @@
 """Loss of the model on held-out text."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,14 @@ class Evaluation:
             where no predicted token stands for a byte.
         tokens: how many were predicted: all but the first of each document and sequence.
         text_bytes: that these stand for.
+        by_source: the same of each source of a mixture, by name; empty without one.
     """
 
     loss: float
     bits_per_byte: float | None
     tokens: int
     text_bytes: float
+    by_source: Mapping[str, "Evaluation"] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sums: Tensor) -> "Evaluation | None":
@@ -47,6 +49,42 @@ class Evaluation:
         if not tokens:
             return None
         return cls(loss / tokens, loss / math.log(2) / text_bytes if text_bytes else None, int(tokens), text_bytes)
+
+    @classmethod
+    def of_sources(cls, parts: Sequence[tuple[str, float, Tensor]]) -> "Evaluation | None":
+        """That of a mixture: each source's mean loss, weighted with its share.
+
+        Args:
+            parts: of each source its name, its share, and what `evaluate` returns; a single one is taken as it is.
+
+        Returns:
+            None where no source with a share has a predicted token.
+        """
+        if len(parts) == 1:
+            return cls.of(parts[0][2])
+        found = {name: (share, cls.of(sums)) for name, share, sums in parts}
+        there = {name: (share, each) for name, (share, each) in found.items() if each is not None}
+        if not (whole := sum(share for share, _ in there.values())):
+            return None
+        loss = sum(share * each.loss for share, each in there.values()) / whole
+        text_bytes = sum(share * each.text_bytes / each.tokens for share, each in there.values()) / whole
+        return cls(
+            loss,
+            loss / math.log(2) / text_bytes if text_bytes else None,
+            sum(each.tokens for _, each in there.values()),
+            sum(each.text_bytes for _, each in there.values()),
+            {name: each for name, (_, each) in there.items()},
+        )
+
+
+class HeldOut(NamedTuple):
+    """What is evaluated of a source."""
+
+    name: str
+    share: float
+    """Of the mixture: 1 without one, 0 for a source that is not read in the first phase."""
+    loader: Loader
+    """Of its validation documents."""
 
 
 class RowSource(Protocol):
@@ -94,11 +132,18 @@ def memory_of(rows: Rows | None, micro_batch: int) -> list[MemoryRows]:
     return [MemoryRows(*part) for part in rows.of(micro_batch)] if rows else []
 
 
-def forward(model: Model, batch: Batch, memory: Sequence[MemoryRows], device: torch.device) -> Tensor:
-    """Summed loss of a micro-batch, on the model's device."""
+def forward(
+    model: Model,
+    batch: Batch,
+    memory: Sequence[MemoryRows],
+    device: torch.device,
+    tell: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Summed loss of a micro-batch, on the model's device; `tell` hears of each label's loss."""
     parts = batch.tokens_BT, batch.positions_BT, batch.labels_BT
     tokens_BT, positions_BT, labels_BT = (_sent(part, device) for part in parts)
-    loss: Tensor = model(tokens_BT, positions_BT, [part.to(device) for part in memory], labels_BT)
+    told = {} if tell is None else {"tell": tell}
+    loss: Tensor = model(tokens_BT, positions_BT, [part.to(device) for part in memory], labels_BT, **told)
     return loss
 
 

@@ -13,21 +13,21 @@ from model.census import take_census
 from model.config import ModelConfig
 from offload.addresses.hashing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
-from train.build import build_engine, build_loader
+from train.build import build_engine, build_held_out, build_loader
 from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.identity import Identity
 from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
 from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
-from train.data.open import open_data
+from train.data.blend import Blend, check_all
 from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.origin import choose_origin, require_disk, require_memory
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
-from train.report.summary import SUMMARY_FILE, Summary
+from train.report.summary import SUMMARY_FILE, SourceSummary, Summary
 from train.run_folder import CONFIG_FILE, LOG_FILE, require_writable
 from train.run_lock import lock_run
 from train.tables import address_book, open_tables, table_bytes
@@ -53,14 +53,16 @@ class Parts:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(job.run.dir) / job.run.name
         tell("reading the data")
-        self.store = _on_one_rank_first(lambda: open_data(job.data))
+        blend: Blend = _on_one_rank_first(self._open_data, then=self._open_data_unchecked)
+        self.blend, self.store = blend, blend.store
         if job.model.vocab_size < self.store.vocab_size:
             raise UserError(
                 f"model.vocab_size is {job.model.vocab_size}, but the tokenizer of the data has "
                 f"{self.store.vocab_size} entries: set model.vocab_size={self.store.vocab_size}"
             )
-        self.train_loader = build_loader(job, self.store, "train", rank=self.rank, world_size=self.world_size)
-        self.validation_loader = build_loader(job, self.store, "validation", rank=self.rank, world_size=self.world_size)
+        place = {"rank": self.rank, "world_size": self.world_size}
+        self.train_loader = build_loader(job, blend, **place)
+        self.held_out = build_held_out(job, blend, **place)
         self.counts = take_census(job.model)
         require_memory(self.counts.total)
         addresses = address_book(job.model, self.store)
@@ -107,8 +109,10 @@ class Parts:
         if start > self.job.train.steps:
             raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} already has {start} steps")
         if self.tables and start < self.job.train.steps:
+            # What comes later may have longer sequences.
+            later = [step for step in self.train_loader.phase_starts(self.job.train.steps) if step > start]
             try:
-                self.tables.check_window(start)
+                self.tables.check_window(start, *later)
             except WindowTooSmall as error:
                 raise UserError(str(error)) from None
         return resumed
@@ -122,7 +126,7 @@ class Parts:
             self.job.eval.prompts if self.job.eval.sample_tokens else [],
             num_tokens=self.job.eval.sample_tokens,
             temperature=self.job.eval.temperature,
-            max_length=self.job.data.sequence_length,
+            max_length=self.job.data.longest,
             seed=self.job.train.seed,
         )
 
@@ -158,15 +162,42 @@ class Parts:
             init_from=job.checkpoint.init_from,
             look_ahead=look_ahead,
             vocab_size=job.model.vocab_size,
+            sources=self._sources(found),
         )
         return summary if start < job.train.steps else summary.kept(self.folder)
 
     def _unigram_entropy(self) -> float | None:
         # Of the very tokens that were evaluated, by all ranks.
-        everyones = build_loader(self.job, self.store, "validation", rank=0, world_size=1)
-        labels = [batch.labels_BT.flatten() for batch in batches(everyones, self.job.eval.sequences)]
-        predicted = any(bool((part != IGNORED).any()) for part in labels)
-        return self.train_loader.unigram_entropy(torch.cat(labels)) if predicted else None
+        found = []
+        for source, (_, share, loader) in enumerate(build_held_out(self.job, self.blend, rank=0, world_size=1)):
+            labels = [batch.labels_BT.flatten() for batch in batches(loader, self.job.eval.sequences)]
+            if share and any(bool((part != IGNORED).any()) for part in labels):
+                found.append((share, self.train_loader.unigram_entropy(torch.cat(labels), source=source)))
+        if len(found) < 2:
+            return found[0][1] if found else None
+        return sum(share * entropy for share, entropy in found) / sum(share for share, _ in found)
+
+    def _sources(self, found: Evaluation | None) -> dict[str, SourceSummary]:
+        """What the run has of each source of a mixture; empty without one."""
+        if len(self.blend.sources) == 1:
+            return {}
+        validated = found.by_source if found else {}
+        return {
+            name: SourceSummary(
+                seen.tokens,
+                seen.epochs,
+                validated[name].loss if name in validated else None,
+                validated[name].bits_per_byte if name in validated else None,
+            )
+            for name, seen in self.train_loader.seen(self.job.train.steps).items()
+        }
+
+    def _open_data(self) -> Blend:
+        blend = self._open_data_unchecked()
+        return check_all(blend) if self.job.data.verify else blend
+
+    def _open_data_unchecked(self) -> Blend:
+        return Blend.open(self.job.data, self.job.train.global_batch_size)
 
     def _identity(self, addresses: AddressBook | None) -> Identity:
         fingerprint = addresses.fingerprint() if addresses else None
@@ -193,12 +224,12 @@ class Parts:
         require_disk(self.job, self.folder, whole * ranks_here // self.world_size, there)
 
 
-def _on_one_rank_first(action: Callable[[], Any]) -> Any:
-    """Runs `action` on local rank 0, then on the others: what it makes is made once per machine."""
+def _on_one_rank_first(action: Callable[[], Any], then: Callable[[], Any]) -> Any:
+    """Runs `action` on local rank 0, `then` on the others: what it makes or checks is so once a machine."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     result = action() if first else None
     dist.barrier()
-    return result if first else action()
+    return result if first else then()
 
 
 def _table_parameters(tables: EngramTables | None) -> int:

@@ -72,7 +72,7 @@ def _train(
     job, start = parts.job, resumed.step
     watch = _watch(parts, state, leave)
     with Reporter(job, parts.folder, start=start, active=parts.rank == 0, state=state) as reporter:
-        told = notes(job, parts.train_loader, parts.validation_loader, parts.world_size)
+        told = notes(job, parts.train_loader, parts.held_out, parts.world_size)
         for note in (*resumed.notes, *told):
             reporter.message(note)
         trainer = Trainer(
@@ -80,7 +80,7 @@ def _train(
             engine=parts.engine,
             tables=parts.tables,
             train_loader=parts.train_loader,
-            validation_loader=parts.validation_loader,
+            held_out=parts.held_out,
             checkpoints=parts.checkpoints,
             reporter=reporter,
             profiler=StepProfiler(job.train.profile if parts.rank == 0 else None, parts.folder, parts.engine.device),

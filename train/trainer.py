@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
@@ -17,10 +17,11 @@ from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.content import Now
 from train.config.job import JobConfig
+from train.data.course import Seen
 from train.data.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation, forward, memory_of
+from train.evaluation import Evaluation, HeldOut, forward, memory_of
 from train.look_ahead import LookAhead
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
@@ -41,7 +42,8 @@ class Trainer:
         job: its config.
         engine: the backbone under DeepSpeed.
         tables: the Engram tables; None for a model without.
-        train_loader, validation_loader: the two splits.
+        train_loader: of the split that is trained on.
+        held_out: what is evaluated, of each source.
         checkpoints: where states are saved.
         reporter: told of everything that a user may want to see.
         profiler: of some steps; None for none.
@@ -56,7 +58,7 @@ class Trainer:
         engine: Engine,
         tables: EngramTables | None,
         train_loader: Loader,
-        validation_loader: Loader,
+        held_out: Sequence[HeldOut],
         checkpoints: Checkpoints,
         reporter: Reporter,
         profiler: StepProfiler | None = None,
@@ -76,10 +78,9 @@ class Trainer:
             self._look_ahead = LookAhead(tables, engine.device, job.train.steps, reporter.chose)
         self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
-        self._meter = Meter(
-            job.train.global_batch_size * job.data.sequence_length, tables, engine.device, tokens=resumed.tokens
-        )
-        self._validation = Validation(engine, tables, validation_loader, job.eval.sequences, self._watch)
+        names = [source.name for source in train_loader.sources]
+        self._meter = Meter(tables, engine.device, tokens=resumed.tokens, sources=names if len(names) > 1 else ())
+        self._validation = Validation(engine, tables, held_out, job.eval.sequences, self._watch)
         self._refusals = Refusals(job.train, train_loader, reporter, resumed.recent)
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
 
@@ -118,7 +119,7 @@ class Trainer:
             if step == start:
                 self._watch.begun()
             self._refusals.tell(step, result, self._saves.before)
-            self._meter.count(result.loss)
+            self._meter.count(result.loss, job.train.global_batch_size * self._train_loader.length(step))
             signum, overdue = self._watch.answer()
             due = done % job.eval.every == 0 or done == total
             if due or done % job.train.log_every == 0:
@@ -142,7 +143,7 @@ class Trainer:
         elif evaluate and not signum:
             evaluation, signum = self._validation.evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
-        self._reporter.step(done, result, measured, evaluation)
+        self._reporter.step(done, result, measured, evaluation, self._seen(done))
         self._meter.restart()
         return evaluation, signum
 
@@ -159,6 +160,10 @@ class Trainer:
     def evaluate(self) -> Evaluation | None:
         """Evaluates the model as it is; None if there is nothing to predict. Collective."""
         return self._validation.evaluate()
+
+    def _seen(self, done: int) -> Mapping[str, Seen]:
+        """What was read of each source; nothing to be told without a mixture."""
+        return self._train_loader.seen(done) if len(self._train_loader.sources) > 1 else {}
 
     def _state(self) -> Now:
         refusals = self._refusals
@@ -188,7 +193,8 @@ class Trainer:
         for place, batch in enumerate(batches):
             stages.enter("forward")
             memory = memory_of(step.rows if step else None, place)
-            part = forward(self._engine, batch, memory, self._engine.device) / num_labels
+            tell = self._meter.losses(batch)
+            part = forward(self._engine, batch, memory, self._engine.device, tell) / num_labels
             # The engine averages over ranks, but the loss is the mean over the labels of all ranks.
             stages.enter("backward")
             self._engine.backward(part * dist.get_world_size())

@@ -1,14 +1,14 @@
 """The evaluations of a run, on all ranks together, between two steps of its training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from offload.tables import EngramTables
-from train.data.loader import Batch, Loader
+from train.data.batch import Batch
 from train.engine import Engine
-from train.evaluation import Evaluation, TrainedRows, batches, evaluate, evaluating
+from train.evaluation import Evaluation, HeldOut, TrainedRows, batches, evaluate, evaluating
 from train.watch.watch import Watch
 
 
@@ -18,43 +18,47 @@ class Validation:
     Args:
         engine: the backbone.
         tables: None without Engram.
-        loader: of the validation split.
-        sequences: how many of them are evaluated.
-        watch: is told of it, and asked for signals.
+        held_out: of each source.
+        sequences: how many of each are evaluated.
+        watch: told of it, and asked for signals.
     """
 
     def __init__(
-        self, engine: Engine, tables: EngramTables | None, loader: Loader, sequences: int, watch: Watch
+        self, engine: Engine, tables: EngramTables | None, held_out: Sequence[HeldOut], sequences: int, watch: Watch
     ) -> None:
-        self._engine, self._tables, self._loader = engine, tables, loader
+        self._engine, self._tables, self._held_out = engine, tables, held_out
         self._sequences, self._watch = sequences, watch
 
     def evaluate(self) -> Evaluation | None:
         """Evaluates the model as it is; None if there is nothing to predict. Collective."""
-        return Evaluation.of(self._sums(batches(self._loader, self._sequences)))
+        return self._evaluated(lambda text: text)
 
     def evaluate_or_end(self) -> tuple[Evaluation | None, int]:
         """The same, unless a signal comes meanwhile, which is then returned instead. Collective."""
         signum = 0
 
-        def until_signal() -> Iterator[Batch]:
+        def until_signal(text: Iterable[Batch]) -> Iterator[Batch]:
             nonlocal signum
-            for batch in batches(self._loader, self._sequences):
+            for batch in () if signum else text:
                 self._watch.ask()
                 yield batch
                 signum = self._watch.answer().signum
                 if signum:
                     return
 
-        sums = self._sums(until_signal())
-        return None if signum else Evaluation.of(sums), signum
+        found = self._evaluated(until_signal)
+        return None if signum else found, signum
 
-    def _sums(self, text: Iterable[Batch]) -> Tensor:
-        """Those of `evaluate`, over all ranks."""
-        engine, loader = self._engine, self._loader
+    def _evaluated(self, until: Callable[[Iterable[Batch]], Iterable[Batch]]) -> Evaluation | None:
+        """Of what `until` lets through, over all ranks."""
+        engine = self._engine
         rows = TrainedRows(self._tables) if self._tables else None
+        sums = torch.zeros(len(self._held_out), 3, dtype=torch.float64)
         with evaluating(engine.module):
-            sums = evaluate(engine, rows, self._watch.each("evaluate", text), loader.bytes_of, engine.device)
+            for part, (_, _, loader) in zip(sums, self._held_out, strict=True):
+                text = self._watch.each("evaluate", until(batches(loader, self._sequences)))
+                part += evaluate(engine, rows, text, loader.bytes_of, engine.device)
         sums = sums.to(engine.device)
         dist.all_reduce(sums)
-        return sums
+        parts = [(name, share, part) for (name, share, _), part in zip(self._held_out, sums.cpu(), strict=True)]
+        return Evaluation.of_sources(parts)

@@ -179,7 +179,7 @@ def open_run(config: str, overrides: Sequence[str], folder: str, name: str, step
         engine=parts.engine,
         tables=parts.tables,
         train_loader=parts.train_loader,
-        validation_loader=parts.validation_loader,
+        held_out=parts.held_out,
         checkpoints=parts.checkpoints,
         reporter=Reporter(job, parts.folder, start=0, active=False),
     )

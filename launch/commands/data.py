@@ -2,10 +2,16 @@
 
 import click
 
+from launch.commands.data_stores import merge, show, split, stats, verify
+
 
 @click.group()
 def command() -> None:
-    """Prepare token stores from text."""
+    """Prepare token stores from text; join, split, count and check them."""
+
+
+for _each in (merge, split, stats, verify, show):
+    command.add_command(_each)
 
 
 @command.command(
@@ -38,7 +44,8 @@ def prepare(
     """Turn text files and folders into a token store.
 
     SOURCE is a folder or a file: .txt, .md, .py, .rst, .jsonl (also .jsonl.gz, .jsonl.zst, .json.gz, .json.zst) or
-    .parquet. Other files in a folder are counted, shown and kept in the manifest.
+    .parquet; or a URL (https://, s3://, hf://), read without a local copy. Other files in a folder are counted, shown
+    and kept in the manifest.
     """
     if (tokenizer is None) == (train_bpe is None):
         raise click.UsageError("Give one of --tokenizer and --train-bpe.")

@@ -84,19 +84,23 @@ def _score(
     """Evaluates a run on its own text, or on that of `data`, and prints what was found."""
     from dataclasses import asdict
 
-    from train.data.open import open_data
+    from train.data.blend import Blend
     from train.data.store import TokenStore
-    from train.use.scoring import score
+    from train.use.scoring import score, score_blend
 
     if data is None:
-        store = open_data(saved.job.data)
+        blend = Blend.open(saved.job.data, saved.job.train.global_batch_size)
+        found = score_blend(saved, blend, split=split or "validation", sequences=sequences)
     else:  # a prepared folder has its own tokenizer
         store = TokenStore.open(data, tokenizer=None if Path(data).is_dir() else saved.tokenizer)
-    own = data is None or store.fingerprint == saved.image.manifest.data["fingerprint"]
-    found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
+        own = store.fingerprint in json.dumps(saved.image.manifest.data)
+        found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
     if as_json:
-        click.echo(json.dumps({"step": saved.step, **asdict(found)}, indent=2))
+        values = {name: value for name, value in asdict(found).items() if name != "by_source" or value}
+        click.echo(json.dumps({"step": saved.step, **values}, indent=2))
         return
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits/byte"
     click.echo(f"step {saved.step}: {found.loss:.4f} nats/token{bits}")
     click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
+    for name, part in found.by_source.items():
+        click.echo(f"{name}: {part.loss:.4f} nats/token over {part.tokens:,} tokens")

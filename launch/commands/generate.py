@@ -46,7 +46,7 @@ def command(
 
     saved = SavedRun.open(folder, step)
     ids = saved.tokenizer.encode(prompt)
-    with Decoder(saved.model(), saved.tables(), saved.job.data.sequence_length) as decoder:
+    with Decoder(saved.model(), saved.tables(), saved.job.data.longest) as decoder:
         new = list(
             continuation(
                 decoder,

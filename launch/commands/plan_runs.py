@@ -23,21 +23,32 @@ def assess(
     """Reports what a job takes of machines."""
     from launch.plan import assessment
     from launch.plan.answer import to_json
+    from launch.plan.phases import largest, phase_jobs
     from launch.plan.report import show
-    from launch.plan.report_machines import show_machines
+    from launch.plan.report_machines import show_machines, show_phases
+    from train.errors import UserError
 
-    progress = Progress()
-    found = assessment.assess(
-        job, cluster, tokens=tokens, price=price, zipf=zipf,
-        told=lambda step, of: progress(f"replaying step {step + 1} of {of}"),
-    )  # fmt: skip
+    jobs, progress = phase_jobs(job), Progress()
+    if len(jobs) > 1 and tokens is not None:
+        raise UserError("--tokens: the job has data.phases, which say how many tokens each takes; leave it out")
+    phases = [
+        assessment.assess(
+            phase, cluster, tokens=tokens, price=price, zipf=zipf,
+            told=lambda step, of: progress(f"replaying step {step + 1} of {of}"),
+        )
+        for phase in jobs
+    ]  # fmt: skip
     progress.end()
+    found = phases[jobs.index(largest(jobs))]
     if as_json:
-        click.echo(json.dumps(to_json(found), indent=2))
+        parts = {"phases": [to_json(phase) for phase in phases]} if len(phases) > 1 else {}
+        click.echo(json.dumps(to_json(found) | parts, indent=2))
         return
     console = _console()
     show(found.figures, console)
     show_machines(found, console)
+    if len(phases) > 1:
+        show_phases(phases, console)
 
 
 def simulate(
@@ -53,12 +64,13 @@ def simulate(
     as_json: bool,
 ) -> None:
     """Replays a job's rows at many world sizes."""
+    from launch.plan.phases import largest, phase_jobs
     from launch.plan.scale import Machines, scaled
     from launch.plan.scale_report import draw, show_scale
 
     progress = Progress()
     progress("planning a rank's step")
-    work = scaled(job, Machines(hardware, network, gpus_per_node), zipf, growing)
+    work = scaled(largest(phase_jobs(job)), Machines(hardware, network, gpus_per_node), zipf, growing)
     points = list(work.points(worlds, progress))
     progress.end()
     if plot:

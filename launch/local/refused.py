@@ -11,7 +11,8 @@ def refuse(job: JobConfig, gpus: int) -> None:
     Raises:
         UserError: no data at `data.path`, or a planner on GPUs where there are none.
     """
-    if job.data.path is not None:
-        located(job.data.path)
+    for path in (job.data.path, *(source.path for mix in job.data.mixes for source in mix)):
+        if path is not None:
+            located(path)
     if job.offload.planner == "device" and job.model.engram and not gpus:
         raise UserError("offload.planner=device needs a GPU, and ranks run on the CPU here: set it to auto")

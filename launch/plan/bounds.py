@@ -18,7 +18,7 @@ MOST_HEADS = 4096
 def check_sizes(job: JobConfig, ranks: int) -> None:
     """Raises UserError, in one line with the key, if the job is larger than anything or does not divide over ranks."""
     model, train, engram = job.model, job.train, job.model.engram
-    tokens = train.global_batch_size * job.data.sequence_length
+    tokens = train.global_batch_size * job.data.longest
     _at_most("model: parameters of the backbone, roughly", _rough_parameters(model), MOST_PARAMETERS)
     _at_most("train.global_batch_size times data.sequence_length", tokens, MOST_TOKENS)
     if engram is not None:

@@ -1,6 +1,6 @@
 """What a job takes of machines, as tables for people: memory, traffic, time, what to set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -51,6 +51,31 @@ def show_machines(found: Assessment, console: Console) -> None:
         _show_rows(found, console)
     _show_step(found, console)
     _show_budgeted(found, console)
+
+
+def show_phases(phases: Sequence[Assessment], console: Console) -> None:
+    """Prints what each phase takes, and all of them; the tables above are those of the longest sequences."""
+    table = table_of("Phases", "", "steps", "tokens a sequence", "a step", "tokens", "days")
+    for number, found in enumerate(phases, start=1):
+        job = found.job
+        table.add_row(
+            f"phase {number}",
+            f"{job.train.steps:,}",
+            f"{job.data.sequence_length:,}",
+            seconds_text(found.seconds),
+            count_text(found.tokens),
+            f"{found.days:,.1f}",
+        )
+    table.add_section()
+    steps, tokens = (sum(part) for part in zip(*((f.job.train.steps, f.tokens) for f in phases), strict=True))
+    table.add_row("all", f"{steps:,}", "", "", count_text(tokens), f"{sum(found.days for found in phases):,.1f}")
+    console.print(table)
+    costs = [found.cost for found in phases if found.cost is not None]
+    print_lines(
+        console,
+        "memory, rows, time and days above are those of the phase with the longest sequences",
+        *([f"all phases cost {sum(costs):,.0f}"] if costs else []),
+    )
 
 
 def _show_budget(found: Assessment, title: str, budget: Budget, of: Callable[..., Budget], console: Console) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from train.config.job import JobConfig
+from train.data.blend import Blend
 from train.data.loader import Loader
-from train.data.open import open_data
 from train.tables import address_book, addresses_of
 
 PIECE_TOKENS = 1 << 18
@@ -86,21 +86,23 @@ class TextStream:
     """
 
     def __init__(self, job: JobConfig) -> None:
-        store = open_data(job.data, progress=False)
-        addresses = address_book(job.model, store)
+        blend = Blend.open(job.data, job.train.global_batch_size, progress=False)
+        addresses = address_book(job.model, blend.store)
         assert addresses is not None
         self.addresses = addresses
         length, sequences = job.data.sequence_length, job.train.global_batch_size
         self._loader = Loader(
-            store,
+            blend.sources,
             split="train",
+            phases=blend.phases,
             sequence_length=length,
             global_batch_size=sequences,
             micro_batch_size=_largest_divisor(sequences, max(1, PIECE_TOKENS // length)),
             seed=job.train.seed,
             validation_fraction=job.data.validation_fraction,
+            best_fit=job.data.packing == "best_fit",
         )
-        self.name = f"{job.data.path or 'default corpus'}, {self._loader.steps_per_epoch:,} steps an epoch"
+        self.name = f"{job.data.shown}, {self._loader.steps_per_epoch:,} steps an epoch"
 
     def pieces(self, step: int) -> Iterator[Piece]:
         """See `Stream.pieces`."""
@@ -111,8 +113,9 @@ class TextStream:
 
 
 def open_stream(job: JobConfig, zipf: float | None) -> Stream:
-    """The job's text if it is here and no law is requested; else Zipf's with that exponent, 1.2 by default."""
-    here = job.data.path is not None and Path(job.data.path).exists()
+    """The job's text if it is here and no law is asked for; else Zipf's with that exponent, 1.2 by default."""
+    paths = [path for path in (job.data.path, *(source.path for source in job.data.mix or [])) if path is not None]
+    here = bool(paths) and all(Path(path).exists() for path in paths)
     return TextStream(job) if here and zipf is None else ZipfStream(job, 1.2 if zipf is None else zipf)
 
 

@@ -58,6 +58,10 @@ class Planner:
         """From the next plan on, planning may take so many cores."""
         self._thread.submit(torch.set_num_threads, threads)
 
+    def plan_once(self, step: int) -> Plan:
+        """The plan of a step, behind those already asked for; it is not kept. Collective."""
+        return self._thread.submit(lambda: self._timed(self._batches(step))).result()
+
     def close(self) -> None:
         """Waits for the plan under way and ends the thread."""
         self._thread.shutdown(cancel_futures=True)

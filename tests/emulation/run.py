@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -79,8 +80,8 @@ class _Emulation:
                 self.workload.job,
                 engine=cast(Any, engine),
                 tables=tables,
-                train_loader=cast(Any, None),
-                validation_loader=cast(Any, None),
+                train_loader=cast(Any, SimpleNamespace(sources=[None])),
+                held_out=(),
                 checkpoints=cast(Any, None),
                 reporter=cast(Any, None),
             )

@@ -117,7 +117,7 @@ def global_batch(step: int) -> GlobalBatch:
 class Source:
     """This rank's part of the batches, as a loader gives it."""
 
-    global_batch_size, steps_per_epoch = SEQUENCES, 1
+    global_batch_size, steps_per_epoch, sources = SEQUENCES, 1, (None,)
 
     def __init__(self, job: JobConfig) -> None:
         self.size = job.train.micro_batch_size
@@ -125,6 +125,9 @@ class Source:
     def batch(self, step: int) -> list[Batch]:
         parts = [part.chunk(RANKS)[dist.get_rank()].split(self.size) for part in global_batch(step)]
         return [Batch(*micro_batch) for micro_batch in zip(*parts, strict=True)]
+
+    def length(self, step: int) -> int:
+        return LENGTH
 
     def bytes_of(self, labels: torch.Tensor) -> int:
         return 1
@@ -137,7 +140,7 @@ class Notes:
         self.steps: list[Step] = []
         self.moved = 0
 
-    def step(self, number: int, result: Any, measured: Any, evaluation: Any) -> None:
+    def step(self, number: int, result: Any, measured: Any, *_: Any) -> None:
         self.steps.append(Step(measured.loss, result.grad_norm))
         self.moved += measured.offload.writeback_rows
 
@@ -158,6 +161,7 @@ class Notes:
 def train(setting: Setting, steps: int) -> dict[str, Any]:
     """Trains through the real loop, engine and tables."""
     from train.engine import Engine
+    from train.evaluation import HeldOut
     from train.tables import open_tables
     from train.trainer import Trainer
 
@@ -177,7 +181,7 @@ def train(setting: Setting, steps: int) -> dict[str, Any]:
         engine=engine,
         tables=tables,
         train_loader=source,
-        validation_loader=source,
+        held_out=[HeldOut("", 1.0, source)],
         checkpoints=reporter,
         reporter=reporter,
     )

@@ -2,8 +2,8 @@
 
 So each byte is read once in the job, whatever ranks saved and load it, and a node that lacks a part gets it from one
 that has it. All ranks go through the pieces in one order, and each waits only for those that concern it: whoever is
-the farthest behind can always go on. A rank holds five pieces at most: three that are being read or wait for their turn,
-one that is taken, and one that travels.
+the farthest behind can always go on. A rank holds five pieces at most: three that are being read or wait for their
+turn, one that is taken, and one that travels.
 
 Shape suffixes: P pieces.
 """

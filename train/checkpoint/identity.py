@@ -51,8 +51,11 @@ class Identity:
             raise ValueError(f"saved with another {where}; restore that setting, or start anew under another run.name")
 
     def changed_data(self, saved: Manifest) -> str | None:
-        """The first thing in which the data differ from the checkpoint's, with both values."""
-        return _difference(saved.data, self.data, "data")
+        """The first thing in which the data are others than the checkpoint's, with both values.
+
+        Phases that had not begun do not count.
+        """
+        return _difference(_begun(saved.data, saved.step), _begun(self.data, saved.step), "data")
 
     def same_weights(self, saved: Manifest) -> None:
         """Raises ValueError, in one line, if a checkpoint's weights and rows mean something else in this run.
@@ -69,6 +72,15 @@ class Identity:
     def _other_seed(self, saved: Manifest) -> str | None:
         # Rows that were never updated are not saved, but drawn again.
         return _difference(saved.data["seed"], self.data["seed"], "train.seed") if self.addresses is not None else None
+
+
+def _begun(data: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Data without the phases that its first steps have not reached."""
+    last = steps - 1
+    for first, end in data.get("skip_steps", []):
+        last += end - first + 1 if last >= first - 1 else 0
+    phases = [phase for phase in data.get("phases", []) if phase["after_steps"] <= last]
+    return {name: value for name, value in data.items() if name != "phases"} | ({"phases": phases} if phases else {})
 
 
 def _fixed(model: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from train.config.deepspeed import DeepSpeedConfig
 from train.config.launch import LaunchConfig
 from train.config.report import ProfileConfig, WandbConfig
 from train.data.config import DataConfig
+from train.data.phases import begun_at
 from train.optim.optimizer import OptimizerConfig
 from train.optim.schedule import ScheduleConfig
 
@@ -183,3 +184,8 @@ class JobConfig(
     """Weights & Biases."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     """Passed through to DeepSpeed: ZeRO, expert parallelism."""
+
+    @model_validator(mode="after")
+    def _phases_ascend(self) -> "JobConfig":
+        begun_at(self.data, self.train.global_batch_size)
+        return self

@@ -20,4 +20,6 @@ class Batch:
     labels_BT: Tensor
     """int64 next tokens; IGNORED (-100) at the last token of a document and on padding."""
     positions_BT: Tensor
-    """int64 positions in the document within this sequence; 0 starts a document, the rest of one, or padding."""
+    """int64 positions in the document within this sequence; 0 starts a document, a rest of one, or padding."""
+    sources_B: Tensor | None = None
+    """int64 number of each sequence's source; None where there is one."""

@@ -4,15 +4,16 @@ import contextlib
 import gzip
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from train.data.remote import AnyFile
 
 _PIECE = 1 << 14
 """Bytes that are decompressed at a time: their whole content is then in memory."""
 
 
 @contextlib.contextmanager
-def decompressed(raw: io.BufferedReader, path: Path) -> Iterator[Any]:
+def decompressed(raw: io.BufferedReader, path: AnyFile) -> Iterator[Any]:
     """The content of an open file, decompressed if its name ends in `.gz` or `.zst`, as a binary stream.
 
     Raises:

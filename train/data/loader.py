@@ -1,7 +1,6 @@
 """Batches as a pure function of (seed, step): the same global batch at any number of ranks, without state."""
 
-import functools
-import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,37 +10,34 @@ from torch import Tensor
 
 from train.data.batch import Batch
 from train.data.config import VALIDATION_FRACTION
-from train.data.order import Epoch, epoch_order
+from train.data.course import Course, Phase, Seen
 from train.data.packing import IGNORED, Packed
-from train.data.split import validation_mask
-from train.data.statistics import unigram_entropy
+from train.data.reader import Source, SplitReader
+from train.data.statistics import mixed_entropy, unigram_entropy
 from train.data.store import TokenStore
 from train.errors import UserError
 
 __all__ = ["IGNORED", "Batch", "Loader"]
 
-_EPOCHS_KEPT = 2  # a look-ahead may be in the next epoch already
-
 
 class Loader:
-    """Batches of one split of a token store.
+    """Batches of one split of one or several token stores.
 
-    Training: every epoch permutes the documents, packs them and permutes the sequences, all keyed by (seed, epoch);
-    what does not fill a sequence or a global batch at the epoch's end is dropped. Validation: one fixed order, the same
-    whatever the seed, that covers every token once; the last global batch is padded, and `batch` starts over after it.
-    The split may be empty; then there is no batch.
+    Training: which source a sequence comes from, `train.data.course` tells, and which of that source's,
+    `train.data.reader`. Validation: of one store, every token once; `batch` starts over after it. There may be none of
+    it, and no batch then.
 
-    `batch` may be called from several threads. Memory: 17 bytes per document of the store, and 16 per document and 8
-    per sequence for each of the two epochs that are kept.
+    `batch` may be called from several threads.
 
     Attributes:
-        steps_per_epoch: global batches of an epoch (all batches of a validation pass).
-        num_tokens, num_documents: of the split.
+        sources: that batches are drawn from.
+        steps_per_epoch: global batches of an epoch of a single source (all batches of a validation pass).
+        num_tokens, num_documents: of the split, in all sources.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        data: TokenStore | Sequence[Source],
         *,
         split: Literal["train", "validation"],
         sequence_length: int,
@@ -52,45 +48,68 @@ class Loader:
         world_size: int = 1,
         validation_fraction: float = VALIDATION_FRACTION,
         skip: Sequence[range] = (),
+        phases: Sequence[Phase] = (),
+        best_fit: bool = False,
     ) -> None:
-        """Args: the store; sizes in sequences; the seed of the order; which contiguous part of each batch is ours;
-        which batches to skip, ascending and disjoint: numbers from 0, as if none were.
+        """Args: the store, or sources of one tokenizer; sizes in sequences; the seed of the order; which contiguous
+        part of each batch is ours; which batches to pass over, ascending and apart: numbers from 0, as if none were;
+        the phases, by default one with equal weights; whether documents of training are packed by best fit.
 
         Raises:
             UserError: batch sizes that do not divide, or too little text for one batch of training.
         """
         _check_sizes(global_batch_size, micro_batch_size, rank, world_size)
-        self.store = store
+        self.sources = [Source("", data, 1.0)] if isinstance(data, TokenStore) else data
         self.split = split
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.validation_fraction = validation_fraction
+        self.best_fit = best_fit
         self._skip = skip
         self._rows = slice(*(global_batch_size // world_size * part for part in (rank, rank + 1)))
-        lengths = np.diff(store.document_offsets)
-        self._held_out = validation_mask(lengths, validation_fraction)
-        self._documents = np.flatnonzero((self._held_out == (split == "validation")) & (lengths > 0))
-        self.num_documents = len(self._documents)
-        self.num_tokens = int(lengths[self._documents].sum())
-        sequences = self.num_tokens // sequence_length
-        if split == "train":
-            self.steps_per_epoch = sequences // global_batch_size
-        else:
-            self.steps_per_epoch = -(-self.num_tokens // (sequence_length * global_batch_size))
-        self._refuse_empty(sequences)
-        self._lock = threading.Lock()
-        # Per instance: a cache on the method would keep dead loaders alive.
-        self._epoch = functools.lru_cache(_EPOCHS_KEPT)(self._make_epoch)
+        self.phases = phases or [Phase(0, sequence_length, (1.0,) * len(self.sources))]
+        # A source that a run begins with alone drops what does not fill a batch.
+        self._alone = sum(weight > 0 for weight in self.phases[0].weights) == 1
+        self._readers: dict[tuple[int, int], SplitReader] = {}
+        for phase in self.phases:
+            for source, weight in enumerate(phase.weights):
+                if weight:
+                    self._refuse_empty(source, self._reader(source, phase.length))
+        used = [self._reader(source, self._first_length(source)) for source in range(len(self.sources))]
+        self.num_documents = sum(reader.num_documents for reader in used)
+        self.num_tokens = sum(reader.num_tokens for reader in used)
+        self.steps_per_epoch = sum(reader.sequences for reader in used) // global_batch_size
+        self._course = Course(self.phases, global_batch_size, lambda *key: self._reader(*key).sequences)
 
-    def _refuse_empty(self, sequences: int) -> None:
-        if self.split == "train" and self.steps_per_epoch == 0:
-            raise UserError(
-                f"too little text: the training split has {self.num_tokens:,} tokens in {self.num_documents:,} "
-                f"document(s), {sequences:,} sequences of {self.sequence_length}; one step takes "
-                f"{self.global_batch_size}. Add text, shorten data.sequence_length or lower the batch size"
+    def _reader(self, source: int, length: int) -> SplitReader:
+        if (source, length) not in self._readers:
+            begins = self.split == "validation" or (self._alone and bool(self.phases[0].weights[source]))
+            self._readers[source, length] = SplitReader(
+                self.sources[source].store,
+                split=self.split,
+                length=length,
+                seed=self.seed,
+                validation_fraction=self.validation_fraction,
+                whole=self.global_batch_size if begins else 1,
+                best_fit=self.best_fit,
             )
+        return self._readers[source, length]
+
+    def _first_length(self, source: int) -> int:
+        return next((phase.length for phase in self.phases if phase.weights[source]), self.sequence_length)
+
+    def _refuse_empty(self, source: int, reader: SplitReader) -> None:
+        if self.split == "validation" or reader.sequences:
+            return
+        name = self.sources[source].name
+        raise UserError(
+            f"too little text{f' in {name}' if name else ''}: the training split has {reader.num_tokens:,} tokens in "
+            f"{reader.num_documents:,} document(s), {reader.num_tokens // reader.length:,} sequences of "
+            f"{reader.length}; {f'one step takes {self.global_batch_size}' if self._alone else 'it takes one'}. Add "
+            f"text, shorten data.sequence_length or lower the batch size"
+        )
 
     def batch(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step (from 0), in the order to be run.
@@ -101,10 +120,10 @@ class Loader:
         """
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        packed = self._pack(step)
+        packed, source_B = self._pack(self.batch_number(step))
         size = self.micro_batch_size
-        arrays = [torch.from_numpy(array).split(size) for array in packed]
-        return [Batch(*parts) for parts in zip(*arrays, strict=True)]
+        arrays = [*packed, source_B] if len(self.sources) > 1 else packed
+        return [Batch(*parts) for parts in zip(*(torch.from_numpy(each).split(size) for each in arrays), strict=True)]
 
     def batch_number(self, step: int) -> int:
         """The number of a step's batch in the order without `skip`, from 0."""
@@ -114,74 +133,104 @@ class Loader:
                 number += len(skipped)
         return number
 
+    def length(self, step: int) -> int:
+        """Tokens of a step's sequences."""
+        return self._course.leg(self.batch_number(step)).length
+
+    def seen(self, steps: int) -> dict[str, Seen]:
+        """What the first steps have read of each source, by name; batches that were skipped count as read."""
+        batches = self.batch_number(steps - 1) + 1 if steps else 0
+        return {source.name: seen for source, seen in zip(self.sources, self._course.seen(batches), strict=True)}
+
+    def padding(self) -> dict[str, float]:
+        """The share of padding in an epoch of each source that is packed by best fit, in the phase that it begins."""
+        found = {}
+        for number, source in enumerate(self.sources):
+            reader = self._reader(number, self._first_length(number))
+            if reader.fit is not None:
+                found[source.name] = reader.fit.padding / (reader.fit.sequences * reader.length)
+        return found
+
+    def phase_starts(self, steps: int) -> list[int]:
+        """The first step of each phase that begins within the first `steps`, the first phase's 0 included."""
+        starts = [bisect_left(range(steps), phase.first, key=self.batch_number) for phase in self.phases]
+        return [step for step in starts if step < steps]
+
     def where(self, step: int) -> dict[str, Any]:
-        """A step's batch as a JSON object: its number from 1, epoch from 0, all ranks' sequences in that epoch."""
-        epoch, _, numbers = self._sequences(step)
-        return {"batch": self.batch_number(step) + 1, "epoch": epoch, "sequences": numbers.tolist()}
+        """What a step's batch is, JSON-able: its number from 1, epoch from 0, all ranks' sequences in that epoch.
 
-    def _sequences(self, step: int) -> tuple[int, Epoch, np.ndarray]:
-        """The epoch of a step's global batch, its order, and the numbers of the sequences in its stream."""
-        epoch, index = divmod(self.batch_number(step), self.steps_per_epoch)
-        begin = index * self.global_batch_size
-        numbers = np.arange(begin, begin + self.global_batch_size)
-        # The lock keeps two threads from building the same epoch.
-        with self._lock:
-            order = self._epoch(epoch if self.split == "train" else 0)
-        return epoch, order, order.sequences[numbers] if self.split == "train" else numbers
+        With several sources: the name, epoch and number of each sequence.
+        """
+        number = self.batch_number(step)
+        leg = self._course.leg(number)
+        source_B, line_B = self._course.locate(number, slice(0, self.global_batch_size))
+        found = [self._reader(source, leg.length).where(line_B[[place]]) for place, source in enumerate(source_B)]
+        epochs, sequences = ([int(part[0]) for part in parts] for parts in zip(*found, strict=True))
+        if len(self.sources) == 1:
+            return {"batch": number + 1, "epoch": epochs[0], "sequences": sequences}
+        names = [self.sources[source].name for source in source_B]
+        return {"batch": number + 1, "sources": names, "epochs": epochs, "sequences": sequences}
 
-    def _pack(self, step: int) -> Packed:
-        _, order, numbers = self._sequences(step)
-        numbers = numbers[self._rows]
-        packed = order.stream.pack(numbers, self.sequence_length, self.store.pad_id)
-        self._check_ids(packed.tokens_BT)
-        return packed
+    def _pack(self, number: int) -> tuple[Packed, np.ndarray]:
+        """This rank's sequences of a batch, and the source of each."""
+        length = self._course.leg(number).length
+        source_B, line_B = self._course.locate(number, self._rows)
+        parts = {
+            source: self._reader(source, length).pack(line_B[source_B == source]) for source in np.unique(source_B)
+        }
+        if len(parts) == 1:
+            return next(iter(parts.values())), source_B
+        packed = Packed(*(np.empty((len(source_B), length), np.int64) for _ in Packed._fields))
+        for source, part in parts.items():
+            for target, values in zip(packed, part, strict=True):
+                target[source_B == source] = values
+        return packed, source_B
 
-    def _make_epoch(self, epoch: int) -> Epoch:
-        return epoch_order(
-            self.store.tokens,
-            self.store.document_offsets,
-            self._documents,
-            length=self.sequence_length,
-            seed=self.seed if self.split == "train" else 0,
-            epoch=epoch,
-        )
+    def unigram_entropy(self, labels: Tensor | None = None, *, source: int = 0) -> float:
+        """Nats a token of `labels` under the training split's token frequencies (add-one smoothing).
 
-    def _check_ids(self, tokens_BT: np.ndarray) -> None:
-        # Prepared stores cannot; a Megatron pair opened with the wrong tokenizer can.
-        if tokens_BT.min() < 0 or tokens_BT.max() >= self.store.vocab_size:
-            bad = int(tokens_BT.max() if tokens_BT.min() >= 0 else tokens_BT.min())
-            raise UserError(
-                f"{self.store.prefix}: token id {bad} is not in the tokenizer's {self.store.vocab_size} entries; "
-                f"was another tokenizer used to make the tokens?"
-            )
-
-    def unigram_entropy(self, labels: Tensor | None = None) -> float:
-        """Nats per token of `labels` under the training split's token frequencies (add-one smoothing).
-
-        A model below it has learned more than frequencies. IGNORED labels do not count; None stands for the whole
-        validation split, which is then read.
+        A model below it has learned more than frequencies, which with several sources are those of the first phase's
+        mixture. IGNORED labels count nothing; None stands for the whole validation split of `source`, which is then
+        read.
 
         Raises:
             ValueError: there is no validation split.
         """
-        store = self.store
         priced = None if labels is None else labels[labels != IGNORED].numpy(force=True)
-        return unigram_entropy(store.tokens, store.document_offsets, self._held_out, store.vocab_size, labels=priced)
+        texts = []
+        for number, each in enumerate(self.sources):
+            held_out = self._reader(number, self._first_length(number)).held_out
+            texts.append((each.store.tokens, each.store.document_offsets, held_out))
+        vocab_size = self.sources[0].store.vocab_size
+        if len(texts) == 1:
+            return unigram_entropy(*texts[0], vocab_size, labels=priced)
+        return mixed_entropy(texts, self.shares, vocab_size, source=source, labels=priced)
+
+    @property
+    def shares(self) -> list[float]:
+        """The sources' shares of the first phase; they sum to 1."""
+        whole = self._course.legs[0].mixture.shares
+        return [share / sum(whole) for share in whole]
 
     def bytes_of(self, tokens: Tensor | np.ndarray) -> float:
-        """UTF-8 bytes of text behind token ids of any shape; IGNORED ones do not count.
+        """UTF-8 bytes of text behind token ids of any shape, of the first source; IGNORED ones count nothing.
 
         Bits per byte = sum of losses in nats / ln 2 / bytes_of(labels).
         """
-        return self.store.bytes_of(tokens.numpy(force=True) if isinstance(tokens, Tensor) else tokens)
+        store = self.sources[0].store
+        return store.bytes_of(tokens.numpy(force=True) if isinstance(tokens, Tensor) else tokens)
 
     def identity(self) -> dict[str, Any]:
         """All that the global batches depend on, as a JSON object: two loaders with equal ones give equal batches.
 
-        Ranks and micro-batches are not part of it.
+        Ranks, micro-batches and names are no part of it.
         """
+        later = [
+            {"after_steps": leg.first, "sequence_length": leg.length, **self._mixed(leg.mixture.shares)}
+            for leg in self._course.legs[1:]
+        ]
         return {
-            "fingerprint": self.store.fingerprint,
+            **self._mixed(self._course.legs[0].mixture.shares),
             "split": self.split,
             "validation_fraction": self.validation_fraction,
             "sequence_length": self.sequence_length,
@@ -189,7 +238,13 @@ class Loader:
             "seed": self.seed,
             # Absent without any, as in what was saved before the key existed.
             **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
+            **({"phases": later} if later else {}),
+            **({"packing": "best_fit"} if self.best_fit else {}),
         }
+
+    def _mixed(self, shares: Sequence[int]) -> dict[str, Any]:
+        mix = [[source.store.fingerprint, share] for source, share in zip(self.sources, shares, strict=True) if share]
+        return {"fingerprint": mix[0][0]} if len(mix) == 1 else {"mix": mix}
 
 
 def _check_sizes(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:

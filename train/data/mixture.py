@@ -87,7 +87,7 @@ def _leaves(node: _Node | int, number: int) -> Iterator[tuple[int, int]]:
     if isinstance(node, int):
         yield node, number
         return
-    left = int(node.lefts(np.int64(number)))
+    left = int(node.lefts(np.array(number, np.int64)))
     yield from _leaves(node.left, left)
     yield from _leaves(node.right, number - left)
 

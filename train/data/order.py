@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.data.best_fit import BestFitStream, Fit
 from train.data.packing import DocumentStream
 
 
 class Epoch(NamedTuple):
     """Everything that an epoch's batches follow from."""
 
-    stream: DocumentStream
+    stream: DocumentStream | BestFitStream
     """The split's documents in this epoch's order."""
     sequences: np.ndarray
     """int64: numbers of the stream's whole sequences, in the order of training."""
@@ -27,7 +28,14 @@ def permutation(count: int, seed: int, *key: int) -> np.ndarray:
 
 
 def epoch_order(
-    tokens: np.ndarray, offsets: np.ndarray, documents: np.ndarray, *, length: int, seed: int, epoch: int
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    documents: np.ndarray,
+    *,
+    length: int,
+    seed: int,
+    epoch: int,
+    fit: Fit | None = None,
 ) -> Epoch:
     """The order of one epoch over `documents`: they are permuted, packed, and the sequences permuted.
 
@@ -39,6 +47,11 @@ def epoch_order(
         documents: int64 numbers of the split's documents.
         length: tokens of a sequence.
         seed, epoch: what the order depends on.
+        fit: of the documents, to be packed by best fit; None: laid end to end.
     """
-    stream = DocumentStream(tokens, offsets, documents[permutation(len(documents), seed, epoch, 0)])
+    ordered = documents[permutation(len(documents), seed, epoch, 0)]
+    if fit is not None:
+        packed = BestFitStream(tokens, offsets, ordered, length, fit)
+        return Epoch(packed, permutation(fit.sequences, seed, epoch, 1))
+    stream = DocumentStream(tokens, offsets, ordered)
     return Epoch(stream, permutation(stream.num_tokens // length, seed, epoch, 1))

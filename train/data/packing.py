@@ -67,22 +67,48 @@ class DocumentStream:
         document_begin_P = np.where(document_P > 0, self._ends_N[document_P - 1], 0)
         begin_P = np.maximum(document_begin_P, begin_B[row_P])
         end_P = np.minimum(document_end_P, end_B[row_P])
-        length_P = end_P - begin_P
-        source_F = _ramps(self._sources_N[document_P] + begin_P - document_begin_P, length_P)
+        starts_P = self._sources_N[document_P] + begin_P - document_begin_P
+        ended_P = end_P == document_end_P
+        rows = len(sequences_B)
+        return pack_pieces(self._tokens, starts_P, end_P - begin_P, ended_P, row_P, rows, length, pad_id)
 
-        # A document's next token is the next one in memory; only its last token has none.
-        label_F = self._tokens[np.minimum(source_F + 1, len(self._tokens) - 1)].astype(np.int64)
-        piece_ends_P = np.cumsum(length_P) - 1
-        label_F[piece_ends_P[end_P == document_end_P]] = IGNORED
 
-        filled_BT = np.arange(length) < (end_B - begin_B)[:, None]
-        tokens_BT = np.full(filled_BT.shape, pad_id, dtype=np.int64)
-        labels_BT = np.full(filled_BT.shape, IGNORED, dtype=np.int64)
-        positions_BT = np.arange(length) - (end_B - begin_B)[:, None]
-        tokens_BT[filled_BT] = self._tokens[source_F]
-        labels_BT[filled_BT] = label_F
-        positions_BT[filled_BT] = _ramps(np.zeros_like(length_P), length_P)
-        return Packed(tokens_BT, labels_BT, positions_BT)
+def pack_pieces(
+    tokens: np.ndarray,
+    starts_P: np.ndarray,
+    lengths_P: np.ndarray,
+    ended_P: np.ndarray,
+    row_P: np.ndarray,
+    rows: int,
+    length: int,
+    pad_id: int,
+) -> Packed:
+    """Pieces of documents as sequences.
+
+    Args:
+        tokens: of all documents.
+        starts_P, lengths_P: int64, where each piece is in them.
+        ended_P: whether its document ends with it.
+        row_P: int64, ascending: the sequence that it is laid into, behind those before it.
+        rows: B.
+        length: T, no less than the pieces of any row.
+        pad_id: token to pad with. Padding counts as one document of its own.
+    """
+    source_F = _ramps(starts_P, lengths_P)
+    # A document's next token is the next one in memory; only its last token has none.
+    label_F = tokens[np.minimum(source_F + 1, len(tokens) - 1)].astype(np.int64)
+    piece_ends_P = np.cumsum(lengths_P) - 1
+    label_F[piece_ends_P[ended_P]] = IGNORED
+
+    filled_B = np.bincount(row_P, weights=lengths_P, minlength=rows).astype(np.int64)
+    filled_BT = np.arange(length) < filled_B[:, None]
+    tokens_BT = np.full(filled_BT.shape, pad_id, dtype=np.int64)
+    labels_BT = np.full(filled_BT.shape, IGNORED, dtype=np.int64)
+    positions_BT = np.arange(length) - filled_B[:, None]
+    tokens_BT[filled_BT] = tokens[source_F]
+    labels_BT[filled_BT] = label_F
+    positions_BT[filled_BT] = _ramps(np.zeros_like(lengths_P), lengths_P)
+    return Packed(tokens_BT, labels_BT, positions_BT)
 
 
 def _ramps(starts_P: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:

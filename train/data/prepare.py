@@ -51,9 +51,8 @@ def prepare(
         UserError: nothing to read, no document with text, no tokenizer, `out` in use or with a source in it, disk full.
     """
     corpus = Sources(sources, text_key=text_key, strict=strict, document_chars=document_chars)
-    if inside := [
-        file for file in corpus.files if os.path.realpath(file).startswith(f"{os.path.realpath(out)}{os.sep}")
-    ]:
+    here = f"{os.path.realpath(out)}{os.sep}"
+    if inside := [file for file in corpus.files if isinstance(file, Path) and os.path.realpath(file).startswith(here)]:
         raise UserError(f"{out}: holds the source {inside[0]}; choose another folder")
     if (tokenizer is None) == (train_bpe is None):
         raise UserError("prepare: give either a tokenizer (name or file) or the vocabulary of a BPE to train")

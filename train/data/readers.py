@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from train.data.compressed import decompressed, zstd_error
 from train.data.interruptible import interruptible
+from train.data.remote import AnyFile
 
 LONGEST_LINE = 256 << 20
 """The most bytes of a JSON line: a longer one is a bad place, so that a file without line ends neither fills the memory
@@ -33,10 +34,10 @@ class Bad(NamedTuple):
 
 
 Record = tuple[str | Bad, int]
-Reader = Callable[[Path, str, int], Iterator[Record]]
+Reader = Callable[[AnyFile, str, int], Iterator[Record]]
 
 
-def read_text(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
+def read_text(path: AnyFile, text_key: str, document_chars: int) -> Iterator[Record]:
     """A plain text file in UTF-8: one document, or several where it is longer than `document_chars` characters.
 
     A long file is cut at the last line end (else space) before the limit: that bounds memory, and lets a corpus that
@@ -67,8 +68,8 @@ def _pieces(stream: io.TextIOWrapper, limit: int) -> Iterator[str]:
     yield rest
 
 
-def read_jsonl(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
-    """JSON lines, perhaps compressed (`.gz`, `.zst`): one document per line, in the field `text_key`. Never cut."""
+def read_jsonl(path: AnyFile, text_key: str, document_chars: int) -> Iterator[Record]:
+    """JSON lines, perhaps compressed (`.gz`, `.zst`): a document a line, in the field `text_key`. Never cut."""
     number = 0
     try:
         with path.open("rb") as raw, decompressed(raw, path) as stream:
@@ -123,15 +124,15 @@ def _checked_text(text: object, text_key: str) -> str:
     return text
 
 
-def read_parquet(path: Path, text_key: str, document_chars: int) -> Iterator[Record]:
-    """Parquet: one document per row, in the column `text_key`. Never cut; rows count from 1."""
+def read_parquet(path: AnyFile, text_key: str, document_chars: int) -> Iterator[Record]:
+    """Parquet: a document a row, in the column `text_key`. Never cut; rows count from 1."""
     import pyarrow
     import pyarrow.parquet
 
     row = 0
     try:
         size = path.stat().st_size
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open("rb")) as table:
             if text_key not in table.schema_arrow.names:
                 columns = ", ".join(table.schema_arrow.names)
                 yield Bad(str(path), f"no column {text_key!r} (its columns: {columns})"), size
@@ -166,7 +167,7 @@ READERS: dict[str, Reader] = {
 """The reader for each file name ending."""
 
 
-def reader_of(path: Path) -> Reader | None:
-    """The reader for a file, by its name; None for a name with an unknown ending."""
+def reader_of(path: AnyFile) -> Reader | None:
+    """The reader for a file, told by its name; None for a name that tells nothing."""
     name = path.name.lower()
     return next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)

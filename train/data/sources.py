@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from train.data.readers import READERS, Bad, reader_of
+from train.data.remote import AnyFile, RemoteFile, is_url, remote_files
 from train.errors import UserError
 
 DOCUMENT_CHARS = 256 * 1024
@@ -73,7 +74,8 @@ class Sources:
         strict: bool = False,
         document_chars: int | None = None,
     ) -> None:
-        """Args: files and folders; the field or column with the text; whether a bad place is fatal; where to cut.
+        """Args: files and folders, by path or URL; the field or column with the text; whether a bad place is fatal;
+        where to cut.
 
         Plain text is cut after `document_chars`; None: 256 Ki characters, or a 32nd of little text, so that even one
         small file gives enough documents to hold some out for validation.
@@ -88,7 +90,9 @@ class Sources:
         self.text_key = text_key
         self.strict = strict
         passed_over: Counter[str] = Counter()
-        self.files = [file for path in paths for file in _files(Path(path), passed_over)]
+        self.files: list[AnyFile] = []
+        for path in paths:
+            self.files += _remote(str(path), passed_over) if is_url(path) else _files(Path(path), passed_over)
         self.passed_over = dict(sorted(passed_over.items()))
         self.total_bytes = sum(file.stat().st_size for file in self.files)
         few = max(_LEAST_DOCUMENT_CHARS, self.total_bytes // _LEAST_DOCUMENTS)
@@ -115,6 +119,17 @@ class Sources:
                     report.add_bad(record)
             done += file.stat().st_size
             report.bytes_read = done
+
+
+def _remote(url: str, passed_over: Counter[str]) -> list[RemoteFile]:
+    found = list(remote_files(url))
+    files = [file for file in found if reader_of(file)]
+    if not files:
+        raise UserError(f"source {url}: no file there ends in {' '.join(READERS)}")
+    for file in found:
+        if not reader_of(file):
+            passed_over[_shown(file.suffix.lower()) or "without an ending"] += 1
+    return files
 
 
 def _files(path: Path, passed_over: Counter[str]) -> list[Path]:

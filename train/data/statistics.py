@@ -1,7 +1,7 @@
 """What a model that only knows token frequencies would score: the mark that a training run must beat."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,6 +32,54 @@ def unigram_entropy(
     Raises:
         ValueError: nothing is predicted in the validation documents.
     """
+    train, held_out = _counts(tokens, offsets, validation, vocab_size, labels, max_train_tokens)
+    if not held_out.sum():
+        raise ValueError("the validation documents have no token to predict")
+    log_p = np.log(train + 1) - math.log(train.sum() + vocab_size)
+    return float(-(held_out * log_p).sum() / held_out.sum())
+
+
+def mixed_entropy(
+    texts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    shares: Sequence[float],
+    vocab_size: int,
+    *,
+    source: int,
+    labels: np.ndarray | None = None,
+    max_train_tokens: int = 200_000_000,
+) -> float:
+    """The same for one of several sources, under the frequencies of their mixture.
+
+    Args:
+        texts: tokens, offsets and validation mask of each source.
+        shares: of the sources, with the sum 1.
+        vocab_size, labels, max_train_tokens: as for `unigram_entropy`.
+        source: whose validation documents are priced.
+
+    Raises:
+        ValueError: nothing is predicted in them.
+    """
+    mixed = np.zeros(vocab_size)
+    priced = np.bincount(np.empty(0, np.int64) if labels is None else labels, minlength=vocab_size)
+    for number, (text, share) in enumerate(zip(texts, shares, strict=True)):
+        wanted = labels is None and number == source
+        train, held_out = _counts(*text, vocab_size, None if wanted else np.empty(0, np.int64), max_train_tokens)
+        mixed += share * (train + 1) / (train.sum() + vocab_size)
+        priced += held_out
+    if not priced.sum():
+        raise ValueError("the validation documents have no token to predict")
+    return float(-(priced * np.log(mixed)).sum() / priced.sum())
+
+
+def _counts(
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    validation: np.ndarray,
+    vocab_size: int,
+    labels: np.ndarray | None,
+    max_train_tokens: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each token is predicted in training documents, and in `labels` or the validation documents."""
     stride = max(1, len(tokens) // max_train_tokens)
     train = np.zeros(vocab_size, dtype=np.int64)
     held_out = np.bincount(np.empty(0, np.int64) if labels is None else labels, minlength=vocab_size)
@@ -40,10 +88,7 @@ def unigram_entropy(
             held_out += np.bincount(part[side == 1], minlength=vocab_size)
         if number % stride == 0:
             train += np.bincount(part[side == 0], minlength=vocab_size)
-    if not held_out.sum():
-        raise ValueError("the validation documents have no token to predict")
-    log_p = np.log(train + 1) - math.log(train.sum() + vocab_size)
-    return float(-(held_out * log_p).sum() / held_out.sum())
+    return train, held_out
 
 
 def _chunks(tokens: np.ndarray, offsets: np.ndarray, validation: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -35,6 +35,7 @@ class TokenStore:
         vocab_size, eos_id, pad_id: of the tokenizer.
         tokenizer_sha256: the tokenizer's identity.
         fingerprint: identity of the contents.
+        bytes_ratio: what the sum of `token_bytes` over the corpus is multiplied with to give its bytes of text.
         manifest: None for a plain Megatron pair.
     """
 
@@ -53,7 +54,7 @@ class TokenStore:
         self.token_bytes = token_bytes
         self.vocab_size, self.eos_id, self.pad_id = facts.vocab_size, facts.eos_id, facts.pad_id
         self.tokenizer_sha256, self.fingerprint = facts.tokenizer_sha256, facts.fingerprint
-        self._bytes_ratio = facts.bytes_ratio
+        self.bytes_ratio = facts.bytes_ratio
         self._tokenizer = tokenizer
         index_path = prefix.with_name(prefix.name + ".idx")
         index = read_index(index_path)
@@ -135,7 +136,7 @@ class TokenStore:
         Exact for byte-level tokenizers. Otherwise the table of bytes per token is scaled so that it is exact for the
         whole corpus, as the manifest has both sums.
         """
-        return float(self.token_bytes[tokens[tokens >= 0]].sum(dtype=np.int64)) * self._bytes_ratio
+        return float(self.token_bytes[tokens[tokens >= 0]].sum(dtype=np.int64)) * self.bytes_ratio
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens, loaded on first use.

@@ -1,7 +1,7 @@
 """Measures the steps between two records: time, loss, and what the tables did, over all ranks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from offload.tables import EngramTables
+from train.data.batch import Batch
 from train.report.metrics import OffloadMetrics
+from train.report.source_losses import SourceLosses
 from train.report.stages import StageClock
 
 
@@ -21,10 +23,11 @@ class Measured:
     Attributes:
         loss: of the last step, over all ranks, in nats per token.
         step_ms: time of a step.
-        tokens: trained on since the start of the run.
+        tokens: trained on since the start of the run, padding included.
         tokens_per_s: over all ranks.
         offload: None without Engram.
         stages_ms: of a step, what of `step_ms` each stage of this rank's loop took; the sum is `step_ms`.
+        source_losses: by source, over all steps of the record, in nats a token; empty without a mixture.
     """
 
     loss: float
@@ -33,22 +36,29 @@ class Measured:
     tokens_per_s: float
     offload: OffloadMetrics | None
     stages_ms: dict[str, float]
+    source_losses: dict[str, float]
 
 
 class Meter:
     """Counts steps until they are recorded.
 
     Args:
-        tokens_per_step: over all ranks.
         tables: whose traffic is measured; None without Engram.
         device: that the ranks communicate from.
         tokens: that the run was trained on before.
+        sources: names of those of a mixture; none without one.
     """
 
     def __init__(
-        self, tokens_per_step: int, tables: EngramTables | None, device: torch.device, *, tokens: int = 0
+        self,
+        tables: EngramTables | None,
+        device: torch.device,
+        *,
+        tokens: int = 0,
+        sources: Sequence[str] = (),
     ) -> None:
-        self._tokens_per_step, self._tables, self._device = tokens_per_step, tables, device
+        self._tables, self._device = tables, device
+        self._by_source = SourceLosses(sources, device)
         self.tokens = tokens
         """Trained on since the start of the run, over all ranks; those of skipped steps count."""
         self._loss = torch.zeros(())
@@ -60,7 +70,8 @@ class Meter:
 
     def restart(self) -> None:
         """Begins the next record; time spent since the last one does not count."""
-        self._steps = 0
+        self._steps = self._tokens = 0
+        self._by_source.restart()
         self.stages.restart()
         if self._tables:
             self._tables.take_traffic()
@@ -72,10 +83,15 @@ class Meter:
         yield
         self.stages.leave_out(time.perf_counter() - paused)
 
-    def count(self, loss: Tensor) -> None:
-        """One more step, with this rank's part of its loss."""
+    def losses(self, batch: Batch) -> Callable[[Tensor], None] | None:
+        """What is to hear of each label's loss in a micro-batch; None where it has one source."""
+        return self._by_source.of(batch)
+
+    def count(self, loss: Tensor, tokens: int) -> None:
+        """One more step, with this rank's part of its loss and all ranks' tokens."""
         self._steps += 1
-        self.tokens += self._tokens_per_step
+        self._tokens += tokens
+        self.tokens += tokens
         self._loss = loss
 
     def measure(self) -> Measured:
@@ -85,8 +101,9 @@ class Meter:
         loss = self._loss.to(self._device).clone()
         dist.all_reduce(loss)
         stages_ms = {stage: 1e3 * seconds / self._steps for stage, seconds in stages_s.items()}
-        speed = self._tokens_per_step / step_s
-        return Measured(float(loss), 1e3 * step_s, self.tokens, speed, self._offload(), stages_ms)
+        speed = self._tokens / self._steps / step_s
+        losses = self._by_source.take()
+        return Measured(float(loss), 1e3 * step_s, self.tokens, speed, self._offload(), stages_ms, losses)
 
     def _offload(self) -> OffloadMetrics | None:
         if not self._tables:

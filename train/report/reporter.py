@@ -1,11 +1,13 @@
 """Shows the user what a run does: progress on the screen, the log, metrics.jsonl, Weights & Biases."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from train.config.job import JobConfig
+from train.data.course import Seen
 from train.evaluation import Evaluation
 from train.look_ahead import Choice
 from train.report.meter import Measured
@@ -65,8 +67,15 @@ class Reporter:
         if self._progress:
             self._progress.advance(step)
 
-    def step(self, step: int, result: StepResult, measured: Measured, evaluation: Evaluation | None) -> None:
-        """A step to be recorded."""
+    def step(
+        self,
+        step: int,
+        result: StepResult,
+        measured: Measured,
+        evaluation: Evaluation | None,
+        seen: Mapping[str, Seen],
+    ) -> None:
+        """A step to be recorded; `seen` is what was read of each source of a mixture."""
         if not self._progress:
             return
         metrics = StepMetrics(
@@ -80,7 +89,10 @@ class Reporter:
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
             extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
-            | _bits(evaluation)
+            | _evaluated(evaluation)
+            | {f"loss.{name}": loss for name, loss in measured.source_losses.items()}
+            | {f"tokens.{name}": each.tokens for name, each in seen.items()}
+            | {f"epoch.{name}": each.epochs for name, each in seen.items()}
             | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )
         self._metrics.log(metrics)
@@ -89,7 +101,7 @@ class Reporter:
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """A step that was recorded before, without the evaluation that was due."""
         if self._progress:
-            self._metrics.add(step, {"val_loss": evaluation.loss} | _bits(evaluation))
+            self._metrics.add(step, {"val_loss": evaluation.loss} | _evaluated(evaluation))
             self.message(f"step {step}: validation loss {evaluation.loss:.4f}, which a signal had cut short")
 
     def saved(self, path: Path) -> None:
@@ -116,7 +128,9 @@ class Reporter:
             self._progress.message(text)
 
 
-def _bits(evaluation: Evaluation | None) -> dict[str, float]:
-    if evaluation is None or evaluation.bits_per_byte is None:
+def _evaluated(evaluation: Evaluation | None) -> dict[str, float]:
+    """All of an evaluation but its loss."""
+    if evaluation is None:
         return {}
-    return {"val_bits_per_byte": evaluation.bits_per_byte}
+    bits = {} if evaluation.bits_per_byte is None else {"val_bits_per_byte": evaluation.bits_per_byte}
+    return bits | {f"val_loss.{name}": each.loss for name, each in evaluation.by_source.items()}

@@ -3,8 +3,9 @@
 import json
 import math
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,21 @@ from pydantic import TypeAdapter, ValidationError
 from train.run_folder import LOG_FILE
 
 SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What a run has of a source of its mixture.
+
+    Attributes:
+        tokens, epochs: that it was read, by the config of the end.
+        val_loss, val_bits_per_byte: of the last evaluation; None where nothing of it is held out to predict.
+    """
+
+    tokens: int
+    epochs: float
+    val_loss: float | None = None
+    val_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Summary:
         init_from: what `checkpoint.init_from` named; None for a run that began anew.
         look_ahead: that `offload.depth=auto` chose last; None if it chose none.
         vocab_size: tokens that the model has room for; None in summaries of older versions.
+        sources: of a mixture, by name; empty without one.
     """
 
     run: str
@@ -55,6 +72,7 @@ class Summary:
     init_from: str | None = None
     look_ahead: int | None = None
     vocab_size: int | None = None
+    sources: dict[str, SourceSummary] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -93,6 +111,7 @@ class Summary:
             lines += ["A continuation:", *(f"    {line}" for line in sample.splitlines()), ""]
         rows = [
             *self._loss(),
+            *(("" if number else "sources", each) for number, each in enumerate(self._of_sources())),
             ("parameters", self._parameters()),
             *self._memory(),
             ("trained on", f"{_count(self.tokens)} tokens in {self.steps:,} steps{self._speed()}"),
@@ -110,6 +129,11 @@ class Summary:
             ("validation loss", f"{self.val_loss:.4f} nats/token{bits}"),
             ("unigram entropy", f"{self.unigram_entropy:.4f} nats/token: {_verdict(gain)}"),
         ]
+
+    def _of_sources(self) -> Iterator[str]:
+        for name, source in self.sources.items():
+            loss = "" if source.val_loss is None else f", validation loss {source.val_loss:.4f}"
+            yield f"{name}: {_count(source.tokens)} tokens, {source.epochs:.2f} epochs{loss}"
 
     def _parameters(self) -> str:
         tables = f", {_count(self.table_parameters)} of them in tables" if self.table_parameters else ""
@@ -131,12 +155,15 @@ class Summary:
         anew = " checkpoint.init_from=null" if self.init_from else ""
         lines = [
             f"your own text   engram data prepare FOLDER --out data/mine --train-bpe {self.vocab_size or 4096}",
-            f"                engram train {config} run.name=mine data.path=data/mine{anew}",
+            f"                engram train {config} run.name=mine data.path=data/mine{self._no_mix()}{anew}",
             f"longer, anew    engram train {config} train.steps={2 * self.steps} run.name=longer",
         ]
         if self.table_parameters:
             lines.append(f"no memory       engram train {config} model.engram=null run.name=no-memory{anew}")
         return lines
+
+    def _no_mix(self) -> str:
+        return " data.mix=null" if self.sources else ""
 
 
 def _verdict(gain: float) -> str:

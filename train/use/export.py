@@ -149,7 +149,7 @@ def _config(
         "tie_word_embeddings": model.tie_embeddings,
         "n_routed_experts": model.n_routed_experts,
         "num_experts_per_tok": model.num_experts_per_tok,
-        "max_position_embeddings": job.data.sequence_length,
+        "max_position_embeddings": job.data.longest,
         "rope_theta": model.attention.rope_theta,
         "rope_scaling": _rope_scaling(model.attention.rope_scaling),
         "eos_token_id": run.tokenizer.eos_id,

@@ -52,7 +52,7 @@ class HarnessModel(TemplateLM):
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._seed, self._tables, self._model = seed, run.tables(), run.model()
         self._text = run.tokenizer
-        self._max_length = run.job.data.sequence_length
+        self._max_length = run.job.data.longest
         self._device = torch.device("cpu")  # of what the harness itself computes
         self._likelihood = Likelihood(self._model, self._tables, self._max_length, batch_tokens)
 

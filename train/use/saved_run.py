@@ -18,7 +18,7 @@ from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.config.file import load
 from train.config.job import JobConfig
-from train.data.open import open_data
+from train.data.blend import Blend
 from train.data.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
 from train.run_folder import CONFIG_FILE, find_run
@@ -71,13 +71,16 @@ class SavedRun:
             UserError: neither is there, or what is there is not the checkpoint's.
         """
         path = self.folder / TOKENIZER
-        found = Tokenizer.load(path) if path.exists() else open_data(self.job.data).tokenizer()
+        found = Tokenizer.load(path) if path.exists() else self._blend().store.tokenizer()
         if self.image.manifest.tokenizer not in (None, found.sha256):
             raise UserError(
-                f"{path if path.exists() else self.job.data.path}: another tokenizer than the one that "
+                f"{path if path.exists() else self.job.data.shown}: another tokenizer than the one that "
                 f"{self.image.path} was trained with; put that one at {path}"
             )
         return found
+
+    def _blend(self) -> Blend:
+        return Blend.open(self.job.data, self.job.train.global_batch_size)
 
     def addresses(self, source: TokenSource | None = None) -> AddressBook | None:
         """Where the model's rows are for the tokens of `source` (of the run's tokenizer); None without Engram.

@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from train.data.batch import Batch
+from train.data.blend import Blend
 from train.data.order import epoch_order
 from train.data.split import validation_mask
 from train.data.store import TokenStore
@@ -32,17 +34,36 @@ def score(run: SavedRun, store: TokenStore, *, split: Split, sequences: int | No
     Raises:
         UserError: the text has another tokenizer, or no token to predict.
     """
+    found = Evaluation.of(_sums(run, store, split, sequences))
+    if found is None:
+        raise UserError(f"{store.prefix}: no token to predict in the {split} documents; use more text, or --split all")
+    return found
+
+
+def _sums(run: SavedRun, store: TokenStore, split: Split, sequences: int | None) -> Tensor:
+    """What `evaluate` returns."""
     _check_vocabulary(run, store)
     model = run.model()
     text = _batches(run, store, split, sequences)
     device = next(model.parameters()).device
-    sums = evaluate(
+    return evaluate(
         model, run.tables(run.addresses(store)), text, lambda labels: store.bytes_of(labels.numpy()), device
     )
-    found = Evaluation.of(sums)
-    if found is None:
-        raise UserError(f"{store.prefix}: no token to predict in the {split} documents; use more text, or --split all")
-    return found
+
+
+def score_blend(run: SavedRun, blend: Blend, *, split: Split, sequences: int | None = None) -> Evaluation:
+    """The same for the run's own sources: `sequences` of each, weighted with their shares of the first phase."""
+    if len(blend.sources) == 1:
+        return score(run, blend.store, split=split, sequences=sequences)
+    weights = blend.phases[0].weights
+    found = {
+        source.name: (weight / sum(weights), _sums(run, source.store, split, sequences))
+        for source, weight in zip(blend.sources, weights, strict=True)
+    }
+    evaluation = Evaluation.of_sources([(name, share, sums) for name, (share, sums) in found.items()])
+    if evaluation is None:
+        raise UserError(f"{', '.join(found)}: no token to predict in the {split} documents; use more text")
+    return evaluation
 
 
 def _check_vocabulary(run: SavedRun, store: TokenStore) -> None:

@@ -116,3 +116,14 @@ def test_mistakes_are_told_in_one_line_at_once(arguments: tuple[str, ...], messa
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
+
+
+def test_a_job_in_phases_is_planned_by_its_longest_sequences_and_timed_phase_by_phase() -> None:
+    phases = "data.phases=[{after_steps: 150, sequence_length: 512}]"
+    found, longest = answer(*SMALL, phases), answer(*SMALL, "data.sequence_length=512", "train.steps=60")
+    assert found["device_bytes"] == longest["device_bytes"]
+    assert [part["budget"]["tokens"] for part in found["phases"]] == [150 * 16 * 256, 60 * 16 * 512]
+    shown = " ".join(run(*SMALL, phases).stdout.replace("│", " ").split())
+    assert "phase 2 60 512" in shown
+    assert "all 210" in shown
+    assert "leave it out" in run(*SMALL, phases, "--tokens", "1M").output

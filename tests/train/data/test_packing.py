@@ -4,9 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.data.best_fit import BestFitStream, fit, piece_counts
 from train.data.packing import IGNORED, DocumentStream
 
 PAD = 999
+PAD_BEYOND = 10**6
 
 
 def slow_pack(documents, order, number, length):
@@ -53,3 +55,65 @@ def test_the_modules_example():
     assert packed.tokens_BT.tolist() == [[10, 11, 12, 0], [20, 21, 0, PAD]]
     assert packed.labels_BT.tolist() == [[11, 12, 0, IGNORED], [21, 0, IGNORED, IGNORED]]
     assert packed.positions_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
+
+
+def slow_best_fit(lengths, room):
+    """Rooms left, by piece after piece."""
+    pieces = sorted(
+        (part for n in lengths for part in [room] * (n // room) + [n % room] * (n % room > 0)), reverse=True
+    )
+    left = []
+    for piece in pieces:
+        best = min((free, place) for place, free in enumerate([*left, room]) if free >= piece)[1]
+        left = [*left, room][: max(len(left), best + 1)]
+        left[best] -= piece
+    return left
+
+
+LENGTHS = st.lists(st.integers(0, 25), min_size=1, max_size=40).filter(any)
+
+
+@given(LENGTHS, st.integers(1, 12))
+def test_best_fit_leaves_the_rooms_that_piece_after_piece_leaves(lengths, room):
+    made = fit(piece_counts(np.array(lengths), room))
+    rooms = slow_best_fit(lengths, room)
+    assert (made.sequences, made.padding) == (len(rooms), sum(rooms))
+    found = [room - sum(length * n for length, n in g.holds) for g in made.groups for _ in range(g.count)]
+    assert sorted(found) == sorted(rooms)
+
+
+@settings(max_examples=200)
+@given(st.data(), LENGTHS, st.integers(1, 12))
+def test_best_fit_has_every_token_once_and_cuts_only_what_is_longer_than_a_sequence(data, lengths, room):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = np.arange(sum(lengths), dtype=np.int32)
+    order = np.array(data.draw(st.permutations(range(len(lengths)))))
+    made = fit(piece_counts(np.array(lengths), room))
+    stream = BestFitStream(tokens, offsets, order, room, made)
+    packed = stream.pack(np.arange(made.sequences)[::-1].copy(), room, PAD_BEYOND)
+    text = packed.tokens_BT != PAD_BEYOND
+    assert sorted(packed.tokens_BT[text]) == tokens.tolist()
+    assert (packed.labels_BT[~text] == IGNORED).all()
+    ends = set((offsets[1:] - 1).tolist())
+    begins = dict.fromkeys(offsets[:-1][np.diff(offsets) > 0].tolist())
+    for ids, labels, positions in zip(*packed, strict=True):
+        for place, token in enumerate(ids):
+            if token == PAD_BEYOND:
+                continue
+            assert labels[place] == (IGNORED if token in ends else token + 1)
+            if positions[place]:
+                assert ids[place - 1] == token - 1
+                assert positions[place] == positions[place - 1] + 1
+            else:
+                begin = max(start for start in begins if start <= token)
+                assert (token - begin) % room == 0, "a document that would have fitted was cut"
+
+
+def test_best_fit_takes_the_documents_of_a_length_in_the_order_given():
+    offsets = np.arange(0, 21, 4)
+    made = fit(piece_counts(np.full(5, 4), 8))
+    streams = [
+        BestFitStream(np.arange(20), offsets, np.array(order), 8, made) for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1])
+    ]
+    rows = [sorted(stream.pack(np.arange(3), 8, -1).tokens_BT[:, ::4].tolist()) for stream in streams]
+    assert rows == [[[0, 4], [8, 12], [16, -1]], [[0, 12], [4, -1], [16, 8]]]

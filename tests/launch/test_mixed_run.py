@@ -1,0 +1,86 @@
+"""`engram train` on several sources, in phases."""
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.command_line import backbone, engram, losses, newest, table_rows, train, write_job
+from train.checkpoint.listing import checkpoints_in
+
+MODULES = ("calendar", "cmd", "code", "codecs", "copy", "ctypes/util", "email/message", "fractions", "glob", "imaplib")
+
+
+@pytest.fixture(scope="module")
+def other(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second store, of the corpus's tokenizer."""
+    folder, stdlib = tmp_path_factory.mktemp("other") / "mail", Path(sysconfig.get_path("stdlib"))
+    sources = [stdlib / f"{name}.py" for name in MODULES]
+    result = engram("data", "prepare", *sources, "--out", folder, "--tokenizer", corpus / "tokenizer.json")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def phased(folder: Path, corpus: Path, other: Path) -> Path:
+    """A job of five steps: three on one mixture, one on another, one on sequences of twice the length."""
+    mix = [{"path": str(corpus), "weight": 3, "name": "library"}, {"path": str(other), "weight": 1}]
+    second = {"after_steps": 3, "mix": [mix[0] | {"weight": 1}, mix[1] | {"weight": 3}]}
+    path = write_job(folder, corpus, checkpoint={"every": 2, "keep": 9})
+    job = yaml.safe_load(path.read_text())
+    phases = [second, {"after_tokens": 1024, "sequence_length": 64}]
+    job["data"] |= {"path": None, "mix": mix, "phases": phases}
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Path, tmp_path: Path) -> None:
+    job, runs = phased(tmp_path, corpus, other), tmp_path / "runs"
+    told = train(job, "run.name=straight", "--nproc", "2")
+    found, straight = records(runs / "straight"), runs / "straight"
+    # 8 sequences a step.
+    assert [record["tokens"] for record in found] == [256, 512, 768, 1024, 1536]
+    assert [record["tokens.library"] for record in found] == [192, 384, 576, 640, 768]
+    assert [record["tokens.mail"] for record in found] == [64, 128, 192, 384, 768]
+    assert all(record["epoch.mail"] > 0 for record in found)
+    for record in found[:4]:
+        parts = record["loss.library"], record["loss.mail"]
+        assert min(parts) < record["loss"] < max(parts)
+    last = found[-1]
+    assert last["val_loss"] == pytest.approx(0.75 * last["val_loss.library"] + 0.25 * last["val_loss.mail"])
+    assert "phase 2 from step 4: library 25.0%, mail 75.0%, 32 tokens a sequence" in told.stdout
+    assert "phase 3 from step 5: library 25.0%, mail 75.0%, 64 tokens a sequence" in told.stdout
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["sources"]["mail"]["tokens"] == 768
+    assert summary["sources"]["library"]["val_loss"] == last["val_loss.library"]
+    assert summary["unigram_entropy"] > 0
+    scored = json.loads(engram("eval", straight, "--sequences", "8", "--json").stdout)
+    assert scored["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
+    assert scored["by_source"]["mail"]["loss"] == pytest.approx(last["val_loss.mail"], rel=1e-6)
+
+    # Stopped after two steps and gone on from there, with a last phase that was to be another then.
+    train(job, "run.name=resumed", "train.steps=2", "data.phases=[{after_steps: 4, sequence_length: 16}]")
+    train(job, "run.name=resumed", "--nproc", "2")
+    assert losses(runs / "resumed")[2:] == losses(straight)[2:]
+    assert backbone(runs / "resumed") == backbone(straight)
+    assert table_rows(runs / "resumed") == table_rows(straight)
+
+    # What has begun stays as it is, unless it is overridden, which is recorded.
+    refused = engram("train", job, "run.name=straight", "train.steps=6", "data.phases=[]")
+    assert refused.returncode != 0
+    assert "saved with another data.phases (" in refused.stderr
+    assert "set data.allow_change=true to go on all the same" in refused.stderr
+    refused = engram("train", job, "run.name=straight", "train.steps=6", f"data.mix=1 {other} 2 {corpus}")
+    assert "saved with another data.mix (" in refused.stderr
+    later = "data.phases=[{after_steps: 4, sequence_length: 64}]"
+    train(job, "run.name=straight", "train.steps=6", later, "data.allow_change=true", "--nproc", "2")
+    (change,) = newest(straight).manifest.data_changes
+    assert change["step"] == 5
+    assert change["change"].startswith("data.phases (")
+    assert len(checkpoints_in(straight / "checkpoints")) == 4

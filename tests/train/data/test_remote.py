@@ -1,0 +1,183 @@
+"""Sources by URL, from servers on the loopback interface that fail."""
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.train.data.text import SENTENCES, small_tokenizer
+from train.data import remote
+from train.data.prepare import prepare
+from train.errors import UserError
+
+pytest.importorskip("aiohttp", reason="needs aiohttp, which fsspec reads https:// with")
+
+TOKENIZER = small_tokenizer()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; `broken` says of the n-th GET after how many bytes it breaks off, if it does."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.broken: Callable[[int], int | None] = lambda number: None
+        self.ranges, self.gets, self.sent = True, 0, 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.answer(head=True)
+
+    def do_GET(self) -> None:
+        self.answer(head=False)
+
+    def answer(self, head: bool) -> None:
+        server, content = self.server, self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        asked, status = self.headers.get("Range"), 200
+        whole = len(content)
+        if asked and server.ranges:
+            first, last = asked.removeprefix("bytes=").split("-")
+            status, content = 206, content[int(first) : int(last or whole) + 1]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Accept-Ranges", "bytes" if server.ranges else "none")
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(content) - 1}/{whole}")
+        self.end_headers()
+        if head:
+            return
+        server.gets += 1
+        limit = server.broken(server.gets)
+        self.wfile.write(content[:limit])
+        server.sent += len(content[:limit])
+        if limit is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "WAIT_S", 0.001)
+    served = Server()
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()
+    thread.join()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def files_of(kind: str, folder: Path) -> bytes:
+    """A file of the texts, of some kilobytes."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 20)
+    if kind == "jsonl.gz":
+        return gzip.compress(lines.encode(), 1)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": SENTENCES * 20}), folder / "x.parquet")
+        return (folder / "x.parquet").read_bytes()
+    return lines.encode() if kind == "jsonl" else "".join(SENTENCES * 20).encode()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "txt", "parquet"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_store_from_a_server_that_breaks_off_is_that_of_the_file(
+    kind: str, ranges: bool, server: Server, tmp_path: Path
+) -> None:
+    content = files_of(kind, tmp_path)
+    local = tmp_path / f"texts.{kind}"
+    local.write_bytes(content)
+    server.files[f"/texts.{kind}"], server.ranges = content, ranges
+    server.broken = lambda number: 3 * len(content) // 4 if number % 3 == 1 else None
+    prepare([local], tmp_path / "local", tokenizer=TOKENIZER, workers=1, progress=False)
+    manifest = prepare(
+        [f"{server.url}/texts.{kind}"], tmp_path / "remote", tokenizer=TOKENIZER, workers=1, progress=False, strict=True
+    )
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    assert manifest.sources == [f"{server.url}/texts.{kind}"]
+    assert server.gets > 1
+
+
+def test_a_server_that_fails_for_good_is_named_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
+    server.files["/texts.jsonl"] = files_of("jsonl", tmp_path)
+    server.broken = lambda number: 0
+    with pytest.raises(UserError, match=rf"source {server.url}/texts.jsonl: failed 6 times in a row, at last with "):
+        prepare([f"{server.url}/texts.jsonl"], tmp_path / "x", tokenizer=TOKENIZER, workers=1, progress=False)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match=rf"source {server.url}/other.jsonl: FileNotFoundError"):
+        prepare([f"{server.url}/other.jsonl"], tmp_path / "x", tokenizer=TOKENIZER, progress=False)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(server: Server, tmp_path: Path) -> None:
+    content = server.files["/texts.jsonl"] = files_of("jsonl", tmp_path)
+
+    def changed(number: int) -> int:
+        server.files["/texts.jsonl"] = content + b"\n"
+        return 100
+
+    server.broken = changed
+    with pytest.raises(UserError, match="has changed while it was read"):
+        prepare([f"{server.url}/texts.jsonl"], tmp_path / "x", tokenizer=TOKENIZER, workers=1, progress=False)
+
+
+def test_a_protocol_whose_library_is_missing_is_told() -> None:
+    with pytest.raises(UserError, match=r"source nothing://bucket/x.jsonl: Protocol not known: nothing"):
+        list(remote.remote_files("nothing://bucket/x.jsonl"))
+
+
+def test_a_hub_s_url_is_resolved_by_its_library() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fs, path = fsspec.url_to_fs("hf://datasets/owner/name/data/train.parquet")
+    assert type(fs).__name__ == "HfFileSystem"
+    assert path == "datasets/owner/name/data/train.parquet"
+
+
+def test_a_bucket_s_folder_is_read_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x",
+                            "DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
+            monkeypatch.setenv(f"AWS_{name}", value)
+        import s3fs
+
+        bucket = s3fs.S3FileSystem(skip_instance_cache=True)
+        bucket.mkdir("texts")
+        (tmp_path / "local").mkdir()
+        for name in ("a.jsonl", "b.jsonl.gz"):
+            content = files_of(name.partition(".")[2], tmp_path)
+            (tmp_path / "local" / name).write_bytes(content)
+            bucket.pipe_file(f"texts/web/{name}", content)
+        bucket.pipe_file("texts/web/notes.csv", b"x")
+        prepare([tmp_path / "local"], tmp_path / "one", tokenizer=TOKENIZER, workers=1, progress=False)
+        made = prepare(["s3://texts/web"], tmp_path / "two", tokenizer=TOKENIZER, workers=1, progress=False)
+        assert contents(tmp_path / "two") == contents(tmp_path / "one")
+        assert made.passed_over == {".csv": 1}
+    finally:
+        server.stop()
