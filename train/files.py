@@ -129,7 +129,17 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _lock_of(path: Path) -> FileLock:
-    return FileLock(path.with_name(f"{path.name}.lock"))
+    return lock_file(path.with_name(f"{path.name}.lock"))
+
+
+def lock_file(path: Path) -> FileLock:
+    """A lock on a file.
+
+    Raises:
+        OSError: it cannot be made; the lock itself would take that for somebody else's and wait for ever.
+    """
+    path.touch()
+    return FileLock(path)
 
 
 def _partial_prefix(target: Path) -> str:
