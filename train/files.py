@@ -23,6 +23,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_regular(path: Path) -> None:
+    """Refuses pipes and devices, which may never end and cannot be read twice; a folder or nothing is left to others.
+
+    Raises:
+        UserError: it is one.
+        OSError: the system cannot tell.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a pipe or device, not a file; write what it gives into a file")
+
+
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Gives the name of a file to write, with the same ending; when the block ends well, it becomes `target`.

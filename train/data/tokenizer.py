@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from train.data.config import LARGEST_BPE
 from train.data.interruptible import interruptible
 from train.errors import UserError
+from train.files import require_regular
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -99,6 +100,7 @@ class Tokenizer:
         if path.is_dir():
             path = path / TOKENIZER
         try:
+            require_regular(path)
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             hint = "give a tokenizer.json file or the name deepseek"
