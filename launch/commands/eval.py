@@ -32,8 +32,8 @@ Examples:
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only the first so many questions of each task.")
 @click.option("--seed", type=SEED, help="Random seed of answers that a task samples; default: 0.")
-@click.option("--nproc", type=click.IntRange(min=1, max=1024), help="Ranks that share the questions, each with the whole model "
-              "(on its own GPU); default: this process.")  # fmt: skip
+@click.option("--nproc", type=click.IntRange(min=1, max=1024), help="Ranks that share the questions, each with the "
+              "whole model (on its own GPU); default: this process.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,
