@@ -146,9 +146,9 @@ MUTATIONS = [
     ),
     Mutation(
         "loader: sequences come in the order of the epoch's documents",
-        "train/data/loader.py",
-        'order.sequences[numbers] if self.split == "train" else numbers',
-        "numbers",
+        "train/data/reader.py",
+        "self.epoch(int(epoch)).sequences[place_B[mine]]",
+        "place_B[mine]",
         "tests/train/data/test_loader.py",
     ),
     Mutation(
@@ -161,7 +161,7 @@ MUTATIONS = [
     Mutation(
         "packing: a document's last token is to predict the next document",
         "train/data/packing.py",
-        "        label_F[piece_ends_P[end_P == document_end_P]] = IGNORED\n",
+        "    label_F[piece_ends_P[ended_P]] = IGNORED\n",
         "",
         "tests/train/data/test_packing.py",
     ),

@@ -19,6 +19,8 @@ TINY = Path(__file__).parents[2] / "configs/tiny.yaml"
 DEPTHS = (0, 1, 2, 4)
 WARMUP, STEPS = 4, 3
 INFINITE = 1e30
+COUNTED = 1e-3
+"""Of a step, at most: resident rows have their updates counted by the device, a window's by a thread of the host."""
 CLOSING = 2
 """Waits of an engine's end, one a direction."""
 
@@ -120,7 +122,7 @@ def test_the_critical_path_adds_up_to_the_step(workload: Workload, depth: int | 
 def test_links_and_a_host_that_take_no_time_leave_no_stall(workload: Workload, depth: int) -> None:
     resident, window = (emulated(workload, each, hardware()) for each in (None, depth))
     assert [step.stall for step in window.steps] == [0.0] * STEPS
-    assert window.seconds == pytest.approx(resident.seconds, rel=1e-9)
+    assert window.seconds == pytest.approx(resident.seconds, rel=COUNTED)
 
 
 def test_without_look_ahead_a_step_takes_as_much_longer_as_its_copies(workload: Workload) -> None:
@@ -132,7 +134,7 @@ def test_without_look_ahead_a_step_takes_as_much_longer_as_its_copies(workload: 
         rows_in, rows_out = step.fetched * workload.record_bytes / 2e8, step.written * workload.record_bytes / 1e8
         assert step.path["rows in"] == pytest.approx(rows_in)
         assert step.path["rows out"] == pytest.approx(rows_out)
-        assert step.seconds == pytest.approx(alone.seconds + rows_in + rows_out)
+        assert step.seconds == pytest.approx(alone.seconds + rows_in + rows_out, rel=COUNTED)
 
 
 def test_a_change_of_the_code_changes_what_it_should(workload: Workload) -> None:

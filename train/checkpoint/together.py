@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from train.checkpoint.checked import Damaged
-from train.errors import UserError, told_by_system
+from train.errors import UserError
 
 SHARE = "set run.dir to a folder on a disk that all nodes share, or run.local_checkpoints=true if there is none"
 """What to do about ranks that see different files."""
@@ -51,5 +51,6 @@ def on_rank_0(action: Callable[[], T], group: dist.ProcessGroup | None = None) -
 
 def _told(error: Exception) -> str:
     if isinstance(error, OSError):
-        return told_by_system(error) or (error.strerror or os.strerror(error.errno or 0)).lower()
+        place = f"{error.filename}: " if error.filename else ""
+        return place + (error.strerror or os.strerror(error.errno or 0)).lower()
     return str(error)
