@@ -11,7 +11,20 @@ from click.exceptions import NoArgsIsHelpError
 
 from launch.local.failures import USER_ERROR_EXIT, RankFailed, user_message
 
-COMMANDS = ("bench", "checkpoint", "compare", "data", "doctor", "eval", "export", "generate", "launch", "plan", "train")
+COMMANDS = (
+    "bench",
+    "checkpoint",
+    "compare",
+    "data",
+    "doctor",
+    "eval",
+    "export",
+    "generate",
+    "launch",
+    "plan",
+    "status",
+    "train",
+)
 """Commands there are: modules of `launch.commands` with a click command named `command`."""
 
 

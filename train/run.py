@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from train.checkpoint.checkpoints import Resumed
 from train.checkpoint.listing import checkpoints_in
 from train.config.job import JobConfig
 from train.history import bring_history
+from train.memory import memory_use
 from train.parts import Parts
 from train.ranks import join_ranks
 from train.report.notes import notes
@@ -21,6 +23,7 @@ from train.report.summary import Summary
 from train.run_state import StateRecord
 from train.trainer import Trainer
 from train.watch.hang import set_up_flight_recorder
+from train.watch.heartbeat import forget_beats
 from train.watch.stop import StopSignals
 from train.watch.watch import RunWatch
 
@@ -59,7 +62,16 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     parts.record_config()
     resumed.notes.extend(bring_history(parts.folder, parts.checkpoints.nodes, resumed.step))
     saved = str(resumed.path) if resumed.path else None
-    with StateRecord(parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.leads) as state:
+    if parts.leads:
+        forget_beats(parts.folder)
+    with StateRecord(
+        parts.folder,
+        step=resumed.step,
+        steps=job.train.steps,
+        saved=saved,
+        active=parts.leads,
+        ranks=parts.world_size,
+    ) as state:
         summary = _train(parts, resumed, state, leave)
         parts.close()
     return summary
@@ -121,4 +133,5 @@ def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], No
         hang_s=parts.job.train.hang_s,
         signals=StopSignals(parts.job.checkpoint.grace_s, leave_at_once),
         leave=leave_hung,
+        memory=partial(memory_use, parts.engine.device),
     )

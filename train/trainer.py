@@ -28,6 +28,7 @@ from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
+from train.report.utilisation import utilisation_of_rate
 from train.saving import RunSaves
 from train.validation import Validation
 from train.watch.watch import Watch
@@ -73,7 +74,11 @@ class Trainer:
         self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         self._meter = Meter(
-            job.train.global_batch_size * job.data.sequence_length, tables, engine.device, tokens=resumed.tokens
+            job.train.global_batch_size * job.data.sequence_length,
+            tables,
+            engine.device,
+            tokens=resumed.tokens,
+            utilisation_of_rate=utilisation_of_rate(job, engine.device, dist.get_world_size()),
         )
         self._validation = Validation(engine, tables, validation_loader, job.eval.sequences, self._watch)
         self._refusals = Refusals(job.train, train_loader, reporter, resumed.recent)
@@ -138,7 +143,7 @@ class Trainer:
         elif evaluate and not signum:
             evaluation, signum = self._validation.evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
-        self._reporter.step(done, result, measured, evaluation)
+        self._reporter.step(done, result, measured, evaluation, self._train_loader.epochs(done))
         self._meter.restart()
         return evaluation, signum
 

@@ -36,6 +36,7 @@ MISTAKES = {
     "generate": ["generate", "nowhere", "def"],
     "launch": ["launch", JOB, "--on", "slurm"],
     "plan": ["plan", JOB, "model.layers=3"],
+    "status": ["status", "nowhere"],
     "train, a key": ["train", JOB, "train.stepz=3"],
     "train, data": ["train", JOB, "data.path=nowhere"],
     "train, a GPU's planner": ["train", JOB, "offload.planner=device"],

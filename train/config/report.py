@@ -11,13 +11,23 @@ class WandbConfig(
     """What is sent to Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
-    """`offline` writes into the run's folder and needs no account; `wandb sync` sends it later."""
+    """`offline` writes into the run's folder and needs no account. `wandb sync RUN/wandb` sends it later, all starts of
+    the run as one, with wandb 0.30 or newer."""
     project: str = Field(default="engram-pretrain", min_length=1)
     """Project that the run appears in."""
     entity: str | None = None
     """User or team that owns the project; null: the account's default."""
     name: str | None = None
     """Name shown for the run; null: `run.name`."""
+
+
+class TensorBoardConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
+    """What is written for TensorBoard."""
+
+    enabled: bool = False
+    """Write every number of metrics.jsonl into the run's folder, for `tensorboard --logdir runs`."""
 
 
 class ProfileConfig(

@@ -114,6 +114,10 @@ class Loader:
                 number += len(skipped)
         return number
 
+    def epochs(self, steps: int) -> float:
+        """Epochs that so many steps go through; what `skip` passes over counts."""
+        return (self.batch_number(steps - 1) + 1) / self.steps_per_epoch if steps else 0.0
+
     def where(self, step: int) -> dict[str, Any]:
         """What a step's batch is, JSON-able: its number from 1, epoch from 0, all ranks' sequences in that epoch."""
         epoch, _, numbers = self._sequences(step)

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from offload.tables import EngramTables
+from offload.window.interface import Traffic
+from train.memory import MemoryUse, memory_use
 from train.report.metrics import OffloadMetrics
 from train.report.stages import StageClock
 
@@ -25,6 +27,8 @@ class Measured:
         tokens_per_s: over all ranks.
         offload: None without Engram.
         stages_ms: of a step, what of `step_ms` each stage of this rank's loop took; the sum is `step_ms`.
+        memory: bytes that a process takes, the largest rank's.
+        mfu: model FLOPs utilisation, 0 to 1; None where the devices' peak is not known.
     """
 
     loss: float
@@ -33,6 +37,15 @@ class Measured:
     tokens_per_s: float
     offload: OffloadMetrics | None
     stages_ms: dict[str, float]
+    memory: MemoryUse
+    mfu: float | None
+
+    def use(self) -> dict[str, float]:
+        """What the step took of the machine, by the names of metrics.jsonl."""
+        use: dict[str, float] = {"memory.host_bytes": self.memory.host}
+        if self.memory.device_peak:
+            use["memory.device_peak_bytes"] = self.memory.device_peak
+        return use if self.mfu is None else {"mfu": self.mfu, **use}
 
 
 class Meter:
@@ -43,12 +56,20 @@ class Meter:
         tables: whose traffic is measured; None without Engram.
         device: that the ranks communicate from.
         tokens: that the run was trained on before.
+        utilisation_of_rate: see `train.report.utilisation`.
     """
 
     def __init__(
-        self, tokens_per_step: int, tables: EngramTables | None, device: torch.device, *, tokens: int = 0
+        self,
+        tokens_per_step: int,
+        tables: EngramTables | None,
+        device: torch.device,
+        *,
+        tokens: int = 0,
+        utilisation_of_rate: float | None = None,
     ) -> None:
         self._tokens_per_step, self._tables, self._device = tokens_per_step, tables, device
+        self._utilisation_of_rate = utilisation_of_rate
         self.tokens = tokens
         """Trained on since the start of the run, over all ranks; those of skipped steps count."""
         self._loss = torch.zeros(())
@@ -86,19 +107,33 @@ class Meter:
         dist.all_reduce(loss)
         stages_ms = {stage: 1e3 * seconds / self._steps for stage, seconds in stages_s.items()}
         speed = self._tokens_per_step / step_s
-        return Measured(float(loss), 1e3 * step_s, self.tokens, speed, self._offload(), stages_ms)
+        traffic = self._tables.take_traffic() if self._tables else None
+        waited_s, planned_s, *memory = self._most(
+            *((traffic.waited_s, traffic.planned_s) if traffic else (0.0, 0.0)), *memory_use(self._device)
+        )
+        return Measured(
+            loss=float(loss),
+            step_ms=1e3 * step_s,
+            tokens=self.tokens,
+            tokens_per_s=speed,
+            offload=self._offload(traffic, waited_s, planned_s) if traffic else None,
+            stages_ms=stages_ms,
+            memory=MemoryUse(*map(int, memory)),
+            mfu=None if self._utilisation_of_rate is None else speed * self._utilisation_of_rate,
+        )
 
-    def _offload(self) -> OffloadMetrics | None:
-        if not self._tables:
-            return None
-        traffic = self._tables.take_traffic()
+    def _most(self, *values: float) -> list[float]:
+        """The largest rank's of each."""
+        most = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        found: list[float] = most.tolist()
+        return found
+
+    def _offload(self, traffic: Traffic, waited_s: float, planned_s: float) -> OffloadMetrics:
         counts = traffic.requested, traffic.hits, traffic.fetched, traffic.written_back
         sums = torch.tensor(counts, device=self._device)
-        slowest = torch.tensor([traffic.waited_s, traffic.planned_s], dtype=torch.float64, device=self._device)
         dist.all_reduce(sums)
-        dist.all_reduce(slowest, dist.ReduceOp.MAX)
         requested, hits, fetched, written = sums.tolist()
-        waited_s, planned_s = slowest.tolist()
         self.rows_moved += fetched + written
         return OffloadMetrics(
             stall_ms=1e3 * waited_s / self._steps,

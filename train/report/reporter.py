@@ -37,7 +37,14 @@ class Reporter:
             return
         log = self._stack.enter_context((folder / LOG_FILE).open("a", encoding="utf-8"))
         self._metrics = self._stack.enter_context(
-            MetricsLog(folder, resumed_step=start, wandb=job.wandb, name=job.run.name, job=job.model_dump())
+            MetricsLog(
+                folder,
+                resumed_step=start,
+                wandb=job.wandb,
+                tensorboard=job.tensorboard.enabled,
+                name=job.run.name,
+                job=job.model_dump(),
+            )
         )
         self._skipped = SkippedSteps(folder, resumed_step=start)
         self._progress = self._stack.enter_context(RunProgress(job.train.steps, start_step=start, log=log))
@@ -55,8 +62,10 @@ class Reporter:
         if self._progress:
             self._progress.advance(step)
 
-    def step(self, step: int, result: StepResult, measured: Measured, evaluation: Evaluation | None) -> None:
-        """A step to be recorded."""
+    def step(
+        self, step: int, result: StepResult, measured: Measured, evaluation: Evaluation | None, epoch: float
+    ) -> None:
+        """A step to be recorded, after which so many epochs of the data were trained on."""
         if not self._progress:
             return
         metrics = StepMetrics(
@@ -70,6 +79,7 @@ class Reporter:
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
             extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
+            | {"epoch": epoch, **measured.use()}
             | _bits(evaluation)
             | ({"skipped_steps": self._skipped.count} if self._skipped.count else {}),
         )

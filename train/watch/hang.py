@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from train.errors import Hung
-from train.watch.heartbeat import SLOWEST_BEAT_S, Beat, Heartbeat, beat_path
+from train.watch.heartbeat import SLOWEST_BEAT_S, Beat, Heartbeat, Memory, beat_path
 
 STACKS = "stacks"
 """Folder, in that of the run, with the stacks of ranks that hung."""
@@ -27,16 +27,23 @@ class HangWatch:
         rank: of this process.
         ranks: that see the folder.
         limit_s: longest time in one stage, while this process runs at all.
+        memory: see `Heartbeat`.
     """
 
     def __init__(
-        self, folder: Path, rank: int, ranks: Sequence[int], limit_s: float, leave: Callable[[BaseException], None]
+        self,
+        folder: Path,
+        rank: int,
+        ranks: Sequence[int],
+        limit_s: float,
+        leave: Callable[[BaseException], None],
+        memory: Memory = lambda: (0, 0),
     ) -> None:
         self._folder, self._rank, self._ranks = folder, rank, ranks
         self._limit_s, self._leave = limit_s, leave
         self._beat_s = min(SLOWEST_BEAT_S, limit_s / _BEATS_A_LIMIT)
         self._entered, self._stuck_s, self._looked, self._begun = -1, 0.0, 0.0, False
-        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look)
+        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look, memory)
 
     def begin(self) -> None:
         """From now on the time counts."""

@@ -20,6 +20,7 @@ _READS, _AGAIN_S = 3, 0.01
 
 Stage = Literal["plan", "fetch", "exchange", "compute", "evaluate", "save"]
 T = TypeVar("T")
+Memory = Callable[[], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Beat:
         entered: stages that it has entered since the start of the process; equal on ranks that are equally far.
         since: when it entered this one, in seconds since 1970 by its own clock.
         written: when this was written, by the same clock.
+        host_bytes, device_peak_bytes: memory that it takes, as `train.memory` counts.
     """
 
     rank: int
@@ -43,6 +45,8 @@ class Beat:
     entered: int
     since: float
     written: float
+    host_bytes: int = 0
+    device_peak_bytes: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -63,10 +67,19 @@ class Heartbeat:
         rank: of this process.
         every_s: time between two beats.
         on_beat: called by the thread after each.
+        memory: bytes that this process takes on the host and, at most so far, on the device; from any thread.
     """
 
-    def __init__(self, folder: Path, rank: int, every_s: float, on_beat: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        every_s: float,
+        on_beat: Callable[[], None] = lambda: None,
+        memory: Memory = lambda: (0, 0),
+    ) -> None:
         self.path = beat_path(folder, rank)
+        self._memory = memory
         self._rank, self._every_s, self._on_beat = rank, min(every_s, SLOWEST_BEAT_S), on_beat
         self._at: tuple[int, Stage, int, float] = (0, "plan", 0, time.time())  # one object: the thread sees all or none
         self._ended = threading.Event()
@@ -98,7 +111,7 @@ class Heartbeat:
     def now(self) -> Beat:
         """Where this rank is."""
         step, stage, entered, since = self._at
-        return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time())
+        return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time(), *self._memory())
 
     def beat(self) -> None:
         """Says now where this rank is."""
@@ -115,6 +128,16 @@ class Heartbeat:
             with suppress(OSError):  # a full disk is told by the next save
                 self.beat()
             self._on_beat()
+
+
+def forget_beats(folder: Path) -> None:
+    """Empties what ranks of an earlier start have left. In place, as they are written.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for path in (folder / HEARTBEATS).glob("rank-*.json"):
+        os.truncate(path, 0)
 
 
 def beat_path(folder: Path, rank: int) -> Path:

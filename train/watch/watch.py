@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from train.watch.hang import HangWatch
-from train.watch.heartbeat import Stage, T
+from train.watch.heartbeat import Memory, Stage, T
 from train.watch.stop import Answer, StopSignals
 
 
@@ -39,6 +39,7 @@ class RunWatch(Watch):
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
+        memory: see `train.watch.heartbeat.Heartbeat`.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class RunWatch(Watch):
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
+        memory: Memory,
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave, memory)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 
