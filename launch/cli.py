@@ -20,6 +20,7 @@ COMMANDS = (
     "eval",
     "export",
     "generate",
+    "inspect",
     "launch",
     "plan",
     "status",

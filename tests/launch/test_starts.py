@@ -34,6 +34,8 @@ MISTAKES = {
     "eval": ["eval", "nowhere"],
     "export": ["export", "nowhere", "--to", "x"],
     "generate": ["generate", "nowhere", "def"],
+    "inspect": ["inspect", "nowhere", "def"],
+    "inspect, no text": ["inspect", "nowhere"],
     "launch": ["launch", JOB, "--on", "slurm"],
     "plan": ["plan", JOB, "model.layers=3"],
     "status": ["status", "nowhere"],
