@@ -14,7 +14,7 @@ from train.config.job import JobConfig
 from train.history import bring_history
 from train.memory import memory_use
 from train.parts import Parts
-from train.ranks import join_ranks
+from train.ranks import host_group, join_ranks
 from train.report.notes import notes
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -95,7 +95,7 @@ def _train(
             validation_loader=parts.validation_loader,
             checkpoints=parts.checkpoints,
             reporter=reporter,
-            profiler=StepProfiler(job.train.profile if parts.rank == 0 else None, parts.folder, parts.engine.device),
+            profiler=_profiler(parts),
             watch=watch,
             resumed=resumed,
         )
@@ -111,6 +111,12 @@ def _train(
     summary = parts.summarise(found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start)
     summary.save(parts.folder)
     return summary
+
+
+def _profiler(parts: Parts) -> StepProfiler:
+    config = parts.job.train.profile
+    group = host_group(parts.job.launch.timeout_s) if config else None
+    return StepProfiler(config, parts.folder, parts.engine.device, group)
 
 
 def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], None]) -> RunWatch:

@@ -66,7 +66,7 @@ def test_a_page_has_all_that_is_known_in_80_columns() -> None:
         "stall 0.4 ms, hit rate 81.2%",
         "step 105, 1:12 ago",
         "host-1: rank 2, step 121 compute, silent 1:35",
-        "host-0: ranks 0-1, step 121 compute, heard 0:02 ago, host 2.0 GiB",
+        "host-0: ranks 0-1, step 121 compute, heard 0:02 ago, host 2.00 GiB",
         "1 of 4 have no heartbeat that can be seen here",
     ):
         assert told in found, found

@@ -33,9 +33,11 @@ class TensorBoardConfig(
 class ProfileConfig(
     BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
 ):
-    """Which steps are recorded, on rank 0, in `trace.json.gz`."""
+    """Which steps are recorded, on all ranks, in `trace.json.gz`."""
 
     first: int = Field(ge=1, le=1_000_000_000)
     """The first of them, counted from 1; one that follows a few others, so that kernels are compiled."""
     steps: int = Field(3, ge=1, le=1_000_000_000)
     """How many. What comes after the run's last step is not recorded."""
+    ranks: int | None = Field(None, ge=1, le=1_000_000)
+    """Only the first so many ranks; null: all. One of a GPU takes a megabyte or so a step."""

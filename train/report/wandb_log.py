@@ -63,7 +63,7 @@ class WandbLog:
         """Ends the run and waits for what is still to be sent, but no longer than the timeout."""
         run, self._run = self._run, None
         if run is not None:
-            self._guard(lambda: run.finish(exit_code=exit_code))
+            self._guard(lambda: _finish(run, exit_code))
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _guard(self, action: Callable[[], None]) -> None:
@@ -83,6 +83,14 @@ class WandbLog:
         if failure:
             self._run = None
             _log.warning("wandb is off for the rest of this run, training goes on: %s", " ".join(failure[0].split()))
+
+
+def _finish(run: Any, exit_code: int) -> None:
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    # Ends wandb's own process, which removes its files; the interpreter's end, as of which it would, never comes.
+    wandb.teardown()
 
 
 @contextmanager

@@ -42,6 +42,9 @@ class Fake(ModuleType):
     def Settings(self, **settings: object) -> None:
         self.settings = settings
 
+    def teardown(self) -> None:
+        self.calls.append("teardown")
+
     def init(self, **arguments: object) -> SimpleNamespace:
         self.call("init")
         self.settings = arguments
