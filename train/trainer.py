@@ -224,7 +224,9 @@ class Trainer:
         if step:
             step.apply(lr=result.lr, gradient_scale=scale)
         if self._job.model.moe:
-            update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
+            self._meter.tokens_per_expert = update_balance(
+                self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce
+            )
         return result
 
     def _skip(self, step: Step | None) -> None:

@@ -29,6 +29,7 @@ class Measured:
         stages_ms: of a step, what of `step_ms` each stage of this rank's loop took; the sum is `step_ms`.
         memory: bytes that a process takes, the largest rank's.
         mfu: model FLOPs utilisation, 0 to 1; None where the devices' peak is not known.
+        expert_load: tokens of the busiest expert over the mean's, in the least balanced layer; None without experts.
     """
 
     loss: float
@@ -39,13 +40,15 @@ class Measured:
     stages_ms: dict[str, float]
     memory: MemoryUse
     mfu: float | None
+    expert_load: float | None
 
     def use(self) -> dict[str, float]:
         """What the step took of the machine, by the names of metrics.jsonl."""
         use: dict[str, float] = {"memory.host_bytes": self.memory.host}
         if self.memory.device_peak:
             use["memory.device_peak_bytes"] = self.memory.device_peak
-        return use if self.mfu is None else {"mfu": self.mfu, **use}
+        shares = {"mfu": self.mfu, "experts.busiest": self.expert_load}
+        return use | {name: value for name, value in shares.items() if value is not None}
 
 
 class Meter:
@@ -72,6 +75,8 @@ class Meter:
         self._utilisation_of_rate = utilisation_of_rate
         self.tokens = tokens
         """Trained on since the start of the run, over all ranks; those of skipped steps count."""
+        self.tokens_per_expert: Tensor | None = None
+        """Of the last step that was applied, over all ranks: fp64 [layers, E], read only when it is recorded."""
         self._loss = torch.zeros(())
         self.stages = StageClock()
         """Is told of each stage of a step."""
@@ -120,7 +125,14 @@ class Meter:
             stages_ms=stages_ms,
             memory=MemoryUse(*map(int, memory)),
             mfu=None if self._utilisation_of_rate is None else speed * self._utilisation_of_rate,
+            expert_load=self._expert_load(),
         )
+
+    def _expert_load(self) -> float | None:
+        counts_LE = self.tokens_per_expert
+        if counts_LE is None or not counts_LE.numel():
+            return None
+        return float((counts_LE.amax(dim=1) / counts_LE.mean(dim=1).clamp(min=1)).max())
 
     def _most(self, *values: float) -> list[float]:
         """The largest rank's of each."""
