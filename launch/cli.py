@@ -23,6 +23,7 @@ COMMANDS = (
     "inspect",
     "launch",
     "plan",
+    "report",
     "status",
     "train",
 )

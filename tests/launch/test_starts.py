@@ -38,6 +38,7 @@ MISTAKES = {
     "inspect, no text": ["inspect", "nowhere"],
     "launch": ["launch", JOB, "--on", "slurm"],
     "plan": ["plan", JOB, "model.layers=3"],
+    "report": ["report", "nowhere"],
     "status": ["status", "nowhere"],
     "train, a key": ["train", JOB, "train.stepz=3"],
     "train, data": ["train", JOB, "data.path=nowhere"],

@@ -16,15 +16,12 @@ import torch.distributed as dist
 from offload.spans import record_spans, take_spans
 from train.config.report import ProfileConfig
 from train.files import new_file
-from train.report.trace import STEPS_KEY, as_text, joined, rank_events
+from train.report.trace import STEPS_KEY, TRACE_FILE, as_text, joined, rank_events
 
 if TYPE_CHECKING:
     import torch.profiler
 
 __all__ = ["STEPS_KEY", "TRACE_FILE", "StepProfiler"]
-
-TRACE_FILE = "trace.json.gz"
-"""Name of the file in a run's folder."""
 
 
 class StepProfiler:

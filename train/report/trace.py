@@ -10,6 +10,8 @@ from typing import Any
 
 from offload.spans import Span
 
+TRACE_FILE = "trace.json.gz"
+"""Name of the file in a run's folder."""
 LANE = "engram"
 """Category of the events in lanes of our own."""
 LANES = ("loop", "plan", "fetch", "exchange", "compute", "write back")

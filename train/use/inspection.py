@@ -104,6 +104,11 @@ class Inspector:
         self._run, self._tokenizer = run, run.tokenizer
         self._model: LanguageModel = run.model()
 
+    @property
+    def table_rows(self) -> list[int]:
+        """Rows of each module's table."""
+        return list(self._tables.num_rows)
+
     def pieces(self, text: str) -> Iterator[list[int]]:
         """A text's tokens in pieces as long as the run's sequences; each stands for a document, as in training.
 
