@@ -63,7 +63,7 @@ INNER = {
         "evaluation": {"data"},
         "checkpoint": {*_BASE, "config", "optim", "engine"},
         "report": {*_BASE, "config", "evaluation", "memory", "run_state"},
-        "page": {*_BASE, "config", "report", "run_state", "use"},
+        "page": {*_BASE, "config", "report", "status", "use"},
         "status": {*_BASE, "checkpoint", "report", "run_state", "watch"},
         "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint"},
         "validation": {"data", "engine", "evaluation", "watch"},

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 16, 40
 _POINTS = 600
 _TICKS = 5
+_WORTH_LOGARITHMIC = 30  # highest over lowest
 COLOURS = 8
 """Classes `s0` to `s7`; more lines begin anew, dashed."""
 
@@ -46,7 +47,7 @@ def line_chart(
         title: above it.
         lines: at least one.
         unit: of y, beside the title.
-        logarithmic: of y, as far as all of it is positive.
+        logarithmic: of y, if all of it is positive and spans more than a decade.
         from_zero: whether y begins at 0.
         marks: places on x with what happened there.
         x_name: below the axis.
@@ -56,7 +57,7 @@ def line_chart(
     if not drawn:
         return ""
     xs, ys = ([point[axis] for line in drawn for point in line.points] for axis in (0, 1))
-    logarithmic = logarithmic and min(ys) > 0
+    logarithmic = logarithmic and 0 < min(ys) < max(ys) / _WORTH_LOGARITHMIC
     across = _Axis.of(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     up = _Axis.of(0.0 if from_zero else min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP, logarithmic=logarithmic)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
@@ -66,7 +67,7 @@ def line_chart(
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{short(value)}</text>')
     for value in across.ticks():
         x = across.place(value)
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{_HEIGHT - 16}">{short(value)}</text>')
+        parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{_HEIGHT - 22}">{short(value)}</text>')
     parts.append(
         f'<text class="tick" text-anchor="end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}">{escape(x_name)}</text>'
     )

@@ -51,20 +51,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _states(runs: Sequence[ToldRun]) -> str:
     rows = []
     for run in runs:
-        state = run.state
-        where = f"{state.host}, {state.ranks or '?'} ranks" if state else ""
+        status = run.status
+        where = f"{status.host}, {status.ranks or '?'} ranks" if status.host else ""
         rows.append(
             (
                 run.name,
-                state.state if state else "not started",
-                f"{int(run.last('step') or 0):,} of {run.job.train.steps:,}",
+                status.state,
+                f"{max(status.step, int(run.last('step') or 0)):,} of {run.job.train.steps:,}",
                 *(_number(run.last(key)) for key in ("loss", "val_loss", "tokens", "epoch", "tokens_per_s")),
                 where,
-                state.started if state else "",
+                status.started or "",
             )
         )
     heads = ("run", "state", "step", "loss", "val loss", "tokens", "epoch", "tokens/s", "on", "started")
-    reasons = [f"<p>{escape(run.name)}: {escape(run.state.why)}</p>" for run in runs if run.state and run.state.why]
+    reasons = [f"<p>{escape(run.name)}: {escape(run.status.why)}</p>" for run in runs if run.status.why]
     return table(heads, rows) + "".join(reasons)
 
 
@@ -113,4 +113,4 @@ def _value(value: Any) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if float(value).is_integer() else f"{value:,.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.5g}"

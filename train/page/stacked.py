@@ -5,7 +5,7 @@ from html import escape
 
 from train.page.chart import Line, figure, short, style
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 62, 20
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 76, 24
 _BARS = 80
 
 
@@ -19,7 +19,7 @@ def stacked_bars(title: str, names: Sequence[str], rows: Sequence[tuple[float, S
     width = (_WIDTH - _LEFT - 8) / len(bars)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
     for share in (0.0, 0.5, 1.0):
-        y = _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - 10)
+        y = _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - 16)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{short(share * top)}</text>'
@@ -27,7 +27,7 @@ def stacked_bars(title: str, names: Sequence[str], rows: Sequence[tuple[float, S
     for number, (x_value, values) in enumerate(bars):
         y = float(_HEIGHT - _BOTTOM)
         for colour, value in enumerate(values):
-            height = value / top * (_HEIGHT - _BOTTOM - 10)
+            height = value / top * (_HEIGHT - _BOTTOM - 16)
             y -= height
             told = escape(f"step {x_value:g}: {names[colour]} {value:.4g} {unit}")
             parts.append(

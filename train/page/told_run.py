@@ -12,7 +12,7 @@ from train.config.job import JobConfig
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
 from train.run_folder import CONFIG_FILE
-from train.run_state import RunState
+from train.status.status import Observed, RunStatus
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class ToldRun:
         return list(read_metrics(path)) if path.exists() else []
 
     @cached_property
-    def state(self) -> RunState | None:
-        """How it ended, or that it runs."""
-        return RunState.read(self.folder)
+    def status(self) -> RunStatus:
+        """How it is, as `engram status` tells it."""
+        return Observed(self.folder).look()
 
     def points(self, key: str, scale: float = 1.0) -> list[tuple[float, float]]:
         """A number of the records that have it, by step."""
