@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist  # `engram status` reads beats without PyTorch
 
 HEARTBEATS = "heartbeats"
 """Folder, in that of the run, with a file for each rank."""
@@ -54,7 +55,7 @@ class Beat:
     device_peak_bytes: int = 0
 
     @classmethod
-    def heard(cls, store: dist.Store, rank: int) -> Self | None:
+    def heard(cls, store: "dist.Store", rank: int) -> Self | None:
         """A rank's last beat in a store; None if it has left none. Raises RuntimeError where it is out of reach."""
         key = _key(rank)
         return cls(**json.loads(store.get(key))) if store.check([key]) else None
@@ -88,7 +89,7 @@ class Heartbeat:
         rank: int,
         every_s: float,
         on_beat: Callable[[], None] = lambda: None,
-        store: dist.Store | None = None,
+        store: "dist.Store | None" = None,
         memory: Memory = lambda: (0, 0),
     ) -> None:
         self.path, self._store, self._memory = beat_path(folder, rank), store, memory
