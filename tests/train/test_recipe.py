@@ -129,6 +129,9 @@ class Source:
     def bytes_of(self, labels: torch.Tensor) -> int:
         return 1
 
+    def epochs(self, steps: int) -> float:
+        return float(steps)
+
 
 class Notes:
     """A reporter, and a place for checkpoints, that keep what the test asks for."""
@@ -137,7 +140,7 @@ class Notes:
         self.steps: list[Step] = []
         self.moved = 0
 
-    def step(self, number: int, result: Any, measured: Any, evaluation: Any) -> None:
+    def step(self, number: int, result: Any, measured: Any, evaluation: Any, epoch: float) -> None:
         self.steps.append(Step(measured.loss, result.grad_norm))
         self.moved += measured.offload.writeback_rows
 
