@@ -23,6 +23,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_regular(path: Path) -> None:
+    """Refuses pipes and devices, which may never end and cannot be read twice; a folder or nothing is left to others.
+
+    Raises:
+        UserError: it is one.
+        OSError: the system cannot tell.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a pipe or device, not a file; write what it gives into a file")
+
+
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Gives the name of a file to write, with the same ending; when the block ends well, it becomes `target`.
@@ -129,7 +140,17 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _lock_of(path: Path) -> FileLock:
-    return FileLock(path.with_name(f"{path.name}.lock"))
+    return lock_file(path.with_name(f"{path.name}.lock"))
+
+
+def lock_file(path: Path) -> FileLock:
+    """A lock on a file.
+
+    Raises:
+        OSError: it cannot be made; the lock itself would take that for somebody else's and wait for ever.
+    """
+    path.touch()
+    return FileLock(path)
 
 
 def _partial_prefix(target: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from train.errors import UserError
+from train.files import lock_file
 from train.run_folder import LOCK_FILE
 
 _HOLDER_FILE = ".lock-holder"  # whoever tries the lock empties its own file
@@ -19,8 +20,9 @@ def lock_run(folder: Path) -> FileLock:
 
     Raises:
         UserError: another process holds it, which the message names.
+        OSError: it cannot be made.
     """
-    lock, holder_file = FileLock(folder / LOCK_FILE), folder / _HOLDER_FILE
+    lock, holder_file = lock_file(folder / LOCK_FILE), folder / _HOLDER_FILE
     try:
         lock.acquire(timeout=0)
     except Timeout:

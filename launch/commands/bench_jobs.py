@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from launch.commands import bench_shared as shared
-from launch.commands.number_list import NumberList
+from launch.commands.number_list import Finite, NumberList
 
 ENGINES = ("auto", "zero_copy", "staged", "cpu")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
@@ -113,7 +113,7 @@ Examples:
 )
 @shared.device
 @click.option(
-    "--minutes", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Time limit for all parts together."
+    "--minutes", type=Finite(min=0), default=8.0, show_default=True, help="Time limit for all parts together."
 )
 @click.option("--part", "parts", multiple=True, type=click.Choice(_ALL), help="Only this part; may be repeated.")
 @click.option("--job", metavar="FILE", help="The job of part `train`.")

@@ -6,7 +6,7 @@ import click
 
 from launch.bench.optimizers import OPTIMIZERS
 from launch.commands import bench_shared as shared
-from launch.commands.number_list import NumberList
+from launch.commands.number_list import SEED, Finite, NumberList
 
 PARTS = ("path", "scaling", "planning", "stall")
 _MODES = ("window", "resident")
@@ -27,7 +27,7 @@ Examples:
 @click.option("--dim", type=click.IntRange(min=1), default=80, show_default=True, help="Columns of a row.")
 @click.option(
     "--zipf",
-    type=click.FloatRange(min=1, min_open=True),
+    type=Finite(min=1, min_open=True),
     default=1.2,
     show_default=True,
     help="Exponent of the Zipf distribution of ids.",
@@ -44,14 +44,14 @@ Examples:
 @click.option("--window-rows", type=click.IntRange(min=1), help="Slots of the window; default: what the depth needs.")
 @click.option(
     "--compute-ms",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=100.0,
     show_default=True,
     help="Simulated computation of the model.",
 )
 @click.option("--plain-allocator", is_flag=True, help="Use glibc's default allocator settings, not a CPU rank's.")
 @shared.threads
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the ids.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the ids.")
 @shared.json
 def offload(part: str, lookups: int, rows: int, dim: int, zipf: float, seed: int, **chosen: Any) -> None:
     """Time tables in host memory against common alternatives, on Zipf-distributed ids.

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from launch.commands.number_list import Finite
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,7 @@ device: Decorator = click.option(
     "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="auto: the GPU, if there is one."
 )
 seconds: Decorator = click.option(
-    "--seconds", type=click.FloatRange(min=0), help="Time limit; what does not fit is left out. Default: none."
+    "--seconds", type=Finite(min=0), help="Time limit; what does not fit is left out. Default: none."
 )
 threads: Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="PyTorch threads; default: one per core."

@@ -25,7 +25,7 @@ Examples:
 @click.option("--out", required=True, metavar="DIR", help="Folder to create.")
 @click.option("--tokenizer", metavar="NAME|FILE", help="`deepseek`, or a tokenizer.json.")
 @click.option("--train-bpe", type=click.IntRange(min=1), metavar="VOCAB", help="Train a byte-level BPE on the text.")
-@click.option("--workers", type=click.IntRange(min=1), help="Tokenizing processes; default: one per core.")
+@click.option("--workers", type=click.IntRange(min=1, max=1024), help="Tokenizing processes; default: one per core.")
 @click.option("--text-key", default="text", show_default=True, metavar="K", help="Field or column with the text.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad line; default: count and report them.")
 @click.option("--overwrite", is_flag=True, help="Replace the token store at --out.")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from launch.commands.number_list import SEED
+
 if TYPE_CHECKING:
     from train.use.saved_run import SavedRun
 
@@ -29,9 +31,9 @@ Examples:
 @click.option("--include", metavar="DIR", help="Folder with additional task files (YAML).")
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only the first so many questions of each task.")
-@click.option("--seed", type=click.IntRange(min=0), help="Random seed of answers that a task samples; default: 0.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Ranks that share the questions, each with the whole model "
-              "(on its own GPU); default: this process.")  # fmt: skip
+@click.option("--seed", type=SEED, help="Random seed of answers that a task samples; default: 0.")
+@click.option("--nproc", type=click.IntRange(min=1, max=1024), help="Ranks that share the questions, each with the "
+              "whole model (on its own GPU); default: this process.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,
@@ -61,6 +63,8 @@ def command(
     for option, value in (("--data", data), ("--split", split), ("--sequences", sequences)):
         if value is not None and tasks is not None:
             raise click.UsageError(f"{option} has no meaning with --tasks.")
+    if tasks is not None and not all(name.strip() for name in tasks.split(",")):
+        raise click.UsageError("--tasks has an empty name.")
     folder = find_run(run)  # before what takes seconds to import
 
     if tasks is not None:

@@ -62,7 +62,7 @@ def _answer(asked: Asked) -> None:
 
     results = run_tasks(
         SavedRun.open(asked.run, asked.step),
-        asked.tasks.split(","),
+        [name.strip() for name in asked.tasks.split(",")],
         folder=asked.include,
         shots=asked.shots,
         limit=asked.limit,

@@ -4,6 +4,8 @@ import json
 
 import click
 
+from launch.commands.number_list import SEED, Finite
+
 
 @click.command(
     epilog="""\b
@@ -16,10 +18,10 @@ Examples:
 @click.argument("prompt")
 @click.option("--step", type=click.IntRange(min=1), help="Step of the checkpoint; default: the newest.")
 @click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Most new tokens.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+@click.option("--temperature", type=Finite(min=0), default=0.8, show_default=True,
               help="0 always takes the likeliest token.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(min=1), help="Sample only from this many likeliest tokens.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed for sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(
     run: str,

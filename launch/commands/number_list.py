@@ -1,5 +1,6 @@
-"""Several whole numbers, or a large one, as the value of one option."""
+"""Numbers as values of options: several, large ones, finite ones, seeds."""
 
+import math
 from typing import Any
 
 import click
@@ -50,3 +51,18 @@ class UnitNumber(click.ParamType):
         if not 1 <= number <= 1e18:
             self.fail(f"{value!r} is not between 1 and 10^18 tokens.", param, ctx)
         return round(number)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and none of NaN and infinity, which Python's comparisons let through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Reads an option's value; click calls it."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+SEED = click.IntRange(min=0, max=2**63 - 1)
+"""What random generators take."""

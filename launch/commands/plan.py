@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from launch.commands import plan_runs
-from launch.commands.number_list import NumberList, UnitNumber
+from launch.commands.number_list import Finite, NumberList, UnitNumber
 
 
 @click.command(
@@ -24,8 +24,8 @@ Examples:
 @click.option("--network", help="Between nodes: ib400, ib200, roce, ethernet.")
 @click.option("--hardware", metavar="FILE", help="YAML of your own numbers, laid over the project's.")
 @click.option("--tokens", type=UnitNumber(), help="To train on, such as 1T; the config's steps otherwise.")
-@click.option("--price-per-gpu-hour", "price", type=click.FloatRange(0), help="In any currency.")
-@click.option("--zipf", type=click.FloatRange(0.1, 4), help="Draw tokens by this law, not the job's own text.")
+@click.option("--price-per-gpu-hour", "price", type=Finite(0), help="In any currency.")
+@click.option("--zipf", type=Finite(0.1, 4), help="Draw tokens by this law, not the job's own text.")
 @click.option("--simulate", is_flag=True, help="Replay the job at many world sizes instead.")
 @click.option("--worlds", type=NumberList(1, 4096), default="8,64,512,4096", show_default=True, help="Their ranks.")
 @click.option(

@@ -15,7 +15,9 @@ Examples:
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--nproc", type=click.IntRange(min=1), help="Local ranks; default: run.nproc, else one per GPU, else 2.")
+@click.option(
+    "--nproc", type=click.IntRange(min=1, max=1024), help="Local ranks; default: run.nproc, else one per GPU, else 2."
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout; the rest goes to stderr.")
 def command(config: str, overrides: tuple[str, ...], nproc: int | None, as_json: bool) -> None:
     """Train the job that the YAML file CONFIG describes.

@@ -80,7 +80,7 @@ class _Emulation:
                 self.workload.job,
                 engine=cast(Any, engine),
                 tables=tables,
-                train_loader=cast(Any, SimpleNamespace(sources=[None])),
+                train_loader=cast(Any, SimpleNamespace(sources=[SimpleNamespace(name="")])),
                 held_out=(),
                 checkpoints=cast(Any, None),
                 reporter=cast(Any, None),

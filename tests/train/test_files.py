@@ -2,11 +2,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from train.errors import UserError
-from train.files import new_file, new_folder
+from train.files import new_file, new_folder, require_regular
 
 
 def names(path):
@@ -187,3 +188,12 @@ def test_a_folder_of_an_images_layer_is_replaced(tmp_path):
     made = _in_mounts(overlay + _BUILD + "$D/all/out; ls -A $D/all $D/all/out", tmp_path)
     assert made.returncode == 0, made.stderr
     assert made.stdout.split() == ["began", f"{tmp_path}/all:", "out", f"{tmp_path}/all/out:", "new"]
+
+
+def test_pipes_and_devices_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="a pipe or device, not a file"):
+            require_regular(path)
+    for path in (tmp_path, tmp_path / "nothing", Path(__file__)):
+        require_regular(path)

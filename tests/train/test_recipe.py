@@ -1,6 +1,7 @@
 """The whole recipe, trained for real on two ranks, loses what a plain trainer of one process loses, step by step."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -117,7 +118,7 @@ def global_batch(step: int) -> GlobalBatch:
 class Source:
     """This rank's part of the batches, as a loader gives it."""
 
-    global_batch_size, steps_per_epoch, sources = SEQUENCES, 1, (None,)
+    global_batch_size, steps_per_epoch, sources = SEQUENCES, 1, (SimpleNamespace(name=""),)
 
     def __init__(self, job: JobConfig) -> None:
         self.size = job.train.micro_batch_size

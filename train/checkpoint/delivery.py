@@ -2,12 +2,13 @@
 
 So each byte is read once in the job, whatever ranks saved and load it, and a node that lacks a part gets it from one
 that has it. All ranks go through the pieces in one order, and each waits only for those that concern it: whoever is
-the farthest behind can always go on. A rank holds five pieces at most: three that are being read or wait for their
-turn, one that is taken, and one that travels.
+farthest behind can always go on. A rank holds three pieces at most, and the disk is told which ones come after these.
+(Several threads that read would keep it as busy, but memory that one thread frees another one's heap does not reuse.)
 
 Shape suffixes: P pieces.
 """
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,7 @@ from train.checkpoint.saved_image import Home, Rows, SavedImage
 from train.checkpoint.together import together
 from train.optim.pieces import StatePiece, TensorInfo
 
-_READ_AHEAD = 3
-"""Pieces that are read at once, while those before are taken: a disk that is asked for one at a time has pauses."""
+_READ_AHEAD, _EXPECTED = 1, 4
 _MOST_TENSORS = 3
 Piece = TypeVar("Piece", Range, RowRange)
 
@@ -89,7 +89,8 @@ class Delivery:
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """The pieces that this rank wants, by number: the bytes of their tensors."""
         turns, failed = self._turns(pieces, mine), False
-        own = _ahead((pieces[turn.number] for turn in turns if turn.reader == self._rank), read)
+        mine_to_read = (pieces[turn.number] for turn in turns if turn.reader == self._rank)
+        own = _ahead(mine_to_read, read, self._image.expect)
         fault: Damaged | None = None
         for turn in turns:
             if turn.reader == self._rank:
@@ -170,21 +171,23 @@ def _interleaved(homes: Sequence[Home]) -> list[tuple[int, int]]:
     return order
 
 
-def _ahead(pieces: Iterator[Piece], read: Callable[[Piece], Sequence[Tensor]]) -> Iterator[list[Tensor] | Damaged]:
+def _ahead(
+    pieces: Iterator[Piece], read: Callable[[Piece], Sequence[Tensor]], expect: Callable[[Piece], None]
+) -> Iterator[list[Tensor] | Damaged]:
     """Pieces as bytes, read while those before are being consumed; from the first damaged one on, its error."""
 
     def read_bytes(piece: Piece) -> list[Tensor]:
         return [part.contiguous().flatten().view(torch.uint8) for part in read(piece)]
 
-    with ThreadPoolExecutor(_READ_AHEAD, "engram-load") as reader:
+    with ThreadPoolExecutor(1, "engram-load") as reader:
+        expected: deque[Piece] = deque()
         coming: deque[Future[list[Tensor]]] = deque()
-        more = True
-        while more or coming:
-            while more and len(coming) < _READ_AHEAD:
-                if (piece := next(pieces, None)) is None:
-                    more = False
-                else:
-                    coming.append(reader.submit(read_bytes, piece))
+        while True:
+            for piece in itertools.islice(pieces, _EXPECTED - len(expected)):
+                reader.submit(expect, piece)
+                expected.append(piece)
+            while expected and len(coming) <= _READ_AHEAD:
+                coming.append(reader.submit(read_bytes, expected.popleft()))
             if not coming:
                 return
             try:

@@ -92,6 +92,9 @@ class Format1Image:
         """See `SavedImage.home`."""
         return Home(self.path.name, 0)
 
+    def expect(self, piece: Range | RowRange) -> None:
+        """See `SavedImage.expect`: mapped memory is read ahead as it is."""
+
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`: memory-mapped."""
         with self._open(BACKBONE_FILE) as file:

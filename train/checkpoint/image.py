@@ -73,6 +73,11 @@ class Image:
         """See `SavedImage.home`."""
         return self._homes[self._files.rank(piece.file)]
 
+    def expect(self, piece: Range | RowRange) -> None:
+        """See `SavedImage.expect`."""
+        for name in (piece.name,) if isinstance(piece, Range) else piece.names:
+            self._files.expect(piece.file, name)
+
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`."""
         return StatePiece(place.tensor, place.start, self._files.read(place.file, place.name, place.sum))

@@ -63,6 +63,10 @@ class Increment:
         """See `SavedImage.home`."""
         return (self._image(piece) if isinstance(piece, RowRange) else self.own).home(piece)
 
+    def expect(self, piece: Range | RowRange) -> None:
+        """See `SavedImage.expect`."""
+        (self._image(piece) if isinstance(piece, RowRange) else self.own).expect(piece)
+
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`."""
         return self.own.piece(place)

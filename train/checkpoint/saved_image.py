@@ -89,6 +89,9 @@ class SavedImage(Protocol):
     def home(self, piece: Range | RowRange) -> Home:
         """Whose part has a piece."""
 
+    def expect(self, piece: Range | RowRange) -> None:
+        """Tells the system that a piece will be read soon; what is wrong with it, reading it will tell."""
+
     def piece(self, place: Range) -> StatePiece:
         """Reads a piece of the backbone.
 

@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 from train.config import yaml_text
 from train.config.errors import KeyPath, Schema, describe, dotted
 from train.errors import UserError
-from train.files import new_file
+from train.files import new_file, require_regular
 
 COMMAND_LINE = "command line"
 """The source that messages name for an override."""
@@ -123,6 +123,7 @@ def _chain(name: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _read(name: str, extended_by: str | None) -> dict[str, Any]:
     try:
+        require_regular(Path(name))
         text = Path(name).read_text(encoding="utf-8")
     except OSError as error:
         via = f" (named by extends in {extended_by})" if extended_by else ""

@@ -10,6 +10,9 @@ VALIDATION_FRACTION = 0.05
 SMALLEST_BPE = 258
 """Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
 
+LARGEST_BPE = 10_000_000
+"""Its training takes memory for each entry that is asked for, and ends the process if there is not enough."""
+
 
 class MixSource(
     BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
@@ -125,7 +128,7 @@ class DataConfig(
     cache: str = "data"
     """Folder in which the default corpus is kept once prepared."""
 
-    bpe_vocab: int = Field(4096, ge=SMALLEST_BPE, le=10_000_000)
+    bpe_vocab: int = Field(4096, ge=SMALLEST_BPE, le=LARGEST_BPE)
     """Vocabulary of the byte-level BPE trained on the default corpus, end-of-document and padding included.
     Not used when `path` or `tokenizer` is given."""
 

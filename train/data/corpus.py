@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from train.data.manifest import MANIFEST, Option, fingerprint
 from train.data.prepare import build_store, train_bpe_on
@@ -21,6 +21,7 @@ from train.data.readers import Bad, read_text
 from train.data.sources import DOCUMENT_CHARS, Report
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
+from train.files import lock_file
 
 _TOPICS = "pydoc_data/topics.py"
 _SUFFIXES = (".py", ".txt", ".rst")
@@ -128,7 +129,7 @@ def default_corpus(
 @contextmanager
 def _alone(cache: Path, progress: bool) -> Iterator[None]:
     """Lets no other process prepare in the cache meanwhile; if one is at work there, waits for its end."""
-    lock = FileLock(cache / ".lock")
+    lock = lock_file(cache / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -51,9 +51,7 @@ def prepare(
         UserError: nothing to read, no document with text, no tokenizer, `out` in use or with a source in it, disk full.
     """
     corpus = Sources(sources, text_key=text_key, strict=strict, document_chars=document_chars)
-    here = f"{os.path.realpath(out)}{os.sep}"
-    if inside := [file for file in corpus.files if isinstance(file, Path) and os.path.realpath(file).startswith(here)]:
-        raise UserError(f"{out}: holds the source {inside[0]}; choose another folder")
+    _require_apart(corpus, sources, out)
     if (tokenizer is None) == (train_bpe is None):
         raise UserError("prepare: give either a tokenizer (name or file) or the vocabulary of a BPE to train")
     options: dict[str, Option] = {
@@ -71,6 +69,16 @@ def prepare(
     return build_store(
         corpus, Path(out), make_tokenizer, options=options, workers=workers, overwrite=overwrite, progress=progress
     )
+
+
+def _require_apart(corpus: Sources, sources: Sequence[str | Path], out: str | Path) -> None:
+    """Refuses a folder to make that has a source in it, and names that are empty and so mean the folder one is in."""
+    if not all(map(os.fspath, (*sources, out))):
+        raise UserError("prepare: a source or the folder to make has an empty name; a dot is the folder you are in")
+    place = f"{os.path.realpath(out)}{os.sep}"
+    local = [file for file in corpus.files if isinstance(file, Path)]
+    if inside := [file for file in local if os.path.realpath(file).startswith(place)]:
+        raise UserError(f"{out}: holds the source {inside[0]}; choose another folder")
 
 
 def train_bpe_on(corpus: Corpus, vocab_size: int, shown: Progress) -> Tokenizer:

@@ -12,8 +12,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from train.data.config import LARGEST_BPE
 from train.data.interruptible import interruptible
 from train.errors import UserError
+from train.files import require_regular
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -99,6 +101,7 @@ class Tokenizer:
         if path.is_dir():
             path = path / TOKENIZER
         try:
+            require_regular(path)
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             hint = "give a tokenizer.json file or the name deepseek"
@@ -114,12 +117,14 @@ class Tokenizer:
         has their number.
 
         Raises:
-            UserError: `vocab_size` leaves no room for the 256 bytes and the two special tokens.
+            UserError: `vocab_size` has no room for the 256 bytes and the two special tokens, or is above LARGEST_BPE.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + 2
         if vocab_size < smallest:
             raise UserError(f"BPE vocabulary {vocab_size}: at least {smallest} is needed (256 bytes, 2 special tokens)")
+        if vocab_size > LARGEST_BPE:
+            raise UserError(f"BPE vocabulary {vocab_size}: at most {LARGEST_BPE} is possible")
         backend = tokenizers.Tokenizer(models.BPE())
         words = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])

@@ -3,13 +3,20 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.command_line import engram, write_job
 
 LINK = {"bytes_per_second": 1e9, "latency_s": 0.01}
 
 
-def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(corpus: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, corpus, run={"nproc": 2}, offload={"depth": 0, "window_rows": 2500, "emulate_link": LINK})
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(
+    ranks: int, corpus: Path, tmp_path: Path
+) -> None:
+    job = write_job(
+        tmp_path, corpus, run={"nproc": ranks}, offload={"depth": 0, "window_rows": 2500, "emulate_link": LINK}
+    )
     job.write_text("# My job.\n" + job.read_text())
     before = job.read_text()
 
@@ -21,7 +28,7 @@ def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(corpu
     assert job.read_text() == before, "nobody asked to write"
     assert not (tmp_path / "runs" / "small").exists(), "the run's own folder is touched"
 
-    whole = engram("tune", job, "--minutes", "0.3", "--write")
+    whole = engram("tune", job, "--minutes", "0.25", "--write")
     assert whole.returncode == 0, whole.stderr
     assert f"going on from {len(first['turns'])} turns" in whole.stderr
     assert "configured" in whole.stdout

@@ -253,9 +253,10 @@ def test_a_failed_dump_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch) -> No
     assert [path.name for path in Path().iterdir()] == ["job.yaml"]
 
 
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))  # what a config can hold
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 RATES = st.floats(allow_nan=False)
@@ -270,16 +271,16 @@ JOBS = st.builds(
         layers=st.lists(st.integers()).map(tuple),
         orders=st.lists(st.sampled_from(["two", "three"])),
         batch=st.integers() | st.just("auto"),
-        name=st.none() | st.text(),
+        name=st.none() | TEXT,
     ),
     offload=st.builds(
         Offload,
         depth=st.integers(0, 64),
         link=st.none() | st.builds(Link, bytes_per_s=st.floats(0, exclude_min=True, allow_infinity=False)),
     ),
-    engine=st.dictionaries(st.text(), JSON, max_size=3),
+    engine=st.dictionaries(TEXT, JSON, max_size=3),
     passed=st.dictionaries(st.sampled_from(["a", "b-c", "1", "stage"]), st.integers()).map(Passed.model_validate),
-    raw=st.dictionaries(st.text(), JSON, max_size=3).map(Raw),
+    raw=st.dictionaries(TEXT, JSON, max_size=3).map(Raw),
 )
 
 

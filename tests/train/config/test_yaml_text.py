@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from train.config.yaml_text import parse, render
 
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")  # those of a file's name
 TREES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda leaves: st.lists(leaves, max_size=3) | st.dictionaries(st.text(max_size=8), leaves, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(CHARACTERS),
+    lambda leaves: st.lists(leaves, max_size=3) | st.dictionaries(st.text(CHARACTERS, max_size=8), leaves, max_size=3),
     max_leaves=8,
 )
 

@@ -1,3 +1,4 @@
+import fcntl
 import subprocess
 import sys
 import sysconfig
@@ -6,7 +7,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.train.data.text import SENTENCES, small_tokenizer
 from train.data.config import DataConfig
@@ -108,14 +108,13 @@ def test_several_processes_at_once_end_with_one_good_store(library, tmp_path):
 
 
 def test_who_waits_for_another_process_is_told_so(as_stdlib, tmp_path, capfd):
-    lock = FileLock(tmp_path / ".lock", thread_local=False)
-    lock.acquire()
-    threading.Timer(0.3, lock.release).start()
-    default_corpus(tmp_path, bpe_vocab=270)
-    assert f"waiting for another process, which prepares the corpus in {tmp_path}" in capfd.readouterr().err
-    lock.acquire()
-    (found,) = tmp_path.glob("python-*")
-    assert default_corpus(tmp_path, bpe_vocab=270) == found  # what is there needs no lock
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        found = default_corpus(tmp_path, bpe_vocab=270)
+        assert f"waiting for another process, which prepares the corpus in {tmp_path}" in capfd.readouterr().err
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert default_corpus(tmp_path, bpe_vocab=270) == found  # what is there needs no lock
 
 
 def test_open_data_prepares_the_default_and_opens_what_is_named(as_stdlib, tmp_path):

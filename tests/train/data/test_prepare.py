@@ -145,6 +145,14 @@ def test_a_source_is_never_replaced_by_what_is_made_of_it(source, tmp_path):
     assert source.exists()
 
 
+def test_where_no_folder_can_be_made_nothing_waits_for_ever(source, tmp_path):
+    for out, told in (("/proc/x", "/proc/x: cannot be created"), ("", "has an empty name")):
+        with pytest.raises(UserError, match=told):
+            prepare([source], out, train_bpe=290, progress=False)
+    with pytest.raises(UserError, match="BPE vocabulary 10000001: at most 10000000 is possible"):
+        prepare([source], tmp_path / "o", train_bpe=10_000_001, progress=False)
+
+
 def test_refuses_to_overwrite_unless_told(source, tmp_path):
     out = tmp_path / "out"
     first = prepare([source], out, tokenizer=TOKENIZER, progress=False)
