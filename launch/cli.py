@@ -20,8 +20,11 @@ COMMANDS = (
     "eval",
     "export",
     "generate",
+    "inspect",
     "launch",
     "plan",
+    "report",
+    "status",
     "train",
     "tune",
 )

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.gate import engram_gate
+from kernels.gate import engram_gate, gate_openings
 from kernels.gather import RowIndex, gather
 from model.config import EngramConfig
 from model.layers import Linear
@@ -74,6 +74,19 @@ class Engram(nn.Module):
             signed_sqrt=self.config.gate == "signed_sqrt",
         )
         return gated_BTMD if self.convolution is None else self.convolution(gated_BTMD, positions_BT)
+
+    @torch.no_grad()
+    def openings(self, hidden_BTMD: Tensor, memory: MemoryRows) -> Tensor:
+        """How far the gate of each token and branch opens, fp32 [B, T, M] from 0 to 1; arguments as for `forward`."""
+        memory_BTE = self._lookup(memory, hidden_BTMD)
+        return gate_openings(
+            hidden_BTMD,
+            torch.stack([project(memory_BTE) for project in self.key_projs], dim=2),
+            self.query_norm_weight.view(self.branches, -1),
+            self.key_norm_weight.view(self.branches, -1),
+            eps=self.config.gate_eps,
+            signed_sqrt=self.config.gate == "signed_sqrt",
+        )
 
     def _lookup(self, memory: MemoryRows, hidden_BTMD: Tensor) -> Tensor:
         batch, length = hidden_BTMD.shape[:2]

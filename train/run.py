@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from train.checkpoint.checkpoints import Resumed
 from train.checkpoint.listing import checkpoints_in
 from train.config.job import JobConfig
 from train.history import bring_history
+from train.memory import memory_use
 from train.parts import Parts
-from train.ranks import job_store, join_ranks
+from train.ranks import host_group, job_store, join_ranks
 from train.report.notes import notes
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -21,6 +23,7 @@ from train.report.summary import Summary
 from train.run_state import StateRecord
 from train.trainer import Trainer
 from train.watch.flight_recorder import record_operations
+from train.watch.heartbeat import forget_beats
 from train.watch.stop import StopSignals
 from train.watch.watch import RunWatch
 
@@ -59,7 +62,16 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     parts.record_config()
     resumed.notes.extend(bring_history(parts.folder, parts.checkpoints.nodes, resumed.step))
     saved = str(resumed.path) if resumed.path else None
-    with StateRecord(parts.folder, step=resumed.step, steps=job.train.steps, saved=saved, active=parts.leads) as state:
+    if parts.leads:
+        forget_beats(parts.folder)
+    with StateRecord(
+        parts.folder,
+        step=resumed.step,
+        steps=job.train.steps,
+        saved=saved,
+        active=parts.leads,
+        ranks=parts.world_size,
+    ) as state:
         summary = _train(parts, resumed, state, leave)
         parts.close()
     return summary
@@ -83,7 +95,7 @@ def _train(
             held_out=parts.held_out,
             checkpoints=parts.checkpoints,
             reporter=reporter,
-            profiler=StepProfiler(job.train.profile if parts.rank == 0 else None, parts.folder, parts.engine.device),
+            profiler=_profiler(parts),
             watch=watch,
             resumed=resumed,
         )
@@ -101,6 +113,12 @@ def _train(
     )
     summary.save(parts.folder)
     return summary
+
+
+def _profiler(parts: Parts) -> StepProfiler:
+    config = parts.job.train.profile
+    group = host_group(parts.job.launch.timeout_s) if config else None
+    return StepProfiler(config, parts.folder, parts.engine.device, group)
 
 
 def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], None]) -> RunWatch:
@@ -123,5 +141,6 @@ def _watch(parts: Parts, state: StateRecord, leave: Callable[[BaseException], No
         hang_s=parts.job.train.hang_s,
         signals=StopSignals(parts.job.checkpoint.grace_s, leave_at_once),
         leave=leave_hung,
+        memory=partial(memory_use, parts.engine.device),
         store=job_store() if parts.checkpoints.nodes.several else None,
     )

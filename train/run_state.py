@@ -41,6 +41,7 @@ class RunState:
         look_ahead: that `offload.depth=auto` chose; None if it chose none yet, or the config names one.
         host, pid, parent: of the process that writes it, rank 0 or one of its node, and of what started that.
         started, written: times, UTC, ISO 8601.
+        ranks: of the run; None in what older versions wrote.
     """
 
     state: State
@@ -54,6 +55,7 @@ class RunState:
     parent: int = field(default_factory=os.getppid)
     started: str = field(default_factory=_now)
     written: str = field(default_factory=_now)
+    ranks: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -85,11 +87,14 @@ class StateRecord:
         steps: of the whole run.
         saved: the checkpoint that it continues from; None for none.
         active: whether this rank writes it, rank 0 or one of each node; the others write nothing.
+        ranks: of the run.
     """
 
-    def __init__(self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool) -> None:
+    def __init__(
+        self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool, ranks: int | None = None
+    ) -> None:
         self._folder, self._active, self.step = folder, active, step
-        self._state = RunState("running", step, steps, saved)
+        self._state = RunState("running", step, steps, saved, ranks=ranks)
         self._writing = RLock()  # a signal's handler may end the run while its own thread writes
 
     def __enter__(self) -> Self:

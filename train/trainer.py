@@ -30,6 +30,7 @@ from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
+from train.report.utilisation import ideal_s_per_token
 from train.saving import RunSaves
 from train.validation import Validation
 from train.watch.watch import Watch
@@ -79,7 +80,13 @@ class Trainer:
         self._start = resumed.step
         self._unevaluated = resumed.unevaluated  # the last step is still to be
         names = [source.name for source in train_loader.sources]
-        self._meter = Meter(tables, engine.device, tokens=resumed.tokens, sources=names if len(names) > 1 else ())
+        self._meter = Meter(
+            tables,
+            engine.device,
+            tokens=resumed.tokens,
+            sources=names if len(names) > 1 else (),
+            ideal_s=ideal_s_per_token(job, engine.device, dist.get_world_size()),
+        )
         self._validation = Validation(engine, tables, held_out, job.eval.sequences, self._watch)
         self._refusals = Refusals(job.train, train_loader, reporter, resumed.recent)
         self._saves = RunSaves(job, checkpoints, self._state, reporter, self._watch, self._meter, resumed.step)
@@ -119,7 +126,7 @@ class Trainer:
             if step == start:
                 self._watch.begun()
             self._refusals.tell(step, result, self._saves.before)
-            self._meter.count(result.loss, job.train.global_batch_size * self._train_loader.length(step))
+            self._meter.count(result.loss, job.train.global_batch_size, self._train_loader.length(step))
             signum, overdue = self._watch.answer()
             due = done % job.eval.every == 0 or done == total
             if due or done % job.train.log_every == 0:
@@ -143,7 +150,7 @@ class Trainer:
         elif evaluate and not signum:
             evaluation, signum = self._validation.evaluate_or_end()
         self._unevaluated = evaluate and evaluation is None
-        self._reporter.step(done, result, measured, evaluation, self._seen(done))
+        self._reporter.step(done, result, measured, evaluation, self._train_loader.epochs(done), self._seen(done))
         self._meter.restart()
         return evaluation, signum
 
@@ -229,7 +236,9 @@ class Trainer:
         if step:
             step.apply(lr=result.lr, gradient_scale=scale)
         if self._job.model.moe:
-            update_balance(self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce)
+            self._meter.tokens_per_expert = update_balance(
+                self._engine.module, self._job.model.moe.balance_rate, dist.all_reduce
+            )
         return result
 
     def _skip(self, step: Step | None) -> None:

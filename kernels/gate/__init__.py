@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gate.reference import inner_dtype, reference_backward, reference_forward
+from kernels.gate.reference import gate_openings, inner_dtype, reference_backward, reference_forward
+
+__all__ = ["engram_gate", "gate_openings", "reference_backward", "reference_forward"]
 
 
 def engram_gate(

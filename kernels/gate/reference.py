@@ -14,11 +14,24 @@ def reference_forward(
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: the gated values, and [3, B, T, M] for the backward: both norms' scales and the score."""
     h, k, v, wq, wk = _wide(hidden, key, value, query_weight, key_weight)
+    saved = _scales_and_score(h, k, wq, wk, eps)
+    gated_BTMD = _gate_of(saved[2], signed_sqrt).unsqueeze(-1) * v.unsqueeze(2)
+    return gated_BTMD.to(value.dtype).contiguous(), saved
+
+
+def gate_openings(
+    hidden: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, *, eps: float, signed_sqrt: bool
+) -> Tensor:
+    """How far the gate opens, 0 to 1: [B, T, M], on any device. Arguments as for `kernels.gate.engram_gate`."""
+    h, k, wq, wk = _wide(hidden, key, query_weight, key_weight)
+    return _gate_of(_scales_and_score(h, k, wq, wk, eps)[2], signed_sqrt)
+
+
+def _scales_and_score(h: Tensor, k: Tensor, wq: Tensor, wk: Tensor, eps: float) -> Tensor:
     h_scale_BTM = torch.rsqrt(h.square().mean(-1) + eps)
     k_scale_BTM = torch.rsqrt(k.square().mean(-1) + eps)
     score_BTM = (h * k * (wq * wk)).sum(-1) * h_scale_BTM * k_scale_BTM / math.sqrt(h.shape[-1])
-    gated_BTMD = _gate_of(score_BTM, signed_sqrt).unsqueeze(-1) * v.unsqueeze(2)
-    return gated_BTMD.to(value.dtype).contiguous(), torch.stack([h_scale_BTM, k_scale_BTM, score_BTM])
+    return torch.stack([h_scale_BTM, k_scale_BTM, score_BTM])
 
 
 def reference_backward(

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.bench.intervals import Interval, gaps, length, overlap, union
 from train.errors import UserError
-from train.report.profile import STEPS_KEY
+from train.report.trace import RANKS_KEY, STEPS_KEY
 
 _ON_GPU = frozenset(("kernel", "gpu_memcpy", "gpu_memset"))
 _API = frozenset(("cuda_runtime", "cuda_driver"))
@@ -112,7 +112,9 @@ def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
     steps = steps or int(trace.get(STEPS_KEY, 0))
     if steps < 1:
         raise UserError(f"the trace does not say how many steps it covers ({STEPS_KEY}): give --steps")
-    events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+    # Of several ranks, the first: all of them do the same.
+    several = RANKS_KEY in trace
+    events = [event for event in trace["traceEvents"] if event.get("ph") == "X" and not (several and event["pid"])]
     work = [event for event in events if event.get("cat") in _ON_GPU]
     if not work:
         raise UserError("the trace has no GPU work, so it says nothing about transfers and gaps")

@@ -10,10 +10,14 @@ from train.report.comparison import Contender, Spread
 _LOSS, _BITS = "val_loss", "val_bits_per_byte"
 
 
-def show(found: list[Contender], console: Console) -> None:
-    """Prints a line for each contender; from the second on, with the gap to the first."""
+def show(found: list[Contender], console: Console, step: int | None = None) -> None:
+    """Prints a line for each contender; from the second on, with the gap to the first.
+
+    `step` is the one that they are compared at; None for the end of each.
+    """
     first = found[0]
-    table = Table(title="Validation loss, nats/token: mean (lowest to highest)", title_justify="left")
+    at = "" if step is None else f" after step {step:,}, which all have reached"
+    table = Table(title=f"Validation loss{at}, nats/token: mean (lowest to highest)", title_justify="left")
     table.add_column("run")
     for heading in ("seeds", "parameters", "active", "in tables", "loss", f"to {first.name}", "bits/byte"):
         table.add_column(heading, justify="right")
@@ -22,19 +26,17 @@ def show(found: list[Contender], console: Console) -> None:
         table.add_row(
             each.name,
             str(len(each.runs)),
-            f"{each.figure('parameters'):,}",
-            f"{each.figure('active_parameters'):,}",
-            f"{each.figure('table_parameters'):,}",
+            *(_count(each.figure(key)) for key in ("parameters", "active_parameters", "table_parameters")),
             _spread(each.spread(_LOSS), ".4f"),
-            _spread(gap, "+.4f") if gap else "",
-            f"{each.spread(_BITS).mean:.4f}",
+            _spread(gap, "+.4f"),
+            f"{bits.mean:.4f}" if (bits := each.spread(_BITS)) else "",
         )
     console.print(table)
 
 
-def as_dict(found: list[Contender]) -> dict[str, Any]:
+def as_dict(found: list[Contender], step: int | None = None) -> dict[str, Any]:
     """The same as a JSON object, with the loss of every run."""
-    return {"runs": [_contender(each, found[0]) for each in found]}
+    return {"step": step, "runs": [_contender(each, found[0]) for each in found]}
 
 
 def _contender(each: Contender, first: Contender) -> dict[str, Any]:
@@ -42,13 +44,18 @@ def _contender(each: Contender, first: Contender) -> dict[str, Any]:
     return {
         "name": each.name,
         **{key: each.figure(key) for key in ("parameters", "active_parameters", "table_parameters", "tokens")},
-        _LOSS: each.spread(_LOSS)._asdict(),
-        _BITS: each.spread(_BITS)._asdict(),
+        **{key: spread._asdict() if (spread := each.spread(key)) else None for key in (_LOSS, _BITS)},
         "val_loss_to_first": gap._asdict() if gap else None,
         "val_loss_by_seed": {seed: run.figures[_LOSS] for seed, run in each.runs.items()},
     }
 
 
-def _spread(value: Spread, form: str) -> str:
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _spread(value: Spread | None, form: str) -> str:
+    if value is None:
+        return ""
     mean, least, most = (format(part, form) for part in value)
     return mean if value.least == value.most else f"{mean} ({least} to {most})"

@@ -8,6 +8,7 @@ import torch
 
 from offload.device.workers import background_worker
 from offload.plan.plan import Plan, TokenBatch
+from offload.spans import span
 
 
 class Planner:
@@ -68,6 +69,7 @@ class Planner:
 
     def _timed(self, batches: Sequence[TokenBatch]) -> Plan:
         started = time.perf_counter()
-        plan = self._make(batches)
+        with span("plan"):
+            plan = self._make(batches)
         self.busy_s += time.perf_counter() - started
         return plan

@@ -8,6 +8,7 @@ from kernels.records import draw_records, fetch_records, write_records
 from offload.config import LinkConfig
 from offload.device.workers import background_worker
 from offload.rows.shard import Shard
+from offload.spans import span
 from offload.transfers.copies import WorkerCopy
 
 
@@ -56,14 +57,16 @@ class CpuTransfers:
 
     def _fetch(self, rows: Tensor, slots: Tensor, stored: int) -> None:
         started = time.perf_counter()
-        fetch_records(self._host_RW, rows[:stored], self._window_CW, slots[:stored])
-        draw_records(self._window_CW, slots[stored:], rows[stored:], **self._initial)
-        self._occupy_link(started, stored)
+        with span("fetch"):
+            fetch_records(self._host_RW, rows[:stored], self._window_CW, slots[:stored])
+            draw_records(self._window_CW, slots[stored:], rows[stored:], **self._initial)
+            self._occupy_link(started, stored)
 
     def _write_back(self, slots: Tensor, rows: Tensor) -> None:
         started = time.perf_counter()
-        write_records(self._window_CW, slots, self._host_RW, rows)
-        self._occupy_link(started, len(rows))
+        with span("write back"):
+            write_records(self._window_CW, slots, self._host_RW, rows)
+            self._occupy_link(started, len(rows))
 
     def _occupy_link(self, started: float, num_rows: int) -> None:
         if self._link is None:

@@ -17,6 +17,7 @@ from offload.device.sender import Sender
 from offload.device.streams import Event, Streams
 from offload.device.workers import background_worker
 from offload.rows.shard import Shard
+from offload.spans import span
 from offload.transfers.copies import HandedCopy, WorkerCopy
 
 _CHUNK_BYTES = 4 << 20
@@ -62,12 +63,12 @@ class StagedTransfers:
     def fetch(self, rows: Tensor, slots: Tensor, stored: int) -> HandedCopy:
         """See `Transfers.fetch`."""
         free = self._streams.current().record_event()
-        return HandedCopy(self._fetcher.submit(self._fetch, rows, slots, stored, free), self._streams)
+        return HandedCopy(self._fetcher.submit(span("fetch")(self._fetch), rows, slots, stored, free), self._streams)
 
     def write_back(self, slots: Tensor, rows: Tensor) -> WorkerCopy:
         """See `Transfers.write_back`."""
         updated = self._streams.current().record_event()
-        future: Future[None] = self._writer.submit(self._write_back, slots, rows, updated)
+        future: Future[None] = self._writer.submit(span("write back")(self._write_back), slots, rows, updated)
         return WorkerCopy(future)
 
     def close(self) -> None:

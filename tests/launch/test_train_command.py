@@ -17,6 +17,7 @@ import pytest
 from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
 from tests.warm_command import started_warm
 from train.report.profile import STEPS_KEY, TRACE_FILE
+from train.report.trace import LANE, LANES
 
 
 def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: Path, tmp_path: Path) -> None:
@@ -27,6 +28,7 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
     assert {path.name for path in run.iterdir()} >= names
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert first.keys() >= {
+        *("epoch", "memory.host_bytes"),
         *("step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"),
         *("offload.stall_ms", "offload.fetch_rows", "offload.hit_rate", "offload.writeback_rows"),
     }
@@ -67,11 +69,20 @@ def test_json_is_the_only_thing_on_stdout_and_a_measured_run_leaves_a_trace_and_
 ) -> None:
     sections = {"train": {"profile": {"first": 4, "steps": 9}}, "checkpoint": {"every": None}}
     unmeasured = "data.validation_fraction=0"
-    result = train(write_job(tmp_path, corpus, **sections), unmeasured, "--json", "--nproc", "1")
+    result = train(write_job(tmp_path, corpus, **sections), unmeasured, "--json", "--nproc", "2")
     summary = json.loads(result.stdout)
     trace = json.loads(gzip.decompress(Path(summary["run"], TRACE_FILE).read_bytes()))
     assert trace[STEPS_KEY] == 2, "of nine steps from the fourth, the run has two"
-    assert any(str(event.get("name")).startswith("Optimizer.step") for event in trace["traceEvents"])
+    for rank in range(2):
+        events = [event for event in trace["traceEvents"] if event["pid"] == rank]
+        assert any(str(event.get("name")).startswith("Optimizer.step") for event in events)
+        names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+        lanes = {names[event["tid"]] for event in events if event.get("cat") == LANE}
+        assert lanes | {"plan"} == set(LANES), "the last steps were planned before"
+    ends = [
+        max(e["ts"] + e["dur"] for e in trace["traceEvents"] if e.get("cat") == LANE and e["pid"] == r) for r in (0, 1)
+    ]
+    assert abs(ends[0] - ends[1]) < 1e6, "ranks do not share a clock"
     assert not list(Path(summary["run"]).glob("checkpoints/*"))
     assert summary["steps"] == 5
     assert summary["table_bytes"] > summary["window_bytes"] > 0

@@ -133,6 +133,9 @@ class Source:
     def bytes_of(self, labels: torch.Tensor) -> int:
         return 1
 
+    def epochs(self, steps: int) -> float:
+        return float(steps)
+
 
 class Notes:
     """A reporter, and a place for checkpoints, that keep what the test asks for."""

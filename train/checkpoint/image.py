@@ -101,7 +101,9 @@ class Image:
         """See `SavedImage.mapped_rows`."""
         ids, records = span.names
         return Rows(
-            self._files.mapped(span.file, ids, span.ids_sum), self._files.mapped(span.file, records, span.records_sum)
+            self._files.mapped(span.file, ids, span.ids_sum),
+            self._files.mapped(span.file, records, span.records_sum),
+            self._files.mapped(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,
         )
 
     def faults(self) -> Iterator[str]:

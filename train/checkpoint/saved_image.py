@@ -136,8 +136,24 @@ def check_rows(span: RowRange, rows: Rows, *, applied: int) -> None:
 def find_rows(image: SavedImage, ids_U: Tensor, out_UW: Tensor) -> Tensor:
     """Looks rows up by ascending ids (int64), puts their records into `out_UW`, and returns which were there (bool)."""
     there_U = torch.zeros(len(ids_U), dtype=torch.bool)
+    for part, held, places, here in _held(image, ids_U):
+        out_UW[part][here] = held.records_NW[places]
+        there_U[part] |= here
+    return there_U
+
+
+def find_counts(image: SavedImage, ids_U: Tensor) -> Tensor:
+    """How often rows were updated, by ascending ids (int64): int64 [U], 255 for more; -1 where that was not saved."""
+    counts_U = torch.zeros(len(ids_U), dtype=torch.int64)
+    for part, held, places, here in _held(image, ids_U):
+        counts_U[part][here] = -1 if held.counts_N is None else held.counts_N[places].to(torch.int64)
+    return counts_U
+
+
+def _held(image: SavedImage, ids_U: Tensor) -> Iterator[tuple[slice, Rows, Tensor, Tensor]]:
+    """For each span that may have some of the ids: which of them, its rows, the places of those it has, and which."""
     if not len(ids_U):
-        return there_U
+        return
     lowest, highest = int(ids_U[0]), int(ids_U[-1])
     near = (image.spans.column("last") >= lowest) & (image.spans.column("first") <= highest)
     for span in (image.spans[number] for number in near.nonzero()[0].tolist()):
@@ -147,6 +163,4 @@ def find_rows(image: SavedImage, ids_U: Tensor, out_UW: Tensor) -> Tensor:
         held = image.mapped_rows(span)
         places = torch.searchsorted(held.ids_N, ids_U[start:end])
         here = held.ids_N[places] == ids_U[start:end]
-        out_UW[start:end][here] = held.records_NW[places[here]]
-        there_U[start:end] |= here
-    return there_U
+        yield slice(start, end), held, places[here], here

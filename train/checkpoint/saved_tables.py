@@ -12,7 +12,7 @@ from offload.addresses.hashing import AddressBook
 from offload.rows.records import RecordLayout, RowInit, torch_dtype
 from offload.rows.updater import RowUpdater
 from train.checkpoint.checked import Damaged
-from train.checkpoint.saved_image import SavedImage, find_rows
+from train.checkpoint.saved_image import SavedImage, find_counts, find_rows
 from train.config.job import JobConfig
 from train.errors import UserError
 
@@ -51,6 +51,15 @@ class SavedTables:
     def record_bytes(self) -> int:
         """Bytes that reading one row takes."""
         return self._layout.bytes + self._layout.unpacked.bytes
+
+    def update_counts(self, module: int, rows_U: Tensor) -> Tensor:
+        """How often rows of one module's table were updated, int64 [U]: 255 for more, -1 where that was not saved.
+
+        Args:
+            module: number of the Engram module.
+            rows_U: int64 [U], ascending and unique.
+        """
+        return find_counts(self._image, rows_U + sum(self.num_rows[:module]))
 
     def rows(self, module: int, rows_U: Tensor) -> Tensor:
         """Values fp32 [U, D] of rows of one module's table (int64 [U], ascending and unique).

@@ -8,7 +8,7 @@ from model.config import ModelConfig
 from offload.config import OffloadConfig
 from train.config.deepspeed import DeepSpeedConfig
 from train.config.launch import LaunchConfig
-from train.config.report import ProfileConfig, WandbConfig
+from train.config.report import ProfileConfig, TensorBoardConfig, WandbConfig
 from train.data.config import DataConfig
 from train.data.phases import begun_at
 from train.optim.optimizer import OptimizerConfig
@@ -82,6 +82,9 @@ class TrainConfig(
     log_every: int = Field(1, ge=1, le=1_000_000_000)
     """Steps between progress lines and records of metrics.jsonl. On a GPU each one waits for the step to end, during
     which the next cannot be prepared: use 10 or more where steps are short."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Operations that a device could do, in 10^12 a second, which `mfu` in metrics.jsonl is a share of; null: what the
+    data sheet of a known GPU says of bf16. Without either there is no `mfu`."""
     profile: ProfileConfig | None = None
     """Steps whose kernels are traced into the run's folder; null: none."""
 
@@ -182,6 +185,8 @@ class JobConfig(
     """Nodes, for `engram launch`."""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
+    tensorboard: TensorBoardConfig = TensorBoardConfig()
+    """TensorBoard."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     """Passed through to DeepSpeed: ZeRO, expert parallelism."""
 

@@ -11,7 +11,8 @@ class WandbConfig(
     """What is sent to Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
-    """`offline` writes into the run's folder and needs no account; `wandb sync` sends it later."""
+    """`offline` writes into the run's folder and needs no account. `wandb sync RUN/wandb` sends it later, all starts of
+    the run as one, with wandb 0.30 or newer."""
     project: str = Field(default="engram-pretrain", min_length=1)
     """Project that the run appears in."""
     entity: str | None = None
@@ -20,12 +21,23 @@ class WandbConfig(
     """Name shown for the run; null: `run.name`."""
 
 
+class TensorBoardConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+):
+    """What is written for TensorBoard."""
+
+    enabled: bool = False
+    """Write every number of metrics.jsonl into the run's folder, for `tensorboard --logdir runs`."""
+
+
 class ProfileConfig(
     BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
 ):
-    """Which steps are recorded, on rank 0, in `trace.json.gz`."""
+    """Which steps are recorded, on all ranks, in `trace.json.gz`."""
 
     first: int = Field(ge=1, le=1_000_000_000)
     """The first of them, counted from 1; one that follows a few others, so that kernels are compiled."""
     steps: int = Field(3, ge=1, le=1_000_000_000)
     """How many. What comes after the run's last step is not recorded."""
+    ranks: int | None = Field(None, ge=1, le=1_000_000)
+    """Only the first so many ranks; null: all. One of a GPU takes a megabyte or so a step."""

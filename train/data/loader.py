@@ -137,10 +137,19 @@ class Loader:
         """Tokens of a step's sequences."""
         return self._course.leg(self.batch_number(step)).length
 
+    def epochs(self, steps: int) -> float:
+        """Epochs that the first steps have begun, the last one in part; of a mixture, those of the source most read.
+
+        What `skip` passes over counts as read.
+        """
+        return max(seen.epochs for seen in self._seen(steps))
+
     def seen(self, steps: int) -> dict[str, Seen]:
         """What the first steps have read of each source, by name; batches that were skipped count as read."""
-        batches = self.batch_number(steps - 1) + 1 if steps else 0
-        return {source.name: seen for source, seen in zip(self.sources, self._course.seen(batches), strict=True)}
+        return {source.name: seen for source, seen in zip(self.sources, self._seen(steps), strict=True)}
+
+    def _seen(self, steps: int) -> list[Seen]:
+        return self._course.seen(self.batch_number(steps - 1) + 1 if steps else 0)
 
     def padding(self) -> dict[str, float]:
         """The share of padding in an epoch of each source that is packed by best fit, in the phase that it begins."""

@@ -1,4 +1,4 @@
-"""The numbers of a run: one record per logged step, kept in `metrics.jsonl` and sent to Weights & Biases."""
+"""The numbers of a run: one record per logged step, in `metrics.jsonl`, and for Weights & Biases and TensorBoard."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from train.config.report import WandbConfig
 from train.files import new_file
+from train.report.tensorboard_log import TensorBoardLog
 from train.report.wandb_log import WandbLog
 
 __all__ = ["METRICS_FILE", "MetricsLog", "OffloadMetrics", "StepMetrics", "read_metrics"]
@@ -74,7 +75,7 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Appends records to `folder/metrics.jsonl`, one JSON object per line, and mirrors them to Weights & Biases.
+    """Appends records to `folder/metrics.jsonl`, one JSON object per line, and mirrors them where that is wanted.
 
     Floats are written with all their digits (Python's shortest form that reads back to the same bits; not-a-number
     and infinity as `NaN` and `Infinity`). A run that resumes from `resumed_step` drops the records of later steps
@@ -92,6 +93,7 @@ class MetricsLog:
         resumed_step: int = 0,
         every: int = 1,
         wandb: WandbConfig | None = None,
+        tensorboard: bool = False,
         name: str = "",
         job: Mapping[str, Any] | None = None,
     ) -> None:
@@ -100,14 +102,18 @@ class MetricsLog:
         """What is missing of the records of earlier steps, in lines to show."""
         truncate(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._wandb = WandbLog(wandb or WandbConfig(), Path(folder), name=name, job=job or {})
+        self._mirrors: list[WandbLog | TensorBoardLog] = [
+            WandbLog(wandb or WandbConfig(), Path(folder), name=name, job=job or {})
+        ]
+        if tensorboard:
+            self._mirrors.append(TensorBoardLog(Path(folder), resumed_step=resumed_step))
 
     def log(self, metrics: StepMetrics) -> None:
         """Writes one record; it is in the file when this returns."""
         record = metrics.record()
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self._wandb.log(record)
+        self._mirror(record)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Adds numbers to the record of a step, if there is one."""
@@ -115,12 +121,17 @@ class MetricsLog:
         records = [record | values if record["step"] == step else record for record in read_metrics(self._path)]
         _replace(self._path, records)
         self._file = self._path.open("a", encoding="utf-8")
-        self._wandb.log({"step": step, **values})
+        self._mirror({"step": step, **values})
+
+    def _mirror(self, record: Mapping[str, float]) -> None:
+        for mirror in self._mirrors:
+            mirror.log(record)
 
     def close(self, exit_code: int = 0) -> None:
-        """Ends both; `exit_code` other than 0 marks the run as failed in Weights & Biases."""
+        """Ends all; `exit_code` other than 0 marks the run as failed in Weights & Biases."""
         self._file.close()
-        self._wandb.close(exit_code)
+        for mirror in self._mirrors:
+            mirror.close(exit_code)
 
     def __enter__(self) -> Self:
         return self
@@ -129,13 +140,19 @@ class MetricsLog:
         self.close(exit_code=0 if kind is None else 1)
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+def read_metrics(path: str | os.PathLike[str], last_bytes: int | None = None) -> list[dict[str, float]]:
     """The records of a `metrics.jsonl`, oldest first; what is not one, such as a line cut off by a crash, is left out.
+
+    Those within the file's `last_bytes` alone, if it is given.
 
     Raises:
         OSError: the file cannot be read.
     """
-    return [record for line in Path(path).read_bytes().splitlines() if (record := _record(line))]
+    with Path(path).open("rb") as file:
+        if last_bytes is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+        lines = file.read().splitlines()
+    return [record for line in lines if (record := _record(line))]
 
 
 def _lost(path: Path, resumed_step: int, every: int) -> list[str]:

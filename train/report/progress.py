@@ -10,6 +10,9 @@ from typing import Self, TextIO
 from train.progress import Progress, duration
 from train.report.metrics import StepMetrics
 
+_GIVEN_UP = ("lr", "val", "rate", "eta", "hit", "stall")
+"""What a narrow terminal's bar leaves out, the first one first; the loss stays."""
+
 
 def step_line(metrics: StepMetrics, total_steps: int, eta_s: float) -> str:
     """`step 120/300  loss 3.412  lr 1.0e-3  5,812 tokens/s  eta 1:32  stall 0.4 ms  hit 81.2 %`."""
@@ -18,14 +21,24 @@ def step_line(metrics: StepMetrics, total_steps: int, eta_s: float) -> str:
     return "  ".join(parts)
 
 
-def _numbers(metrics: StepMetrics, eta_s: float) -> list[str]:
-    parts = [f"loss {metrics.loss:.3f}"]
+def _numbers(metrics: StepMetrics, eta_s: float, room: int | None = None) -> list[str]:
+    """The numbers, or those that fit into so many characters: the first of `_GIVEN_UP` goes first."""
+    parts = {"loss": f"loss {metrics.loss:.3f}"}
     if metrics.val_loss is not None:
-        parts.append(f"val {metrics.val_loss:.3f}")
-    parts += [f"lr {_scientific(metrics.lr)}", f"{metrics.tokens_per_s:,.0f} tokens/s", f"eta {duration(eta_s)}"]
+        parts["val"] = f"val {metrics.val_loss:.3f}"
+    parts |= {
+        "lr": f"lr {_scientific(metrics.lr)}",
+        "rate": f"{metrics.tokens_per_s:,.0f} tokens/s",
+        "eta": f"eta {duration(eta_s)}",
+    }
     if metrics.offload is not None:
-        parts += [f"stall {metrics.offload.stall_ms:.1f} ms", f"hit {100 * metrics.offload.hit_rate:.1f} %"]
-    return parts
+        parts["stall"] = f"stall {metrics.offload.stall_ms:.1f} ms"
+        parts["hit"] = f"hit {100 * metrics.offload.hit_rate:.1f} %"
+    for name in _GIVEN_UP:
+        if room is None or len("  ".join(parts.values())) <= room:
+            break
+        parts.pop(name, None)
+    return [*parts.values()]
 
 
 def _scientific(value: float) -> str:
@@ -85,10 +98,7 @@ class RunProgress:
         self._keep(line)
         if not self._shown.on_terminal or metrics.val_loss is not None:
             self._shown.line(line)
-        parts = _numbers(metrics, eta_s)
-        while len(parts) > 1 and len(self._text("  ".join(parts))) > self._shown.room:
-            parts.pop()
-        self._numbers = "  ".join(parts)
+        self._numbers = "  ".join(_numbers(metrics, eta_s, room=self._shown.room - len(self._text(""))))
         self._shown.show(metrics.step, self._text(), at_once=True)
 
     def message(self, text: str) -> None:

@@ -45,6 +45,7 @@ class Reporter:
                 resumed_step=start,
                 every=job.train.log_every,
                 wandb=job.wandb,
+                tensorboard=job.tensorboard.enabled,
                 name=job.run.name,
                 job=job.model_dump(),
             )
@@ -73,9 +74,10 @@ class Reporter:
         result: StepResult,
         measured: Measured,
         evaluation: Evaluation | None,
+        epoch: float,
         seen: Mapping[str, Seen],
     ) -> None:
-        """A step to be recorded; `seen` is what was read of each source of a mixture."""
+        """A step to be recorded, after so many epochs; `seen` is what was read of each source of a mixture."""
         if not self._progress:
             return
         metrics = StepMetrics(
@@ -89,6 +91,7 @@ class Reporter:
             offload=measured.offload,
             val_loss=evaluation.loss if evaluation else None,
             extra={f"stages.{stage}_ms": value for stage, value in measured.stages_ms.items()}
+            | {"epoch": epoch, **measured.use()}
             | _evaluated(evaluation)
             | {f"loss.{name}": loss for name, loss in measured.source_losses.items()}
             | {f"tokens.{name}": each.tokens for name, each in seen.items()}

@@ -1,9 +1,12 @@
 """Weights & Biases beside a run: imported only when asked for, and never the reason why training stops."""
 
 import logging
+import shutil
+import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,13 @@ class WandbLog:
     ) -> None:
         self._run: Any = None
         self._timeout_s = timeout_s
+        self._temporary = folder / "wandb" / "temporary"
         if config.mode != "disabled":
             self._guard(lambda: self._start(config, folder, config.name or name, job))
 
     def _start(self, config: WandbConfig, folder: Path, name: str, job: Mapping[str, Any]) -> None:
-        import wandb
+        with _temporary_files_in(self._temporary):
+            import wandb
 
         self._run = wandb.init(
             mode=config.mode,
@@ -58,7 +63,8 @@ class WandbLog:
         """Ends the run and waits for what is still to be sent, but no longer than the timeout."""
         run, self._run = self._run, None
         if run is not None:
-            self._guard(lambda: run.finish(exit_code=exit_code))
+            self._guard(lambda: _finish(run, exit_code))
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _guard(self, action: Callable[[], None]) -> None:
         """Runs `action` where it can neither raise into training nor hold it up for longer than the timeout."""
@@ -77,6 +83,25 @@ class WandbLog:
         if failure:
             self._run = None
             _log.warning("wandb is off for the rest of this run, training goes on: %s", " ".join(failure[0].split()))
+
+
+def _finish(run: Any, exit_code: int) -> None:
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    # Ends wandb's own process, which removes its files; the interpreter's end, as of which it would, never comes.
+    wandb.teardown()
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Where wandb makes folders that it removes when the interpreter ends, as that of a rank never does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _run_id(folder: Path) -> str:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from train.errors import Hung
 from train.watch.flight_recorder import STACKS, write_operations
-from train.watch.heartbeat import SLOWEST_BEAT_S, Beat, Heartbeat, beat_path
+from train.watch.heartbeat import SLOWEST_BEAT_S, Beat, Heartbeat, Memory, beat_path
 
 _STORE_S = 10.0
 _BEATS_A_LIMIT = 4
@@ -30,6 +30,7 @@ class HangWatch:
         limit_s: longest time in one stage, while this process runs at all.
         leave: ends this process.
         store: where all ranks' heartbeats are, if those of some are not in the folder.
+        memory: see `Heartbeat`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class HangWatch:
         limit_s: float,
         leave: Callable[[BaseException], None],
         store: dist.Store | None = None,
+        memory: Memory = lambda: (0, 0),
     ) -> None:
         self._folder, self._rank, self._ranks = folder, rank, ranks
         self._limit_s, self._leave = limit_s, leave
@@ -48,7 +50,7 @@ class HangWatch:
         self._store = store
         self._beat_s = min(SLOWEST_BEAT_S, limit_s / _BEATS_A_LIMIT)
         self._entered, self._stuck_s, self._looked, self._begun = -1, 0.0, 0.0, False
-        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look, store)
+        self.heartbeat = Heartbeat(folder, rank, self._beat_s, self._look, store, memory)
 
     def begin(self) -> None:
         """From now on the time counts."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist  # `engram status` reads beats without PyTorch
 
 HEARTBEATS = "heartbeats"
 """Folder, in that of the run, with a file for each rank."""
@@ -25,6 +26,7 @@ _READS, _AGAIN_S = 3, 0.01
 
 Stage = Literal["plan", "fetch", "exchange", "compute", "evaluate", "save"]
 T = TypeVar("T")
+Memory = Callable[[], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Beat:
         entered: stages that it has entered since the start of the process; equal on ranks that are equally far.
         since: when it entered this one, in seconds since 1970 by its own clock.
         written: when this was written, by the same clock.
+        host_bytes, device_peak_bytes: memory that it takes, as `train.memory` counts.
     """
 
     rank: int
@@ -48,9 +51,11 @@ class Beat:
     entered: int
     since: float
     written: float
+    host_bytes: int = 0
+    device_peak_bytes: int = 0
 
     @classmethod
-    def heard(cls, store: dist.Store, rank: int) -> Self | None:
+    def heard(cls, store: "dist.Store", rank: int) -> Self | None:
         """A rank's last beat in a store; None if it has left none. Raises RuntimeError where it is out of reach."""
         key = _key(rank)
         return cls(**json.loads(store.get(key))) if store.check([key]) else None
@@ -75,6 +80,7 @@ class Heartbeat:
         every_s: time between two beats.
         on_beat: called by the thread after each.
         store: which beats go to as well.
+        memory: bytes that this process takes on the host and, at most so far, on the device; from any thread.
     """
 
     def __init__(
@@ -83,9 +89,10 @@ class Heartbeat:
         rank: int,
         every_s: float,
         on_beat: Callable[[], None] = lambda: None,
-        store: dist.Store | None = None,
+        store: "dist.Store | None" = None,
+        memory: Memory = lambda: (0, 0),
     ) -> None:
-        self.path, self._store = beat_path(folder, rank), store
+        self.path, self._store, self._memory = beat_path(folder, rank), store, memory
         self._rank, self._every_s, self._on_beat = rank, min(every_s, SLOWEST_BEAT_S), on_beat
         self._at: tuple[int, Stage, int, float] = (0, "plan", 0, time.time())  # one object: the thread sees all or none
         self._ended = threading.Event()
@@ -117,7 +124,7 @@ class Heartbeat:
     def now(self) -> Beat:
         """Where this rank is."""
         step, stage, entered, since = self._at
-        return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time())
+        return Beat(self._rank, platform.node(), os.getpid(), step, stage, entered, since, time.time(), *self._memory())
 
     def beat(self) -> None:
         """Writes where this rank is now."""
@@ -137,6 +144,16 @@ class Heartbeat:
             with suppress(OSError):  # a full disk is reported by the next save
                 self.beat()
             self._on_beat()
+
+
+def forget_beats(folder: Path) -> None:
+    """Empties what ranks of an earlier start have left. In place, as they are written.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for path in (folder / HEARTBEATS).glob("rank-*.json"):
+        os.truncate(path, 0)
 
 
 def beat_path(folder: Path, rank: int) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from train.watch.hang import HangWatch
-from train.watch.heartbeat import Stage, T
+from train.watch.heartbeat import Memory, Stage, T
 from train.watch.stop import Answer, StopSignals
 
 
@@ -41,6 +41,7 @@ class RunWatch(Watch):
         hang_s: see `train.hang_s`.
         signals: of this rank.
         leave: ends this process when the run hangs, from a thread.
+        memory: see `train.watch.heartbeat.Heartbeat`.
         store: of the job, if not all ranks see the folder.
     """
 
@@ -53,10 +54,11 @@ class RunWatch(Watch):
         hang_s: float | None,
         signals: StopSignals,
         leave: Callable[[BaseException], None],
+        memory: Memory,
         store: dist.Store | None = None,
     ) -> None:
         self._signals = signals
-        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave, store)
+        self._hang = HangWatch(folder, rank, ranks, hang_s or float("inf"), leave, store, memory)
         self._heartbeat = self._hang.heartbeat
         self._heartbeat.start()
 

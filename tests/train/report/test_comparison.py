@@ -72,6 +72,35 @@ def test_runs_without_a_common_seed_have_no_gap(tmp_path: Path) -> None:
     assert compare(*pair).exit_code == 0
 
 
+def evaluate(run: Path, *losses: tuple[int, float]) -> Path:
+    lines = [{"step": 1, "loss": 9.0}, *({"step": s, "tokens": 256 * s, "val_loss": loss} for s, loss in losses)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_unfinished_runs_are_compared_at_the_last_step_that_all_were_evaluated_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = evaluate(finish(tmp_path, "done", 3.5), (2, 5.0), (4, 4.0), (5, 3.5))
+    under_way = evaluate(finish(tmp_path, "under-way", 0.0, model=WITHOUT), (2, 5.5), (4, 4.25))
+    (under_way / "summary.json").unlink()
+    found = json.loads(compare(done, under_way, "--json").stdout)
+    assert found["step"] == 4
+    assert [run["val_loss"]["mean"] for run in found["runs"]] == [4.0, 4.25]
+    assert found["runs"][1]["val_loss_to_first"]["mean"] == 0.25
+    assert [run["parameters"] for run in found["runs"]] == [1000, None]
+    assert json.loads(compare(done, "--json").stdout)["step"] is None
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "after step 4, which all have reached" in compare(done, under_way).stdout
+    early = evaluate(finish(tmp_path, "early", 0.0, seed=1), (3, 5.0))
+    (early / "summary.json").unlink()
+    assert "no step after which all runs were evaluated (their last: done 5, early 3)" in compare(done, early).stderr
+    elsewhere = evaluate(finish(tmp_path, "elsewhere", 0.0), (4, 1.0))
+    (elsewhere / "summary.json").unlink()
+    dump(load(elsewhere / "config.yaml", ["eval.sequences=4"], JobConfig), elsewhere / "config.yaml")
+    assert "validated on different tokens" in compare(done, elsewhere).stderr
+
+
 def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: Path) -> None:
     other_text = finish(tmp_path, "elsewhere", 2.0, entropy=6.0)
     again = finish(tmp_path, "again", 3.0)
@@ -91,9 +120,9 @@ def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: P
         (mistyped, "summary.json: damaged (val_loss: input should be a valid number)"),
         (none, "no loss to compare, as it has no validation text"),
         (tmp_path / "nowhere", "not a run"),
-        (unfinished, "not finished (summary.json is missing)"),
+        (unfinished, "not finished, and not evaluated yet; wait for step 2"),
         (damaged, "summary.json: damaged"),
-        (going_on, "not finished (summary.json is of 5 steps, config.yaml of 9)"),
+        (going_on, "not finished, and not evaluated yet"),
         (older, "summary.json: damaged (run: field required; "),
         (again, "again and memory-0: the same job with the same seed"),
     ):

@@ -1,8 +1,10 @@
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -40,6 +42,9 @@ class Fake(ModuleType):
 
     def Settings(self, **settings: object) -> None:
         self.settings = settings
+
+    def teardown(self) -> None:
+        self.calls.append("teardown")
 
     def init(self, **arguments: object) -> SimpleNamespace:
         self.call("init")
@@ -118,6 +123,25 @@ def test_wandb_is_not_imported_unless_asked_for(tmp_path: Path) -> None:
         "sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="needs wandb")
+def test_what_wandb_keeps_until_the_interpreter_ends_is_gone_when_the_run_does(tmp_path: Path) -> None:
+    temporary, run = tmp_path / "temporary", tmp_path / "run"
+    temporary.mkdir()
+    run.mkdir()
+    code = (
+        "import os, sys; from pathlib import Path; from train.config.report import WandbConfig\n"
+        "from train.report.wandb_log import WandbLog\n"
+        "log = WandbLog(WandbConfig(mode='offline'), Path(sys.argv[1]), name='a', job={})\n"
+        "log.log({'step': 1, 'loss': 2.0}); log.close()\n"
+        "os._exit(0)"  # as ranks do
+    )
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True, env=environment)
+    assert list(run.glob("wandb/offline-run-*"))
+    assert list(temporary.iterdir()) == []
+    assert not (run / "wandb" / "temporary").exists()
 
 
 def test_a_real_offline_run_holds_the_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

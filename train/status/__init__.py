@@ -1,0 +1,1 @@
+"""How a run is, seen from outside by its folder alone; imports no PyTorch."""
