@@ -8,7 +8,7 @@ import click
 from launch.commands import bench_shared as shared
 from launch.commands.number_list import Finite, NumberList
 
-ENGINES = ("auto", "zero_copy", "staged", "cpu")
+ENGINES = ("auto", "zero_copy", "staged", "mixed", "cpu")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _ALL = ("train", "kernels", "links", "offload")
 

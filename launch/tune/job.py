@@ -99,7 +99,7 @@ class TunedJob:
         """Engines that may carry the rows here; none where there is no choice."""
         if self._device.type != "cuda":
             return []
-        return ["staged"] if self.job.offload.host_file is not None else ["zero_copy", "staged"]
+        return ["staged"] if self.job.offload.host_file is not None else ["zero_copy", "mixed", "staged"]
 
     def everyones(self, value: T) -> T:
         """What rank 0 says."""
