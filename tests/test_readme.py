@@ -59,7 +59,7 @@ def run(command: str, place: Path, start: Callable[..., subprocess.CompletedProc
     program, *words = shlex.split(command)
     assert program == "engram"
     training = words[0] == "train"
-    shorter = {"train": SHORT, "plan": ["train.global_batch_size=32"]}.get(words[0], [])
+    shorter = {"train": SHORT, "plan": ["train.global_batch_size=32", "data.sequence_length=256"]}.get(words[0], [])
     result = start(*words, *shorter, cwd=place)
     assert result.returncode == 0, (command, result.stderr)
     if training:
