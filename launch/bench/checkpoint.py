@@ -3,7 +3,6 @@
 import math
 import shutil
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -42,15 +41,13 @@ def measure_checkpoint(options: BenchOptions, progress: Progress) -> Section:
     layout = RecordLayout.of(options.workload.dim, options.table_optimizer)
     table_bytes = options.table_mib << 20
     options = replace(options, workload=replace(options.workload, rows=table_bytes // layout.bytes))
-    above = Path(options.folder)
-    above.mkdir(parents=True, exist_ok=True)
-    require(above, _ROOM * table_bytes)
-    with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=above) as folder:
-        run = SavedRun(options, Path(folder))
-        try:
-            return _Rounds(run, Path(folder), options, progress).measure()
-        finally:
-            run.close()
+    folder = Path(options.folder)
+    require(folder, _ROOM * table_bytes)
+    run = SavedRun(options, folder)
+    try:
+        return _Rounds(run, folder, options, progress).measure()
+    finally:
+        run.close()
 
 
 class _Rounds:
