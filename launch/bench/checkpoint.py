@@ -3,7 +3,6 @@
 import math
 import shutil
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch.bench.disk import forget, read_by_cat, require, settle, written_by_dd
-from launch.bench.measure import Spread
+from launch.bench.measure import Spread, queued_s
 from launch.bench.options import BenchOptions
 from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section
@@ -42,15 +41,13 @@ def measure_checkpoint(options: BenchOptions, progress: Progress) -> Section:
     layout = RecordLayout.of(options.workload.dim, options.table_optimizer)
     table_bytes = options.table_mib << 20
     options = replace(options, workload=replace(options.workload, rows=table_bytes // layout.bytes))
-    above = Path(options.folder)
-    above.mkdir(parents=True, exist_ok=True)
-    require(above, _ROOM * table_bytes)
-    with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=above) as folder:
-        run = SavedRun(options, Path(folder))
-        try:
-            return _Rounds(run, Path(folder), options, progress).measure()
-        finally:
-            run.close()
+    folder = Path(options.folder)
+    require(folder, _ROOM * table_bytes)
+    run = SavedRun(options, folder)
+    try:
+        return _Rounds(run, folder, options, progress).measure()
+    finally:
+        run.close()
 
 
 class _Rounds:
@@ -60,6 +57,7 @@ class _Rounds:
         self._run, self._folder, self._options, self._progress = run, folder, options, progress
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._steps: dict[str, list[list[float]]] = defaultdict(list)
+        self._queued_s: dict[str, float] = defaultdict(float)
         self._peaks: dict[str, int] = {}
         self._bytes = 0
 
@@ -105,7 +103,9 @@ class _Rounds:
                 "steps with": partial(self._steps_beside, count, _FIRST_BESIDE + 1 + number),
             }
             for name, block in _in_turns(blocks, number):
+                queued = queued_s()
                 self._steps[name].append(block())
+                self._queued_s[name] += queued_s() - queued
             self._progress.advance()
 
     def _steps_beside(self, count: int, saved: int) -> list[float]:
@@ -180,6 +180,7 @@ class _Rounds:
 
     def _notes(self, count: int) -> list[str]:
         options = self._options
+        waited = {name: self._queued_s[name] / sum(map(sum, blocks)) for name, blocks in self._steps.items()}
         return [
             f"{options.rounds} rounds in turns, whoever begins one coming later in the next; median (10th to 90th "
             "percentile); ratios compare round by round",
@@ -187,6 +188,8 @@ class _Rounds:
             "are dropped from the page cache before they are read; checksums: of the same pieces, alone",
             f"steps: {options.workload.lookups:,} lookups and {options.compute_ms:g} ms of matrix products on the same "
             f"thread; {count} a block, which lasts twice as long as dd; a save begins with the first step of a block",
+            "share of its time that the loop waited for a core, which others had: "
+            + ", ".join(f"{name} {share:.0%}" for name, share in sorted(waited.items())),
             "peak: memory of the process beyond what it held before, page cache left out; of a save beside steps, the "
             "undo log and all that those steps allocate are counted",
         ]

@@ -13,6 +13,7 @@ from typing import Protocol
 from train.progress import Progress
 
 _TASKS = Path("/proc/self/task")
+_SCHEDULED = Path("/proc/thread-self/schedstat")
 _QUIET_S = 2e-3
 _QUIET_SHARE = 0.1
 _QUIET_TIMEOUT_S = 10.0
@@ -89,6 +90,11 @@ def race(
 def ratios(times: Times, base: Times) -> Spread:
     """How many times as long the steps took as those of `base`, compared round by round."""
     return Spread.of([mine / theirs for mine, theirs in zip(times.step_ms, base.step_ms, strict=True)])
+
+
+def queued_s() -> float:
+    """Seconds for which this thread has waited for a core so far; 0 where the system does not say."""
+    return int(_SCHEDULED.read_text().split()[1]) / 1e9 if _SCHEDULED.exists() else 0.0
 
 
 def wait_until_idle() -> float:

@@ -27,7 +27,7 @@ class BenchOptions:
         engines: of part `train`: each for one run with rows in host memory.
         rounds: turns of each depth in part `train`, and of all in part `checkpoint`.
         table_mib: MiB of the table in part `checkpoint`.
-        folder: where part `checkpoint` writes.
+        folder: an empty one, where part `checkpoint` writes.
         device: `cpu` or `cuda`: where the model would compute.
         seconds: the time that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for
             no limit.
@@ -55,7 +55,7 @@ class BenchOptions:
     engines: tuple[str, ...] = ("auto",)
     rounds: int = 1
     table_mib: int = 2048
-    folder: str = "runs"
+    folder: str = ""
     device: Literal["cpu", "cuda"] = "cpu"
     seconds: float | None = None
     tokens: int | None = None

@@ -1,5 +1,7 @@
 """`engram bench offload`, `kernels`, `links` and `checkpoint`: pieces of the machinery, without a model."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -153,11 +155,14 @@ Examples:
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="PyTorch threads of the training loop."
 )
 @shared.json
-def checkpoint(lookups: int, **chosen: Any) -> None:
+def checkpoint(lookups: int, folder: str, **chosen: Any) -> None:
     """Time saves and loads of a table against dd and cat on the same disk, and steps while saves are written.
 
     One rank, without a GPU; needs three times the table's size on the disk, and once in memory.
     """
     from launch.bench.workload import Workload
 
-    shared.measure(("checkpoint",), device="cpu", workload=Workload(lookups), **chosen)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # Made here, not by the rank: whatever ends that, this removes it.
+    with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
+        shared.measure(("checkpoint",), device="cpu", workload=Workload(lookups), folder=empty, **chosen)

@@ -26,7 +26,7 @@ from train.checkpoint.saved_image import Home, Rows, SavedImage
 from train.checkpoint.together import together
 from train.optim.pieces import StatePiece, TensorInfo
 
-_READ_AHEAD, _EXPECTED = 1, 4
+_READ_AHEAD, _EXPECTED = 1, 8
 _MOST_TENSORS = 3
 Piece = TypeVar("Piece", Range, RowRange)
 
