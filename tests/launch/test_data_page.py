@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_run(place: Path) -> None:
     assert len(COMMANDS) > 12
     assert set(CONFIGS) == {"mixed.yaml", "phased.yaml"}

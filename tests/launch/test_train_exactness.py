@@ -43,6 +43,7 @@ def test_losses_and_tables_have_the_same_bits(ranks: int, corpus: Path, tmp_path
     assert sum(moved) > 0, "the tiny window never wrote a row back: the test would prove nothing"
 
 
+@pytest.mark.long
 def test_a_look_ahead_that_is_chosen_has_the_same_bits_and_is_told_in_a_resumed_run_as_well(
     corpus: Path, tmp_path: Path
 ) -> None:
