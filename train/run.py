@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,6 +78,20 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     return summary
 
 
+def trainer_of(parts: Parts, reporter: Reporter, **more: Any) -> Trainer:
+    """The loop over a run's parts; `more` as in `Trainer`."""
+    return Trainer(
+        parts.job,
+        engine=parts.engine,
+        tables=parts.tables,
+        train_loader=parts.train_loader,
+        held_out=parts.held_out,
+        checkpoints=parts.checkpoints,
+        reporter=reporter,
+        **more,
+    )
+
+
 def _train(
     parts: Parts, resumed: Resumed, state: StateRecord, leave: Callable[[BaseException], None]
 ) -> Summary | None:
@@ -87,18 +102,7 @@ def _train(
         told = notes(job, parts.train_loader, parts.held_out, parts.world_size)
         for note in (*resumed.notes, *told):
             reporter.message(note)
-        trainer = Trainer(
-            job,
-            engine=parts.engine,
-            tables=parts.tables,
-            train_loader=parts.train_loader,
-            held_out=parts.held_out,
-            checkpoints=parts.checkpoints,
-            reporter=reporter,
-            profiler=_profiler(parts),
-            watch=watch,
-            resumed=resumed,
-        )
+        trainer = trainer_of(parts, reporter, profiler=_profiler(parts), watch=watch, resumed=resumed)
         if start == job.train.steps:
             reporter.message(f"{parts.folder} already has all {start} steps: nothing left to train")
         else:

@@ -166,7 +166,7 @@ def open_run(config: str, overrides: Sequence[str], folder: str, name: str, step
     """
     # DeepSpeed takes seconds to import, and other parts of the benchmark do not need it.
     from train.parts import Parts
-    from train.trainer import Trainer
+    from train.run import trainer_of
 
     plain = ["checkpoint.every=null", "wandb.mode=disabled", f"train.steps={steps}", f"eval.every={steps}"]
     job = load(config, [*overrides, f"run.dir={folder}", f"run.name={name}", *plain], JobConfig)
@@ -174,13 +174,4 @@ def open_run(config: str, overrides: Sequence[str], folder: str, name: str, step
         raise UserError(f"{config}: a model without model.engram has no tables to measure")
     parts = Parts(job)
     parts.resume()
-    trainer = Trainer(
-        job,
-        engine=parts.engine,
-        tables=parts.tables,
-        train_loader=parts.train_loader,
-        held_out=parts.held_out,
-        checkpoints=parts.checkpoints,
-        reporter=Reporter(job, parts.folder, start=0, active=False),
-    )
-    return parts, trainer
+    return parts, trainer_of(parts, Reporter(job, parts.folder, start=0, active=False))

@@ -84,27 +84,15 @@ def stats(store: str, plot: str | None, tokenizer: str | None, as_json: bool) ->
 
 
 def _draw(found: "Statistics", store: str, file: Path) -> None:
-    from train.errors import UserError
+    from launch.plotting import plots
 
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError("--plot needs matplotlib: pip install 'engram-pretrain[plots]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     labels = [f"{least:,}" for least, *_ in found.histogram]
-    for axis, column, what in zip(axes, (2, 3), ("documents", "tokens"), strict=True):
-        axis.bar(labels, [entry[column] for entry in found.histogram])
-        axis.set(xlabel="tokens of a document, at least", ylabel=what)
-        axis.tick_params(axis="x", rotation=60)
-    figure.suptitle(f"{store}: {found.documents:,} documents, {found.tokens:,} tokens")
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--plot {file}: {error}") from None
-    pyplot.close(figure)
+    title = f"{store}: {found.documents:,} documents, {found.tokens:,} tokens"
+    with plots(file, title, 1, 2, (9, 3.5)) as axes:
+        for axis, column, what in zip(axes, (2, 3), ("documents", "tokens"), strict=True):
+            axis.bar(labels, [entry[column] for entry in found.histogram])
+            axis.set(xlabel="tokens of a document, at least", ylabel=what)
+            axis.tick_params(axis="x", rotation=60)
 
 
 @click.command(epilog="\b\nExample:\n  engram data verify data/mine data/web")

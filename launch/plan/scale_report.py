@@ -7,8 +7,8 @@ from rich.console import Console
 
 from launch.plan.layout import count_text, seconds_text, table_of
 from launch.plan.scale import Point
+from launch.plotting import plots
 from offload.host.limits import size_text
-from train.errors import UserError
 
 COLUMNS: dict[str, Callable[[Point], str]] = {
     "ranks": lambda point: f"{point.ranks:,}",
@@ -40,29 +40,21 @@ def draw(points: Sequence[Point], title: str, file: Path) -> None:
     """Four plots over the number of ranks, as PNG or SVG by the file's name.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: as `launch.plotting.plots`.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError("--plot needs matplotlib: pip install 'engram-pretrain[plots]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels: dict[str, Callable[[Point], float]] = {
         "rows of a step that the busiest rank owns": lambda point: point.owned,
         "share of its shard that a step uses": lambda point: point.used,
         "bytes of rows that a rank sends": lambda point: point.exchange_bytes,
         "bytes of a rank's shard": lambda point: float(point.shard_bytes),
     }
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for axis, (label, of) in zip(axes.flat, panels.items(), strict=True):
-        for batch, marker in (("fixed", "o-"), ("growing", "s--")):
-            mine = [point for point in points if point.batch == batch]
-            axis.plot([point.ranks for point in mine], [of(point) for point in mine], marker, label=f"{batch} batch")
-        axis.set(title=label, xlabel="ranks", xscale="log", yscale="linear" if "share" in label else "log")
-        axis.grid(visible=True, alpha=0.3)
-    axes[0, 0].legend()
-    figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    with plots(file, title, 2, 2, (9, 6)) as axes:
+        for axis, (label, of) in zip(axes.flat, panels.items(), strict=True):
+            for batch, marker in (("fixed", "o-"), ("growing", "s--")):
+                mine = [point for point in points if point.batch == batch]
+                axis.plot(
+                    [point.ranks for point in mine], [of(point) for point in mine], marker, label=f"{batch} batch"
+                )
+            axis.set(title=label, xlabel="ranks", xscale="log", yscale="linear" if "share" in label else "log")
+            axis.grid(visible=True, alpha=0.3)
+        axes[0, 0].legend()

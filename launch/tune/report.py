@@ -8,12 +8,12 @@ from rich.console import Console
 
 from launch.plan.layout import print_lines, table_of
 from launch.plan.traffic import DEPTHS
+from launch.plotting import plots
 from launch.tune.points import Point
 from launch.tune.results import Results
 from launch.tune.verdict import Line, lines, notes, reasons
 from offload.host.limits import size_text
 from train.config import yaml_text
-from train.errors import UserError
 
 PLOT_FILE = "tune.png"
 """Name of the plot in a tuning's folder."""
@@ -76,15 +76,8 @@ def draw(results: Results, title: str, file: Path) -> None:
     """Stall and memory over the look-ahead, a line for each window, as PNG.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: as `launch.plotting.plots`.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError("the plot needs matplotlib: pip install 'engram-pretrain[plots]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     of_window: dict[int, list[Line]] = {}
     for point, line in lines(results).items():
         if (
@@ -93,17 +86,14 @@ def draw(results: Results, title: str, file: Path) -> None:
             and line.point.planner_threads == results.start.planner_threads
         ):
             of_window.setdefault(point.window_rows, []).append(line)
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for rows, found in sorted(of_window.items()):
-        depths = [line.point.depth for line in found]
-        axes[0].plot(depths, [line.stall_ms for line in found], "o-", label=f"{rows:,} slots")
-        axes[1].plot(depths, [line.device_bytes / 2**20 for line in found], "o-", label=f"{rows:,} slots")
-    axes[0].set(title="waiting for rows, ms a step", xlabel="look-ahead", ylim=(0, None))
-    axes[1].set(title="device memory of a rank (no GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
-    for axis in axes:
-        axis.set_xticks(DEPTHS)
-        axis.grid(visible=True, alpha=0.3)
-    axes[0].legend()
-    figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    with plots(file, title, 1, 2, (9, 3.6)) as axes:
+        for rows, found in sorted(of_window.items()):
+            depths = [line.point.depth for line in found]
+            axes[0].plot(depths, [line.stall_ms for line in found], "o-", label=f"{rows:,} slots")
+            axes[1].plot(depths, [line.device_bytes / 2**20 for line in found], "o-", label=f"{rows:,} slots")
+        axes[0].set(title="waiting for rows, ms a step", xlabel="look-ahead", ylim=(0, None))
+        axes[1].set(title="device memory of a rank (no GPU: window), MiB", xlabel="look-ahead", ylim=(0, None))
+        for axis in axes:
+            axis.set_xticks(DEPTHS)
+            axis.grid(visible=True, alpha=0.3)
+        axes[0].legend()

@@ -42,7 +42,7 @@ def statistics(store: TokenStore) -> Statistics:
     counts = np.zeros(store.vocab_size, dtype=np.int64)
     for begin in range(0, store.num_tokens, _PIECE):
         part = store.tokens[begin : begin + _PIECE]
-        _check_ids(store, part)
+        store.check_ids(part)
         counts += np.bincount(part, minlength=store.vocab_size)
     repeated = _repeated(store)
     percents = (0, 1, 10, 25, 50, 75, 90, 99, 100)
@@ -69,7 +69,7 @@ def check(store: TokenStore) -> None:
     """
     store.verify()
     for begin in range(0, store.num_tokens, _PIECE):
-        _check_ids(store, store.tokens[begin : begin + _PIECE])
+        store.check_ids(store.tokens[begin : begin + _PIECE])
     offsets = store.document_offsets
     full = np.flatnonzero(np.diff(offsets))
     unended = full[store.tokens[offsets[full + 1] - 1] != store.eos_id]
@@ -78,12 +78,6 @@ def check(store: TokenStore) -> None:
             f"{store.prefix}: {len(unended):,} document(s) do not end with the end-of-document token {store.eos_id}, "
             f"the first is number {unended[0] + 1}"
         )
-
-
-def _check_ids(store: TokenStore, tokens: np.ndarray) -> None:
-    if int(tokens.min()) < 0 or int(tokens.max()) >= store.vocab_size:
-        bad = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-        raise UserError(f"{store.prefix}: token id {bad} is not in the tokenizer's {store.vocab_size} entries")
 
 
 def _repeated(store: TokenStore) -> np.ndarray:

@@ -12,7 +12,6 @@ from train.data.order import Epoch, epoch_order
 from train.data.packing import Packed
 from train.data.split import validation_mask
 from train.data.store import TokenStore
-from train.errors import UserError
 
 _EPOCHS_KEPT = 2  # a look-ahead may be in the next epoch already
 
@@ -100,7 +99,8 @@ class SplitReader:
             part = self.epoch(int(epoch)).stream.pack(place_B[mine], self.length, self.store.pad_id)
             for target, values in zip(packed, part, strict=True):
                 target[mine] = values
-        self._check_ids(packed.tokens_BT)
+        # Prepared stores have no others; a Megatron pair opened with the wrong tokenizer may.
+        self.store.check_ids(packed.tokens_BT)
         return packed
 
     def epoch(self, number: int) -> Epoch:
@@ -119,12 +119,3 @@ class SplitReader:
             epoch=epoch,
             fit=self.fit,
         )
-
-    def _check_ids(self, tokens_BT: np.ndarray) -> None:
-        # Prepared stores cannot; a Megatron pair opened with the wrong tokenizer can.
-        if tokens_BT.size and (tokens_BT.min() < 0 or tokens_BT.max() >= self.store.vocab_size):
-            bad = int(tokens_BT.max() if tokens_BT.min() >= 0 else tokens_BT.min())
-            raise UserError(
-                f"{self.store.prefix}: token id {bad} is not in the tokenizer's {self.store.vocab_size} entries; "
-                f"was another tokenizer used to make the tokens?"
-            )

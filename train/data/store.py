@@ -152,6 +152,15 @@ class TokenStore:
             self._tokenizer = loaded
         return self._tokenizer
 
+    def check_ids(self, tokens: np.ndarray) -> None:
+        """Raises UserError for token ids, of any shape, that are not the tokenizer's."""
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= self.vocab_size):
+            bad = int(tokens.max() if tokens.min() >= 0 else tokens.min())
+            raise UserError(
+                f"{self.prefix}: token id {bad} is not in the tokenizer's {self.vocab_size} entries; was another "
+                f"tokenizer used to make the tokens?"
+            )
+
     def verify(self) -> None:
         """Reads both files completely and compares them with the manifest (opening compares samples only).
 
