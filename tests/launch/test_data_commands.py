@@ -9,10 +9,12 @@ from click.testing import CliRunner, Result
 
 from launch.cli import main
 from tests.train.data.text import SENTENCES, small_tokenizer, write_pair
+from train.data.encode import Chunk
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
 from train.data.split import validation_mask
 from train.data.store import TokenStore
+from train.data.writer import StoreWriter
 
 TOKENIZER = small_tokenizer()
 
@@ -79,6 +81,18 @@ def test_lengths_are_drawn(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert run("stats", place / "a", "--plot", tmp_path / "lengths.png").exit_code == 0
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_finds_a_document_without_its_end(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, TOKENIZER) as writer:
+        closed, open_ended = np.array([5, TOKENIZER.eos_id]), np.array([6, 7])
+        tokens = np.concatenate([closed, open_ended]).astype(np.uint16)
+        writer.append(Chunk(tokens, np.array([2, 2], np.int32), 0, 4))
+        writer.finish(bad=0, passed_over={}, sources=["text"], options={})
+    result = run("verify", tmp_path)
+    assert result.exit_code != 0
+    assert "1 document(s) do not end with the end-of-document token" in result.output
+    assert "the first is number 2" in result.output
 
 
 def test_verify_reads_every_byte(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
