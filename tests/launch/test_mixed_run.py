@@ -49,6 +49,7 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     assert [record["tokens.library"] for record in found] == [192, 384, 576, 640, 768]
     assert [record["tokens.mail"] for record in found] == [64, 128, 192, 384, 768]
     assert all(record["epoch.mail"] > 0 for record in found)
+    assert all(record["epoch"] == max(record["epoch.library"], record["epoch.mail"]) for record in found)
     for record in found[:4]:
         parts = record["loss.library"], record["loss.mail"]
         assert min(parts) < record["loss"] < max(parts)
