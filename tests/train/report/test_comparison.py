@@ -97,12 +97,15 @@ def test_unfinished_runs_are_compared_at_the_last_step_that_all_were_evaluated_a
     assert "no step after which all runs were evaluated (their last: done 5, early 3)" in compare(done, early).stderr
     elsewhere = evaluate(finish(tmp_path, "elsewhere", 0.0), (4, 1.0))
     (elsewhere / "summary.json").unlink()
-    for run in (done, under_way):
-        dump(load(run / "config.yaml", ["data.path=web"], JobConfig), run / "config.yaml")
-    mixed, phase = "data.mix=1 web 2 code", "data.phases=[{after_steps: 3, mix: 1 code}]"
-    for change in (["eval.sequences=4"], ["data.path=null", mixed], [phase]):
-        dump(load(under_way / "config.yaml", change, JobConfig), elsewhere / "config.yaml")
-        assert "validated on different tokens" in compare(done, elsewhere).stderr, change
+    phase = "data.phases=[{after_steps: 3, mix: 1 web 1 code}]"
+    for mine, others in (
+        ([], ["eval.sequences=4"]),
+        (["data.path=web"], ["data.path=web", phase]),
+        (["data.mix=1 web 1 code"], ["data.mix=1 web 2 code"]),
+    ):
+        for run, change in ((done, mine), (elsewhere, others)):
+            dump(load(under_way / "config.yaml", change, JobConfig), run / "config.yaml")
+        assert "validated on different tokens" in compare(done, elsewhere).stderr, others
 
 
 def test_what_cannot_be_compared_is_told_in_a_line(runs: list[Path], tmp_path: Path) -> None:
