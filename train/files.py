@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: built beside their place under a hidden name, then renamed."""
 
 import contextlib
+import ctypes
 import errno
 import glob
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from train.errors import UserError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: fcntl.h, linux/fs.h
 
 
 def sync(path: Path) -> None:
@@ -86,11 +89,16 @@ def new_folder(target: Path, *, overwrite: bool = False, like: str | None = None
 def put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
     """Renames a finished folder, all of it on the disk, to its name, if need be in place of an existing one.
 
-    Both renames are atomic: between them there is no target, never half of one. Only where the system cannot rename
-    what is there, as a folder of a container's image, it is removed instead, once its successor is complete.
+    The two change their names in one step. Where the file system cannot do that, there is no target between two
+    renames, never half of one. Only where it cannot rename what is there, as a folder of a container's image, that is
+    removed instead, once its successor is complete.
     """
     replaced = partial.with_name(f"{partial.name}-replaced")
     if overwrite and target.is_dir():
+        if _exchange(partial, target):
+            sync(target.parent)
+            shutil.rmtree(partial, ignore_errors=True)
+            return
         try:
             target.replace(replaced)
         except OSError as error:
@@ -100,6 +108,15 @@ def put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
     partial.replace(target)
     sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step; False where that is not possible: renameat2(2), of Linux, and not over NFS."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
 def _refuse_used(target: Path, overwrite: bool, like: str | None) -> None:

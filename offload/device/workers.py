@@ -1,6 +1,8 @@
 """Workers that do one thing after another: threads beside the training loop, which leave it its cores, or the loop."""
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -16,13 +18,15 @@ _INTERVAL_S = 5e-4
 """After which a thread yields the GIL to one that wants it; Python's default is ten times as long."""
 
 
-def background_worker(name: str, device: torch.device, threads: int = 1) -> ThreadPoolExecutor:
+def background_worker(name: str, device: torch.device, threads: int = 1, niceness: int = 0) -> ThreadPoolExecutor:
     """A thread that does one thing after another.
 
     Args:
         name: of the thread.
         device: what it gives work to; a GPU without a number is the caller's current one.
         threads: cores that it may use.
+        niceness: how far it and the threads that it starts stand back where cores are short, as `nice(1)` counts. On
+            Linux alone, where a thread has one of its own.
     """
     # The training loop releases the GIL in every call of torch's, thousands per step.
     sys.setswitchinterval(min(sys.getswitchinterval(), _INTERVAL_S))
@@ -34,6 +38,8 @@ def background_worker(name: str, device: torch.device, threads: int = 1) -> Thre
         torch.set_num_threads(threads)
         if device.type == "cuda":
             torch.cuda.set_device(device.index)
+        if niceness and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + niceness)
 
     return ThreadPoolExecutor(1, name, initializer=begin)
 

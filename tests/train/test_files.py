@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from train import files
 from train.errors import UserError
 from train.files import new_file, new_folder, require_regular
 
@@ -46,12 +47,29 @@ def test_error_leaves_what_was_there(tmp_path, error):
     assert names(target) == ["old"]
 
 
-def test_overwrite_replaces_everything(tmp_path):
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_overwrite_replaces_everything(exchanged, tmp_path, monkeypatch):
+    if not exchanged:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     for content in ("one", "two"):
         with new_folder(tmp_path / "out", overwrite=True) as partial:
             (partial / content).write_text("x")
     assert names(tmp_path / "out") == ["two"]
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it takes two renames")
+def test_a_kill_at_any_moment_leaves_what_was_there_or_its_successor(tmp_path, monkeypatch):
+    def replace(path, target):
+        rename(path, target)
+        assert (tmp_path / "out").is_dir()
+
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", replace)
+    _build(tmp_path / "out", "one", tmp_path)
+    with new_folder(tmp_path / "out", overwrite=True) as partial:
+        (partial / "two").write_text("x")
+    assert names(tmp_path / "out") == ["two"]
 
 
 def test_refuses_what_is_in_use_but_takes_an_empty_folder(tmp_path):

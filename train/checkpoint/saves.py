@@ -30,6 +30,9 @@ from train.checkpoint.together import Failed
 from train.config.job import CheckpointConfig
 from train.optim.pieces import StatePiece
 
+_NICENESS = 10
+"""Of threads of a save beside the loop: a tenth of a core that the loop wants, and all that it leaves (sched(7))."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -111,7 +114,7 @@ class Saves:
     def save_beside(self, content: Content, device: torch.device) -> None:
         """Saves on a thread whose device is `device`. `take_ended` reports the outcome."""
         self._settle()
-        self._thread = self._thread or background_worker("engram-saves", device)
+        self._thread = self._thread or background_worker("engram-saves", device, niceness=_NICENESS)
         self._under_way = self._thread.submit(self._save_or_tell, content)
 
     def take_ended(self, *, wait: bool = False) -> list[Ended]:

@@ -2,8 +2,8 @@
 
 A small job behind emulated links of five speeds, on one and two ranks. For each case it runs `engram tune`, then the
 same with `--exhaustive`: every look-ahead with every window, equally often. The recommendation's step, by the sweep,
-may be 2 % longer than that of the sweep's best point, or twice the spread of one point repeated in it. Half an hour;
-results are kept in a file, so that it can be done in pieces (`--links 20 --ranks 1`). `--write` puts the table of all
+may be 2 % longer than that of the sweep's best point, or twice the spread of one point repeated in it. An hour at most;
+results are kept in a file, so that it can be done in pieces (`--links 50 --ranks 1`). `--write` puts the table of all
 that is in the file into docs/tune.md.
 """
 
@@ -26,7 +26,7 @@ from launch.tune.turns import Turn
 from tests.command_line import JOB
 from tests.launch.plan.scale_page import DOCS, put
 
-LINKS = (20, 50, 100, 200, 500)
+LINKS = (50, 100, 200, 400, 800)
 """MB/s."""
 RANKS = (1, 2)
 ALLOWED = 0.02
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", type=int, nargs="*", default=LINKS, help="MB/s")
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS)
-    parser.add_argument("--minutes", type=float, nargs=2, default=(0.9, 1.4), help="of tuning, and of the sweep")
+    parser.add_argument("--minutes", type=float, nargs=2, default=(1.2, 4.0), help="of tuning, and of the sweep")
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"), help="for everything that it keeps")
     parser.add_argument("--write", action="store_true", help="put the table into docs/tune.md")
     asked = parser.parse_args()

@@ -1,5 +1,7 @@
 """Threads beside the training loop work for the loop's GPU, not for GPU 0."""
 
+import os
+import sys
 import threading
 from typing import Any
 
@@ -42,6 +44,21 @@ def test_a_thread_beside_a_loop_without_a_gpu_asks_for_none(gpus: dict[str, int]
     with background_worker("worker", torch.device("cpu"), 2) as worker:
         assert worker.submit(torch.get_num_threads).result() == 2
     assert gpus == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_a_thread_and_those_that_it_starts_stand_back_and_the_loop_does_not() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def of_another() -> int:
+        with background_worker("started", torch.device("cpu")) as started:
+            return started.submit(priority).result()
+
+    before = priority()
+    with background_worker("worker", torch.device("cpu"), niceness=3) as worker:
+        assert (worker.submit(priority).result(), worker.submit(of_another).result()) == (before + 3, before + 3)
+    assert priority() == before
 
 
 def test_work_that_is_done_inline_is_done_at_once_and_fails_at_once() -> None:
