@@ -32,12 +32,13 @@ _traces: shared.Decorator = click.option(
 
 
 @click.command(
+    short_help="Time training steps, rows in host memory or resident.",
     epilog="""\b
 Examples:
   engram bench train
   engram bench train --job configs/tiny.yaml --steps 10 --rounds 2 --json
   engram bench train --engine zero_copy --engine staged --depths 2,0 --traces traces offload.window_rows=1000000
-"""
+""",
 )
 @_overrides
 @shared.device
@@ -104,6 +105,7 @@ def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
 
 
 @click.command(
+    short_help="Run the parts train, kernels, links and offload in turn.",
     name="all",
     epilog="""\b
 Examples:

@@ -15,12 +15,13 @@ _MODES = ("window", "resident")
 
 
 @click.command(
+    short_help="Time tables in host memory against alternatives.",
     epilog="""\b
 Examples:
   engram bench offload
   engram bench offload --optimizer rowwise-adagrad --lookups 65536 --json
   engram bench offload --part all
-"""
+""",
 )
 @shared.device
 @click.option("--part", type=click.Choice([*PARTS, "all"]), default="path", show_default=True, help="What to measure.")
@@ -71,11 +72,12 @@ def offload(part: str, lookups: int, rows: int, dim: int, zipf: float, seed: int
 
 
 @click.command(
+    short_help="Time kernels against PyTorch and the hardware limit.",
     epilog="""\b
 Examples:
   engram bench kernels
   engram bench kernels --tokens 4096 --seconds 60 --json
-"""
+""",
 )
 @shared.device
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens per step; default: 16,384 on a GPU, 1,024 on a CPU.")
@@ -92,12 +94,13 @@ def kernels(**chosen: Any) -> None:
 
 
 @click.command(
+    short_help="Time record transfers between host and GPU.",
     epilog="""\b
 Examples:
   engram bench links
   engram bench links --memory-mib 65536 --json
   engram bench links --programs 4,8,16 --record-bytes 160,512,964,1024
-"""
+""",
 )
 @shared.device
 @click.option(
@@ -130,11 +133,12 @@ def links(**chosen: Any) -> None:
 
 
 @click.command(
+    short_help="Time saves and loads against dd and cat.",
     epilog="""\b
 Examples:
   engram bench checkpoint
   engram bench checkpoint --folder /mnt/scratch --table-mib 8192 --json
-"""
+""",
 )
 @click.option(
     "--folder", type=click.Path(file_okay=False), default="runs", show_default=True, help="Where to write and read."

@@ -23,6 +23,7 @@ def command() -> None:
 
 @command.command(
     "ls",
+    short_help="List a run's checkpoints.",
     epilog="""\b
 Examples:
   engram checkpoint ls runs/tiny
@@ -41,11 +42,12 @@ def list_(run: str, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Read checkpoints and compare their checksums.",
     epilog="""\b
 Examples:
   engram checkpoint verify runs/tiny
   engram checkpoint verify tiny --step 100
-"""
+""",
 )
 @_run
 @_step
@@ -61,11 +63,12 @@ def verify(run: str, step: int | None, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Show how two checkpoints differ.",
     epilog="""\b
 Examples:
   engram checkpoint diff runs/one runs/other
   engram checkpoint diff runs/tiny/checkpoints/step-00000100 runs/tiny/checkpoints/step-00000200
-"""
+""",
 )
 @click.argument("first")
 @click.argument("second")
@@ -96,11 +99,12 @@ def diff(first: str, second: str, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Remove old checkpoints.",
     epilog="""\b
 Examples:
   engram checkpoint prune runs/tiny --keep 1 --dry-run
   engram checkpoint prune tiny --keep 2 --keep-every 1000
-"""
+""",
 )
 @_run
 @click.option("--keep", type=click.IntRange(min=1), required=True, help="Newest good checkpoints to keep.")

@@ -6,11 +6,12 @@ import click
 
 
 @click.command(
+    short_help="Compare runs by their ends.",
     epilog="""\b
 Examples:
   engram compare runs/tiny runs/no-memory
   engram compare runs/study-* --json
-"""
+""",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

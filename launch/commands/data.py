@@ -5,7 +5,7 @@ import click
 from launch.commands.data_stores import merge, show, split, stats, verify
 
 
-@click.group()
+@click.group(short_help="Prepare, join, split, count and check token stores.")
 def command() -> None:
     """Prepare token stores from text; join, split, count and check them."""
 

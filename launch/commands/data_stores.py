@@ -34,7 +34,10 @@ def merge(stores: tuple[str, ...], out: str, tokenizer: str | None, overwrite: b
     click.echo(f"{out}: {made.documents:,} documents, {made.tokens:,} tokens")
 
 
-@click.command(epilog="\b\nExample:\n  engram data split data/mine --held-out data/mine-val --rest data/mine-train")
+@click.command(
+    short_help="Cut validation documents out of a store.",
+    epilog="\b\nExample:\n  engram data split data/mine --held-out data/mine-val --rest data/mine-train",
+)
 @click.argument("store")
 @click.option("--held-out", required=True, metavar="DIR", help="Folder to create, of the documents held out.")
 @click.option("--rest", required=True, metavar="DIR", help="Folder to create, of the others.")
@@ -95,7 +98,9 @@ def _draw(found: "Statistics", store: str, file: Path) -> None:
             axis.tick_params(axis="x", rotation=60)
 
 
-@click.command(epilog="\b\nExample:\n  engram data verify data/mine data/web")
+@click.command(
+    short_help="Check a store against its manifest.", epilog="\b\nExample:\n  engram data verify data/mine data/web"
+)
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 def verify(stores: tuple[str, ...]) -> None:
     """Read every byte and compare it with the manifest; look at every token and document end."""

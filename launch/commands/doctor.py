@@ -7,12 +7,13 @@ import click
 
 
 @click.command(
+    short_help="Check this machine for training.",
     epilog="""\b
 Examples:
   engram doctor
   engram doctor configs/tiny.yaml run.nproc=2 --json
   srun --nodes=2 --ntasks-per-node=8 engram doctor configs/tiny.yaml
-"""
+""",
 )
 @click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")

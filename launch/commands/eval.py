@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Evaluate a trained run.",
     epilog="""\b
 Examples:
   engram eval runs/tiny
   engram eval tiny --data data/mine --json
   engram eval tiny --tasks arc_easy,hellaswag --limit 200
   engram eval tiny --tasks gsm8k --nproc 8
-"""
+""",
 )
 @click.argument("run")
 @click.option("--step", type=click.IntRange(min=1), help="Step of the checkpoint; default: the newest.")

@@ -26,11 +26,12 @@ class FileSize(click.ParamType):
 
 
 @click.command(
+    short_help="Write a trained run as safetensors.",
     epilog="""\b
 Examples:
   engram export runs/tiny --to tiny-hf
   engram export tiny --to tiny-hf --dtype bf16 --shard-size 2GB
-"""
+""",
 )
 @click.argument("run")
 @click.option("--to", required=True, metavar="DIR", help="Folder to create; must not exist or be empty.")

@@ -8,11 +8,12 @@ from launch.commands.number_list import SEED, Finite
 
 
 @click.command(
+    short_help="Continue a text with a trained run.",
     epilog="""\b
 Examples:
   engram generate runs/tiny "def main("
   engram generate tiny "import os" --tokens 100 --temperature 0.7 --top-k 40 --seed 1
-"""
+""",
 )
 @click.argument("run")
 @click.argument("prompt")

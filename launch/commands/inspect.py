@@ -8,12 +8,13 @@ import click
 
 
 @click.command(
+    short_help="Show what a run's memory does for a text.",
     epilog="""\b
 Examples:
   engram inspect runs/tiny "import os"
   engram inspect tiny --file train/trainer.py --top 20
   engram inspect tiny "def main(" --json
-"""
+""",
 )
 @click.argument("run")
 @click.argument("text", required=False)

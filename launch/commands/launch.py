@@ -6,12 +6,13 @@ _LAUNCHERS = ("local", "hosts", "hostfile", "slurm", "kubernetes")
 
 
 @click.command(
+    short_help="Train a job on many nodes.",
     epilog="""\b
 Examples:
   engram launch configs/tiny.yaml --dry-run
   engram launch configs/tiny.yaml --on hosts 'launch.hosts=[node1, node2]' run.nproc=8 launch.ssh=true
   engram launch configs/tiny.yaml --on slurm launch.nodes=2 run.nproc=8 launch.slurm.cpus_per_rank=12 --submit
-"""
+""",
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")

@@ -9,30 +9,37 @@ from launch.commands.number_list import Finite, NumberList, UnitNumber
 
 
 @click.command(
+    short_help="Tell what a job takes, before it is paid for.",
     epilog="""\b
 Examples:
   engram plan configs/paper/engram-27b.yaml
   engram plan configs/paper/engram-27b.yaml offload.row_dtype=bf16 \\
       --nodes 8 --gpu h200 --network ib400 --tokens 1T --price-per-gpu-hour 2.5
-"""
+""",
 )
 @click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--nodes", type=click.IntRange(1, 1 << 16), default=1, show_default=True, help="Machines.")
 @click.option("--gpus-per-node", type=click.IntRange(1, 64), default=8, show_default=True, help="GPUs, a rank each.")
-@click.option("--gpu", default="h100", show_default=True, help="Whose numbers, of launch/plan/hardware.yaml.")
-@click.option("--network", help="Between nodes: ib400, ib200, roce, ethernet.")
+@click.option("--gpu", default="h100", show_default=True, help="Kind of GPU, of those in launch/plan/hardware.yaml.")
+@click.option("--network", help="What joins the nodes: ib400, ib200, roce, ethernet.")
 @click.option("--hardware", metavar="FILE", help="YAML of your own numbers, laid over the project's.")
-@click.option("--tokens", type=UnitNumber(), help="To train on, such as 1T; the config's steps otherwise.")
-@click.option("--price-per-gpu-hour", "price", type=Finite(0), help="In any currency.")
-@click.option("--zipf", type=Finite(0.1, 4), help="Draw tokens by this law, not the job's own text.")
+@click.option("--tokens", type=UnitNumber(), help="Tokens to train on, such as 1T; default: the config's steps.")
+@click.option("--price-per-gpu-hour", "price", type=Finite(0), help="Price, in any currency.")
+@click.option("--zipf", type=Finite(0.1, 4), help="Draw tokens with this exponent instead of the job's own text.")
 @click.option("--simulate", is_flag=True, help="Replay the job at many world sizes instead.")
-@click.option("--worlds", type=NumberList(1, 4096), default="8,64,512,4096", show_default=True, help="Their ranks.")
+@click.option(
+    "--worlds",
+    type=NumberList(1, 4096),
+    default="8,64,512,4096",
+    show_default=True,
+    help="World sizes for --simulate, in ranks.",
+)
 @click.option(
     "--sequences-per-rank", "growing", type=click.IntRange(1, 4096), default=8, show_default=True,
-    help="Of the batch that grows with the world.",
+    help="Size of the batch that grows with the world.",
 )  # fmt: skip
-@click.option("--calibrate", metavar="FILE", help="Measure this machine, write its numbers for --hardware.")
+@click.option("--calibrate", metavar="FILE", help="Measure this machine and write its numbers, for --hardware.")
 @click.option("--plot", metavar="FILE", help="Also draw what is simulated, as PNG or SVG (matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(

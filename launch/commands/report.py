@@ -6,12 +6,13 @@ import click
 
 
 @click.command(
+    short_help="Write a page about runs.",
     epilog="""\b
 Examples:
   engram report runs/tiny
   engram report runs/tiny runs/no-memory --out comparison.html
   engram report tiny --text "import os"
-"""
+""",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write; default: report.html in the first run's "

@@ -9,12 +9,13 @@ _EVERY_S = 2.0
 
 
 @click.command(
+    short_help="Show how runs are, from any host.",
     epilog="""\b
 Examples:
   engram status runs/tiny
   engram status tiny --watch
   engram status runs/study-* --json
-"""
+""",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--watch", is_flag=True, help="Refresh in place until no run is at work any more, or Ctrl-C.")

@@ -7,11 +7,12 @@ import click
 
 
 @click.command(
+    short_help="Train a job.",
     epilog="""\b
 Examples:
   engram train configs/tiny.yaml
   engram train configs/tiny.yaml train.steps=50 run.name=short --nproc 1
-"""
+""",
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")

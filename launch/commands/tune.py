@@ -9,12 +9,13 @@ from launch.commands import tune_runs
 
 
 @click.command(
+    short_help="Find a job's prefetch settings by measuring it.",
     epilog="""\b
 Examples:
   engram tune configs/tiny.yaml
   engram tune configs/bench.yaml --minutes 5 --write
   engram tune --explain runs/tiny
-"""
+""",
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")

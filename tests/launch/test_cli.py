@@ -57,6 +57,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert "data" in result.stdout
 
 
+@pytest.mark.parametrize("group", [[], ["bench"], ["checkpoint"], ["data"]])
+def test_lists_of_commands_say_in_a_line_what_each_does(group: list[str]) -> None:
+    result = CliRunner().invoke(main, [*group, "--help"], terminal_width=80)
+    assert "..." not in result.stdout.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("words", commands(main), ids=" ".join)
 def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
     result = run(*words, "--help")
