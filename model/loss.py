@@ -103,11 +103,14 @@ def _losses_of(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     """Returns the chunk's losses; `logits_CV` becomes the gradient of their sum."""
     ignored_C1 = (labels_C == IGNORED).unsqueeze(1)
     labels_C1 = labels_C.unsqueeze(1).masked_fill(ignored_C1, 0)
-    log_sum_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-    losses_C1 = (log_sum_C1 - logits_CV.gather(1, labels_C1)).masked_fill_(ignored_C1, 0.0)
-    logits_CV.sub_(log_sum_C1).exp_()
-    logits_CV.scatter_add_(1, labels_C1, torch.full_like(log_sum_C1, -1.0))
-    logits_CV.masked_fill_(ignored_C1, 0.0)
+    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+    of_labels_C1 = logits_CV.gather(1, labels_C1)
+    sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(dim=1, keepdim=True)
+    losses_C1 = (sums_C1.log() + largest_C1 - of_labels_C1).masked_fill_(ignored_C1, 0.0)
+    logits_CV.mul_(sums_C1.reciprocal())
+    logits_CV.scatter_add_(1, labels_C1, torch.full_like(sums_C1, -1.0))
+    if ignored_C1.is_cuda or ignored_C1.any():  # a GPU would have to be waited for
+        logits_CV.masked_fill_(ignored_C1, 0.0)
     return losses_C1
 
 

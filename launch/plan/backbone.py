@@ -38,6 +38,7 @@ class Matrices:
         largest_block: parameters of the largest block.
         newton_schulz: operations of one iteration for all of Muon's matrices.
         sizes: of every parameter that is not an expert's.
+        columns: see `mean_columns`.
     """
 
     total: int
@@ -47,6 +48,7 @@ class Matrices:
     largest_block: int
     newton_schulz: float
     sizes: tuple[int, ...]
+    columns: float
 
 
 def count_matrices(job: JobConfig) -> Matrices:
@@ -65,7 +67,19 @@ def count_matrices(job: JobConfig) -> Matrices:
         max(sum(p.numel() for p in block.parameters()) for block in network.model.layers),
         sum(_newton_schulz(name, shape) for name, shape in shapes.items() if keys[name].muon),
         tuple(sizes[name] for name in shapes if name not in experts),
+        mean_columns(network),
     )
+
+
+def mean_columns(network: LanguageModel) -> float:
+    """The smaller side of the matrices that a token is multiplied with: their harmonic mean by operations."""
+    moe, products, lost = network.config.moe, 0.0, 0.0
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1 and "embed_tokens" not in name:
+            active = moe.experts_per_token / moe.num_experts if moe and ".mlp.experts." in name else 1.0
+            products += active * parameter.numel()
+            lost += active * parameter.numel() / min(parameter.shape[-2:])
+    return products / lost
 
 
 @dataclass(frozen=True)

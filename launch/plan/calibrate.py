@@ -1,9 +1,10 @@
 """Measures this machine's numbers, as hardware.yaml has them for GPUs: a CPU's, whose ranks share its cores.
 
 What a GPU's bus would be is here a copy of records in memory, unless the job emulates a link (`offload.emulate_link`).
-A rank computes on one core. Each number is the best of some rounds: other work disturbs the rest.
+A rank computes on one core. Each number is the median of some rounds, as a run's steps are reported.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +12,16 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
-from launch.plan.launches import launch_count
-from model.census import count_model
-from model.config import ModelConfig
-from model.flops import flops_per_token
-from model.transformer import LanguageModel
+from launch.plan.calibrate_network import ROUNDS, WIDTHS, Network, typical
+from launch.plan.calibrate_ranks import exchange_rates, rate_with_all_busy
 from offload.config import TableOptimizerConfig
 from offload.rows.records import RecordLayout
 from offload.rows.updater import RowUpdater
 from offload.window.open import open_directory
 from train.machine import usable_cores
 
-_ROUNDS = 5
 _COLUMNS, _ROWS = 80, 1 << 15
-_LENGTH, _SEQUENCES = 128, 16
-_EXCHANGED = 1 << 22
-"""Bytes that each of two ranks sends the other."""
 
 
 def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]:
@@ -42,8 +34,10 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        told("a small network")
-        flops, launch = _model_numbers()
+        told("small networks")
+        flops, half, launch = _model_numbers()
+        told("all cores at once")
+        busy = rate_with_all_busy(f"{rendezvous}-busy")
         told("memory")
         copied, records = _copy_rate(), _record_rate()
         told("rows")
@@ -51,7 +45,7 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
         told("slots")
         decide = _decide_seconds()
         told("two ranks' exchange")
-        exchanged = _exchange_rate(rendezvous)
+        exchanged, gathered = exchange_rates(rendezvous)
     finally:
         torch.set_num_threads(before)
     link = dict.fromkeys(
@@ -63,9 +57,12 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
                 "device": {
                     "overlaps_launches": False,
                     "flops_per_second": flops,
+                    "columns_at_half_rate": half,
+                    "rate_with_all_busy": busy,
                     "memory_bytes": float(psutil.virtual_memory().total),
                     "memory_bytes_per_second": copied,
                     "exchange_bytes_per_second": exchanged,
+                    "gather_bytes_per_second": gathered,
                 },
                 "link": link | {"write_back_with_4_programs": 1.0, "both_directions": 1.0, "beside_model": 1.0,
                                 "lost_to_copies": 0.0},
@@ -81,21 +78,10 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest round, after one that does not count."""
-    work()
-    times = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return max(min(times), 1e-9)
-
-
 def _copy_rate() -> float:
     source = torch.zeros(1 << 24)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source))
+    return 2 * source.nbytes / typical(lambda: target.copy_(source))
 
 
 def _record_rate() -> float:
@@ -103,25 +89,18 @@ def _record_rate() -> float:
     records = torch.zeros(4 * _ROWS, layout.words)
     rows = torch.randperm(4 * _ROWS)[:_ROWS].sort().values
     taken = torch.empty(_ROWS, layout.words)
-    return taken.nbytes / _best(lambda: torch.index_select(records, 0, rows, out=taken))
+    return taken.nbytes / typical(lambda: torch.index_select(records, 0, rows, out=taken))
 
 
-def _model_numbers() -> tuple[float, float]:
-    """Operations per second, and seconds of Python and PyTorch for each launch: from a small network's forward and
-    backward over few tokens and over many. The rate is that of products of a few hundred columns with everything
-    between them, not of products alone."""
-    config = ModelConfig(vocab_size=1024, hidden_size=128, num_layers=3, dense_hidden_size=384)
-    network = LanguageModel(config)
-    each = flops_per_token(config, count_model(network), _LENGTH).total
-
-    def seconds(sequences: int) -> float:
-        tokens_BT = torch.randint(config.vocab_size, (sequences, _LENGTH))
-        positions_BT = torch.arange(_LENGTH).expand(sequences, _LENGTH)
-        return _best(lambda: network(tokens_BT, positions_BT, (), tokens_BT).backward())
-
-    few, many = seconds(1), seconds(_SEQUENCES)
-    rate = (_SEQUENCES - 1) * _LENGTH * each / max(1e-9, many - few)
-    return rate, max(1e-7, few - _LENGTH * each / rate) / launch_count(config, _LENGTH)
+def _model_numbers() -> tuple[float, float, float]:
+    """Operations per second of wide networks, the columns with which half of it is reached, and seconds of Python and
+    PyTorch for each launch. From forward and backward over few tokens and over many, of networks of two widths: the
+    rate is that of their products with everything between them, not of products alone."""
+    narrow, wide = (Network(width) for width in WIDTHS)
+    # An operation takes (1 + half / columns) / rate.
+    slope = max(0.0, narrow.seconds_each - wide.seconds_each) / (1 / narrow.columns - 1 / wide.columns)
+    rest = max(0.1 * wide.seconds_each, wide.seconds_each - slope / wide.columns)
+    return 1 / rest, slope / rest, narrow.launch_seconds
 
 
 def _row_seconds() -> tuple[float, float]:
@@ -129,19 +108,19 @@ def _row_seconds() -> tuple[float, float]:
     updater = RowUpdater(TableOptimizerConfig(untouched_rows="lazy"), layout)
     records, slots = torch.zeros(2 * _ROWS, layout.words), torch.randperm(2 * _ROWS)[:_ROWS].sort().values
     gradient = torch.ones(_ROWS, _COLUMNS)
-    reading = _best(lambda: updater.read(records, slots))
+    reading = typical(lambda: updater.read(records, slots))
 
     def both() -> None:
         updater.read(records, slots)
         updater.update_at(records, slots, gradient, 1e-3)
 
-    return reading / _ROWS, max(0.0, _best(both) - reading) / _ROWS
+    return reading / _ROWS, max(0.0, typical(both) - reading) / _ROWS
 
 
 def _decide_seconds() -> float:
     """Of admitting, evicting and finishing, for each row of a step half of whose rows are new."""
     drawn = np.random.default_rng(0)
-    steps = [np.sort(drawn.choice(8 * _ROWS, _ROWS, replace=False)) for _ in range(_ROUNDS + 3)]
+    steps = [np.sort(drawn.choice(8 * _ROWS, _ROWS, replace=False)) for _ in range(ROUNDS + 3)]
     directory = open_directory(8 * _ROWS, 3 * _ROWS)
     times = []
     for step, rows in enumerate(steps):
@@ -152,29 +131,4 @@ def _decide_seconds() -> float:
         directory.fetched(admission[1])
         directory.finish(step, directory.slots(rows))
         times.append(time.perf_counter() - started)
-    return min(times[3:]) / _ROWS
-
-
-def _exchange_rate(rendezvous: str) -> float:
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    ranks = [context.Process(target=_exchange, args=(rank, rendezvous, results), daemon=True) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    if results.empty():
-        raise RuntimeError("two ranks could not exchange over gloo")
-    return _EXCHANGED / float(results.get())
-
-
-def _exchange(rank: int, rendezvous: str, results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    sent = torch.zeros(2 * _EXCHANGED // 4)
-    received = torch.empty_like(sent)
-    seconds = _best(lambda: dist.all_to_all_single(received, sent))
-    if rank == 0:
-        results.put(seconds)
-    dist.barrier()
-    dist.destroy_process_group()
+    return statistics.median(times[3:]) / _ROWS

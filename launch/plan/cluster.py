@@ -40,11 +40,21 @@ class Cluster:
         """GPUs of all machines."""
         return self.nodes * self.gpus_per_node
 
+    def flops_per_second(self, columns: float) -> float:
+        """Of one rank while all compute, of products with matrices of so many columns."""
+        device = self.hardware.device
+        lost = (1 - device.rate_with_all_busy) * min(
+            1.0, (self.gpus_per_node - 1) / max(1, self.hardware.node.cores - 1)
+        )
+        return device.flops_per_second * columns / (columns + device.columns_at_half_rate) * (1 - lost)
+
     def gathered(self, nbytes: float, steps: int = 1) -> float:
         """Seconds of an all-gather or a reduce-scatter of `nbytes` in all, over all ranks, in `steps` collectives."""
         if self.ranks == 1:
             return 0.0
-        inside = nbytes * (self.ranks - 1) / self.ranks / self.hardware.device.exchange_bytes_per_second
+        device = self.hardware.device
+        rate = device.gather_bytes_per_second or device.exchange_bytes_per_second
+        inside = nbytes * (self.ranks - 1) / self.ranks / rate
         if self.nodes == 1:
             return inside
         between = nbytes * (self.nodes - 1) / self.nodes / self._node_bytes_per_second

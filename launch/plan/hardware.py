@@ -24,9 +24,12 @@ class Device(_Numbers):
 
     overlaps_launches: bool = True
     flops_per_second: float = Field(gt=0)
+    columns_at_half_rate: float = Field(0.0, ge=0)
+    rate_with_all_busy: float = Field(1.0, gt=0, le=1)
     memory_bytes: float = Field(gt=0)
     memory_bytes_per_second: float = Field(gt=0)
     exchange_bytes_per_second: float = Field(gt=0)
+    gather_bytes_per_second: float | None = Field(None, gt=0)
 
 
 class Link(_Numbers):

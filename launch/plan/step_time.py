@@ -1,6 +1,7 @@
 """How long a step takes, part by part: the cost model of `engram plan`. All of it is arithmetic; nothing is measured.
 
-    compute    operations of the model (`model.flops`; a third more with recompute) at the rate of hardware.yaml
+    compute    operations of the model (`model.flops`; a third more with recompute) at the rate of hardware.yaml for its
+               columns
     launches   operations given to the GPU (`launch.plan.launches`) times the host's time for one; the larger of the two
                counts, as the host gives work while the GPU computes (on a processor, which computes itself, the sum)
     reduce     gradients over all ranks: at stages 0 and 1 once, at 2 and 3 with each micro-batch; at 3 all parameters
@@ -10,6 +11,7 @@
     exchange   values of rows from their owners, gradients back
     rows       the row optimizer's reads and updates, at the busiest owner
     interference  what copies of rows take from the model's speed while they run beside it
+    threads    on a processor with fewer than two cores a rank: what the threads beside the loop take of its core
 
 Collectives are counted as if no part of them overlapped the computation, which DeepSpeed's overlap may improve on. Rows
 travel beside the step: `launch.plan.stall`.
@@ -65,7 +67,7 @@ def step_time(
     hardware, micro_batches = cluster.hardware, micro_batch_count(job, cluster)
     tokens = job.train.micro_batch_size * job.data.sequence_length
     again = 4 / 3 if job.train.recompute else 1.0
-    compute = micro_batches * tokens * flops.total * again / hardware.device.flops_per_second
+    compute = micro_batches * tokens * flops.total * again / cluster.flops_per_second(counted.columns)
     launches = micro_batches * launch_count(job.model, tokens) * again * hardware.host.launch_seconds
     parts = {
         "model": max(compute, launches) if hardware.device.overlaps_launches else compute + launches,
@@ -81,6 +83,9 @@ def step_time(
             parts["interference"] = min(hardware.link.lost_to_copies * (fetch + write), parts["model"])
             decide = rows.owned * hardware.host.decide_seconds
             stages = Stages(0.0, moved.plan_seconds, decide, fetch, write)
+            if not hardware.device.overlaps_launches:
+                beside = moved.plan_seconds + decide + _copying_seconds(job, cluster, moved)
+                parts["threads"] = _waiting_for_cores(sum(parts.values()), beside, cluster)
         else:
             stages = Stages(0.0, moved.plan_seconds, 0.0, 0.0, 0.0)
     whole = sum(parts.values())
@@ -118,6 +123,18 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
     return fetch, write
 
 
+def _copying_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> float:
+    """Of a processor that moves a step's records itself."""
+    link, (_, stride) = cluster.hardware.link, record_bytes(job)
+    return stride * (moved.fetched / link.fetch_bytes_per_second + moved.written / link.write_back_bytes_per_second)
+
+
+def _waiting_for_cores(loop: float, beside: float, cluster: Cluster) -> float:
+    """What a step takes longer because `beside` seconds of threads' work share a rank's cores with the loop's."""
+    cores = max(1.0, cluster.hardware.node.cores / cluster.gpus_per_node)
+    return max(0.0, (loop + beside) / cores - loop)
+
+
 def exchange_bytes(job: JobConfig, rows: StepRows) -> tuple[float, float]:
     """Of values and of gradients, that one rank sends in a step; to itself included."""
     assert job.model.engram is not None
@@ -139,6 +156,8 @@ def _reduce(job: JobConfig, cluster: Cluster, counted: Matrices, micro_batches: 
     sent = 2 if job.deepspeed.communication_data_type == "bf16" else _FLOAT
     shared = counted.total - counted.experts + counted.experts / (expert.autoep_size if expert.enabled else 1)
     times = micro_batches if stage >= 2 else 1
+    if not cluster.hardware.device.overlaps_launches:
+        times *= 2  # gloo reduces for all ranks, of which each takes its part
     if stage == 0:
         return cluster.reduced(shared * sent)
     gathers = 2 * micro_batches if stage == 3 else 1
@@ -164,7 +183,7 @@ def _optimizer(job: JobConfig, cluster: Cluster, counted: Matrices) -> float:
     seconds = held * hardware.backbone.optimizer_bytes / rate
     if job.optimizer.name == "muon":
         products = job.optimizer.newton_schulz_steps * counted.newton_schulz / cluster.ranks
-        seconds += products / hardware.device.flops_per_second
+        seconds += products / cluster.flops_per_second(counted.columns)
         seconds += 2 * cluster.exchanged(counted.muon / cluster.ranks * _FLOAT)
     return seconds + hardware.backbone.optimizer_launches * hardware.host.launch_seconds
 

@@ -23,11 +23,19 @@ STEPS, COUNTED = 24, 12
 SHAPES = {
     "tiny": (),
     "wide": ("model.engram=null", "model.hidden_size=384", "model.dense_hidden_size=1024", "model.moe=null"),
+    "medium": ("model.hidden_size=256", "train.micro_batch_size=4"),
     "memory": ("model.moe=null", "model.engram.heads=8", "offload.window_rows=90000"),
 }
 LINKS = {"none": (), "100 MB/s": ("offload.emulate_link.bytes_per_second=1.0e+8",),
          "20 MB/s": ("offload.emulate_link.bytes_per_second=2.0e+7",)}  # fmt: skip
-CASES = [("tiny", "none"), ("tiny", "20 MB/s"), ("wide", "none"), ("memory", "20 MB/s"), ("tiny", "100 MB/s")]
+CASES = [
+    ("tiny", "none"),
+    ("tiny", "20 MB/s"),
+    ("wide", "none"),
+    ("medium", "none"),
+    ("memory", "20 MB/s"),
+    ("tiny", "100 MB/s"),
+]
 TINY = str(DOCS.parent / "configs/tiny.yaml")
 
 
