@@ -11,7 +11,7 @@ from launch.plan.figures import plan
 from launch.plan.hardware import read_catalogue
 from launch.plan.memory import StepRows
 from launch.plan.stall import Stages, least_depth
-from launch.plan.step_time import Moved, step_time
+from launch.plan.step_time import Moved, copy_seconds, step_time
 from launch.plan.traffic import OwnerTraffic, Replayed
 from train.config.file import load
 from train.config.job import JobConfig
@@ -87,6 +87,59 @@ def test_a_processor_launches_and_computes_one_after_the_other_and_an_emulated_l
     found = step_time(job, Cluster(1, 1, here, None), *arguments)
     assert found.parts["model"] == found.compute + found.launches
     assert (found.stages.fetch, found.stages.write_back) == (0.5 + 1000 * 964 / 1e8, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "fetch", "write"),
+    [
+        ("zero_copy", 1024 / (35.2e9 * 0.46), 1024 / (43.2e9 * 0.46)),
+        ("mixed", 1024 / 35.2e9, 1024 / 54.0e9),
+        ("staged", 1024 / 54.0e9, 1024 / 54.0e9),
+    ],
+)
+def test_an_engine_s_copies_go_by_kernels_which_share_the_bus_or_by_the_copy_engine(
+    engine: str, fetch: float, write: float
+) -> None:
+    job = load(CONFIGS / "bench.yaml", [f"offload.engine={engine}"], JobConfig)
+    assert copy_seconds(job, Cluster(1, 1, H100, None), Moved(1000, 1000)) == pytest.approx(
+        (1000 * fetch, 1000 * write)
+    )
+
+
+def test_products_with_narrow_matrices_and_ranks_on_all_cores_are_slower() -> None:
+    device = H100.device.model_copy(update={"columns_at_half_rate": 100.0, "rate_with_all_busy": 0.8})
+    node = H100.node.model_copy(update={"cores": 5})
+    here = H100.model_copy(update={"device": device, "node": node})
+    full = device.flops_per_second
+    assert Cluster(1, 1, here, None).flops_per_second(100) == pytest.approx(full / 2)
+    assert Cluster(1, 5, here, None).flops_per_second(300) == pytest.approx(0.8 * full * 3 / 4)
+    assert Cluster(1, 3, here, None).flops_per_second(300) == pytest.approx(0.9 * full * 3 / 4)
+    assert Cluster(1, 8, H100, None).flops_per_second(1) == full
+
+
+def test_the_columns_of_a_model_are_those_of_its_matrices_by_operations() -> None:
+    """A token meets half of both experts' 3 x 8 x 16 numbers; the embedding is not multiplied with."""
+    attention = {"heads": 2, "kv_lora_rank": 8, "qk_nope_dim": 8, "qk_rope_dim": 8, "v_dim": 8}
+    moe = {"num_experts": 2, "experts_per_token": 1, "shared_experts": 0, "expert_hidden_size": 8}
+    job = load(CONFIGS / "tiny.yaml", [f"model.{key}={value}" for key, value in (
+        ("engram", "null"), ("vocab_size", 64), ("hidden_size", 16), ("num_layers", 1), ("dense_layers", 0),
+        ("moe", moe), ("attention", attention))], JobConfig)  # fmt: skip
+    # query, key and value down, up, out; router; gate and up of one expert, down; head
+    sides = {(32, 16): 1, (16, 16): 3, (32, 8): 1, (2, 16): 1, (16, 8): 1, (64, 16): 1}
+    numbers = sum(a * b * n for (a, b), n in sides.items())
+    assert count_matrices(job).columns == pytest.approx(numbers / sum(max(a, b) * n for (a, b), n in sides.items()))
+
+
+def test_threads_beside_the_loop_take_its_core_where_there_is_no_other() -> None:
+    device = H100.device.model_copy(update={"overlaps_launches": False})
+    job = load(CONFIGS / "bench.yaml", [], JobConfig)
+    parts = {}
+    for cores in (1, 4):
+        here = H100.model_copy(update={"device": device, "node": H100.node.model_copy(update={"cores": cores})})
+        arguments = plan(job, 1).flops, count_matrices(job), StepRows(1e6, 1e5, 1e5, 1e5), Moved(1e4, 1e4, 0.5)
+        parts[cores] = step_time(job, Cluster(1, 1, here, None), *arguments).parts["threads"]
+    copied = 1e4 * 1024 * (1 / 35.2e9 + 1 / 43.2e9)
+    assert parts == {1: pytest.approx(0.5 + 1e5 * here.host.decide_seconds + copied), 4: 0.0}
 
 
 def test_experts_and_stages_by_hand() -> None:
