@@ -100,6 +100,8 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
         # The work that they already have would take them seconds.
         for worker in {*active_children()} - others:
             worker.kill()
+        # Who was killed while it sent a result leaves the pool waiting for the rest, as long as the pipe has a writer.
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +221,26 @@ def test_closing_the_stream_ends_the_processes_before_their_work_is_done():
     assert workers
     stream.close()
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * len(workers)
+
+
+def test_a_process_that_is_ended_while_it_sends_a_result_is_not_waited_for(monkeypatch):
+    def keep(*args):
+        pools.append(ProcessPoolExecutor(*args))
+        return pools[0]
+
+    pools = []
+    monkeypatch.setattr(encode, "ProcessPoolExecutor", keep)
+    stream = encode.encode_stream(TOKENIZER, itertools.repeat("the quick brown fox\n" * 1000), 2)
+    next(stream)
+    while not pools[0]._result_queue.empty():
+        time.sleep(0.01)
+    for worker in pools[0]._processes.values():
+        os.kill(worker.pid, signal.SIGSTOP)
+    os.write(pools[0]._result_queue._writer.fileno(), struct.pack("!i", 1000))  # of a message of 1,000 bytes, no more
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
 
 
 CHILD = """
