@@ -60,11 +60,14 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked `long` unless `-m` names it: not by a `-m` of our own, which a user's would replace."""
+    """Leaves out what is marked `long` unless `-m` names it: not by a `-m` of our own, which a user's would replace.
+
+    What needs a GPU stays: it takes long in Triton's interpreter alone.
+    """
     if "long" in config.option.markexpr:
         return
-    left_out = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=left_out)
+    left_out = {item for item in items if item.get_closest_marker("long") and not item.get_closest_marker("gpu")}
+    config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
 
 

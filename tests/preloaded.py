@@ -1,6 +1,7 @@
 """Imports what ranks and commands need, in the server that warm processes are forked from (see `tests.warm`)."""
 
 import gc
+import threading
 
 import torch._dynamo  # noqa: F401  what the first optimizer step imports
 
@@ -8,9 +9,24 @@ import launch.commands.train
 import launch.local.rank
 import launch.local.start
 import train.run
+from offload.config import OffloadConfig
+from tests.offload.tables_job import Job, open_tables
 
 __all__ = ["launch", "train"]
 
+
+def _load_compiled_loops() -> None:
+    """Runs the tables, so that importing Numba and loading what it compiled, half of a short rank's work, is done."""
+    tables = open_tables(Job(steps=6), OffloadConfig(window_rows=100))
+    for step in range(6):
+        begun = tables.begin(step)
+        begun.reduce()  # no backward: it would forbid one in forked processes
+        begun.apply(lr=0.01)
+    tables.close()
+
+
+_load_compiled_loops()
+assert threading.active_count() == 1, "what another thread holds would stay held in forked processes"
 # Collections in the forked processes would visit, and so copy, all that is imported.
 gc.collect()
 gc.freeze()

@@ -61,12 +61,14 @@ class Resources:
     Attributes:
         registers: of a thread.
         stack: of a thread, where registers are spilled to.
+        local: of a thread, other memory of its own.
         shared: of a program.
         threads: of a program.
     """
 
     registers: int
     stack: int
+    local: int
     shared: int
     threads: int
 
@@ -78,6 +80,8 @@ def resources(kernel: CompiledKernel) -> Resources:
         code.write_bytes(kernel.asm["cubin"])
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(code)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
     assert found is not None, said
-    return Resources(int(found[1]), int(found[2]), kernel.metadata.shared, 32 * kernel.metadata.num_warps)
+    return Resources(
+        int(found[1]), int(found[2]), int(found[3]), kernel.metadata.shared, 32 * kernel.metadata.num_warps
+    )

@@ -1,13 +1,18 @@
-"""Compiles what Triton calls launch, in a process of its own: kernels defined in this one are the interpreter's."""
+"""Compiles what Triton calls launch, in a process of its own: kernels defined in this one are the interpreter's.
 
+All tests share that process, and what it has compiled: importing torch and Triton takes longer than most kernels.
+"""
+
+import atexit
+import functools
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, TypeVar
-from unittest.mock import patch
 
 if TYPE_CHECKING:
     from tests.kernels.ahead_of_time import Resources
@@ -34,12 +39,22 @@ def columns_side_by_side(calls: Callable[[], object]) -> list[tuple[str, set[str
 
 
 def _in_own_process(work: Callable[[Callable[[], object]], list[T]], calls: Callable[[], object]) -> list[T]:
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        patch.dict(os.environ, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0"),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-    ):
-        return pool.submit(work, calls).result()
+    try:
+        return _process().submit(work, calls).result()
+    except BrokenProcessPool:
+        _process.cache_clear()
+        raise
+
+
+@functools.cache
+def _process() -> ProcessPoolExecutor:
+    cache = tempfile.TemporaryDirectory()
+    atexit.register(cache.cleanup)
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_without_interpreter, initargs=(cache.name,))
+
+
+def _without_interpreter(cache: str) -> None:
+    os.environ.update(TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
 
 
 def _compile(calls: Callable[[], object]) -> list[tuple[str, str]]:

@@ -1,9 +1,6 @@
 """The Triton Sinkhorn against the reference in float64."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,6 +9,8 @@ from torch import Tensor
 
 import kernels.branches.sinkhorn as public
 from kernels.branches.sinkhorn_triton import sinkhorn_backward, sinkhorn_forward
+from tests.grid import grid
+from tests.kernels.own_process import compile_launches, resources_of_launches
 
 # In the interpreter: what only fills a tile has no maximum.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -42,8 +41,10 @@ def _check(logits: Tensor, grad: Tensor, iterations: int, tolerance: float = 1e-
     return dlogits
 
 
-@pytest.mark.parametrize("iterations", [1, 20])
-@pytest.mark.parametrize("shape", [(1, 1), (37, 2, 2), (3, 7, 3, 3), (2, 13, 4, 4), (5, 8, 8), (1, 12, 12), (0, 4, 4)])
+@pytest.mark.parametrize(
+    ("shape", "iterations"),
+    grid([(1, 1), (37, 2, 2), (3, 7, 3, 3), (2, 13, 4, 4), (5, 8, 8), (1, 12, 12), (0, 4, 4)], [1, 20]),
+)
 def test_equals_the_reference(kernel_device: torch.device, shape: tuple[int, ...], iterations: int) -> None:
     _check(*_inputs(*shape, device=kernel_device), iterations)
 
@@ -62,8 +63,8 @@ def test_logits_and_gradients_of_any_strides(kernel_device: torch.device) -> Non
     of_sum = grad[:1, :1, :1, :1].expand_as(grad)
     for strided in (part, of_wider_rows, of_sum, logits.mT, logits.transpose(0, 1).contiguous().transpose(0, 1)):
         assert not strided.is_contiguous()
-        _check(strided, grad, 20)
-        _check(logits, strided, 20)
+        _check(strided, grad, 2)
+        _check(logits, strided, 2)
 
 
 def test_no_gradient_of_logits_too_low_to_count(kernel_device: torch.device) -> None:
@@ -104,7 +105,7 @@ def test_offsets_beyond_32_bits(kernel_device: torch.device) -> None:
 
 
 def test_same_bits_again(kernel_device: torch.device) -> None:
-    logits, grad = _inputs(50, 4, 4, device=kernel_device)
+    logits, grad = _inputs(50 if kernel_device.type == "cuda" else 9, 4, 4, device=kernel_device)
     assert torch.equal(sinkhorn_forward(logits, 20), sinkhorn_forward(logits, 20))
     assert torch.equal(sinkhorn_backward(grad, logits, 20), sinkhorn_backward(grad, logits, 20))
 
@@ -161,35 +162,18 @@ def test_not_in_fp64_nor_for_more_iterations_than_registers_hold(
     assert kernel.call_count == fused
 
 
-def test_compiles_for_an_h100_without_spills() -> None:
-    script = """
-import re
-import subprocess
-import tempfile
+FORMS = [(1, 4, 1), (64, 2, 20), (64, 3, 20), (64, 4, 20), (64, 4, public._MOST_FUSED), (64, 8, 20)]
+"""Tokens, size of the matrices and iterations."""
 
-import torch
-from triton.knobs import nvidia
 
-from kernels.branches.sinkhorn import _MOST_FUSED
-from kernels.branches.sinkhorn_triton import sinkhorn_backward, sinkhorn_forward
-from tests.kernels.ahead_of_time import compiling
-
-for tokens, size, iterations in ((1, 4, 1), (64, 2, 20), (64, 3, 20), (64, 4, 20), (64, 4, _MOST_FUSED), (64, 8, 20)):
-    logits = torch.empty(1, tokens, 2 * size + size**2)[..., 2 * size :].unflatten(-1, (size, size))
-    with compiling() as kernels:
+def launches() -> None:
+    for tokens, size, iterations in FORMS:
+        logits = torch.empty(1, tokens, 2 * size + size**2)[..., 2 * size :].unflatten(-1, (size, size))
         sinkhorn_backward(sinkhorn_forward(logits, iterations), logits, iterations)
-    for kernel in kernels:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(kernel.asm["cubin"])
-            file.flush()
-            tool = [nvidia.cuobjdump.path, "-res-usage", file.name]
-            usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
-        print(kernel.metadata.name, *re.findall("STACK:[0-9]+|LOCAL:[0-9]+", usage), "atom" in kernel.asm["ptx"])
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[3], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    kernels = ("_forward_kernel", "_backward_kernel")
-    assert result.stdout.splitlines() == [f"{name} STACK:0 LOCAL:0 False" for name in kernels] * 6
+
+
+def test_compiles_for_an_h100_without_spills() -> None:
+    compiled = compile_launches(launches)
+    assert [name for name, _ in compiled] == ["_forward_kernel", "_backward_kernel"] * len(FORMS)
+    assert not any("atom" in code for _, code in compiled)
+    assert {(needs.stack, needs.local) for _, needs in resources_of_launches(launches)} == {(0, 0)}

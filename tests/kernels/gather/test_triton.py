@@ -88,7 +88,7 @@ def test_sums_have_the_bits_of_the_reference(kernel_device, dim, dtype):
         [31, 32, 33, 1, 0, 64, 65, 30, 2, 31, 1, 63],
         [33] * 9,
         [1, 4096, 4097, 31],
-        [7, 4128, 0, 4129],
+        pytest.param([7, 4128, 0, 4129], marks=pytest.mark.long),
         [8300],
     ],
     ids=lambda counts: f"{len(counts)}-rows-{max(counts)}",

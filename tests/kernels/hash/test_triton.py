@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from kernels.hash import HashSpec, hash_ngrams
 from kernels.hash.reference import hash_ngrams_reference
 from kernels.hash.triton import hash_ngrams_triton
+from tests.grid import grid
 from tests.kernels.hash.test_hash import PRIMES, cases, make_spec, positions_of, tokens_of
 from tests.kernels.own_process import compile_launches
 from tests.kernels.slow_hash import slow_rows
@@ -74,9 +75,11 @@ def test_remainders_are_exact(kernel_device, pairs):
     assert [word % 2**64 for word in spec.reciprocals_LS.tolist()] == [(2**64 - 1) // modulus for modulus, _ in pairs]
 
 
-@pytest.mark.parametrize("cross_documents", [False, True])
-@pytest.mark.parametrize(("modules", "orders", "heads"), [(2, (2, 3), 8), (1, (1,), 1), (3, (1, 2, 5), 3)])
-def test_modules_and_orders(kernel_device, modules, orders, heads, cross_documents):
+@pytest.mark.parametrize(
+    ("form", "cross_documents"), grid([(2, (2, 3), 8), (1, (1,), 1), (3, (1, 2, 5), 3)], [False, True])
+)
+def test_modules_and_orders(kernel_device, form, cross_documents):
+    modules, orders, heads = form
     primes = [PRIMES[: len(orders) * heads]] * modules
     multipliers = [[2**45 - 2 * (7 * module + place) - 1 for place in range(orders[-1])] for module in range(modules)]
     spec = make_spec(multipliers, primes, orders, pad_id=5, cross_documents=cross_documents)

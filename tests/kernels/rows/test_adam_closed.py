@@ -9,6 +9,7 @@ import torch
 from kernels.rows.adam import replay_adam
 from kernels.rows.adam_closed import GapSums, close_gaps
 from kernels.rows.rate_history import RateHistory
+from tests.grid import grid
 from tests.kernels.row_records import same_bits
 
 SCHEDULES = {
@@ -43,8 +44,7 @@ def true_sum(parts, last, rates, betas, eps):
     return moves, means, squares
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("betas", BETAS, ids=str)
+@pytest.mark.parametrize(("betas", "schedule"), grid(BETAS, [*SCHEDULES]))
 def test_a_gap_moves_a_row_within_1e_6_of_the_sum_of_its_steps(betas, schedule):
     rates = history(schedule)
     gaps = GapSums(rates, betas, 1e-8, "cpu")

@@ -15,6 +15,7 @@ from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rate_history import RateHistory
 from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
+from tests.grid import grid
 from tests.kernels import exact_fma
 from tests.kernels.own_process import columns_side_by_side, compile_launches, resources_of_launches
 from tests.kernels.row_records import (
@@ -118,16 +119,15 @@ def check(device, table, parts, steps, *, betas, eps, untouched="exact", scale=1
 LAST = torch.tensor([50, 0, 1, 47, 50, 33, 0, 49], dtype=torch.int32)  # versions of rows at step 50
 
 
-DTYPES = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-STATES = pytest.mark.parametrize("bf16_state", [False, True], ids=["fp32 state", "bf16 state"])
+IN_BF16 = [(False, False), (True, False), (False, True), (True, True)]
+"""Rows, and their state."""
+DTYPES = pytest.mark.parametrize(("bf16", "bf16_state"), IN_BF16)
 
 
-@DTYPES
-@STATES
-@pytest.mark.parametrize("dim", [1, 5, 80])
-def test_rows_have_the_bits_of_the_reference(kernel_device, dim, bf16, bf16_state):
+@pytest.mark.parametrize(("dim", "dtypes"), grid([1, 5, 80], IN_BF16))
+def test_rows_have_the_bits_of_the_reference(kernel_device, dim, dtypes):
     betas, eps = USUAL
-    table = Table(dim, 2 * dim, bf16, bf16_state=bf16_state)
+    table = Table(dim, 2 * dim, dtypes[0], bf16_state=dtypes[1])
     check(kernel_device, table, states(table, LAST, torch.Generator().manual_seed(dim)), 50, betas=betas, eps=eps)
 
 
@@ -142,7 +142,6 @@ def test_other_settings_have_the_bits_of_the_reference(kernel_device, betas, eps
 
 
 @DTYPES
-@STATES
 def test_lazy_rows_are_not_replayed(kernel_device, bf16, bf16_state):
     betas, eps = USUAL
     table = Table(6, 12, bf16, bf16_state=bf16_state)
@@ -151,7 +150,6 @@ def test_lazy_rows_are_not_replayed(kernel_device, bf16, bf16_state):
 
 
 @DTYPES
-@STATES
 def test_closed_gaps_have_the_bits_of_the_reference(kernel_device, bf16, bf16_state):
     table = Table(6, 12, bf16, bf16_state=bf16_state)
     parts = states(table, LAST, torch.Generator().manual_seed(0))
