@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from train.data.hub import is_hub_name
+
 VALIDATION_FRACTION = 0.05
 SMALLEST_BPE = 258
 """Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
@@ -133,9 +135,9 @@ class DataConfig(
     Not used when `path` or `tokenizer` is given."""
 
     tokenizer: str | None = None
-    """`deepseek`, or a `tokenizer.json` (or the folder that has one). For the default corpus: used instead of a BPE
-    trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
-    any other is refused."""
+    """`deepseek`, a `tokenizer.json` (or the folder that has one), or a hub's `owner/name` (`owner/name@revision`). For
+    the default corpus: used instead of a BPE trained on the spot. With `path`: what its tokens were made with; a
+    prepared folder already has its own, and any other is refused."""
 
     verify: bool = False
     """Read all of the text at the start and compare it with its manifest, as `engram data verify` does. Otherwise
@@ -164,7 +166,7 @@ class DataConfig(
 
     def anchored(self) -> Self:
         """The same with absolute paths, for whoever reads them in another folder."""
-        own = self.tokenizer is not None and self.tokenizer != "deepseek"
+        own = self.tokenizer is not None and self.tokenizer != "deepseek" and not is_hub_name(self.tokenizer)
         paths = {"path": self.path, "cache": self.cache, "tokenizer": self.tokenizer if own else None}
         phases = [phase.model_copy(update={"mix": _anchored(phase.mix)}) for phase in self.phases]
         absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
