@@ -66,7 +66,7 @@ def _opened(data: DataConfig, wanted: Sequence[MixSource]) -> Iterator[Source]:
     tokenizer = None if data.tokenizer is None else Tokenizer.load(data.tokenizer)
     first: TokenStore | None = None
     for source in wanted:
-        store = TokenStore.open(source.path, tokenizer=tokenizer)
+        store = TokenStore.open(source.path, tokenizer=tokenizer, how=data.elsewhere)
         first = first or store
         if _reading(store) != _reading(first):
             raise UserError(

@@ -67,7 +67,7 @@ def test_one_source_gives_the_batches_that_it_gives_without_a_mixture(sources):
 
 def test_a_batch_has_its_sources_sequences_in_the_order_in_which_each_is_read(sources):
     mixed = loader(sources, MIXED)
-    alone = [mixed._reader(source, 8) for source in range(2)]
+    alone = [mixed.lines.reader(source, 8) for source in range(2)]
     read = [0, 0]
     for step in range(60):
         for batch in mixed.batch(step):
@@ -97,7 +97,7 @@ def test_a_phase_goes_on_in_each_source_where_the_one_before_left_off(sources):
     # Other sequences: the next epoch.
     (source_B, line_B), *_ = located(phased, 20, 21)
     for source, length in enumerate(map(len, lines)):
-        before, after = (phased._reader(source, tokens).sequences for tokens in (8, 16))
+        before, after = (phased.lines.reader(source, tokens).sequences for tokens in (8, 16))
         assert line_B[source_B == source][0] == -(-length // before) * after
     tokens = [8 * len(line) + 16 * 4 * 5 for line in lines]
     assert [seen.tokens for seen in phased.seen(25).values()] == tokens
@@ -118,9 +118,9 @@ def test_batches_passed_over_do_not_move_the_phases(sources):
 
 def test_a_source_may_be_smaller_than_a_batch_and_repeats(sources):
     mixed = loader(sources, Phase(0, 8, (0.5, 0.4, 0.1)))
-    assert mixed._reader(2, 8).sequences < BATCH
+    assert mixed.lines.reader(2, 8).sequences < BATCH
     few = mixed.seen(200)["few"]
-    assert few == Seen(8 * 160, 160 / mixed._reader(2, 8).sequences)
+    assert few == Seen(8 * 160, 160 / mixed.lines.reader(2, 8).sequences)
     found = mixed.where(3)
     assert len(found["sources"]) == len(found["epochs"]) == len(found["sequences"]) == BATCH
 

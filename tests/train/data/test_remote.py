@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.data.server import Server, serving
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import remote
+from train.data import remote, retry
 from train.data.prepare import prepare
 from train.errors import UserError
 
@@ -22,7 +22,7 @@ TOKENIZER = small_tokenizer()
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "WAIT_S", 0.001)
+    monkeypatch.setattr(retry, "WAIT_S", 0.001)
     with serving() as served:
         yield served
 
