@@ -1,7 +1,6 @@
 """Stores by URL: their small files are copied into the cache, their tokens fetched shard by shard."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,9 +96,9 @@ class RemoteStore:
             return
 
         def ask() -> Any:
-            with self._fs.open(f"{self._path}/{Path(file.name).name}", "rb", block_size=1, cache_type="none") as stream:
-                stream.seek(file.stat().st_size - 1)
+            with self._fs.open(f"{self._path}/{file.name}", "rb", block_size=1, cache_type="none") as stream:
                 try:
+                    stream.seek(file.stat().st_size - 1)
                     return stream.read(1)
                 except ValueError:
                     raise UserError(

@@ -49,6 +49,8 @@ def steadily(url: str, ask: Callable[[], T]) -> T:
     for number in range(TRIES):
         try:
             return ask()
+        except UserError:
+            raise
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(f"source {url}: {told(error)}") from None
         except Exception as error:

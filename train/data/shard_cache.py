@@ -22,6 +22,8 @@ from train.errors import UserError
 SHARD = ".shard"
 """Ending of the files that may be evicted."""
 _LOCK, _USED, _INCOMING = ".lock", ".used", ".incoming"
+COUNT_BYTES = 20
+"""Of the limit, for the count."""
 _SLACK = 16
 """At least this part of the limit is freed at once: listing the folder costs more than removing a file."""
 
@@ -54,6 +56,7 @@ class ShardCache:
             OSError: it cannot be made or listed.
         """
         self.folder, self.limit = folder, limit
+        self._room = limit - COUNT_BYTES
         folder.mkdir(parents=True, exist_ok=True)
         with self.alone(_LOCK):
             self._make_room(0)
@@ -131,17 +134,17 @@ class ShardCache:
         try:
             used = int(counter.read_text())
         except (FileNotFoundError, ValueError):
-            used = self.limit
-        if not size or used + size > self.limit:
+            used = self._room
+        if not size or used + size > self._room:
             files = sorted(self._files())
             used = sum(file.size for file in files)
-            if used + size > self.limit:
-                wanted = self.limit - max(size, self.limit // _SLACK)
+            if used + size > self._room:
+                wanted = self._room - max(size, self._room // _SLACK)
                 for file in files:
                     if used > wanted and file.path.suffix == SHARD:
                         file.path.unlink(missing_ok=True)
                         used -= file.size
-        fits = used + size <= self.limit
+        fits = used + size <= self._room
         counter.write_text(str(used + size if fits else used))
         return fits
 
@@ -151,5 +154,5 @@ class ShardCache:
                 found = path.stat()
             except FileNotFoundError:  # dropped meanwhile
                 continue
-            if path.is_file():
+            if path.is_file() and path.name != _USED:
                 yield _File(found.st_atime_ns, found.st_size, path)

@@ -88,8 +88,9 @@ class ShardFetcher:
             _, _, number = self._wanted.get()
             with self._lock:
                 future = self._coming.get(number)
-                if future is None or not future.set_running_or_notify_cancel():
+                if future is None or future.running():
                     continue
+                future.set_running_or_notify_cancel()
             try:
                 content = self._fetch(number)
             except BaseException as error:

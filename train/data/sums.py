@@ -19,14 +19,19 @@ def shard_sum(content: object) -> bytes:
 
 
 class Sums:
-    """Takes a token file's bytes as they are written."""
+    """Takes a token file's bytes as they are written.
+
+    Attributes:
+        shard_bytes: of a shard.
+    """
 
     def __init__(self) -> None:
+        self.shard_bytes = SHARD_BYTES
         self._whole = bytearray()
         self._started()
 
     def _started(self) -> None:
-        self._sum, self._left = hashlib.blake2b(digest_size=_DIGEST_BYTES), SHARD_BYTES
+        self._sum, self._left = hashlib.blake2b(digest_size=_DIGEST_BYTES), self.shard_bytes
 
     def update(self, content: bytes) -> None:
         """Takes the next bytes."""
@@ -41,7 +46,7 @@ class Sums:
 
     def content(self) -> bytes:
         """What the file `SUMS` holds."""
-        return bytes(self._whole) + (self._sum.digest() if self._left < SHARD_BYTES else b"")
+        return bytes(self._whole) + (self._sum.digest() if self._left < self.shard_bytes else b"")
 
 
 def read_sums(path: Path, shards: int) -> list[bytes]:

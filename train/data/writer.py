@@ -10,7 +10,7 @@ from train.data.encode import Chunk
 from train.data.indexed import token_dtype, write_index
 from train.data.manifest import MANIFEST, Manifest, Option, file_digest, fingerprint, sample_digest
 from train.data.store import BIN, IDX, TOKEN_BYTES
-from train.data.sums import SHARD_BYTES, SUMS, Sums
+from train.data.sums import SUMS, Sums
 from train.data.tokenizer import Tokenizer
 
 
@@ -83,7 +83,7 @@ class StoreWriter:
             bin_sha256=bin_sha256,
             idx_sha256=idx_sha256,
             sample_sha256=sample_digest(self.folder / BIN, self.folder / IDX),
-            shard_bytes=SHARD_BYTES,
+            shard_bytes=self._sums.shard_bytes,
             sums_sha256=file_digest(self.folder / SUMS),
             fingerprint=fingerprint(bin_sha256, idx_sha256, tokenizer_sha256, vocab_size, eos_id),
         )

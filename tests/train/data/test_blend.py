@@ -166,14 +166,16 @@ def test_phases_begin_after_steps_or_tokens():
 
 
 def test_a_job_opens_its_sources_once_and_refuses_another_tokenizer(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.txt").write_text("the fox jumps over the lazy dog\n" * 400)
+    for name, animal in {"a": "fox", "b": "cat", "d": "fox"}.items():
+        (tmp_path / f"{name}.txt").write_text(f"the {animal} jumps over the lazy dog\n" * 400)
         prepare([tmp_path / f"{name}.txt"], tmp_path / name, tokenizer=TOKENIZER, progress=False)
     prepare([tmp_path / "a.txt"], tmp_path / "c", train_bpe=270, progress=False)
-    a, b, c = (str(tmp_path / name) for name in "abc")
+    a, b, c, d = (str(tmp_path / name) for name in "abcd")
     phase = {"after_steps": 5, "mix": [{"path": b, "tokens": 30}, {"path": a, "tokens": 10}]}
     blend = Blend.open(DataConfig.model_validate({"path": a, "phases": [phase]}), 8)
     assert [source.name for source in blend.sources] == ["a", "b"]
     assert [phase.weights for phase in blend.phases] == [(1.0, 0.0), (10.0, 30.0)]
     with pytest.raises(UserError, match=re.escape(f"{c} was prepared with another tokenizer than {a}; prepare it")):
         Blend.open(DataConfig.model_validate({"mix": f"1 {a} 1 {c}"}), 8)
+    with pytest.raises(UserError, match=re.escape(f"data.mix: {a} and {d} hold the same text, whose sequences would")):
+        Blend.open(DataConfig.model_validate({"mix": f"1 {a} 1 {b} 1 {d}"}), 8)

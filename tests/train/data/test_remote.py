@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from tests.train.data.server import Server, serving
 from tests.train.data.text import SENTENCES, small_tokenizer
 from train.data import remote, retry
+from train.data.located import Elsewhere
 from train.data.prepare import prepare
+from train.data.store import TokenStore
 from train.errors import UserError
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, which fsspec reads https:// with")
@@ -119,5 +122,9 @@ def test_a_bucket_s_folder_is_read_file_by_file(tmp_path: Path, monkeypatch: pyt
         made = prepare(["s3://texts/web"], tmp_path / "two", tokenizer=TOKENIZER, workers=1, progress=False)
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
         assert made.passed_over == {".csv": 1}
+        for path in (tmp_path / "two").iterdir():
+            bucket.pipe_file(f"texts/store/{path.name}", path.read_bytes())
+        store = TokenStore.open("s3://texts/store", how=Elsewhere(tmp_path / "cache"))
+        assert np.array_equal(store.tokens[5:99], TokenStore.open(tmp_path / "one").tokens[5:99])
     finally:
         server.stop()
