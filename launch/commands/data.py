@@ -23,7 +23,7 @@ Examples:
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", required=True, metavar="DIR", help="Folder to create.")
-@click.option("--tokenizer", metavar="NAME|FILE", help="`deepseek`, or a tokenizer.json.")
+@click.option("--tokenizer", metavar="NAME|FILE", help="`deepseek`, a tokenizer.json, or a hub's owner/name.")
 @click.option("--train-bpe", type=click.IntRange(min=1), metavar="VOCAB", help="Train a byte-level BPE on the text.")
 @click.option("--workers", type=click.IntRange(min=1, max=1024), help="Tokenizing processes; default: one per core.")
 @click.option("--text-key", default="text", show_default=True, metavar="K", help="Field or column with the text.")

@@ -90,6 +90,7 @@ def _score(
     from dataclasses import asdict
 
     from train.data.blend import Blend
+    from train.data.remote import is_url
     from train.data.store import TokenStore
     from train.use.scoring import score, score_blend
 
@@ -97,7 +98,10 @@ def _score(
         blend = Blend.open(saved.job.data, saved.job.train.global_batch_size)
         found = score_blend(saved, blend, split=split or "validation", sequences=sequences)
     else:  # a prepared folder has its own tokenizer
-        store = TokenStore.open(data, tokenizer=None if Path(data).is_dir() else saved.tokenizer)
+        own_tokenizer = Path(data).is_dir() or is_url(data)
+        store = TokenStore.open(
+            data, tokenizer=None if own_tokenizer else saved.tokenizer, how=saved.job.data.elsewhere
+        )
         own = store.fingerprint in json.dumps(saved.image.manifest.data)
         found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
     if as_json:

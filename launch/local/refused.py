@@ -2,6 +2,7 @@
 
 from train.config.job import JobConfig
 from train.data.located import located
+from train.data.remote import is_url
 from train.errors import UserError
 
 
@@ -12,7 +13,7 @@ def refuse(job: JobConfig, gpus: int) -> None:
         UserError: no data at `data.path`, or a planner on GPUs where there are none.
     """
     for path in (job.data.path, *(source.path for mix in job.data.mixes for source in mix)):
-        if path is not None:
+        if path is not None and not is_url(path):
             located(path)
     if job.offload.planner == "device" and job.model.engram and not gpus:
         raise UserError("offload.planner=device needs a GPU, and ranks run on the CPU here: set it to auto")

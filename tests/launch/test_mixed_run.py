@@ -1,7 +1,11 @@
 """`engram train` on several sources, in phases."""
 
 import json
+import re
 import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,13 @@ import pytest
 import yaml
 
 from tests.command_line import backbone, engram, losses, newest, table_rows, train, write_job
+from tests.train.data.server import Server, serving
+from tests.train.data.test_shard_cache import bytes_in
 from train.checkpoint.listing import checkpoints_in
+from train.data import sums
+from train.data.rewrite import merge
+from train.data.shard_cache import ShardCache
+from train.data.store import TokenStore
 
 MODULES = ("calendar", "cmd", "code", "codecs", "copy", "ctypes/util", "email/message", "fractions", "glob", "imaplib")
 
@@ -34,6 +44,37 @@ def phased(folder: Path, corpus: Path, other: Path) -> Path:
     job["data"] |= {"path": None, "mix": mix, "phases": phases}
     path.write_text(yaml.safe_dump(job))
     return path
+
+
+def served(server: Server, store: Path, folder: Path) -> str:
+    """The URL of a store on a server, in shards of 4 KiB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "SHARD_BYTES", 4096)
+        merge([TokenStore.open(store)], folder / "served" / store.name)
+    server.files |= {
+        f"/{store.name}/{file.name}": file.read_bytes() for file in (folder / "served" / store.name).iterdir()
+    }
+    server.broken = lambda number: 1000 if number % 50 == 49 else None
+    return f"{server.url}/{store.name}"
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[int]]:
+    """The bytes of a cache, from now to the end of the block, each time that nobody changes it."""
+    cache, found, over = ShardCache(folder, 2**40), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            with cache.alone(".lock"):
+                found.append(bytes_in(folder))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watcher.join()
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -65,9 +106,16 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     assert scored["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
     assert scored["by_source"]["mail"]["loss"] == pytest.approx(last["val_loss.mail"], rel=1e-6)
 
-    # Stopped after two steps and gone on from there, with a last phase that was to be another then.
+    # Stopped after two steps and gone on from there, with a last phase that was to be another then, and from a server.
     train(job, "run.name=resumed", "train.steps=2", "data.phases=[{after_steps: 4, sequence_length: 16}]")
-    train(job, "run.name=resumed", "--nproc", "2")
+    with serving() as server, watched(tmp_path / "shards") as most:
+        urls, limit = [served(server, store, tmp_path) for store in (corpus, other)], 140_000
+        remote = tmp_path / "remote.yaml"
+        remote.write_text(job.read_text().replace(str(corpus), urls[0]).replace(str(other), urls[1]))
+        cache = f"data.cache={tmp_path}", f"data.cache_bytes={limit}"
+        said = train(remote, "run.name=resumed", *cache, "--nproc", "2")
+    assert limit // 2 < max(most) <= limit
+    assert re.search(rf"{server.url}/(prepared|mail)/tokens.bin: shard \d+ of .*; trying again in 1 s", said.stderr)
     assert losses(runs / "resumed")[2:] == losses(straight)[2:]
     assert backbone(runs / "resumed") == backbone(straight)
     assert table_rows(runs / "resumed") == table_rows(straight)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.packing import Packed, pack_pieces
+from train.data.packing import Pieces
 
 
 @dataclass
@@ -98,16 +98,15 @@ def piece_counts(lengths_N: np.ndarray, room: int) -> np.ndarray:
 
 
 class BestFitStream:
-    """Documents of a token array packed by best fit, those of a length in a given order.
+    """Documents packed by best fit, those of a length in a given order.
 
     Attributes:
         num_tokens: their sum.
     """
 
-    def __init__(self, tokens: np.ndarray, offsets_N: np.ndarray, order_N: np.ndarray, length: int, made: Fit) -> None:
-        """Args: all tokens; int64 offsets of all documents (one more than documents); which documents, in order;
-        T; their `fit`."""
-        self._tokens = tokens
+    def __init__(self, offsets_N: np.ndarray, order_N: np.ndarray, length: int, made: Fit) -> None:
+        """Args: int64 offsets of all documents (one more than documents); which documents, in order; T; their
+        `fit`."""
         lengths_N = offsets_N[order_N + 1] - offsets_N[order_N]
         self.num_tokens = int(lengths_N.sum())
         whole_N = lengths_N // length
@@ -124,16 +123,15 @@ class BestFitStream:
         self._starts_P, self._lengths_P, self._ends_P = starts[piece_P], lengths[piece_P], ends[piece_P]
         self._first_B = np.searchsorted(sequence_P[in_order], np.arange(made.sequences + 1))
 
-    def pack(self, sequences_B: np.ndarray, length: int, pad_id: int) -> Packed:
-        """Sequences by number, int64, in any order; arguments as those of `DocumentStream.pack`."""
+    def pieces(self, sequences_B: np.ndarray, length: int) -> Pieces:
+        """What sequences by number, int64, in any order, are packed of; `length` is T."""
         first_B, end_B = self._first_B[sequences_B], self._first_B[sequences_B + 1]
         counts_B = end_B - first_B
         ends = np.cumsum(counts_B)
         piece_P = np.arange(int(ends[-1])) + np.repeat(first_B - ends + counts_B, counts_B)
         row_P = np.repeat(np.arange(len(sequences_B)), counts_B)
         starts_P, lengths_P = self._starts_P[piece_P], self._lengths_P[piece_P]
-        ended_P = starts_P + lengths_P == self._ends_P[piece_P]
-        return pack_pieces(self._tokens, starts_P, lengths_P, ended_P, row_P, len(sequences_B), length, pad_id)
+        return Pieces(starts_P, lengths_P, starts_P + lengths_P == self._ends_P[piece_P], row_P)
 
 
 def _placed(made: Fit, first_L: np.ndarray, by_length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

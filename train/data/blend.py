@@ -65,13 +65,19 @@ def check_all(blend: Blend) -> Blend:
 def _opened(data: DataConfig, wanted: Sequence[MixSource]) -> Iterator[Source]:
     tokenizer = None if data.tokenizer is None else Tokenizer.load(data.tokenizer)
     first: TokenStore | None = None
+    paths: dict[str, str] = {}
     for source in wanted:
-        store = TokenStore.open(source.path, tokenizer=tokenizer)
+        store = TokenStore.open(source.path, tokenizer=tokenizer, how=data.elsewhere)
         first = first or store
         if _reading(store) != _reading(first):
             raise UserError(
                 f"data.mix: {source.path} was prepared with another tokenizer than {wanted[0].path}; prepare it with "
                 f"engram data prepare TEXT --out DIR --tokenizer {wanted[0].path}"
+            )
+        if (other := paths.setdefault(store.fingerprint, source.path)) != source.path:
+            raise UserError(
+                f"data.mix: {other} and {source.path} hold the same text, whose sequences would each come twice; name "
+                f"one of them, with both weights added up"
             )
         yield Source(source.called, store, source.epochs)
 

@@ -6,6 +6,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from train.data.hub import is_hub_name
+from train.data.located import SHARDS, Elsewhere
+from train.data.remote import is_url
+
 VALIDATION_FRACTION = 0.05
 SMALLEST_BPE = 258
 """Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
@@ -112,9 +116,9 @@ class DataConfig(
     """What a job trains on, and how it is packed into sequences."""
 
     path: str | None = None
-    """Prepared token store: a folder that `engram data prepare` made, or the prefix of a Megatron `.bin`/`.idx` pair
-    (which needs `tokenizer`). null: the default corpus, which is the sources and documentation of the Python standard
-    library, prepared on first run."""
+    """Prepared token store: a folder that `engram data prepare` made, here or by URL (`s3://`, `https://`, ...), or the
+    prefix of a Megatron `.bin`/`.idx` pair (which needs `tokenizer`). null: the default corpus, which is the sources
+    and documentation of the Python standard library, prepared on first run."""
 
     mix: Mix | None = None
     """Several sources of one tokenizer in the place of `path`: a list of mappings of `path` and `weight` (or `tokens`),
@@ -126,16 +130,27 @@ class DataConfig(
     to change another one, set `allow_change`."""
 
     cache: str = "data"
-    """Folder in which the default corpus is kept once prepared."""
+    """Folder in which the default corpus is kept once prepared, and, in `shards`, what was fetched of stores by URL."""
+
+    cache_bytes: int = Field(50_000_000_000, ge=1, le=2**62)
+    """The most bytes of each machine's disk for what was fetched of stores by URL. Jobs that share the folder share it;
+    what was used longest ago goes first."""
+
+    fetch_ahead: int = Field(16, ge=0, le=100_000)
+    """Steps whose text is fetched ahead from stores by URL, beyond those whose rows are; at most as fills half of
+    `cache_bytes`."""
+
+    patience_s: float = Field(600.0, ge=0, le=1_000_000_000)
+    """Seconds for which a server with a store by URL may fail before the run ends. Keep it below `train.hang_s`."""
 
     bpe_vocab: int = Field(4096, ge=SMALLEST_BPE, le=LARGEST_BPE)
     """Vocabulary of the byte-level BPE trained on the default corpus, end-of-document and padding included.
     Not used when `path` or `tokenizer` is given."""
 
     tokenizer: str | None = None
-    """`deepseek`, or a `tokenizer.json` (or the folder that has one). For the default corpus: used instead of a BPE
-    trained on the spot. With `path`: what its tokens were made with; a prepared folder already has its own, and
-    any other is refused."""
+    """`deepseek`, a `tokenizer.json` (or the folder that has one), or a hub's `owner/name` (`owner/name@revision`). For
+    the default corpus: used instead of a BPE trained on the spot. With `path`: what its tokens were made with; a
+    prepared folder already has its own, and any other is refused."""
 
     verify: bool = False
     """Read all of the text at the start and compare it with its manifest, as `engram data verify` does. Otherwise
@@ -164,10 +179,10 @@ class DataConfig(
 
     def anchored(self) -> Self:
         """The same with absolute paths, for whoever reads them in another folder."""
-        own = self.tokenizer is not None and self.tokenizer != "deepseek"
+        own = self.tokenizer is not None and self.tokenizer != "deepseek" and not is_hub_name(self.tokenizer)
         paths = {"path": self.path, "cache": self.cache, "tokenizer": self.tokenizer if own else None}
         phases = [phase.model_copy(update={"mix": _anchored(phase.mix)}) for phase in self.phases]
-        absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
+        absolute = {name: _absolute(path) for name, path in paths.items() if path is not None}
         return self.model_copy(update={**absolute, "mix": _anchored(self.mix), "phases": phases})
 
     parse_mix = field_validator("mix", mode="before")(parsed_mix)
@@ -189,6 +204,11 @@ class DataConfig(
     def longest(self) -> int:
         """Tokens of a sequence in the phase where they are most."""
         return max(self.sequence_length, *(phase.sequence_length or 0 for phase in self.phases), 0)
+
+    @property
+    def elsewhere(self) -> Elsewhere:
+        """How stores by URL are read."""
+        return Elsewhere(Path(self.cache, SHARDS), self.cache_bytes, self.patience_s)
 
     @property
     def shown(self) -> str:
@@ -229,4 +249,8 @@ class DataConfig(
 
 
 def _anchored(mix: Mix | None) -> Mix | None:
-    return mix and [source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in mix]
+    return mix and [source.model_copy(update={"path": _absolute(source.path)}) for source in mix]
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else str(Path(path).absolute())

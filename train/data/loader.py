@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, step): the same global batch at any number of ranks, without state."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +11,11 @@ from torch import Tensor
 from train.data.batch import Batch
 from train.data.config import VALIDATION_FRACTION
 from train.data.course import Course, Phase, Seen
-from train.data.packing import IGNORED, Packed
-from train.data.reader import Source, SplitReader
-from train.data.statistics import mixed_entropy, unigram_entropy
+from train.data.fetch_ahead import FetchAhead
+from train.data.lines import Lines
+from train.data.packing import IGNORED, Packed, Pieces
+from train.data.reader import Source
+from train.data.shards import ShardedTokens
 from train.data.store import TokenStore
 from train.errors import UserError
 
@@ -31,6 +33,7 @@ class Loader:
 
     Attributes:
         sources: that batches are drawn from.
+        lines: of their sequences.
         steps_per_epoch: global batches of an epoch of a single source (all batches of a validation pass).
         num_tokens, num_documents: of the split, in all sources.
     """
@@ -50,10 +53,12 @@ class Loader:
         skip: Sequence[range] = (),
         phases: Sequence[Phase] = (),
         best_fit: bool = False,
+        fetch_ahead: int = 0,
     ) -> None:
         """Args: the store, or sources of one tokenizer; sizes in sequences; the seed of the order; which contiguous
         part of each batch is ours; which batches to pass over, ascending and apart: numbers from 0, as if none were;
-        the phases, by default one with equal weights; whether documents of training are packed by best fit.
+        the phases, by default one with equal weights; whether documents of training are packed by best fit; of how many
+        further steps the text is fetched, from stores by URL.
 
         Raises:
             UserError: batch sizes that do not divide, or too little text for one batch of training.
@@ -70,56 +75,33 @@ class Loader:
         self._skip = skip
         self._rows = slice(*(global_batch_size // world_size * part for part in (rank, rank + 1)))
         self.phases = phases or [Phase(0, sequence_length, (1.0,) * len(self.sources))]
-        # A source that a run begins with alone drops what does not fill a batch.
-        self._alone = sum(weight > 0 for weight in self.phases[0].weights) == 1
-        self._readers: dict[tuple[int, int], SplitReader] = {}
-        for phase in self.phases:
-            for source, weight in enumerate(phase.weights):
-                if weight:
-                    self._refuse_empty(source, self._reader(source, phase.length))
-        used = [self._reader(source, self._first_length(source)) for source in range(len(self.sources))]
+        self.lines = Lines(
+            self.sources,
+            self.phases,
+            split=split,
+            seed=seed,
+            batch=global_batch_size,
+            validation_fraction=validation_fraction,
+            best_fit=best_fit,
+        )
+        used = [self.lines.first(source) for source in range(len(self.sources))]
         self.num_documents = sum(reader.num_documents for reader in used)
         self.num_tokens = sum(reader.num_tokens for reader in used)
         self.steps_per_epoch = sum(reader.sequences for reader in used) // global_batch_size
-        self._course = Course(self.phases, global_batch_size, lambda *key: self._reader(*key).sequences)
-
-    def _reader(self, source: int, length: int) -> SplitReader:
-        if (source, length) not in self._readers:
-            begins = self.split == "validation" or (self._alone and bool(self.phases[0].weights[source]))
-            self._readers[source, length] = SplitReader(
-                self.sources[source].store,
-                split=self.split,
-                length=length,
-                seed=self.seed,
-                validation_fraction=self.validation_fraction,
-                whole=self.global_batch_size if begins else 1,
-                best_fit=self.best_fit,
-            )
-        return self._readers[source, length]
-
-    def _first_length(self, source: int) -> int:
-        return next((phase.length for phase in self.phases if phase.weights[source]), self.sequence_length)
-
-    def _refuse_empty(self, source: int, reader: SplitReader) -> None:
-        if self.split == "validation" or reader.sequences:
-            return
-        name = self.sources[source].name
-        raise UserError(
-            f"too little text{f' in {name}' if name else ''}: the training split has {reader.num_tokens:,} tokens in "
-            f"{reader.num_documents:,} document(s), {reader.num_tokens // reader.length:,} sequences of "
-            f"{reader.length}; {f'one step takes {self.global_batch_size}' if self._alone else 'it takes one'}. Add "
-            f"text, shorten data.sequence_length or lower the batch size"
-        )
+        self._course = Course(self.phases, global_batch_size, lambda *key: self.lines.reader(*key).sequences)
+        elsewhere = any(isinstance(source.store.tokens, ShardedTokens) for source in self.sources)
+        self._ahead = FetchAhead(self._fetched_pieces, fetch_ahead if elsewhere else 0)
 
     def batch(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step (from 0), in the order to be run.
 
         Raises:
             ValueError: a negative step.
-            UserError: the store holds a token id that its tokenizer does not have.
+            UserError: the store holds a token id that its tokenizer does not have, or lies elsewhere and fails.
         """
         if step < 0:
             raise ValueError(f"step {step} is negative")
+        self._ahead.reach(step)
         packed, source_B = self._pack(self.batch_number(step))
         size = self.micro_batch_size
         arrays = [*packed, source_B] if len(self.sources) > 1 else packed
@@ -151,15 +133,6 @@ class Loader:
     def _seen(self, steps: int) -> list[Seen]:
         return self._course.seen(self.batch_number(steps - 1) + 1 if steps else 0)
 
-    def padding(self) -> dict[str, float]:
-        """The share of padding in an epoch of each source that is packed by best fit, in the phase that it begins."""
-        found = {}
-        for number, source in enumerate(self.sources):
-            reader = self._reader(number, self._first_length(number))
-            if reader.fit is not None:
-                found[source.name] = reader.fit.padding / (reader.fit.sequences * reader.length)
-        return found
-
     def phase_starts(self, steps: int) -> list[int]:
         """The first step of each phase that begins within the first `steps`, the first phase's 0 included."""
         starts = [bisect_left(range(steps), phase.first, key=self.batch_number) for phase in self.phases]
@@ -173,7 +146,7 @@ class Loader:
         number = self.batch_number(step)
         leg = self._course.leg(number)
         source_B, line_B = self._course.locate(number, slice(0, self.global_batch_size))
-        found = [self._reader(source, leg.length).where(line_B[[place]]) for place, source in enumerate(source_B)]
+        found = [self.lines.reader(source, leg.length).where(line_B[[place]]) for place, source in enumerate(source_B)]
         epochs, sequences = ([int(part[0]) for part in parts] for parts in zip(*found, strict=True))
         if len(self.sources) == 1:
             return {"batch": number + 1, "epoch": epochs[0], "sequences": sequences}
@@ -185,7 +158,7 @@ class Loader:
         length = self._course.leg(number).length
         source_B, line_B = self._course.locate(number, self._rows)
         parts = {
-            source: self._reader(source, length).pack(line_B[source_B == source]) for source in np.unique(source_B)
+            source: self.lines.reader(source, length).pack(line_B[source_B == source]) for source in np.unique(source_B)
         }
         if len(parts) == 1:
             return next(iter(parts.values())), source_B
@@ -194,6 +167,16 @@ class Loader:
             for target, values in zip(packed, part, strict=True):
                 target[source_B == source] = values
         return packed, source_B
+
+    def _fetched_pieces(self, step: int) -> Iterator[tuple[ShardedTokens, Pieces]]:
+        """What a step reads of sources that lie elsewhere."""
+        number = self.batch_number(step)
+        source_B, line_B = self._course.locate(number, self._rows)
+        for source in np.unique(source_B):
+            reader = self.lines.reader(source, self._course.leg(number).length)
+            if isinstance(reader.store.tokens, ShardedTokens):
+                for _, pieces in reader.pieces(line_B[source_B == source]):
+                    yield reader.store.tokens, pieces
 
     def unigram_entropy(self, labels: Tensor | None = None, *, source: int = 0) -> float:
         """Nats a token of `labels` under the training split's token frequencies (add-one smoothing).
@@ -206,14 +189,7 @@ class Loader:
             ValueError: there is no validation split.
         """
         priced = None if labels is None else labels[labels != IGNORED].numpy(force=True)
-        texts = []
-        for number, each in enumerate(self.sources):
-            held_out = self._reader(number, self._first_length(number)).held_out
-            texts.append((each.store.tokens, each.store.document_offsets, held_out))
-        vocab_size = self.sources[0].store.vocab_size
-        if len(texts) == 1:
-            return unigram_entropy(*texts[0], vocab_size, labels=priced)
-        return mixed_entropy(texts, self.shares, vocab_size, source=source, labels=priced)
+        return self.lines.unigram_entropy(self.shares, source, priced)
 
     @property
     def shares(self) -> list[float]:

@@ -1,9 +1,28 @@
 """Where a job's data are, to be checked before what takes seconds to import."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.manifest import MANIFEST
 from train.errors import UserError
+
+SHARDS = "shards"
+"""Folder in `data.cache` of what belongs to stores by URL."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """How stores by URL are read.
+
+    Attributes:
+        folder: of the cache.
+        limit: the most bytes in it.
+        patience_s: for which a server may fail.
+    """
+
+    folder: Path = Path("data", SHARDS)
+    limit: int = 50_000_000_000
+    patience_s: float = 600.0
 
 
 def located(path: str | Path) -> Path:

@@ -63,6 +63,10 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
     """Hash of the whole index file."""
     sample_sha256: str
     """Hash of sizes and of evenly spaced blocks of both files, verified at every opening."""
+    shard_bytes: Count = 0
+    """Bytes of the token file's pieces that have checksums of their own; 0 in older stores, which have none."""
+    sums_sha256: str = ""
+    """Hash of the file with these checksums."""
     fingerprint: str
     """Identity of the contents: tokens, document boundaries, tokenizer and end-of-document token."""
 
@@ -82,9 +86,20 @@ class Manifest(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=
         """
         path = folder / MANIFEST
         try:
-            manifest = cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot read ({error.strerror}); is {folder} a prepared token store?") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> "Manifest":
+        """The manifest that a file has.
+
+        Raises:
+            UserError: it is none, or was edited by hand.
+        """
+        try:
+            manifest = cls.model_validate(json.loads(content.decode()))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "top level"

@@ -17,7 +17,7 @@ def open_data(config: DataConfig, *, progress: bool = True) -> TokenStore:
     """
     if config.path is not None:
         tokenizer = None if config.tokenizer is None else Tokenizer.load(config.tokenizer)
-        return TokenStore.open(config.path, tokenizer=tokenizer)
+        return TokenStore.open(config.path, tokenizer=tokenizer, how=config.elsewhere)
     folder = default_corpus(
         config.cache,
         bpe_vocab=config.bpe_vocab,

@@ -28,7 +28,6 @@ def permutation(count: int, seed: int, *key: int) -> np.ndarray:
 
 
 def epoch_order(
-    tokens: np.ndarray,
     offsets: np.ndarray,
     documents: np.ndarray,
     *,
@@ -42,7 +41,6 @@ def epoch_order(
     The tokens after the last whole sequence are dropped; as the documents are permuted, every epoch drops others.
 
     Args:
-        tokens: the store's tokens.
         offsets: the store's document offsets.
         documents: int64 numbers of the split's documents.
         length: tokens of a sequence.
@@ -51,7 +49,7 @@ def epoch_order(
     """
     ordered = documents[permutation(len(documents), seed, epoch, 0)]
     if fit is not None:
-        packed = BestFitStream(tokens, offsets, ordered, length, fit)
+        packed = BestFitStream(offsets, ordered, length, fit)
         return Epoch(packed, permutation(fit.sequences, seed, epoch, 1))
-    stream = DocumentStream(tokens, offsets, ordered)
+    stream = DocumentStream(offsets, ordered)
     return Epoch(stream, permutation(stream.num_tokens // length, seed, epoch, 1))

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.data.shards import Tokens
+
 IGNORED = -100
 """Label of a token that predicts nothing: the last of its document, and padding."""
 
@@ -29,31 +31,40 @@ class Packed(NamedTuple):
     """Position in the document, counted from its first token in this sequence."""
 
 
+class Pieces(NamedTuple):
+    """Where the documents' pieces lie that sequences are packed of."""
+
+    starts_P: np.ndarray
+    """int64: the first token of each, in the tokens of all documents."""
+    lengths_P: np.ndarray
+    """int64."""
+    ended_P: np.ndarray
+    """Whether its document ends with it."""
+    row_P: np.ndarray
+    """int64, ascending: the sequence that it is laid into, behind those before it."""
+
+
 class DocumentStream:
-    """Documents of a token array laid end to end in a given order.
+    """Documents laid end to end in a given order.
 
     Attributes:
         num_tokens: of all of them.
     """
 
-    def __init__(self, tokens: np.ndarray, offsets_N: np.ndarray, order_N: np.ndarray) -> None:
-        """Args: all tokens; int64 offsets of all documents (one more than documents); which documents, in order."""
+    def __init__(self, offsets_N: np.ndarray, order_N: np.ndarray) -> None:
+        """Args: int64 offsets of all documents (one more than documents); which documents, in order."""
         lengths_N = offsets_N[order_N + 1] - offsets_N[order_N]
         present_N = lengths_N > 0
-        self._tokens = tokens
         self._sources_N = offsets_N[order_N[present_N]]
         self._ends_N = np.cumsum(lengths_N[present_N], dtype=np.int64)
         self.num_tokens = int(self._ends_N[-1]) if len(self._ends_N) else 0
 
-    def pack(self, sequences_B: np.ndarray, length: int, pad_id: int) -> Packed:
-        """Sequences of `length` tokens: number k is the stream's tokens [k*length, (k+1)*length).
-
-        Beyond the stream's end there is padding, which counts as one document of its own.
+    def pieces(self, sequences_B: np.ndarray, length: int) -> Pieces:
+        """What sequences of `length` tokens are packed of: number k has the stream's tokens [k*length, (k+1)*length).
 
         Args:
             sequences_B: int64, numbers of the sequences, in any order.
             length: T.
-            pad_id: token to pad with.
         """
         begin_B = np.minimum(sequences_B * length, self.num_tokens)
         end_B = np.minimum(begin_B + length, self.num_tokens)
@@ -68,32 +79,20 @@ class DocumentStream:
         begin_P = np.maximum(document_begin_P, begin_B[row_P])
         end_P = np.minimum(document_end_P, end_B[row_P])
         starts_P = self._sources_N[document_P] + begin_P - document_begin_P
-        ended_P = end_P == document_end_P
-        rows = len(sequences_B)
-        return pack_pieces(self._tokens, starts_P, end_P - begin_P, ended_P, row_P, rows, length, pad_id)
+        return Pieces(starts_P, end_P - begin_P, end_P == document_end_P, row_P)
 
 
-def pack_pieces(
-    tokens: np.ndarray,
-    starts_P: np.ndarray,
-    lengths_P: np.ndarray,
-    ended_P: np.ndarray,
-    row_P: np.ndarray,
-    rows: int,
-    length: int,
-    pad_id: int,
-) -> Packed:
+def pack(tokens: Tokens, pieces: Pieces, rows: int, length: int, pad_id: int) -> Packed:
     """Pieces of documents as sequences.
 
     Args:
         tokens: of all documents.
-        starts_P, lengths_P: int64, where each piece is in them.
-        ended_P: whether its document ends with it.
-        row_P: int64, ascending: the sequence that it is laid into, behind those before it.
+        pieces: which of them.
         rows: B.
         length: T, no less than the pieces of any row.
         pad_id: token to pad with. Padding counts as one document of its own.
     """
+    starts_P, lengths_P, ended_P, row_P = pieces
     source_F = _ramps(starts_P, lengths_P)
     # A document's next token is the next one in memory; only its last token has none.
     label_F = tokens[np.minimum(source_F + 1, len(tokens) - 1)].astype(np.int64)

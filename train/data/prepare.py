@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
+from train.data.hub import is_hub_name
 from train.data.manifest import MANIFEST, Manifest, Option
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources, told
@@ -38,7 +39,7 @@ def prepare(
     Args:
         sources: files and folders: `.txt .md .py .rst .jsonl .jsonl.gz .jsonl.zst .json.gz .json.zst .parquet`.
         out: folder to make.
-        tokenizer: a loaded one, `deepseek`, or a `tokenizer.json`. This or `train_bpe`.
+        tokenizer: a loaded one, or a name as of `Tokenizer.load`. This or `train_bpe`.
         train_bpe: vocabulary of a byte-level BPE to train on (a sample of) the same text.
         workers: tokenizing processes; None: one per core, fewer for little text; 1: none but this one.
         text_key: field or column that holds the text.
@@ -64,6 +65,8 @@ def prepare(
         if train_bpe is not None:
             return train_bpe_on(corpus, train_bpe, shown)
         assert tokenizer is not None
+        if isinstance(tokenizer, str) and is_hub_name(tokenizer):
+            shown.line(f"asking the hub for the tokenizer {tokenizer}")
         return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
 
     return build_store(

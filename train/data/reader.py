@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from train.data.best_fit import fit, piece_counts
 from train.data.order import Epoch, epoch_order
-from train.data.packing import Packed
+from train.data.packing import Packed, Pieces, pack
 from train.data.split import validation_mask
 from train.data.store import TokenStore
 
@@ -90,18 +91,23 @@ class SplitReader:
         """Sequences by number, int64 [B], in any order.
 
         Raises:
-            UserError: the store holds a token id that its tokenizer does not have.
+            UserError: the store holds a token id that its tokenizer does not have, or lies elsewhere and fails.
         """
-        epoch_B, place_B = self.where(numbers_B)
         packed = Packed(*(np.empty((len(numbers_B), self.length), np.int64) for _ in Packed._fields))
-        for epoch in np.unique(epoch_B):
-            mine = epoch_B == epoch
-            part = self.epoch(int(epoch)).stream.pack(place_B[mine], self.length, self.store.pad_id)
+        for mine, pieces in self.pieces(numbers_B):
+            part = pack(self.store.tokens, pieces, len(mine), self.length, self.store.pad_id)
             for target, values in zip(packed, part, strict=True):
                 target[mine] = values
         # Prepared stores have no others; a Megatron pair opened with the wrong tokenizer may.
         self.store.check_ids(packed.tokens_BT)
         return packed
+
+    def pieces(self, numbers_B: np.ndarray) -> Iterator[tuple[np.ndarray, Pieces]]:
+        """Epoch by epoch, which of the sequences are of it, int64, and what those are packed of."""
+        epoch_B, place_B = self.where(numbers_B)
+        for epoch in np.unique(epoch_B):
+            mine = np.flatnonzero(epoch_B == epoch)
+            yield mine, self.epoch(int(epoch)).stream.pieces(place_B[mine], self.length)
 
     def epoch(self, number: int) -> Epoch:
         """The order of an epoch; of validation there is one."""
@@ -111,7 +117,6 @@ class SplitReader:
 
     def _make_epoch(self, epoch: int) -> Epoch:
         return epoch_order(
-            self.store.tokens,
             self.store.document_offsets,
             self.documents,
             length=self.length,

@@ -6,19 +6,17 @@ huggingface_hub. Credentials and endpoints are those of these libraries (environ
 
 import io
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import IO, Any
 
+from train.data.retry import TRIES, steadily, wait_before_next
 from train.errors import UserError
 
-TRIES = 6
-"""In a row without a byte."""
-WAIT_S = 1.0
-"""After the first failure; twice as long after each further one."""
 _BUFFER = 1 << 20
+_STALL_S = 60.0
+"""Without a byte, a connection counts as broken."""
 _IDENTITY = ("size", "ETag", "LastModified", "last_modified", "mtime")
 
 
@@ -44,7 +42,7 @@ class RemoteFile:
         self._fs, self._path, self.url = fs, path, url
         last = PurePosixPath(path.split("?")[0])
         self.name, self.suffix = last.name, last.suffix
-        self._info = _steadily(url, lambda: fs.info(path))
+        self._info = steadily(url, lambda: fs.info(path))
         if self._info.get("size") is None:
             raise UserError(f"source {url}: the server does not tell its size; download it, and give the file")
 
@@ -74,45 +72,40 @@ def remote_files(url: str) -> Iterator[RemoteFile]:
     Raises:
         UserError: nothing is there, the library of its protocol is not installed, or the server does not answer.
     """
-    import fsspec
-
-    try:
-        fs, path = fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"source {url}: {str(error).splitlines()[0]}") from None
+    fs, path = file_system(url)
     # Over HTTP there are no folders, and asking for one would read the file.
-    if url.lower().startswith("http") or not _steadily(url, lambda: fs.isdir(path)):
+    if is_http(url) or not steadily(url, lambda: fs.isdir(path)):
         yield RemoteFile(fs, path, url)
         return
-    for found in sorted(_steadily(url, lambda: fs.find(path))):
+    for found in sorted(steadily(url, lambda: fs.find(path))):
         if not any(part.startswith(".") for part in PurePosixPath(found).relative_to(path).parts):
             yield RemoteFile(fs, found, fs.unstrip_protocol(found))
 
 
-def _steadily(url: str, ask: Any) -> Any:
-    """What the server answers, asked again while it fails."""
-    for number in range(TRIES):
-        try:
-            return ask()
-        except (FileNotFoundError, PermissionError) as error:
-            raise UserError(f"source {url}: {_told(error)}") from None
-        except Exception as error:
-            _wait(number, url, error)
-    raise AssertionError
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, of `fsspec`, and the name in it.
+
+    Raises:
+        UserError: the library of its protocol is not installed, or there is none.
+    """
+    import fsspec
+
+    options = {}
+    try:
+        if is_http(url):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL_S, sock_read=_STALL_S)
+            options["client_kwargs"] = {"timeout": timeout}
+        fs, path = fsspec.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"source {url}: {str(error).splitlines()[0]}") from None
+    return fs, path
 
 
-def _wait(number: int, url: str, error: Exception) -> None:
-    """Waits before another try; raises UserError instead of the last."""
-    if number + 1 == TRIES:
-        raise UserError(
-            f"source {url}: failed {TRIES} times in a row, at last with {_told(error)}; try again"
-        ) from None
-    time.sleep(WAIT_S * 2**number)
-
-
-def _told(error: Exception) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def is_http(url: str) -> bool:
+    """Whether a URL is http:// or https://."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 class _Stream(io.RawIOBase):
@@ -157,7 +150,7 @@ class _Stream(io.RawIOBase):
                 if isinstance(error, ValueError) and self._ranges:
                     self._ranges = False  # the server has sent more than the range that it was asked for
                     continue
-                _wait(number, self._url, error)
+                wait_before_next(number, self._url, error)
                 self._require_unchanged()
         raise UserError(f"source {self._url}: the server fails")
 
@@ -189,6 +182,6 @@ class _Stream(io.RawIOBase):
 
     def _require_unchanged(self) -> None:
         self._fs.invalidate_cache()
-        now = _steadily(self._url, lambda: self._fs.info(self._path))
+        now = steadily(self._url, lambda: self._fs.info(self._path))
         if any(now.get(key) != self._info.get(key) for key in _IDENTITY):
             raise UserError(f"source {self._url}: has changed while it was read; start again")

@@ -1,15 +1,17 @@
 """What a model that only knows token frequencies would score: the mark that a training run must beat."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+
+from train.data.shards import Tokens
 
 _CHUNK = 1 << 22
 
 
 def unigram_entropy(
-    tokens: np.ndarray,
+    tokens: Tokens,
     offsets: np.ndarray,
     validation: np.ndarray,
     vocab_size: int,
@@ -40,7 +42,7 @@ def unigram_entropy(
 
 
 def mixed_entropy(
-    texts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    texts: Sequence[tuple[Tokens, np.ndarray, np.ndarray]],
     shares: Sequence[float],
     vocab_size: int,
     *,
@@ -72,7 +74,7 @@ def mixed_entropy(
 
 
 def _counts(
-    tokens: np.ndarray,
+    tokens: Tokens,
     offsets: np.ndarray,
     validation: np.ndarray,
     vocab_size: int,
@@ -83,23 +85,23 @@ def _counts(
     stride = max(1, len(tokens) // max_train_tokens)
     train = np.zeros(vocab_size, dtype=np.int64)
     held_out = np.bincount(np.empty(0, np.int64) if labels is None else labels, minlength=vocab_size)
-    for number, (part, side) in enumerate(_chunks(tokens, offsets, validation)):
+    # What is not counted is not read: it may lie elsewhere.
+    for begin in range(0, len(tokens), _CHUNK if labels is None else _CHUNK * stride):
+        part = tokens[begin : begin + _CHUNK]
+        side = _sides(offsets, validation, begin, begin + len(part))
         if labels is None:
             held_out += np.bincount(part[side == 1], minlength=vocab_size)
-        if number % stride == 0:
+        if begin // _CHUNK % stride == 0:
             train += np.bincount(part[side == 0], minlength=vocab_size)
     return train, held_out
 
 
-def _chunks(tokens: np.ndarray, offsets: np.ndarray, validation: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Consecutive tokens, each with its side: 0 training, 1 validation, 2 first of its document."""
-    document = 0
-    for begin in range(0, len(tokens), _CHUNK):
-        end = min(begin + _CHUNK, len(tokens))
-        document = int(np.searchsorted(offsets, begin, side="right")) - 1
-        last = int(np.searchsorted(offsets, end, side="left"))
-        bounds = np.clip(offsets[document : last + 1], begin, end)
-        side = np.repeat(validation[document:last].astype(np.int8), np.diff(bounds))
-        first = offsets[document:last]
-        side[first[(first >= begin) & (first < end)] - begin] = 2
-        yield tokens[begin:end], side
+def _sides(offsets: np.ndarray, validation: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """The side of each token of a range: 0 training, 1 validation, 2 first of its document."""
+    document = int(np.searchsorted(offsets, begin, side="right")) - 1
+    last = int(np.searchsorted(offsets, end, side="left"))
+    bounds = np.clip(offsets[document : last + 1], begin, end)
+    side = np.repeat(validation[document:last].astype(np.int8), np.diff(bounds))
+    first = offsets[document:last]
+    side[first[(first >= begin) & (first < end)] - begin] = 2
+    return side

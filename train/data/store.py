@@ -5,15 +5,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.data.elsewhere import RemoteStore
 from train.data.indexed import read_index
-from train.data.located import located
+from train.data.located import Elsewhere, located
 from train.data.manifest import Manifest, file_digest, fingerprint, sample_digest
-from train.data.tokenizer import TOKENIZER, Tokenizer
+from train.data.remote import is_url
+from train.data.shards import ShardedTokens, Tokens
+from train.data.sums import SUMS
+from train.data.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer
 from train.errors import UserError
 
 BIN = "tokens.bin"
 IDX = "tokens.idx"
 TOKEN_BYTES = "token_bytes.npy"
+# Beside tokens and manifest, each with the manifest's entry of its hash; the tokenizer's is of its canonical form.
+_SMALL = {IDX: "idx_sha256", SUMS: "sums_sha256", TOKEN_BYTES: "", TOKENIZER: "", TOKENIZER_CONFIG: ""}
 
 
 class _Facts(NamedTuple):
@@ -29,7 +35,7 @@ class TokenStore:
     """Documents as one array of token ids with the documents' offsets in it. Opened by `TokenStore.open`.
 
     Attributes:
-        tokens: uint16 or int32 [num_tokens], memory-mapped: all documents, one after another.
+        tokens: uint16 or int32 [num_tokens], memory-mapped or by shards: all documents, one after another.
         document_offsets: int64 [num_documents + 1], document i is `tokens[document_offsets[i]:document_offsets[i+1]]`.
         token_bytes: int32 [vocab_size], UTF-8 bytes of text that each token stands for.
         vocab_size, eos_id, pad_id: of the tokenizer.
@@ -47,6 +53,7 @@ class TokenStore:
         token_bytes: np.ndarray,
         manifest: Manifest | None,
         facts: _Facts,
+        remote: RemoteStore | None = None,
     ) -> None:
         """Use `open`."""
         self.prefix = prefix
@@ -62,19 +69,30 @@ class TokenStore:
             self.document_offsets = index.document_offsets()
         except ValueError as error:
             raise UserError(f"{index_path}: cannot be used, {error}") from None
-        self.tokens = _map_tokens(prefix.with_name(prefix.name + ".bin"), index.dtype, int(self.document_offsets[-1]))
+        count = int(self.document_offsets[-1])
+        self.tokens: Tokens
+        if remote is not None:
+            self.tokens = remote.tokens(BIN, index.dtype, count)
+        else:
+            self.tokens = _map_tokens(prefix.with_name(prefix.name + ".bin"), index.dtype, count)
 
     @classmethod
-    def open(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> "TokenStore":
-        """Opens a prepared folder, or a plain Megatron pair by its prefix or either file's name.
+    def open(
+        cls, path: str | Path, *, tokenizer: Tokenizer | None = None, how: Elsewhere | None = None
+    ) -> "TokenStore":
+        """Opens a prepared folder, here or by URL, or a plain Megatron pair by its prefix or either file's name.
 
         Args:
             path: the folder, or the pair.
             tokenizer: needed for a plain pair; for a prepared folder it must be the one that made it.
+            how: stores by URL are read.
 
         Raises:
-            UserError: nothing there, files changed since they were prepared, another tokenizer, a damaged index.
+            UserError: nothing there, files changed since they were prepared, another tokenizer, a damaged index, or a
+                server that fails.
         """
+        if is_url(path):
+            return cls._open_prepared(RemoteStore(str(path), how or Elsewhere(), _SMALL), tokenizer)
         found = located(path)
         if found.is_dir():
             return cls._open_prepared(found, tokenizer)
@@ -85,15 +103,19 @@ class TokenStore:
         return cls._open_plain(found, tokenizer)
 
     @classmethod
-    def _open_prepared(cls, folder: Path, tokenizer: Tokenizer | None) -> "TokenStore":
-        manifest = Manifest.read(folder)
+    def _open_prepared(cls, place: Path | RemoteStore, tokenizer: Tokenizer | None) -> "TokenStore":
+        remote = place if isinstance(place, RemoteStore) else None
+        folder = place.folder if isinstance(place, RemoteStore) else place
+        manifest = remote.manifest if remote else Manifest.read(folder)
+        shown = remote.url if remote else folder
         if tokenizer is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
             raise UserError(
-                f"{folder}: made with the tokenizer {manifest.tokenizer}, which is not {tokenizer.name}; "
+                f"{shown}: made with the tokenizer {manifest.tokenizer}, which is not {tokenizer.name}; "
                 f"drop data.tokenizer or prepare the text again"
             )
         try:
-            unchanged = sample_digest(folder / BIN, folder / IDX) == manifest.sample_sha256
+            # By URL, every shard is compared when it comes.
+            unchanged = remote is not None or sample_digest(folder / BIN, folder / IDX) == manifest.sample_sha256
             token_bytes = np.load(folder / TOKEN_BYTES)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: damaged ({error}); prepare it again") from None
@@ -109,7 +131,14 @@ class TokenStore:
             manifest.fingerprint,
             manifest.text_bytes / max(1, manifest.token_bytes),
         )
-        return cls(folder / "tokens", tokenizer=tokenizer, token_bytes=token_bytes, manifest=manifest, facts=facts)
+        return cls(
+            folder / "tokens",
+            tokenizer=tokenizer,
+            token_bytes=token_bytes,
+            manifest=manifest,
+            facts=facts,
+            remote=remote,
+        )
 
     @classmethod
     def _open_plain(cls, prefix: Path, tokenizer: Tokenizer) -> "TokenStore":
@@ -169,9 +198,13 @@ class TokenStore:
         """
         if self.manifest is None:
             raise UserError(f"{self.prefix}: a plain Megatron pair has no checksums to verify")
-        for name, expected in ((BIN, self.manifest.bin_sha256), (IDX, self.manifest.idx_sha256)):
+        expected = {BIN: self.manifest.bin_sha256, IDX: self.manifest.idx_sha256, SUMS: self.manifest.sums_sha256}
+        if isinstance(self.tokens, ShardedTokens):
+            self.tokens.check()
+            del expected[BIN]
+        for name, digest in expected.items():
             path = self.prefix.with_name(name)
-            if file_digest(path) != expected:
+            if digest and file_digest(path) != digest:
                 raise UserError(f"{path}: damaged, its checksum is not the manifest's; prepare the text again")
 
 

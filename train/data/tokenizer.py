@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from train.data.config import LARGEST_BPE
+from train.data.hub import from_hub, is_hub_name
 from train.data.interruptible import interruptible
 from train.errors import UserError
 from train.files import require_regular
@@ -90,21 +91,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | Path, *, eos: str | None = None) -> "Tokenizer":
-        """The tokenizer called `name`: `deepseek`, a `tokenizer.json`, or a folder that has one.
+        """The tokenizer called `name`: `deepseek`, a `tokenizer.json`, a folder that has one, or a hub's `owner/name`.
 
         `tokenizer_config.json` beside the file, if there, names the end-of-document token unless `eos` does.
 
         Raises:
-            UserError: no such file, not a tokenizer, or the package that ships it is not installed.
+            UserError: no such file, not a tokenizer, the package that ships it is not installed, or the hub cannot be
+                reached.
         """
         path = _deepseek_file() if str(name) == "deepseek" else Path(name)
+        if is_hub_name(str(name)):
+            path = from_hub(str(name), TOKENIZER, TOKENIZER_CONFIG)
         if path.is_dir():
             path = path / TOKENIZER
         try:
             require_regular(path)
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            hint = "give a tokenizer.json file or the name deepseek"
+            hint = "give a tokenizer.json, the name deepseek, or a hub's owner/name"
             raise UserError(f"tokenizer {name}: cannot read {path} ({_reason(error)}); {hint}") from None
         specials = _special_names(path.with_name(TOKENIZER_CONFIG))
         return cls(source, name=str(name), eos=eos or specials.get("eos_token"), pad=specials.get("pad_token"))

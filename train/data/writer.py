@@ -10,6 +10,7 @@ from train.data.encode import Chunk
 from train.data.indexed import token_dtype, write_index
 from train.data.manifest import MANIFEST, Manifest, Option, file_digest, fingerprint, sample_digest
 from train.data.store import BIN, IDX, TOKEN_BYTES
+from train.data.sums import SUMS, Sums
 from train.data.tokenizer import Tokenizer
 
 
@@ -30,7 +31,7 @@ class StoreWriter:
         self._text_bytes = self._token_bytes = self._empty = 0
         self._lengths: list[np.ndarray] = []
         self._table = tokenizer.token_bytes()
-        self._digest = hashlib.sha256()
+        self._digest, self._sums = hashlib.sha256(), Sums()
         self._stream = (folder / BIN).open("wb")
 
     def __enter__(self) -> "StoreWriter":
@@ -44,6 +45,7 @@ class StoreWriter:
         content = chunk.tokens.tobytes()
         self._stream.write(content)
         self._digest.update(content)
+        self._sums.update(content)
         self._lengths.append(chunk.lengths)
         self.tokens += len(chunk.tokens)
         self.documents += len(chunk.lengths)
@@ -59,6 +61,7 @@ class StoreWriter:
         with (self.folder / IDX).open("wb") as stream:
             write_index(stream, token_dtype(self.tokenizer.vocab_size), np.concatenate(self._lengths))
         np.save(self.folder / TOKEN_BYTES, self._table)
+        (self.folder / SUMS).write_bytes(self._sums.content())
         self.tokenizer.save(self.folder)
         bin_sha256, idx_sha256 = self._digest.hexdigest(), file_digest(self.folder / IDX)
         tokenizer_sha256, vocab_size, eos_id = self.tokenizer.sha256, self.tokenizer.vocab_size, self.tokenizer.eos_id
@@ -80,6 +83,8 @@ class StoreWriter:
             bin_sha256=bin_sha256,
             idx_sha256=idx_sha256,
             sample_sha256=sample_digest(self.folder / BIN, self.folder / IDX),
+            shard_bytes=self._sums.shard_bytes,
+            sums_sha256=file_digest(self.folder / SUMS),
             fingerprint=fingerprint(bin_sha256, idx_sha256, tokenizer_sha256, vocab_size, eos_id),
         )
         (self.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -20,7 +20,7 @@ def notes(job: JobConfig, training: Loader, held_out: Sequence[HeldOut], world_s
     """
     yield from _repeated(job, training)
     yield from _phases(job, training)
-    for name, share in training.padding().items():
+    for name, share in training.lines.padding().items():
         yield f"best-fit packing{f' of {name}' if name else ''}: {share:.2%} of the tokens are padding"
     for name, _, validation in held_out:
         if not validation.num_documents:

@@ -13,6 +13,7 @@ from torch import Tensor
 from train.data.batch import Batch
 from train.data.blend import Blend
 from train.data.order import epoch_order
+from train.data.packing import pack
 from train.data.split import validation_mask
 from train.data.store import TokenStore
 from train.errors import UserError
@@ -82,10 +83,10 @@ def _batches(run: SavedRun, store: TokenStore, split: Split, sequences: int | No
     if split == "validation":
         chosen_N &= validation_mask(lengths_N, run.job.data.validation_fraction)
     # The one fixed order of evaluation during training.
-    order = epoch_order(store.tokens, store.document_offsets, np.flatnonzero(chosen_N), length=length, seed=0, epoch=0)
+    order = epoch_order(store.document_offsets, np.flatnonzero(chosen_N), length=length, seed=0, epoch=0)
     whole = -(-order.stream.num_tokens // length)
     wanted = whole if sequences is None else min(sequences, whole)
     for start in range(0, wanted, size):
         numbers = np.arange(start, min(start + size, wanted))
-        tokens_BT, labels_BT, positions_BT = map(torch.from_numpy, order.stream.pack(numbers, length, store.pad_id))
-        yield Batch(tokens_BT, labels_BT, positions_BT)
+        pieces = order.stream.pieces(numbers, length)
+        yield Batch(*map(torch.from_numpy, pack(store.tokens, pieces, len(numbers), length, store.pad_id)))

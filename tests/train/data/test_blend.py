@@ -67,7 +67,7 @@ def test_one_source_gives_the_batches_that_it_gives_without_a_mixture(sources):
 
 def test_a_batch_has_its_sources_sequences_in_the_order_in_which_each_is_read(sources):
     mixed = loader(sources, MIXED)
-    alone = [mixed._reader(source, 8) for source in range(2)]
+    alone = [mixed.lines.reader(source, 8) for source in range(2)]
     read = [0, 0]
     for step in range(60):
         for batch in mixed.batch(step):
@@ -97,7 +97,7 @@ def test_a_phase_goes_on_in_each_source_where_the_one_before_left_off(sources):
     # Other sequences: the next epoch.
     (source_B, line_B), *_ = located(phased, 20, 21)
     for source, length in enumerate(map(len, lines)):
-        before, after = (phased._reader(source, tokens).sequences for tokens in (8, 16))
+        before, after = (phased.lines.reader(source, tokens).sequences for tokens in (8, 16))
         assert line_B[source_B == source][0] == -(-length // before) * after
     tokens = [8 * len(line) + 16 * 4 * 5 for line in lines]
     assert [seen.tokens for seen in phased.seen(25).values()] == tokens
@@ -118,9 +118,9 @@ def test_batches_passed_over_do_not_move_the_phases(sources):
 
 def test_a_source_may_be_smaller_than_a_batch_and_repeats(sources):
     mixed = loader(sources, Phase(0, 8, (0.5, 0.4, 0.1)))
-    assert mixed._reader(2, 8).sequences < BATCH
+    assert mixed.lines.reader(2, 8).sequences < BATCH
     few = mixed.seen(200)["few"]
-    assert few == Seen(8 * 160, 160 / mixed._reader(2, 8).sequences)
+    assert few == Seen(8 * 160, 160 / mixed.lines.reader(2, 8).sequences)
     found = mixed.where(3)
     assert len(found["sources"]) == len(found["epochs"]) == len(found["sequences"]) == BATCH
 
@@ -166,14 +166,16 @@ def test_phases_begin_after_steps_or_tokens():
 
 
 def test_a_job_opens_its_sources_once_and_refuses_another_tokenizer(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.txt").write_text("the fox jumps over the lazy dog\n" * 400)
+    for name, animal in {"a": "fox", "b": "cat", "d": "fox"}.items():
+        (tmp_path / f"{name}.txt").write_text(f"the {animal} jumps over the lazy dog\n" * 400)
         prepare([tmp_path / f"{name}.txt"], tmp_path / name, tokenizer=TOKENIZER, progress=False)
     prepare([tmp_path / "a.txt"], tmp_path / "c", train_bpe=270, progress=False)
-    a, b, c = (str(tmp_path / name) for name in "abc")
+    a, b, c, d = (str(tmp_path / name) for name in "abcd")
     phase = {"after_steps": 5, "mix": [{"path": b, "tokens": 30}, {"path": a, "tokens": 10}]}
     blend = Blend.open(DataConfig.model_validate({"path": a, "phases": [phase]}), 8)
     assert [source.name for source in blend.sources] == ["a", "b"]
     assert [phase.weights for phase in blend.phases] == [(1.0, 0.0), (10.0, 30.0)]
     with pytest.raises(UserError, match=re.escape(f"{c} was prepared with another tokenizer than {a}; prepare it")):
         Blend.open(DataConfig.model_validate({"mix": f"1 {a} 1 {c}"}), 8)
+    with pytest.raises(UserError, match=re.escape(f"data.mix: {a} and {d} hold the same text, whose sequences would")):
+        Blend.open(DataConfig.model_validate({"mix": f"1 {a} 1 {b} 1 {d}"}), 8)

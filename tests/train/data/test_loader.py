@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.train.data.text import document, numbered_store, small_tokenizer, write_pair
 from train.data.loader import IGNORED, Loader
+from train.data.packing import pack
 from train.data.store import TokenStore
 from train.errors import UserError
 
@@ -48,7 +49,7 @@ def test_global_batches_are_the_same_at_any_number_of_ranks(store, split):
 
 def test_every_token_of_an_epoch_once_but_for_the_dropped_tail(store):
     train = loader(store)
-    mask = np.repeat(train._reader(0, 8).held_out, np.diff(store.document_offsets))
+    mask = np.repeat(train.lines.reader(0, 8).held_out, np.diff(store.document_offsets))
     expected = np.bincount(store.tokens[~mask], minlength=300)
     for epoch in range(3):
         seen = np.zeros(300, dtype=np.int64)
@@ -74,7 +75,7 @@ def test_no_sequence_comes_twice_in_an_epoch_nor_next_to_the_one_before_it(tmp_p
 
 
 def test_validation_covers_every_token_once_whatever_the_batch(store):
-    held_out = [document(store, i) for i in np.flatnonzero(loader(store)._reader(0, 8).held_out)]
+    held_out = [document(store, i) for i in np.flatnonzero(loader(store).lines.reader(0, 8).held_out)]
     expected = np.bincount(np.concatenate([ids[1:] for ids in held_out if len(ids)]), minlength=300)
     for changes in ({}, {"global_batch_size": 32}, {"sequence_length": 16, "global_batch_size": 2}, {"seed": 9}):
         validation = loader(store, "validation", **changes)
@@ -88,7 +89,7 @@ def test_validation_covers_every_token_once_whatever_the_batch(store):
 def test_no_document_is_on_both_sides(store):
     train, validation = loader(store), loader(store, "validation")
     assert train.num_documents + validation.num_documents == sum(length > 0 for length in LENGTHS)
-    assert not set(train._reader(0, 8).documents) & set(validation._reader(0, 8).documents)
+    assert not set(train.lines.reader(0, 8).documents) & set(validation.lines.reader(0, 8).documents)
     assert validation.num_documents > 0
 
 
@@ -240,6 +241,8 @@ def test_where_a_batch_is_names_the_sequences_of_all_ranks(store):
     step = train.steps_per_epoch + 1
     found = train.where(step)
     assert (found["batch"], found["epoch"]) == (step + 1, 1)
-    order = train._reader(0, 8).epoch(1)
-    packed = order.stream.pack(np.array(found["sequences"]), 8, store.pad_id)
+    order = train.lines.reader(0, 8).epoch(1)
+    packed = pack(
+        store.tokens, order.stream.pieces(np.array(found["sequences"]), 8), len(found["sequences"]), 8, store.pad_id
+    )
     assert np.array_equal(packed.tokens_BT, global_batch(store, step, 2)[0].numpy())

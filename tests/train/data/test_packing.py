@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data.best_fit import BestFitStream, fit, piece_counts
-from train.data.packing import IGNORED, DocumentStream
+from train.data.packing import IGNORED, DocumentStream, pack
 
 PAD = 999
 PAD_BEYOND = 10**6
@@ -40,9 +40,9 @@ def test_equals_the_slow_packer(data, lengths, length):
     numbers = data.draw(st.lists(st.integers(0, total // length + 2), min_size=1, max_size=6))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.array([token for document in documents for token in document] or [0], dtype=np.uint16)
-    stream = DocumentStream(tokens, offsets, np.array(order))
+    stream = DocumentStream(offsets, np.array(order))
     assert stream.num_tokens == total
-    packed = stream.pack(np.array(numbers), length, PAD)
+    packed = pack(tokens, stream.pieces(np.array(numbers), length), len(numbers), length, PAD)
     for row, number in enumerate(numbers):
         expected = slow_pack(documents, order, number, length)
         assert tuple(array[row].tolist() for array in packed) == expected
@@ -51,7 +51,8 @@ def test_equals_the_slow_packer(data, lengths, length):
 
 def test_the_modules_example():
     tokens = np.array([10, 11, 12, 0, 20, 21, 0], dtype=np.int32)
-    packed = DocumentStream(tokens, np.array([0, 4, 7]), np.array([0, 1])).pack(np.arange(2), 4, PAD)
+    pieces = DocumentStream(np.array([0, 4, 7]), np.array([0, 1])).pieces(np.arange(2), 4)
+    packed = pack(tokens, pieces, 2, 4, PAD)
     assert packed.tokens_BT.tolist() == [[10, 11, 12, 0], [20, 21, 0, PAD]]
     assert packed.labels_BT.tolist() == [[11, 12, 0, IGNORED], [21, 0, IGNORED, IGNORED]]
     assert packed.positions_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
@@ -89,8 +90,9 @@ def test_best_fit_has_every_token_once_and_cuts_only_what_is_longer_than_a_seque
     tokens = np.arange(sum(lengths), dtype=np.int32)
     order = np.array(data.draw(st.permutations(range(len(lengths)))))
     made = fit(piece_counts(np.array(lengths), room))
-    stream = BestFitStream(tokens, offsets, order, room, made)
-    packed = stream.pack(np.arange(made.sequences)[::-1].copy(), room, PAD_BEYOND)
+    stream = BestFitStream(offsets, order, room, made)
+    pieces = stream.pieces(np.arange(made.sequences)[::-1].copy(), room)
+    packed = pack(tokens, pieces, made.sequences, room, PAD_BEYOND)
     text = packed.tokens_BT != PAD_BEYOND
     assert sorted(packed.tokens_BT[text]) == tokens.tolist()
     assert (packed.labels_BT[~text] == IGNORED).all()
@@ -112,8 +114,9 @@ def test_best_fit_has_every_token_once_and_cuts_only_what_is_longer_than_a_seque
 def test_best_fit_takes_the_documents_of_a_length_in_the_order_given():
     offsets = np.arange(0, 21, 4)
     made = fit(piece_counts(np.full(5, 4), 8))
-    streams = [
-        BestFitStream(np.arange(20), offsets, np.array(order), 8, made) for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1])
+    streams = [BestFitStream(offsets, np.array(order), 8, made) for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1])]
+    rows = [
+        sorted(pack(np.arange(20), stream.pieces(np.arange(3), 8), 3, 8, -1).tokens_BT[:, ::4].tolist())
+        for stream in streams
     ]
-    rows = [sorted(stream.pack(np.arange(3), 8, -1).tokens_BT[:, ::4].tolist()) for stream in streams]
     assert rows == [[[0, 4], [8, 12], [16, -1]], [[0, 12], [4, -1], [16, 8]]]

@@ -2,19 +2,20 @@
 
 import gzip
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.train.data.server import Server, serving
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import remote
+from train.data import remote, retry
+from train.data.located import Elsewhere
 from train.data.prepare import prepare
+from train.data.store import TokenStore
 from train.errors import UserError
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, which fsspec reads https:// with")
@@ -22,69 +23,11 @@ pytest.importorskip("aiohttp", reason="needs aiohttp, which fsspec reads https:/
 TOKENIZER = small_tokenizer()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files`; `broken` says of the n-th GET after how many bytes it breaks off, if it does."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.broken: Callable[[int], int | None] = lambda number: None
-        self.ranges, self.gets, self.sent = True, 0, 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def do_HEAD(self) -> None:
-        self.answer(head=True)
-
-    def do_GET(self) -> None:
-        self.answer(head=False)
-
-    def answer(self, head: bool) -> None:
-        server, content = self.server, self.server.files.get(self.path)
-        if content is None:
-            self.send_error(404)
-            return
-        asked, status = self.headers.get("Range"), 200
-        whole = len(content)
-        if asked and server.ranges:
-            first, last = asked.removeprefix("bytes=").split("-")
-            status, content = 206, content[int(first) : int(last or whole) + 1]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Accept-Ranges", "bytes" if server.ranges else "none")
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(content) - 1}/{whole}")
-        self.end_headers()
-        if head:
-            return
-        server.gets += 1
-        limit = server.broken(server.gets)
-        self.wfile.write(content[:limit])
-        server.sent += len(content[:limit])
-        if limit is not None:
-            self.close_connection = True
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "WAIT_S", 0.001)
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
-    thread.join()
+    monkeypatch.setattr(retry, "WAIT_S", 0.001)
+    with serving() as served:
+        yield served
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -179,5 +122,9 @@ def test_a_bucket_s_folder_is_read_file_by_file(tmp_path: Path, monkeypatch: pyt
         made = prepare(["s3://texts/web"], tmp_path / "two", tokenizer=TOKENIZER, workers=1, progress=False)
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
         assert made.passed_over == {".csv": 1}
+        for path in (tmp_path / "two").iterdir():
+            bucket.pipe_file(f"texts/store/{path.name}", path.read_bytes())
+        store = TokenStore.open("s3://texts/store", how=Elsewhere(tmp_path / "cache"))
+        assert np.array_equal(store.tokens[5:99], TokenStore.open(tmp_path / "one").tokens[5:99])
     finally:
         server.stop()
