@@ -60,8 +60,6 @@ class EngramConfig(PretrainedConfig):
     ) -> None:
         if hidden_act != "silu":
             raise ValueError(f"hidden_act is {hidden_act}, but this model has silu alone")
-        if table_placement not in ("mapped", "cpu", "model"):
-            raise ValueError(f"table_placement is {table_placement}: set it to mapped, cpu or model")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

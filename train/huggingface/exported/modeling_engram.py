@@ -40,6 +40,8 @@ class Table:
     """
 
     def __init__(self, files: list[Path], placement: str) -> None:
+        if placement not in ("mapped", "cpu", "model"):
+            raise ValueError(f"table_placement is {placement}: set it to mapped, cpu or model")
         self.files, self.placement = files, placement
         self.parts = [_mapped(file) for file in files]
         if placement != "mapped":
@@ -85,11 +87,13 @@ class EngramCacheLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.past: dict[str, Tensor] = {}
+        self.reach: dict[str, int] = {}
         self.record_past = False
 
     def look_back(self, name: str, new: Tensor, reach: int, empty: float) -> Tensor:
         """`new` [B, T, ...] after the `reach` tokens before it, which are `empty` before the first one."""
         whole = torch.cat([self.past.get(name, _nothing(new, reach, empty)), new], dim=1)
+        self.reach[name] = reach
         self.past[name] = whole if self.record_past else whole[:, whole.shape[1] - reach :]
         return whole[:, whole.shape[1] - reach - new.shape[1] :]
 
@@ -103,11 +107,13 @@ class EngramCacheLayer(DynamicLayer):
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the last `-tokens_to_remove` tokens."""
-        if tokens_to_remove and not self.record_past:
-            raise RuntimeError("call activate_past_recording before what is to be cropped")
+        """Removes the last `-tokens_to_remove` tokens, and what was recorded beyond need."""
+        if not self.record_past:
+            raise RuntimeError("call activate_past_recording on the cache before what is to be cropped")
         super().crop(tokens_to_remove)
-        self._each(lambda past: past[:, : past.shape[1] - abs(tokens_to_remove)])
+        for name, past in self.past.items():
+            end = past.shape[1] - abs(tokens_to_remove)
+            self.past[name] = past[:, end - self.reach[name] : end]
 
     def reset(self) -> None:
         """Forgets all."""
@@ -567,7 +573,7 @@ def _add_engram_layers(cache: Cache | None, config: EngramConfig) -> None:
     if cache is None or cache.get_seq_length():
         return
     if not isinstance(cache, DynamicCache):
-        raise ValueError(f"the cache is a {type(cache).__name__}, but Engram needs a DynamicCache")
+        raise ValueError(f"the cache is a {type(cache).__name__}, but this model needs a DynamicCache")
     while len(cache.layers) < config.num_hidden_layers:
         cache.layers.append(DynamicLayer())
     for layer in config.engram_layers:
@@ -585,6 +591,12 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         self.model = EngramModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        _add_engram_layers(model_kwargs.get("cache"), self.config)
 
     def forward(
         self,
