@@ -9,9 +9,9 @@ from typing import Any
 from model.config import AttentionConfig, ModelConfig
 
 ENGRAM, DEEPSEEK_V3 = "engram", "deepseek_v3"
-_ENGRAM_KEYS = ("row_dim", "gate", "gate_eps", "convolution", "kernel_size")
-_BRANCH_KEYS = ("expansion", "sinkhorn_iterations")
-_LATENT_EPS = 1e-6
+ENGRAM_KEYS = ("row_dim", "gate", "gate_eps", "convolution", "kernel_size")
+BRANCH_KEYS = ("expansion", "sinkhorn_iterations")
+LATENT_EPS = 1e-6
 """Under the norms of the latents, whatever the config says, in the library's DeepSeek-V3."""
 
 
@@ -21,8 +21,8 @@ def why_not_deepseek_v3(model: ModelConfig) -> str | None:
         return "model.engram"
     if model.branches > 1:
         return "model.hyper_connections"
-    if model.norm_eps != _LATENT_EPS:
-        return f"model.norm_eps={model.norm_eps:g}, which is {_LATENT_EPS:g} under the norms of its latents"
+    if model.norm_eps != LATENT_EPS:
+        return f"model.norm_eps={model.norm_eps:g}, which is {LATENT_EPS:g} under the norms of its latents"
     if model.moe is not None and model.moe.shared_experts == 0:
         return "model.moe.shared_experts=0, of which it has at least one"
     if model.moe is not None and model.moe.num_experts == 1:
@@ -102,11 +102,11 @@ def engram_config(
     """
     engram = None
     if model.engram is not None:
-        sizes = {key: getattr(model.engram, key) for key in _ENGRAM_KEYS}
+        sizes = {key: getattr(model.engram, key) for key in ENGRAM_KEYS}
         engram = {**sizes, "addresses": addresses, "tables": tables}
     branches = None
     if model.hyper_connections is not None and model.branches > 1:
-        branches = {key: getattr(model.hyper_connections, key) for key in _BRANCH_KEYS}
+        branches = {key: getattr(model.hyper_connections, key) for key in BRANCH_KEYS}
     return {
         "architectures": ["EngramForCausalLM"],
         "model_type": ENGRAM,
