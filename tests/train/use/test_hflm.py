@@ -1,4 +1,4 @@
-"""Answers to lm-evaluation-harness, request by request, beside those of its own HFLM over the export of the same run."""
+"""Answers to lm-evaluation-harness, request by request, beside those of its own HFLM over an export of the run."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
