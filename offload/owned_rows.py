@@ -1,4 +1,7 @@
-"""A rank's rows between two steps: how they are saved, and loaded before the first."""
+"""A rank's rows between two steps: how they are saved, and loaded before the first.
+
+Shape suffixes: N rows, D columns of a row, W words of a record.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -108,6 +111,27 @@ class OwnedRows:
         shard.store.load(places, records, counted)
         shard.observer.loaded(places, records)
         return len(places)
+
+    def begin_with_weights(self, *, there: bool) -> None:
+        """Before `load_weights`: rows that are `there` count as updated once, by a step without a gradient or a rate.
+
+        A row that was never updated would be drawn.
+        """
+        updater = self._shard.updater
+        updater.load_state({**updater.state(), "learning_rates": [0.0] if there else []})
+
+    def load_weights(self, row_ids: Tensor, weights_ND: Tensor) -> int:
+        """Loads those of the given rows that this rank owns, without optimizer state; returns how many these are.
+
+        Args:
+            row_ids: int64 [N], job-wide.
+            weights_ND: fp32 [N, D]; bf16 rows are rounded to nearest.
+        """
+        layout = self._shard.layout
+        records_NW = torch.zeros(len(row_ids), layout.words)
+        layout.weights(records_NW).copy_(weights_ND)
+        layout.version(records_NW).fill_(1)
+        return self.load_rows(row_ids, records_NW)
 
     def forget_rows(self) -> None:
         """Undoes `load_rows`: no row was ever updated."""

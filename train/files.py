@@ -79,8 +79,8 @@ def new_folder(target: Path, *, overwrite: bool = False, like: str | None = None
         except OSError as error:
             raise UserError(f"{target}: cannot be created ({error.strerror})") from None
         yield partial
-        for file in partial.iterdir():
-            sync(file)
+        for path in partial.rglob("*"):
+            sync(path)
         sync(partial)
         _refuse_used(target, overwrite, like)
         put_in_place(partial, target, overwrite=overwrite)

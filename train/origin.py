@@ -7,7 +7,9 @@ from pathlib import Path
 from offload.host.limits import local_ranks, memory_limits, size_text
 from train.checkpoint.listing import Found, find_checkpoint
 from train.config.job import JobConfig
+from train.data.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
+from train.huggingface.folder import TensorFolder, is_folder
 
 
 def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> Path | None:
@@ -31,6 +33,21 @@ def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> 
         raise UserError(f"checkpoint.resume is must, but {checkpoints} holds no checkpoint")
     source = job.checkpoint.init_from
     return find_checkpoint(source, "checkpoint.init_from") if source and not there else None
+
+
+def require_tokenizer(origin: Path, tokenizer: str) -> None:
+    """Raises UserError if a folder of Hugging Face's has another tokenizer than the one of SHA-256 `tokenizer`.
+
+    Of the library's own files, which say the same in other words, an export of ours knows the checksum of before.
+    """
+    if not is_folder(origin) or not (origin / TOKENIZER).is_file():
+        return
+    known = TensorFolder(origin).config.get("engram_pretrain", {}).get("tokenizer_sha256")
+    if tokenizer not in (known, Tokenizer.load(origin).sha256):
+        raise UserError(
+            f"checkpoint.init_from: {origin} has another tokenizer than the text; prepare the text with --tokenizer "
+            f"{origin}"
+        )
 
 
 def require_memory(parameters: int) -> None:

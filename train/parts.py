@@ -24,7 +24,7 @@ from train.data.blend import Blend, check_all
 from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
-from train.origin import choose_origin, require_disk, require_memory
+from train.origin import choose_origin, require_disk, require_memory, require_tokenizer
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
 from train.report.summary import SUMMARY_FILE, SourceSummary, Summary
@@ -105,6 +105,7 @@ class Parts:
         resumed = self.checkpoints.resume(self.engine, self.tables)
         start = resumed.step
         if self.origin:
+            require_tokenizer(self.origin, self.store.tokenizer().sha256)
             self.checkpoints.begin_with(self.origin, self.engine, self.tables)
         if start > self.job.train.steps:
             raise UserError(f"train.steps is {self.job.train.steps}, but {resumed.path} already has {start} steps")

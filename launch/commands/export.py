@@ -44,10 +44,10 @@ Examples:
 def command(
     run: str, to: str, step: int | None, dtype: Literal["fp32", "bf16"] | None, shard_size: int, as_json: bool
 ) -> None:
-    """Write the trained RUN (a run's folder, or its name in runs/) as safetensors, tables included.
+    """Write the trained RUN (a run's folder, or its name in runs/) for Hugging Face's transformers.
 
-    The folder has an index, the tokenizer, and a config that names every shape and all that table addresses derive
-    from. Tables are streamed from the checkpoint and never loaded whole.
+    A model without Engram and hyper-connections becomes a plain DeepSeek-V3, every other brings its code along
+    (trust_remote_code=True). Everything is streamed from the checkpoint, piece by piece. See docs/serve.md.
     """
     from dataclasses import asdict
     from pathlib import Path
@@ -63,6 +63,8 @@ def command(
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return
+    because = f" (deepseek_v3 has no {found.why})" if found.why else ""
     click.echo(
-        f"step {found.step}: {found.tensors} tensors, {found.bytes / 1e9:.3f} GB in {found.files} file(s) of {to}"
+        f"step {found.step}: {found.tensors} tensors, {found.bytes / 1e9:.3f} GB in {found.files} file(s) of {to}, "
+        f"as {found.model_type}{because}"
     )

@@ -23,10 +23,12 @@ def answer(*arguments: str | Path) -> str:
 
 def test_export(trained: Path, tmp_path: Path) -> None:
     found = json.loads(answer("export", trained, "--to", tmp_path / "out", "--shard-size", "0.02MB", "--json"))
-    files = list((tmp_path / "out").glob("*.safetensors"))
+    files = list((tmp_path / "out").rglob("*.safetensors"))
     assert found["files"] == len(files) > 2
     assert found["bytes"] <= sum(path.stat().st_size for path in files)
-    assert "step 3: " in answer("export", trained, "--to", tmp_path / "other", "--step", 3)
+    text = answer("export", trained, "--to", tmp_path / "other", "--step", 3)
+    assert text.startswith("step 3: ")
+    assert text.endswith("as engram (deepseek_v3 has no model.engram)\n")
 
 
 def test_generate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

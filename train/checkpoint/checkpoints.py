@@ -14,6 +14,7 @@ from offload.tables import EngramTables
 from train.checkpoint.choice import Candidate, Key, candidates, look, open_everywhere
 from train.checkpoint.content import Contents, Now
 from train.checkpoint.delivery import Delivery
+from train.checkpoint.huggingface_image import HuggingFaceImage
 from train.checkpoint.identity import Identity
 from train.checkpoint.load import load, refuse
 from train.checkpoint.nodes import Nodes
@@ -139,7 +140,7 @@ class Checkpoints:
         return Resumed()
 
     def begin_with(self, source: Path, engine: Engine, tables: EngramTables | None) -> None:
-        """Loads the checkpoint of another run, to begin a new phase with it at step 0. Collective.
+        """Loads the checkpoint of another run, or a folder of Hugging Face's, to begin with it at step 0. Collective.
 
         Raises:
             UserError: it is damaged, or its weights or rows mean something else in this run.
@@ -150,10 +151,16 @@ class Checkpoints:
             if not whole:
                 raise Failed(str(found[0].why_not()) if found else "no checkpoint is there")
             image = open_everywhere(source, whole[0], self.nodes)
-            refuse(source, lambda: self._identity.same_weights(image.manifest))
+            refuse(source, lambda: self._same_weights(image))
             self._load(image, whole[0], engine, tables)
         except Failed as error:
             raise UserError(f"checkpoint.init_from: {source}: {error}; give another checkpoint") from None
+
+    def _same_weights(self, image: SavedImage) -> None:
+        if isinstance(image, HuggingFaceImage):
+            self._identity.fits(image.settings.model, image.settings.addresses)
+        else:
+            self._identity.same_weights(image.manifest)
 
     def _choose(self) -> Candidate | None:
         """The checkpoint to continue from. Raises UserError if there are some, but none is intact. Collective."""

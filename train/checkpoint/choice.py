@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from train.checkpoint.checked import Damaged
-from train.checkpoint.format_1 import Format1Image
 from train.checkpoint.listing import checkpoints_in
 from train.checkpoint.nodes import Nodes
 from train.checkpoint.open import open_described, open_image, standing
@@ -64,9 +63,9 @@ class Seen:
             image = open_image(path)
         except Damaged as error:
             return cls(Key(path.name, standing(path).checksum), fault=str(error))
-        if isinstance(image, Format1Image):
+        if not image.images:
             home = frozenset([Home(path.name, 0)])
-            fault = "" if alone else "has format 1, which is read from a disk that all nodes share"
+            fault = "" if alone else "has a format that is read from a disk that all nodes share"
             return cls(Key(path.name, image.checksum), parts=home, here=home, fault=fault)
         manifest, homes, wrong, here = image.manifest, set[Home](), dict[Home, str](), set[Home]()
         for part in image.images:

@@ -24,7 +24,7 @@ from train.checkpoint.checked import Damaged
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.saved_image import Home, Rows, SavedImage
 from train.checkpoint.together import together
-from train.optim.pieces import StatePiece, TensorInfo
+from train.optim.pieces import Beginning, StatePiece, TensorInfo
 
 _READ_AHEAD, _EXPECTED = 1, 8
 _MOST_TENSORS = 3
@@ -61,6 +61,10 @@ class Delivery:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The backbone's tensors, by name."""
         return self._image.tensors
+
+    def beginning(self, tensor: str) -> Beginning | None:
+        """See `SavedState.beginning`."""
+        return self._image.beginning(tensor)
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
         """See `SavedImage.pieces`; to be consumed to the end. Collective.

@@ -36,6 +36,8 @@ _STATE_KEYS = {"format", "step", "steps_applied", "model", "addresses", "data", 
 class Format1Image:
     """A checkpoint of the first format, as `train.checkpoint.saved_image.SavedImage` says."""
 
+    bare = False
+
     def __init__(self, path: Path) -> None:
         self.path, self.here = path, frozenset([0])
         state, self.checksum = _read_state(path)
@@ -79,6 +81,9 @@ class Format1Image:
     def tensors(self) -> dict[str, TensorInfo]:
         """See `SavedImage.tensors`."""
         return self.manifest.infos()
+
+    def beginning(self, tensor: str) -> None:
+        """See `SavedState.beginning`: all must be there."""
 
     @property
     def bytes(self) -> int:

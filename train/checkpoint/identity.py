@@ -69,6 +69,19 @@ class Identity:
                 f"saved with another {where}; take over that setting, or begin without checkpoint.init_from"
             )
 
+    def fits(self, model: dict[str, Any], addresses: dict[str, Any] | None) -> None:
+        """Raises ValueError, in one line, if weights and rows of such a model are none of this run's.
+
+        Args:
+            model: settings that must be the same; this run's model may have more.
+            addresses: numbers of the fingerprint that must be; None where there are no rows.
+        """
+        where = _difference(model, _restricted(self.model, model), "model")
+        if addresses is not None:
+            where = where or _difference(addresses, _restricted(self.addresses, addresses), "addresses")
+        if where is not None:
+            raise ValueError(f"has another {where}; take over that setting, or begin without checkpoint.init_from")
+
     def _other_seed(self, saved: Manifest) -> str | None:
         # Rows that were never updated are not saved, but drawn again.
         return _difference(saved.data["seed"], self.data["seed"], "train.seed") if self.addresses is not None else None
@@ -81,6 +94,13 @@ def _begun(data: dict[str, Any], steps: int) -> dict[str, Any]:
         last += end - first + 1 if last >= first - 1 else 0
     phases = [phase for phase in data.get("phases", []) if phase["after_steps"] <= last]
     return {name: value for name, value in data.items() if name != "phases"} | ({"phases": phases} if phases else {})
+
+
+def _restricted(value: Any, like: Any) -> Any:
+    """A JSON value without the keys that another one lacks."""
+    if isinstance(value, dict) and isinstance(like, dict):
+        return {key: _restricted(value.get(key), each) for key, each in like.items()}
+    return value
 
 
 def _fixed(model: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Image:
         UserError: the checkpoint has a later format.
     """
 
+    bare = False
+
     def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
         self.path, self._read_text = path, read
         self.manifest, self.checksum = Manifest.read(path, read)
@@ -44,6 +46,9 @@ class Image:
     def tensors(self) -> dict[str, TensorInfo]:
         """See `SavedImage.tensors`."""
         return self.manifest.infos()
+
+    def beginning(self, tensor: str) -> None:
+        """See `SavedState.beginning`: all must be there."""
 
     @property
     def bytes(self) -> int:

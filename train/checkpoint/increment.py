@@ -24,6 +24,8 @@ class Increment:
         Damaged: the base is another one.
     """
 
+    bare = False
+
     def __init__(self, own: Image, base: Image) -> None:
         if own.manifest.base is None or base.checksum != own.manifest.base.checksum:
             raise Damaged(f"{base.path.name} is not the full save that it adds to")
@@ -47,6 +49,9 @@ class Increment:
     def tensors(self) -> dict[str, TensorInfo]:
         """See `SavedImage.tensors`."""
         return self.own.tensors
+
+    def beginning(self, tensor: str) -> None:
+        """See `SavedState.beginning`: all must be there."""
 
     @property
     def bytes(self) -> int:

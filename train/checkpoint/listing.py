@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.errors import UserError
+from train.huggingface.folder import is_folder
 from train.run_folder import RUNS
 
 CHECKPOINTS = "checkpoints"
@@ -64,7 +65,7 @@ def held_ranks(path: Path) -> frozenset[int]:
 
 
 def find_checkpoint(source: str, key: str) -> Path:
-    """The checkpoint that `source` is, or the newest one of the run that it is.
+    """The checkpoint, or folder of Hugging Face's, that `source` is, or the newest one of the run that it is.
 
     Args:
         source: a folder, or the name of a run in `runs`.
@@ -73,7 +74,7 @@ def find_checkpoint(source: str, key: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if is_checkpoint(Path(source)):
+    if is_checkpoint(Path(source)) or is_folder(Path(source)):
         return Path(source)
     for run in (Path(source), Path(RUNS, source)):
         if found := checkpoints_in(run / CHECKPOINTS):

@@ -27,13 +27,16 @@ def load(image: SavedImage, delivery: Delivery, engine: Engine, tables: EngramTa
     """
     refuse(image.path, lambda: engine.check_state(image))
     if tables is not None:
-        state = image.manifest.tables or {}
-        refuse(image.path, lambda: tables.load_optimizer_state(state))
+        if image.bare:
+            tables.begin_with_weights(there=len(image.spans) > 0)
+        else:
+            state = image.manifest.tables or {}
+            refuse(image.path, lambda: tables.load_optimizer_state(state))
         if anew:
             tables.forget_rows()
     engine.load_state(delivery)
     if tables is not None:
-        taken = together(lambda: _load_rows(delivery, tables))
+        taken = together(lambda: _load_rows(delivery, tables, bare=image.bare))
         if sum(taken) != image.spans.column("count").sum():
             raise Failed(f"{sum(taken):,} of its rows are rows of this run's tables, and not all")
     engine.publish_state()
@@ -47,11 +50,12 @@ def refuse(path: Path, check: Callable[[], None]) -> None:
         raise UserError(f"{path}: {error}") from None
 
 
-def _load_rows(delivery: Delivery, tables: EngramTables) -> int:
-    """Loads this rank's rows; returns how many these are."""
+def _load_rows(delivery: Delivery, tables: EngramTables, *, bare: bool) -> int:
+    """Loads this rank's rows, or with `bare` their weights; returns how many these are."""
     owned = tables.owned_rows()
 
     def wanted(span: RowRange) -> bool:
         return any(span.first < rows.stop and rows.start <= span.last for rows in owned)
 
-    return sum(tables.load_rows(*rows) for rows in delivery.rows(wanted))
+    take = tables.load_weights if bare else tables.load_rows
+    return sum(take(*(part for part in rows if part is not None)) for rows in delivery.rows(wanted))

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.format_1 import Format1Image, state_checksum
+from train.checkpoint.huggingface_image import HuggingFaceImage
 from train.checkpoint.image import Image
 from train.checkpoint.increment import Increment
 from train.checkpoint.listing import folder_name, held_ranks
 from train.checkpoint.manifest import MANIFEST_FILE, Manifest
 from train.checkpoint.saved_image import SavedImage
 from train.errors import UserError
+from train.huggingface.folder import is_folder
 
 
 class Standing(NamedTuple):
@@ -47,14 +49,16 @@ def standing(path: Path) -> Standing:
 
 
 def open_image(path: Path) -> SavedImage:
-    """A checkpoint.
+    """A checkpoint, or a folder of Hugging Face's that a run can begin with.
 
     Raises:
         Damaged: it cannot be read, is not what was saved, or its parts do not fit each other; of a checkpoint that adds
             to a full one, also if that is not there.
         UserError: it has a later format.
     """
-    return open_described(path, Path.read_bytes) if (path / MANIFEST_FILE).exists() else Format1Image(path)
+    if (path / MANIFEST_FILE).exists():
+        return open_described(path, Path.read_bytes)
+    return HuggingFaceImage(path) if is_folder(path) else Format1Image(path)
 
 
 def open_all(path: Path) -> SavedImage:

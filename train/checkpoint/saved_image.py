@@ -11,7 +11,7 @@ from train.checkpoint.checked import Damaged
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.piece_list import PieceList
-from train.optim.pieces import StatePiece, TensorInfo
+from train.optim.pieces import Beginning, StatePiece, TensorInfo
 
 
 class Rows(NamedTuple):
@@ -56,6 +56,8 @@ class SavedImage(Protocol):
 
     path: Path
     """Its folder."""
+    bare: bool
+    """Whether rows are weights alone, [N, D], and there is no state of optimizers."""
     here: frozenset[int]
     """The ranks whose parts are in that folder: all of them, except where each node keeps its own."""
     manifest: Manifest
@@ -74,6 +76,9 @@ class SavedImage(Protocol):
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """The backbone's tensors, by name; see `train.optim.pieces.StatePiece`."""
+
+    def beginning(self, tensor: str) -> Beginning | None:
+        """See `train.optim.pieces.SavedState.beginning`."""
 
     @property
     def bytes(self) -> int:

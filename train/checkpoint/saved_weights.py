@@ -1,7 +1,9 @@
 """The weights of a checkpoint, read on request, and one at a time."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from train.optim.pieces import BUFFER, WEIGHT, TensorInfo
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """fp32 weights and buffers of the backbone, by name. Nothing that was read is kept.
+    """fp32 weights and buffers of the backbone, by name. Of what was read, the last piece is kept.
 
     Args:
         image: the checkpoint.
@@ -25,19 +27,37 @@ class SavedWeights(Mapping[str, Tensor]):
             for slot, _, name in [tensor.partition("/")]
             if slot in (WEIGHT, BUFFER)
         }
+        self._last: tuple[int, Tensor] = -1, torch.empty(0)
 
     def info(self, name: str) -> TensorInfo:
         """Dtype and shape, read or not."""
         return self._image.tensors[self._tensors[name]]
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """A weight in flat pieces, one after another.
+    def pieces(self, name: str, start: int = 0, count: int | None = None) -> Iterator[Tensor]:
+        """A weight in flat pieces, one after another; or the `count` elements of it from `start` on.
 
         Raises:
             Damaged: one is not what was saved.
         """
-        tensor = self._tensors[name]
-        return (piece.values for piece in self._image.pieces(lambda other, *_: other == tensor))
+        starts, numbers = self._places[self._tensors[name]]
+        end = math.prod(self.info(name).shape) if count is None else start + count
+        for at in range(bisect_right(starts, start) - 1, bisect_left(starts, end)):
+            yield self._read(numbers[at])[max(0, start - starts[at]) : end - starts[at]]
+
+    def _read(self, number: int) -> Tensor:
+        if self._last[0] != number:
+            self._last = number, self._image.piece(self._image.ranges[number]).values
+        return self._last[1]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[list[int], list[int]]]:
+        """By tensor, where each of its pieces starts, and the piece's number."""
+        found: dict[str, tuple[list[int], list[int]]] = {}
+        for number, piece in enumerate(self._image.ranges):
+            starts, numbers = found.setdefault(piece.tensor, ([], []))
+            starts.append(piece.start)
+            numbers.append(number)
+        return found
 
     def copy_to(self, name: str, target: Tensor) -> None:
         """Copies a weight into a tensor of its shape, piece by piece. Raises Damaged."""

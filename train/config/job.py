@@ -142,7 +142,9 @@ class CheckpointConfig(
     one, which is kept as long as any of them. null: each has all."""
     init_from: str | None = None
     """Folder of a run, or one of its checkpoints, whose weights, tables and optimizer state this run starts from, at
-    step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; null: none."""
+    step 0 and with its own data, sequence length, schedule and `model.attention.rope_scaling`; or a folder of Hugging
+    Face's: an export, a DeepSeek-V3 (to which Engram may be added), or DeepSeek-V4.1 for its tables alone; see
+    docs/serve.md. null: none."""
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` resumes from the newest checkpoint in the run's folder, if there is one; `never` requires a folder
     without checkpoints, `must` one with a checkpoint."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from train.optim.backbone import ADAM_STATES, MUON_STATES, BackboneOptimizer
 from train.optim.flat_parts import FlatPart, Layout, Run
-from train.optim.pieces import BUFFER, WEIGHT, SavedState, StatePiece, TensorInfo
+from train.optim.pieces import BUFFER, WEIGHT, Beginning, SavedState, StatePiece, TensorInfo
 
 _KINDS = (WEIGHT, *ADAM_STATES, *MUON_STATES)
 
@@ -65,6 +65,8 @@ class LogicalState:
             kind, _, parameter = name.partition("/")
             what = parameter if kind == BUFFER else f"{kind} of {parameter}"
             there = saved.tensors.get(name)
+            if there is None and saved.beginning(name) is not None:
+                continue
             if there is None:
                 raise ValueError(f"the saved state has no {what}: it is from another model or optimizer")
             if there.shape != info.shape:
@@ -74,6 +76,10 @@ class LogicalState:
     def load(self, saved: SavedState) -> None:
         """Loads this rank's part of an image, piece by piece. RuntimeError if a part of it did not come."""
         targets = {name: _Target(places) for name, places in self._targets().items()}
+        for name in targets.keys() - saved.tensors.keys():
+            if saved.beginning(name) is Beginning.ZERO:
+                targets[name].clear()
+            del targets[name]
         for piece in saved.pieces(lambda name, *span: name in targets and targets[name].overlaps(*span)):
             targets[piece.tensor].take(piece)
         if missing := [name for name, target in targets.items() if target.missing]:
@@ -113,6 +119,11 @@ class _Target:
     def overlaps(self, start: int, count: int) -> bool:
         """Whether any element of a range has a place here."""
         return self._first(start) < self._last(start + count)
+
+    def clear(self) -> None:
+        """Makes all elements zero."""
+        for run, flat in self._places:
+            flat[run.offset : run.offset + run.numel].zero_()
 
     def take(self, piece: StatePiece) -> None:
         """Copies what has a place here."""

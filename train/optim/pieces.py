@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,15 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Beginning(Enum):
+    """How a tensor begins that an image does not have."""
+
+    DRAWN = "drawn"
+    """As it was made."""
+    ZERO = "zero"
+    """With zeros."""
+
+
 class SavedState(Protocol):
     """An image to continue from."""
 
@@ -42,6 +52,9 @@ class SavedState(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All of its tensors, by name."""
+
+    def beginning(self, tensor: str) -> Beginning | None:
+        """How a tensor begins that is not there; None if it must be."""
 
     def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterable[StatePiece]:
         """The pieces for which `wanted(tensor, start, count)` is true."""

@@ -1,50 +1,53 @@
-"""Writes a saved run as a folder of safetensors files that other programs can read.
+"""Writes a saved run as a folder that Hugging Face's transformers load, piece by piece. docs/serve.md has its files.
 
-    config.json                       sizes, every tensor's shape, and all numbers that table addresses derive from
-    model-00001-of-00003.safetensors  backbone, then tables, in files up to a size
-    model.safetensors.index.json      the file of every tensor
-    tokenizer.json, tokenizer_config.json
-
-Names of the backbone's tensors are those of training. The table of block N is `model.layers.N.engram.table.00000` and
-so on: ranges of its rows, in order, none larger than a file. `engram.compressed_ids` maps token ids to hashed ids.
-
-Shape suffixes: V vocabulary, R rows of a range.
+Shape suffixes: V vocabulary.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from model.config import RopeScalingConfig
 from model.parameters import kind_of
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import TensorSource, split, write_tensors
 from train.errors import UserError
 from train.files import new_folder
+from train.huggingface.config import ENGRAM, deepseek_v3_config, engram_config, why_not_deepseek_v3
+from train.huggingface.names import COMPRESSED_IDS, CONFIG, INDEX, TABLE_TENSOR, Part, published, table_files
 from train.tables import compressed_vocabulary
+from train.use.model_card import MODEL_CARD, model_card
 from train.use.saved_run import DTYPES, RunTokens, SavedRun
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-COMPRESSED_IDS = "engram.compressed_ids"
 SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 64 << 20
 """Bytes of table rows that are in memory at a time."""
+_CODE = ("configuration_engram.py", "modeling_engram.py")
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: the folder, the checkpoint's step, the number of files and tensors, bytes of all tensors."""
+    """What was written.
+
+    Attributes:
+        folder: where.
+        step: of the checkpoint.
+        model_type: `deepseek_v3`, or `engram` with its own code.
+        why: what of the model `deepseek_v3` cannot express; None if nothing.
+        files, tensors, bytes: number of safetensors files, and of tensors in them, and bytes of these.
+    """
 
     folder: str
     step: int
+    model_type: str
+    why: str | None
     files: int
     tensors: int
     bytes: int
@@ -67,53 +70,83 @@ def export(
         OSError: the disk cannot be written.
     """
     target_dtype = DTYPES[dtype or run.job.train.dtype]
-    sources, tables = _sources(run, target_dtype, shard_bytes)
-    parts = list(split(sources, shard_bytes))
-    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    backbone = list(split(_backbone(run, target_dtype), shard_bytes))
+    names = [f"model-{number:05d}-of-{len(backbone):05d}.safetensors" for number in range(1, len(backbone) + 1)]
+    parts = dict(zip(names, backbone, strict=True))
+    index = _index(parts)
+    config, tables = _config(run, target_dtype, shard_bytes)
+    parts |= tables
+    sources = [source for part in parts.values() for source in part]
     size = sum(source.bytes for source in sources)
     with new_folder(folder) as partial:
         _require_room(partial, size)
-        for name, part in zip(names, parts, strict=True):
+        for name, part in parts.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             write_tensors(partial / name, part)
-        _write_json(partial / INDEX, _index(dict(zip(names, parts, strict=True)), size))
-        _write_json(partial / CONFIG, _config(run, target_dtype, sources, tables))
+        _write_json(partial / INDEX, index)
+        _write_json(partial / CONFIG, config)
+        _write_json(partial / "generation_config.json", _ends(run))
         run.tokenizer.save(partial)
-    return Export(str(folder), run.step, len(parts), len(sources), size)
+        if config["model_type"] == ENGRAM:
+            for name in _CODE:
+                (partial / name).write_bytes((files("train.huggingface") / "exported" / name).read_bytes())
+        (partial / MODEL_CARD).write_text(model_card(run, config, size), encoding="utf-8")
+    why = why_not_deepseek_v3(run.job.model)
+    return Export(str(folder), run.step, config["model_type"], why, len(parts), len(sources), size)
 
 
-def _sources(run: SavedRun, dtype: torch.dtype, shard_bytes: int) -> tuple[list[TensorSource], list[dict[str, Any]]]:
-    """All tensors, and what the config says of the tables."""
+def _backbone(run: SavedRun, dtype: torch.dtype) -> Iterator[TensorSource]:
+    """All tensors that the index has."""
     buffers, weights = run.model_buffers(), run.weights()
-    kept = {name for name in weights if name in buffers or kind_of(name).part == "routers"}
-    sources = [_weight(weights, name, None if name in kept else dtype) for name in sorted(weights)]
-    tables, engram = run.tables(), run.job.model.engram
-    if tables is None or engram is None:
-        return sources, []
-    compressed_V = compressed_vocabulary(run.job.model, RunTokens(run.tokenizer)).map
-    sources.append(TensorSource.of(COMPRESSED_IDS, compressed_V))
-    entries = []
-    for module, layer in enumerate(engram.layers):
-        parts = list(_table(tables, module, f"model.layers.{layer}.engram.table", dtype, shard_bytes))
-        sources += parts
-        shape = [tables.num_rows[module], tables.dim]
-        entries.append({"layer": layer, "shape": shape, "tensors": [part.name for part in parts]})
-    return sources, entries
+    for name in sorted(weights):
+        info = weights.info(name)
+        kept = name in buffers or kind_of(name).part == "routers"
+        for part in published(name, info.shape):
+            yield _weight(weights, name, part, info.dtype if kept else dtype)
+    if run.job.model.engram is not None:
+        compressed_V = compressed_vocabulary(run.job.model, RunTokens(run.tokenizer)).map
+        yield TensorSource.of(COMPRESSED_IDS, compressed_V)
 
 
-def _weight(weights: SavedWeights, name: str, dtype: torch.dtype | None) -> TensorSource:
-    """A weight, read as it is written; None keeps its dtype."""
-    info = weights.info(name)
-    dtype = dtype or info.dtype
-    return TensorSource(name, dtype, info.shape, lambda: (values.to(dtype) for values in weights.pieces(name)))
+def _weight(weights: SavedWeights, name: str, part: Part, dtype: torch.dtype) -> TensorSource:
+    """A part of a weight, read as it is written."""
+    return TensorSource(
+        part.name,
+        dtype,
+        part.shape,
+        lambda: (values.to(dtype) for values in weights.pieces(name, part.start, part.size)),
+    )
 
 
-def _table(tables: SavedTables, module: int, name: str, dtype: torch.dtype, shard_bytes: int) -> Iterator[TensorSource]:
+def _config(
+    run: SavedRun, dtype: torch.dtype, shard_bytes: int
+) -> tuple[dict[str, Any], dict[str, list[TensorSource]]]:
+    """The config, and the tables' files."""
+    model, longest = run.job.model, run.job.data.longest
+    entries: list[dict[str, Any]] = []
+    parts: dict[str, list[TensorSource]] = {}
+    tables = run.tables()
+    if tables is not None and model.engram is not None:
+        for module, layer in enumerate(model.engram.layers):
+            ranges = list(_ranges(tables, module, dtype, shard_bytes))
+            names = table_files(layer, len(ranges))
+            parts |= {name: [part] for name, part in zip(names, ranges, strict=True)}
+            entries.append({"layer": layer, "rows": tables.num_rows[module], "files": names})
+    if why_not_deepseek_v3(model) is None:
+        config = deepseek_v3_config(model, longest)
+    else:
+        config = engram_config(model, longest, run.image.manifest.addresses, entries)
+    told = {"step": run.step, "tokens": _tokens(run), "tokenizer_sha256": run.tokenizer.sha256}
+    return {**config, **_ends(run), "torch_dtype": _name(dtype), "engram_pretrain": told}, parts
+
+
+def _ranges(tables: SavedTables, module: int, dtype: torch.dtype, shard_bytes: int) -> Iterator[TensorSource]:
     """A module's table, in ranges of rows that fit into a file."""
     rows_R = max(1, shard_bytes // (tables.dim * dtype.itemsize))
-    for number, start in enumerate(range(0, tables.num_rows[module], rows_R)):
+    for start in range(0, tables.num_rows[module], rows_R):
         end = min(start + rows_R, tables.num_rows[module])
         yield TensorSource(
-            f"{name}.{number:05d}",
+            TABLE_TENSOR,
             dtype,
             (end - start, tables.dim),
             lambda start=start, end=end: _chunks(tables, module, start, end, dtype),  # type: ignore[misc]
@@ -126,56 +159,19 @@ def _chunks(tables: SavedTables, module: int, start: int, end: int, dtype: torch
         yield tables.rows(module, torch.arange(first, min(first + step, end))).to(dtype)
 
 
-def _index(parts: dict[str, list[TensorSource]], size: int) -> dict[str, Any]:
+def _index(parts: dict[str, list[TensorSource]]) -> dict[str, Any]:
+    size = sum(source.bytes for part in parts.values() for source in part)
     weight_map = {source.name: name for name, part in parts.items() for source in part}
     return {"metadata": {"total_size": size}, "weight_map": weight_map}
 
 
-def _config(
-    run: SavedRun, dtype: torch.dtype, sources: list[TensorSource], tables: list[dict[str, Any]]
-) -> dict[str, Any]:
-    model, job = run.job.model, run.job
-    engram = None
-    if (addresses := run.image.manifest.addresses) is not None:
-        engram = {"tables": tables, "compressed_ids": COMPRESSED_IDS, "addresses": addresses}
-    return {
-        "architectures": ["EngramForCausalLM"],
-        "model_type": model.model_type,
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_hidden_layers,
-        "intermediate_size": model.dense_hidden_size,
-        "num_attention_heads": model.attention.heads,
-        "tie_word_embeddings": model.tie_embeddings,
-        "n_routed_experts": model.n_routed_experts,
-        "num_experts_per_tok": model.num_experts_per_tok,
-        "max_position_embeddings": job.data.longest,
-        "rope_theta": model.attention.rope_theta,
-        "rope_scaling": _rope_scaling(model.attention.rope_scaling),
-        "eos_token_id": run.tokenizer.eos_id,
-        "pad_token_id": run.tokenizer.pad_id,
-        "torch_dtype": _name(dtype),
-        "training_step": run.step,
-        "tokenizer_sha256": run.tokenizer.sha256,
-        "model": model.model_dump(mode="json"),
-        "engram": engram,
-        "tensors": {source.name: {"shape": list(source.shape), "dtype": _name(source.dtype)} for source in sources},
-    }
+def _ends(run: SavedRun) -> dict[str, Any]:
+    """The token that ends a document, and the one that pads; none begins one."""
+    return {"bos_token_id": None, "eos_token_id": run.tokenizer.eos_id, "pad_token_id": run.tokenizer.pad_id}
 
 
-def _rope_scaling(scaling: RopeScalingConfig | None) -> dict[str, Any] | None:
-    """YaRN under the names of Hugging Face's DeepSeek-V3."""
-    if scaling is None:
-        return None
-    return {
-        "type": "yarn",
-        "factor": scaling.factor,
-        "original_max_position_embeddings": scaling.original_length,
-        "beta_slow": scaling.alpha,
-        "beta_fast": scaling.beta,
-        "mscale": scaling.mscale,
-        "mscale_all_dim": scaling.mscale,
-    }
+def _tokens(run: SavedRun) -> int:
+    return run.image.manifest.tokens_seen(run.job.model_dump(mode="json"))
 
 
 def _name(dtype: torch.dtype) -> str:

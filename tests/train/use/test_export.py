@@ -1,122 +1,125 @@
-"""An export holds the whole model: what follows reads it with nothing but its files and the safetensors library."""
+"""The files of an export: their names, sizes and dtypes, and how they are written. What loads them is tested in
+tests/train/huggingface."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 import train.use.export
-from kernels.gather import row_index
 from model.config import ModelConfig
-from model.engram import MemoryRows
-from model.transformer import LanguageModel
 from train.checkpoint.saved_tables import SavedTables
+from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import write_tensors
 from train.errors import UserError
+from train.huggingface.config import why_not_deepseek_v3
 from train.use.export import export
 from train.use.saved_run import SavedRun
 
-TOKENS = [17, 200, 3, 17, 200, 3, 0, 299, 4, 5]
+EXPERTS = "model.layers.1.mlp.experts"
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An export's config, and its tensors as its index finds them."""
+    """An export's config, and its tensors as its index finds them; those in no index are under their files' names."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    files = {name: load_file(folder / name) for name in set(index["weight_map"].values())}
+    files = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    assert files.keys() == set(index["weight_map"].values())
     assert sum(map(len, files.values())) == len(index["weight_map"])
-    return json.loads((folder / "config.json").read_text()), {
-        name: files[file][name] for name, file in index["weight_map"].items()
-    }
+    found = {name: files[file][name] for name, file in index["weight_map"].items()}
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
+    tables = {str(path.relative_to(folder)): load_file(path)["rows"] for path in folder.glob("tables/*")}
+    return json.loads((folder / "config.json").read_text()), found | tables
 
 
-def lookups(config: dict[str, Any], compressed_V: np.ndarray, module: int) -> list[int]:
-    """Rows of a table that TOKENS, one document, read: token by token, from the formula and the config's numbers."""
-    numbers = config["engram"]["addresses"]
-    multipliers, primes = numbers["multipliers"][module], numbers["primes"][module]
-    ids = [int(compressed_V[token]) for token in TOKENS]
-    rows = []
-    for place in range(len(ids)):
-        for order_number, order in enumerate(numbers["orders"]):
-            mix = 0
-            for back in range(order):
-                mix ^= (ids[place - back] if back <= place else numbers["pad_id"]) * multipliers[back]
-            for head in range(numbers["heads"]):
-                slot = order_number * numbers["heads"] + head
-                rows.append(sum(primes[:slot]) + mix % primes[slot])
-    return rows
-
-
-@torch.no_grad()
-def exported_logits(folder: Path) -> Tensor:
-    config, tensors = read(folder)
-    model = LanguageModel(ModelConfig.model_validate(config["model"])).eval()
-    engram = config["engram"]
-    assert engram is not None
-    memory = []
-    for module, entry in enumerate(engram["tables"]):
-        table = torch.cat([tensors.pop(name) for name in entry["tensors"]])
-        assert list(table.shape) == entry["shape"]
-        index_N = torch.tensor(lookups(config, tensors[engram["compressed_ids"]].numpy(), module))
-        memory.append(MemoryRows(table.float(), row_index(index_N, len(table))))
-    del tensors[engram["compressed_ids"]]
-    model.load_state_dict(tensors)
-    return model(torch.tensor([TOKENS]), torch.arange(len(TOKENS))[None], memory)
-
-
-@torch.no_grad()
-def run_logits(run: Path) -> Tensor:
-    saved = SavedRun.open(run)
-    tokens_BT, positions_BT = torch.tensor([TOKENS]), torch.arange(len(TOKENS))[None]
-    tables = saved.tables()
-    assert tables is not None
-    return saved.model()(tokens_BT, positions_BT, tables.look_up(tokens_BT, positions_BT))
-
-
-def test_an_export_computes_the_runs_logits_and_names_every_shape(trained: Path, tmp_path: Path) -> None:
-    found = export(SavedRun.open(trained), tmp_path / "new" / "out")
-    assert torch.equal(exported_logits(tmp_path / "new" / "out"), run_logits(trained))
-    config, tensors = read(tmp_path / "new" / "out")
-    assert config["tensors"] == {
-        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for name, tensor in tensors.items()
-    }
-    assert (found.files, found.tensors, found.step) == (1, len(tensors), 6)
-    assert found.bytes == sum(tensor.nbytes for tensor in tensors.values())
+def test_every_weight_and_every_row_is_there(trained: Path, tmp_path: Path) -> None:
+    found, saved = export(SavedRun.open(trained), tmp_path / "new" / "out"), SavedRun.open(trained)
+    config, exported = read(tmp_path / "new" / "out")
+    assert (found.step, found.model_type, found.why) == (6, "engram", "model.engram")
+    assert (found.files, found.tensors) == (1 + 2, len(exported))
+    assert found.bytes == sum(tensor.nbytes for tensor in exported.values())
+    for module, entry in enumerate(config["engram"]["tables"]):
+        rows = torch.cat([exported.pop(name) for name in entry["files"]])
+        assert (entry["layer"], entry["rows"]) == (module, len(rows))
+        assert torch.equal(rows, saved.tables().rows(module, torch.arange(len(rows))))  # type: ignore[union-attr]
+    exported.pop("model.compressed_ids")
+    weights = dict(saved.weights())
+    gate_up, down = weights.pop(f"{EXPERTS}.gate_up_proj"), weights.pop(f"{EXPERTS}.down_proj")
+    for expert in range(4):
+        gate, up = (exported.pop(f"{EXPERTS}.{expert}.{name}_proj.weight") for name in ("gate", "up"))
+        assert torch.equal(torch.cat([gate, up]), gate_up[expert])
+        assert torch.equal(exported.pop(f"{EXPERTS}.{expert}.down_proj.weight"), down[expert])
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(each, exported[name]) for name, each in weights.items())
     assert (tmp_path / "new" / "out" / "tokenizer.json").read_text() == (trained / "tokenizer.json").read_text()
 
 
-def test_files_have_a_limit_and_tables_stream(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_have_a_limit_and_are_streamed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, row_bytes, most = 10_000, 4 * 4, []
     monkeypatch.setattr(train.use.export, "_CHUNK_BYTES", 20_000)
     rows = SavedTables.rows
     monkeypatch.setattr(SavedTables, "rows", lambda self, m, ids: most.append(len(ids)) or rows(self, m, ids))
+    monkeypatch.setattr(SavedWeights, "__getitem__", None)  # a weight is never read whole
     export(SavedRun.open(trained), tmp_path / "out", shard_bytes=limit)
     assert len(most) > 10
     assert max(most) * 2 * 52 <= 20_000  # 52 bytes a record of 4 weights, 8 of Adam's moments and a version
-    config, _ = read(tmp_path / "out")
-    parts = config["engram"]["tables"][0]["tensors"]
-    assert len(parts) == -(-config["engram"]["tables"][0]["shape"][0] * row_bytes // limit) > 2
-    for file in (tmp_path / "out").glob("*.safetensors"):
+    table = read(tmp_path / "out")[0]["engram"]["tables"][0]
+    assert len(table["files"]) == -(-table["rows"] * row_bytes // limit) > 2
+    for file in (tmp_path / "out").rglob("*.safetensors"):
         held = load_file(file)
         assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= limit
-    assert torch.equal(exported_logits(tmp_path / "out"), run_logits(trained))
 
 
-def test_bf16_keeps_what_chooses_experts(trained: Path, tmp_path: Path) -> None:
-    export(SavedRun.open(trained), tmp_path / "out", dtype="bf16")
-    config, tensors = read(tmp_path / "out")
-    wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
-    assert wide == {f"model.layers.1.mlp.gate.{name}" for name in ("weight", "e_score_correction_bias")}
-    gate = SavedRun.open(trained).weights()
-    saved = torch.cat([*gate.pieces("model.layers.1.mlp.gate.weight")])
-    assert torch.equal(tensors["model.layers.1.mlp.gate.weight"].flatten(), saved)
-    assert config["torch_dtype"] == "bfloat16"
-    torch.testing.assert_close(exported_logits(tmp_path / "out"), run_logits(trained), rtol=0.1, atol=0.1)
+def test_a_part_of_a_weight_is_read_from_its_pieces_alone(trained: Path) -> None:
+    weights = SavedRun.open(trained).weights()
+    pieces, name = max((len(list(weights.pieces(name))), name) for name in weights)
+    assert pieces >= 2  # two ranks wrote it
+    whole = weights[name].flatten()
+    border = len(next(weights.pieces(name)))
+    for start, count in ((0, border), (border, 1), (border - 3, 5), (len(whole) - 5, 5), (0, len(whole))):
+        found = list(weights.pieces(name, start, count))
+        assert torch.equal(torch.cat(found), whole[start : start + count])
+        assert len(found) == 1 + (start < border < start + count)
+
+
+def test_the_card_tells_what_the_model_is(trained: Path, tmp_path: Path) -> None:
+    export(SavedRun.open(trained), tmp_path / "out")
+    text, summary = (tmp_path / "out" / "README.md").read_text(), json.loads((trained / "summary.json").read_text())
+    rows = dict(
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and line != "| | |"
+    )
+    assert rows["parameters"] == f"{summary['parameters']:,}"
+    assert rows["active a token"].startswith(f"{summary['active_parameters']:,}, ")
+    assert rows["parameters in tables"] == f"{summary['table_parameters']:,}"
+    assert rows["trained on"] == f"{summary['tokens']:,} tokens in 6 steps"
+    assert rows["validation loss"] == f"{summary['val_loss']:.4f} nats a token"
+    assert rows["text"] == str(SavedRun.open(trained).job.data.path)
+    assert "mixture of 4 experts, 2 and 1 shared a token; Engram memory (arXiv 2601.07372)" in rows["architecture"]
+    assert "trust_remote_code=True" in text
+    assert "license: fill in" in text
+    export(SavedRun.open(trained, 3), tmp_path / "third")
+    assert "| validation loss | not evaluated at this step |" in (tmp_path / "third" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, None),
+        ({"moe": None}, None),
+        ({"norm_eps": 1e-5}, "model.norm_eps=1e-05, which is 1e-06 under the norms of its latents"),
+        ({"moe": {"shared_experts": 0}}, "model.moe.shared_experts=0, of which it has at least one"),
+        ({"moe": {"num_experts": 1, "experts_per_token": 1}}, "model.moe.num_experts=1, of which it has at least two"),
+        ({"hyper_connections": {"expansion": 1}}, None),
+        ({"hyper_connections": {}}, "model.hyper_connections"),
+        ({"engram": {}}, "model.engram"),
+    ],
+)
+def test_what_deepseek_v3_cannot_express(changed: dict[str, Any], why: str | None) -> None:
+    model = ModelConfig.model_validate({"vocab_size": 300, "moe": {}} | changed)
+    assert why_not_deepseek_v3(model) == why
 
 
 def test_a_failed_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,11 @@
-"""Answers to lm-evaluation-harness, request by request, beside those of its own HFLM over the same network.
-
-A model without memory and branches is a DeepSeek-V3, which transformers implements.
-"""
+"""Answers to lm-evaluation-harness, request by request, beside those of its own HFLM over an export of the run."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.command_line import JOB, train, write_job
-from train.use.saved_run import SavedRun
+from tests.train.huggingface.exports import make_export, make_run
 
 LENGTH = 32
 LONG = "def main(argv):\n    return argv\n" * 3  # longer than the model
@@ -29,65 +25,20 @@ class Both(NamedTuple):
         return tuple(getattr(model, kind)(asked(), disable_tqdm=True) for model in self)  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module")
-def both(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
+@pytest.fixture(scope="module", params=["plain", "engram"])
+def both(request: pytest.FixtureRequest, trained: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
     pytest.importorskip("lm_eval")
-    transformers = pytest.importorskip("transformers")
     from lm_eval.models.huggingface import HFLM
 
     from train.use.harness import HarnessModel
 
-    folder = tmp_path_factory.mktemp("plain")
-    model = {"engram": None, "moe": JOB["model"]["moe"] | {"shared_experts": 1, "routed_scaling_factor": 1.5}}
-    sections = {"train": {"steps": 6}, "optimizer": {"learning_rate": 0.01}}
-    train(write_job(folder, corpus, model=model, **sections), "--nproc", "1")
-    run = folder / "runs" / "small"
-    saved = SavedRun.open(run)
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(run)
+    folder = tmp_path_factory.mktemp(request.param)
+    run = trained if request.param == "engram" else make_run("plain", corpus, folder)
+    exported = make_export(run, folder / f"{request.param}-hf")
     # Its cache takes windows of one input but of different lengths for equally long ones.
     settings = {"batch_size": 3, "max_length": LENGTH, "device": "cpu", "logits_cache": False}
-    theirs = HFLM(_deepseek_v3(saved), tokenizer=tokenizer, **settings)
-    return Both(HarnessModel(saved, batch_tokens=3 * LENGTH), theirs)
-
-
-def _deepseek_v3(saved: SavedRun) -> Any:
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
-    ours = saved.job.model
-    assert ours.moe is not None
-    config = DeepseekV3Config(
-        vocab_size=ours.vocab_size,
-        hidden_size=ours.hidden_size,
-        intermediate_size=ours.dense_hidden_size,
-        moe_intermediate_size=ours.moe.expert_hidden_size,
-        num_hidden_layers=ours.num_layers,
-        num_attention_heads=ours.attention.heads,
-        num_key_value_heads=ours.attention.heads,
-        n_shared_experts=ours.moe.shared_experts,
-        n_routed_experts=ours.moe.num_experts,
-        routed_scaling_factor=ours.moe.routed_scaling_factor,
-        num_experts_per_tok=ours.moe.experts_per_token,
-        norm_topk_prob=ours.moe.norm_topk,
-        first_k_dense_replace=ours.dense_layers,
-        kv_lora_rank=ours.attention.kv_lora_rank,
-        q_lora_rank=ours.attention.q_lora_rank,
-        qk_nope_head_dim=ours.attention.qk_nope_dim,
-        qk_rope_head_dim=ours.attention.qk_rope_dim,
-        v_head_dim=ours.attention.v_dim,
-        n_group=1,
-        topk_group=1,
-        max_position_embeddings=LENGTH,
-        rms_norm_eps=1e-6,
-        rope_theta=ours.attention.rope_theta,
-        rope_interleave=True,
-        tie_word_embeddings=ours.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=saved.tokenizer.eos_id,
-        pad_token_id=saved.tokenizer.pad_id,
-    )
-    model = DeepseekV3ForCausalLM(config).eval()
-    model.load_state_dict(saved.model().state_dict())
-    return model
+    theirs = HFLM(str(exported.folder), trust_remote_code=True, **settings)
+    return Both(HarnessModel(exported.saved, batch_tokens=3 * LENGTH), theirs)
 
 
 CHOICES = [

@@ -1,0 +1,238 @@
+"""Runs that begin with a folder of Hugging Face's: an export, a DeepSeek-V3, or DeepSeek-V4.1's tables."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.command_line import JOB, engram, losses, train, write_job
+from tests.train.huggingface.exports import KINDS, Exported
+from train.checkpoint.checked import Damaged
+from train.checkpoint.huggingface_image import HuggingFaceImage
+from train.checkpoint.identity import Identity
+from train.use.saved_run import SavedRun
+
+STILL = {"learning_rate": 1e-30}
+
+
+def begin(folder: Path, corpus: Path, source: Path, *arguments: str, **sections: Any) -> Path:
+    """A run of one step that begins with `source`."""
+    wide = {"window_rows": 4000}
+    folder.mkdir(exist_ok=True)
+    job = write_job(folder, corpus, checkpoint={"init_from": str(source)}, offload=wide, **sections)
+    train(job, "train.steps=1", "eval.every=1", *arguments)
+    return folder / "runs" / "small"
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return dict(SavedRun.open(run).weights())
+
+
+def rows(run: Path) -> Tensor:
+    tables = SavedRun.open(run).tables()
+    assert tables is not None
+    return torch.cat([tables.rows(module, torch.arange(count)) for module, count in enumerate(tables.num_rows)])
+
+
+def test_weights_and_rows_of_an_export_are_taken_over_by_any_ranks(
+    engram_export: Exported, corpus: Path, tmp_path: Path
+) -> None:
+    """With next to no learning rate, nothing moves that was taken over."""
+    run = begin(
+        tmp_path, corpus, engram_export.folder, "deepspeed.zero_optimization.stage=3", "--nproc", "2", optimizer=STILL
+    )
+    before, after = weights(engram_export.run), weights(run)
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]) != name.endswith("e_score_correction_bias"), name
+    assert torch.equal(rows(run), rows(engram_export.run))
+    # The same batch as the run's own checkpoint gives: optimizers begin anew, the function does not.
+    manifest = SavedRun.open(run).image.manifest
+    assert manifest.steps_applied == 1
+    assert manifest.tables is not None
+    assert manifest.tables["learning_rates"][0] == 0
+    assert losses(run)[0][1] == pytest.approx(losses(engram_export.run)[-1][1], rel=1e-6)
+
+
+def test_memory_and_branches_that_are_added_change_nothing_at_first(
+    plain_export: Exported, corpus: Path, tmp_path: Path
+) -> None:
+    plain = KINDS["plain"]
+    added = plain | {"engram": JOB["model"]["engram"], "hyper_connections": {"expansion": 2}}
+    run = begin(tmp_path / "still", corpus, plain_export.folder, "--nproc", "1", model=added, optimizer=STILL)
+    assert losses(run)[0][1] == pytest.approx(losses(plain_export.run)[-1][1], rel=2e-5)
+    learned = begin(
+        tmp_path / "learns", corpus, plain_export.folder, "train.steps=3", "--nproc", "2", model=added,
+        optimizer={"learning_rate": 0.01},
+    )  # fmt: skip
+    for before, after in zip(weights(run).items(), weights(learned).items(), strict=True):
+        if ".engram.value_proj" in before[0]:
+            assert before[1].abs().max() < 1e-20
+            assert after[1].abs().max() > 1e-3
+    assert not torch.equal(rows(run), rows(learned))
+
+
+def deepseek_v41(folder: Path, addresses: dict[str, Any], dim: int) -> Tensor:
+    """Writes the tables as the released model has them; returns the values of all rows."""
+    generator, values = torch.Generator().manual_seed(0), []
+    folder.mkdir()
+    counts = [sum(primes) for primes in addresses["primes"]]
+    for number, (layer, count) in enumerate(zip(addresses["layers"], counts, strict=True)):
+        bits = torch.randint(1, 0x78, (count, dim), dtype=torch.uint8, generator=generator)
+        signs = torch.randint(0, 2, (count, dim), dtype=torch.uint8, generator=generator) << 7
+        exponents = torch.randint(110, 130, (count, dim // 4), dtype=torch.uint8, generator=generator)
+        weight = (bits | signs).view(torch.float8_e4m3fn)
+        name = f"layers.{layer}.engram.embed"
+        entries = {f"{name}.weight": weight, f"{name}.scale": exponents.view(torch.float8_e8m0fnu)}
+        save_file(entries, folder / f"model-0000{number + 1}-of-00002.safetensors")
+        scale = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 127).repeat_interleave(4, dim=1)
+        values.append(weight.float() * scale)
+    files = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    weight_map = {name: file for file, entries in files.items() for name in entries}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    text = {
+        "engram_layer_ids": addresses["layers"],
+        "engram_num_embeddings": counts,
+        "engram_head_dim": dim,
+        "engram_n_heads": addresses["heads"],
+        "engram_max_ngram_size": max(addresses["orders"]),
+        "engram_vocab_size": addresses["rows_per_head"][0],
+        "engram_compressed_vocab_size": addresses["compressed_vocabulary"],
+        "engram_pad_id": 1,
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v41", "text_config": text}))
+    return torch.cat(values)
+
+
+def test_the_tables_of_deepseek_v41(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    addresses = SavedRun.open(trained).image.manifest.addresses
+    assert addresses is not None
+    values = deepseek_v41(tmp_path / "v41", addresses, dim=8)
+    image = HuggingFaceImage(tmp_path / "v41")
+    found = [image.rows(span) for span in image.spans]
+    assert torch.equal(torch.cat([each.ids_N for each in found]), torch.arange(len(values)))
+    assert torch.equal(torch.cat([each.records_NW for each in found]), values)
+    memory = JOB["model"]["engram"] | {"row_dim": 8, "pad_id": 1}
+    run = begin(
+        tmp_path, corpus, tmp_path / "v41", "--nproc", "2", model=JOB["model"] | {"engram": memory}, optimizer=STILL
+    )
+    assert torch.equal(rows(run), values)
+    assert weights(run)["model.layers.0.engram.value_proj.weight"].std() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.fixture
+def copy(engram_export: Exported, tmp_path: Path) -> Path:
+    shutil.copytree(engram_export.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change(**values: Any) -> Callable[[Path], None]:
+    def change_config(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change_config
+
+
+def cut(pattern: str) -> Callable[[Path], None]:
+    def cut_first(folder: Path) -> None:
+        file = min(folder.glob(pattern))
+        file.write_bytes(file.read_bytes()[:-8])
+
+    return cut_first
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    def drop_tensor(folder: Path) -> None:
+        for file in folder.glob("*.safetensors"):
+            entries = load_file(file)
+            if entries.pop(name, None) is not None:
+                save_file(entries, file)
+
+    return drop_tensor
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (change(model_type="llama"), "model_type is llama; models of deepseek_v3 and engram, and tables of "),
+        (change(n_group=8), "n_group is 8, but this model has 1 alone"),
+        (change(quantization_config={"quant_method": "fp8"}), "its weights are quantized; convert them to bf16 first"),
+        (change(model_type="deepseek_v3", rms_norm_eps=1e-5), "rms_norm_eps is 1e-05, but 1e-06 under the latents'"),
+        (change(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is not there, but config.json "),
+        (change(kv_lora_rank=8), "has shape [24, 32], but config.json asks for [16, 32]"),
+        (change(engram=None), "has a tensor model.layers.0.engram.convolution.norm_weight, which this model does not"),
+        (change(hidden_size="wide"), "config.json: hidden_size: Input should be a valid integer"),
+        (change(engram={}), "config.json is none of a model that is known here"),
+        (drop("model.norm.weight"), "model.norm.weight is not there, but config.json asks for [32]"),
+        (cut("model-*"), "is cut short within"),
+        (cut("tables/*"), "is cut short within rows; copy it anew"),
+        (lambda folder: min(folder.glob("tables/*")).unlink(), "cannot be read (No such file or directory)"),
+        (lambda folder: (folder / "config.json").write_text("["), "config.json: no JSON"),
+        (lambda folder: min(folder.glob("model-*")).write_text("no"), "no safetensors file, or cut short; copy "),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_no_model_of_ours_is_refused(spoil: Callable[[Path], None], told: str, copy: Path) -> None:
+    HuggingFaceImage(copy)
+    spoil(copy)
+    with pytest.raises(Damaged, match=re.escape(told)) as refused:
+        HuggingFaceImage(copy)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda model, _: model.update(hidden_size=48), "has another model.hidden_size (32, now 48); take over that"),
+        (lambda model, _: model.update(engram=None), "has another model.engram ("),
+        (lambda model, _: model["engram"].update(layers=[0]), "has another model.engram.layers ([0, 1], now [0])"),
+        (lambda model, _: model["moe"].update(norm_topk=False), "has another model.moe.norm_topk (true, now false)"),
+        (lambda _, addresses: addresses.update(seed=1), "has another addresses.seed (0, now 1)"),
+    ],
+)
+def test_another_model_is_refused_with_the_key(
+    changed: Callable[[dict[str, Any], dict[str, Any]], None], told: str, engram_export: Exported
+) -> None:
+    manifest, settings = engram_export.saved.image.manifest, HuggingFaceImage(engram_export.folder).settings
+    assert manifest.addresses is not None
+    model, addresses = (json.loads(json.dumps(each)) for each in (manifest.model, manifest.addresses))
+    identity = Identity(model, addresses, {}, "")
+    model["attention"]["rope_scaling"] = {"factor": 2.0}
+    model["moe"]["balance_rate"] = 0.5
+    identity.fits(settings.model, settings.addresses)
+    changed(model, addresses)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        identity.fits(settings.model, settings.addresses)
+
+
+def test_what_the_library_saved_again_is_the_same_model(exported: Exported, tmp_path: Path) -> None:
+    exported.load().save_pretrained(tmp_path / "again")
+    first, again = HuggingFaceImage(exported.folder), HuggingFaceImage(tmp_path / "again")
+    assert first.settings == again.settings
+    assert first.tensors == again.tensors
+    for image in (first, again):
+        sizes = dict.fromkeys(image.tensors, 0)
+        for place in image.ranges:
+            sizes[place.tensor] += place.count
+        assert sizes == {name: math.prod(info.shape) for name, info in image.tensors.items()}
+    for one, other in zip(first.pieces(lambda *_: True), again.pieces(lambda *_: True), strict=True):
+        assert one[:2] == other[:2]
+        assert torch.equal(one.values, other.values)
+
+
+def test_text_of_another_tokenizer_is_refused_in_one_line(copy: Path, corpus: Path, tmp_path: Path) -> None:
+    change(engram_pretrain={})(copy)
+    path = copy / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|pad|>", "<|filler|>"))
+    job = write_job(tmp_path, corpus, checkpoint={"init_from": str(copy)})
+    result = engram("train", job, "--nproc", "1")
+    assert result.returncode == 2
+    assert f"{copy} has another tokenizer than the text; prepare the text with --tokenizer" in result.stderr
