@@ -8,7 +8,7 @@ from math import ceil
 
 from model.config import ModelConfig
 
-_ENDS, _LOSS_CHUNK = 93, 19
+_ENDS, _LOSS_CHUNK = 93, 24
 _DENSE, _EXPERTS, _SHARED, _QUERY_LATENT = 173, 222, 20, 30
 _BRANCHES_ENDS, _BRANCHES = 3, 48
 _ENGRAM, _KEY_PROJECTION, _CONVOLUTION, _TAP = 22, 5, 25, 15
