@@ -64,8 +64,8 @@ class Planner:
         return self._thread.submit(lambda: self._timed(self._batches(step))).result()
 
     def close(self) -> None:
-        """Waits for the plan under way and ends the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Waits for the plans that were requested, which ranks make together, and ends the thread. Collective."""
+        self._thread.shutdown()
 
     def _timed(self, batches: Sequence[TokenBatch]) -> Plan:
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """The life of a step: any depth and any window give the bits of tables that live wholly on the device."""
 
 import dataclasses
+import time
 from collections import Counter
 
 import pytest
@@ -96,6 +97,22 @@ def test_values_that_travel_in_bf16_are_rounded_alike_at_any_number_of_ranks() -
     assert torch.equal(torch.tensor(list(alone.values())), drawn.to(torch.bfloat16).float())
     together = run_ranks(first_rows, 2, config)
     assert together[0] | together[1] == alone
+
+
+def close_late_on_rank_0() -> None:
+    """Closes between two steps. Rank 1 is by then making the plan of a coming step; rank 0's thread is still busy."""
+    tables = open_tables(JOB, OffloadConfig(depth=2, window_rows=64))
+    if dist.get_rank() == 0:
+        tables._planner._thread.submit(time.sleep, 0.5)
+    tables._planner.request(0)
+    if dist.get_rank() == 1:
+        while tables._planner._thread._work_queue.qsize():
+            time.sleep(0.01)
+    tables.close()
+
+
+def test_ranks_that_close_with_a_plan_under_way_wait_for_each_other_and_end() -> None:
+    run_ranks(close_late_on_rank_0, 2, timeout_s=60)
 
 
 def test_four_ranks_with_uneven_shards_agree_with_one_up_to_rounding() -> None:
