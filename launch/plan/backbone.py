@@ -120,7 +120,7 @@ def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> Backb
         sum(part.weights for part in parts) + kept_whole,
         sum(part.gradients for part in parts),
         optimizer,
-        _buffers(job, counted, held),
+        _buffers(job, counted, held, on_gpu=cluster.hardware.device.overlaps_launches),
         zero.offload_optimizer.device == "cpu",
         saved,
     )
@@ -144,7 +144,7 @@ class _Part:
         self.optimizer = (self.state if has_masters else states) / (ranks if stage else 1)
 
 
-def _buffers(job: JobConfig, counted: Matrices, held: float) -> float:
+def _buffers(job: JobConfig, counted: Matrices, held: float, *, on_gpu: bool) -> float:
     zero, width = job.deepspeed.zero_optimization, 2 if job.train.dtype == "bf16" else _FLOAT
     overlapped = zero.stage == 3 if zero.overlap_comm is None else zero.overlap_comm
     total = 0.0
@@ -154,8 +154,10 @@ def _buffers(job: JobConfig, counted: Matrices, held: float) -> float:
         gathered = max(counted.largest_block, zero.stage3_max_live_parameters) + zero.stage3_prefetch_bucket_size
         total += min(held, gathered) * width
     if job.optimizer.name == "muon":
-        # The batch, its Gram matrices and the products beside it: about four times the batch, in bf16.
-        total += 4 * 2 * min(counted.muon, _ORTHOGONALISED)
+        # The batch, its Gram matrices and the products beside it: about four times the batch.
+        of_auto = 2 if on_gpu else _FLOAT
+        element = {"bf16": 2, "fp32": _FLOAT}.get(job.optimizer.newton_schulz_dtype, of_auto)
+        total += 4 * element * min(counted.muon, _ORTHOGONALISED)
     return total
 
 

@@ -1,7 +1,8 @@
 """Predicted against measured on this machine's CPU: `python -m tests.launch.plan.predictions [--write]`.
 
 Measures the machine (`engram plan --calibrate`), trains small jobs on one and two ranks behind emulated links, and puts
-what `plan` says of them beside it: medians of the last steps. `--write` keeps the table in docs/plan.md. Some minutes.
+what `plan` says of them beside it: medians of the last steps, and a rank's memory beyond that of one that trains
+next to nothing. `--write` keeps the table in docs/plan.md. Some minutes.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from launch.plan.assessment import assess
 from launch.plan.cluster import Cluster
@@ -36,45 +38,68 @@ CASES = [
     ("memory", "20 MB/s"),
     ("tiny", "100 MB/s"),
 ]
+NOTHING = ("model.hidden_size=16", "model.dense_hidden_size=16", "model.num_layers=2", "model.moe=null",
+           "model.attention={heads: 1, kv_lora_rank: 16, qk_nope_dim: 16, qk_rope_dim: 16, v_dim: 16}",
+           "train.micro_batch_size=1")  # fmt: skip
+NO_TABLE = (*NOTHING, "model.engram=null")
+LEAST_TABLE = (*NOTHING, "offload.window_rows=100", "model.engram.layers=[1]", "model.engram.orders=[2]",
+               "model.engram.heads=1", "model.engram.rows_per_head=64", "model.engram.row_dim=4")  # fmt: skip
+ELSEWHERE = ("cuda", "processes")  # what a GPU and its process take in any case
 TINY = str(DOCS.parent / "configs/tiny.yaml")
 
 
-def settings(shape: str, link: str) -> list[str]:
+class Found(NamedTuple):
+    """Milliseconds of a step and of its stall; MiB of a rank."""
+
+    step: float
+    stall: float
+    memory: float
+
+
+def settings(*overrides: str) -> list[str]:
     quiet = [f"train.steps={STEPS}", "train.log_every=1", "eval.every=1000", "checkpoint.every=null", "offload.depth=1",
              "eval.sequences=16", "eval.sample_tokens=0"]  # fmt: skip
-    return [*quiet, *SHAPES[shape], *LINKS[link]]
+    return [*quiet, *overrides]
 
 
-def measured(overrides: list[str], ranks: int) -> tuple[float, float]:
-    """Milliseconds of a step, and of its stall."""
+def measured(overrides: list[str], ranks: int) -> Found:
+    """What a run of them takes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "launch", "train", TINY, *overrides, f"run.dir={folder}", f"run.nproc={ranks}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=DOCS.parent, env=environment)
         lines = [json.loads(line) for line in (Path(folder) / "tiny/metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_ms" in line][-COUNTED:]
-    return tuple(statistics.median(line.get(key, 0.0) for line in steps) for key in ("step_ms", "offload.stall_ms"))
+    step, stall = (statistics.median(line.get(key, 0.0) for line in steps) for key in ("step_ms", "offload.stall_ms"))
+    return Found(step, stall, steps[-1]["memory.host_bytes"] / 2**20)
 
 
-def predicted(overrides: list[str], ranks: int, numbers: Path) -> tuple[float, float]:
-    """The same by `plan`."""
+def predicted(overrides: list[str], ranks: int, numbers: Path) -> Found:
+    """The same by `plan`: of a processor, the device's memory is the host's."""
     catalogue = read_catalogue(numbers)
     found = assess(load(TINY, overrides, JobConfig), Cluster(1, ranks, catalogue.gpu("here"), None, "here"))
-    return 1e3 * found.seconds, 1e3 * found.time.stages.stall(1)
+    here = found.device.parts, {name: value / ranks for name, value in found.host.parts.items()}
+    memory = sum(value for parts in here for name, value in parts.items() if name not in ELSEWHERE)
+    return Found(1e3 * found.seconds, 1e3 * found.time.stages.stall(1), memory / 2**20)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         numbers = Path(folder, "here.yaml")
         subprocess.run([sys.executable, "-m", "launch", "plan", "--calibrate", str(numbers)], check=True)
-        rows = ["| shape | link | ranks | step, predicted | measured | off | stall, predicted | measured |",
-                "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        rows = ["| shape | link | ranks | step, predicted | measured | off | stall, predicted | measured | memory, "
+                "predicted | measured | off |", "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        idle = {least: measured(settings(*least), 1).memory for least in (NO_TABLE, LEAST_TABLE)}
         for shape, link in CASES:
             for ranks in (1, 2):
-                says, stall = predicted(settings(shape, link), ranks, numbers)
-                took, waited = measured(settings(shape, link), ranks)
-                rows.append(f"| {shape} | {link} | {ranks} | {says:.0f} ms | {took:.0f} ms | {says / took - 1:+.0%} | "
-                            f"{stall:.0f} ms | {waited:.0f} ms |")  # fmt: skip
+                asked = settings(*SHAPES[shape], *LINKS[link])
+                says, took = predicted(asked, ranks, numbers), measured(asked, ranks)
+                memory = took.memory - idle[NO_TABLE if "model.engram=null" in asked else LEAST_TABLE]
+                # fmt: off
+                rows.append(f"| {shape} | {link} | {ranks} | {says.step:.0f} ms | {took.step:.0f} ms | "
+                            f"{says.step / took.step - 1:+.0%} | {says.stall:.0f} ms | {took.stall:.0f} ms | "
+                            f"{says.memory:.0f} MiB | {memory:.0f} MiB | {says.memory / memory - 1:+.0%} |")
+                # fmt: on
                 print(rows[-1], flush=True)
     if "--write" in sys.argv:
         page = DOCS / "plan.md"
