@@ -59,6 +59,7 @@ def _loader(
         validation_fraction=job.data.validation_fraction,
         best_fit=job.data.packing == "best_fit" and split == "train",
         fetch_ahead=job.data.fetch_ahead,
+        shuffle_window=job.data.shuffle_window if split == "train" else None,
     )
 
 

@@ -159,6 +159,7 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
         seed=job.train.seed,
         validation_fraction=job.data.validation_fraction,
         best_fit=job.data.packing == "best_fit",
+        shuffle_window=job.data.shuffle_window,
     )
     loader.batch(0)
     times = [timed(lambda step=step: loader.batch(step)) for step in range(1, _BATCHES + 1)]  # type: ignore[misc]

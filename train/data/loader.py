@@ -54,11 +54,12 @@ class Loader:
         phases: Sequence[Phase] = (),
         best_fit: bool = False,
         fetch_ahead: int = 0,
+        shuffle_window: int | None = None,
     ) -> None:
         """Args: the store, or sources of one tokenizer; sizes in sequences; the seed of the order; which contiguous
         part of each batch is ours; which batches to pass over, ascending and apart: numbers from 0, as if none were;
         the phases, by default one with equal weights; whether documents of training are packed by best fit; of how many
-        further steps the text is fetched, from stores by URL.
+        further steps the text is fetched, from stores by URL; tokens of training among which documents are permuted.
 
         Raises:
             UserError: batch sizes that do not divide, or too little text for one batch of training.
@@ -72,6 +73,7 @@ class Loader:
         self.seed = seed
         self.validation_fraction = validation_fraction
         self.best_fit = best_fit
+        self._shuffle_window = shuffle_window
         self._skip = skip
         self._rows = slice(*(global_batch_size // world_size * part for part in (rank, rank + 1)))
         self.phases = phases or [Phase(0, sequence_length, (1.0,) * len(self.sources))]
@@ -83,6 +85,7 @@ class Loader:
             batch=global_batch_size,
             validation_fraction=validation_fraction,
             best_fit=best_fit,
+            window=shuffle_window,
         )
         used = [self.lines.first(source) for source in range(len(self.sources))]
         self.num_documents = sum(reader.num_documents for reader in used)
@@ -225,6 +228,7 @@ class Loader:
             **({"skip_steps": [[part.start + 1, part.stop] for part in self._skip]} if self._skip else {}),
             **({"phases": later} if later else {}),
             **({"packing": "best_fit"} if self.best_fit else {}),
+            **({"shuffle_window": self._shuffle_window} if self._shuffle_window else {}),
         }
 
     def _mixed(self, shares: Sequence[int]) -> dict[str, Any]:
