@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.gate import engram_gate, gate_openings
+from kernels.gate import engram_gate, gate_of, gate_openings
 from kernels.gather import RowIndex, gather
 from model.config import EngramConfig
 from model.layers import Linear
+
+GATE_UNIT = 2.0**-20
 
 
 class MemoryRows(NamedTuple):
@@ -52,6 +54,9 @@ class Engram(nn.Module):
         self.key_projs = nn.ModuleList(Linear(config.memory_width, hidden_size, std) for _ in range(branches))
         self.query_norm_weight = nn.Parameter(torch.ones(branches * hidden_size))
         self.key_norm_weight = nn.Parameter(torch.ones(branches * hidden_size))
+        self.opened: Tensor | None = None
+        """Where somebody counts them: int64 [3], how many gates were computed in training, the sum of their openings in
+        units of GATE_UNIT, and how many were open by more than half."""
         self.convolution = None
         if config.convolution:
             self.convolution = ShortConvolution(config, hidden_size, branches=branches, norm_eps=norm_eps)
@@ -64,7 +69,7 @@ class Engram(nn.Module):
         """
         memory_BTE = self._lookup(memory, hidden_BTMD)
         key_BTMD = torch.stack([project(memory_BTE) for project in self.key_projs], dim=2)
-        gated_BTMD = engram_gate(
+        gated_BTMD, score_BTM = engram_gate(
             hidden_BTMD,
             key_BTMD,
             self.value_proj(memory_BTE),
@@ -73,6 +78,9 @@ class Engram(nn.Module):
             eps=self.config.gate_eps,
             signed_sqrt=self.config.gate == "signed_sqrt",
         )
+        # Not in evaluations. Twice where a block is recomputed, which changes no mean.
+        if self.opened is not None and torch.is_grad_enabled():
+            self.opened += _summed(gate_of(score_BTM, self.config.gate == "signed_sqrt"))
         return gated_BTMD if self.convolution is None else self.convolution(gated_BTMD, positions_BT)
 
     @torch.no_grad()
@@ -96,6 +104,14 @@ class Engram(nn.Module):
                 f"{lookups} lookups for {batch} x {length} tokens of {self.config.lookups_per_token} rows each"
             )
         return gather(memory.rows_UD, memory.index, out_dtype=hidden_BTMD.dtype).view(batch, length, -1)
+
+
+def _summed(opening_BTM: Tensor) -> Tensor:
+    # Whole numbers: their sum does not depend on its order.
+    parts_PBTM = torch.stack(
+        [torch.ones_like(opening_BTM), opening_BTM / GATE_UNIT, (opening_BTM > 0.5).to(opening_BTM)]
+    )
+    return parts_PBTM.round().long().flatten(1).sum(dim=1)
 
 
 class ShortConvolution(nn.Module):

@@ -48,6 +48,7 @@ INNER = {
         "errors": set(),
         "files": {"errors"},
         "machine": set(),
+        "hardware": {"machine"},
         "memory": set(),
         "progress": set(),
         "run_folder": {"errors"},
@@ -86,6 +87,7 @@ INNER = {
         "run": {
             *_BASE,
             "config",
+            "hardware",
             "memory",
             "checkpoint",
             "report",

@@ -58,7 +58,8 @@ def _loader(
         world_size=world_size,
         validation_fraction=job.data.validation_fraction,
         best_fit=job.data.packing == "best_fit" and split == "train",
-        fetch_ahead=job.data.fetch_ahead,
+        fetch_ahead=job.data.fetch_ahead if split == "train" else 0,
+        shuffle_window=job.data.shuffle_window if split == "train" else None,
     )
 
 

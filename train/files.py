@@ -7,7 +7,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,17 +53,24 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, overwrite: bool = False, like: str | None = None) -> Iterator[Path]:
+def new_folder(
+    target: Path,
+    *,
+    overwrite: bool = False,
+    like: str | None = None,
+    goes_on: Callable[[Path], bool] = lambda folder: False,
+) -> Iterator[Path]:
     """Gives a temporary folder to fill; when the block ends well, its files are synced and it becomes `target`.
 
     After an error, an interrupt or a kill, `target` is as before. What a killed process left behind is removed by the
-    next one that builds the same target. Of two processes building at once the first to end wins. If `target` is a
-    link, the folder that it leads to is meant.
+    next one that builds the same target, or given to it to go on with. Of two processes building at once the first to
+    end wins. If `target` is a link, the folder that it leads to is meant.
 
     Args:
         target: the folder to make.
         overwrite: replace what is there.
         like: an entry without which what is there is not ours, and is not replaced.
+        goes_on: whether an unfinished folder is worth being kept, and what this process wants to go on with.
 
     Raises:
         UserError: `target` is there and not empty (unless `overwrite`), not one of ours, a mount point, or its parent
@@ -74,8 +81,7 @@ def new_folder(target: Path, *, overwrite: bool = False, like: str | None = None
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(target)
-            partial = stack.enter_context(_locked_folder(target))
+            partial = stack.enter_context(_locked_folder(target, goes_on))
         except OSError as error:
             raise UserError(f"{target}: cannot be created ({error.strerror})") from None
         yield partial
@@ -134,30 +140,43 @@ def _refuse_used(target: Path, overwrite: bool, like: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _locked_folder(target: Path) -> Iterator[Path]:
-    path = target.with_name(f"{_partial_prefix(target)}{uuid.uuid4().hex}")
-    # Locked before it is there: to others, a folder that nobody has locked is abandoned.
-    with _lock_of(path) as lock:
-        try:
+def _locked_folder(target: Path, goes_on: Callable[[Path], bool]) -> Iterator[Path]:
+    new = target.with_name(f"{_partial_prefix(target)}{uuid.uuid4().hex}")
+    with contextlib.ExitStack() as locks:
+        path = next(filter(goes_on, _abandoned(target, locks)), new)
+        if path is new:
+            # Locked before it is there: to others, a folder that nobody has locked is abandoned.
+            locks.enter_context(_lock_of(path))
             path.mkdir()
+        try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
+            if not goes_on(path):
+                _remove(path)
 
 
-def _remove_abandoned(target: Path) -> None:
+def _abandoned(target: Path, locks: contextlib.ExitStack) -> Iterator[Path]:
+    """What killed processes have left, locked; removed if the caller does not stop at it."""
     for path in target.parent.glob(f"{glob.escape(_partial_prefix(target))}*"):
         # A lock that is held belongs to a process that is alive.
         with contextlib.suppress(Timeout):
             if path.is_dir():
-                with _lock_of(path).acquire(timeout=0) as lock:
-                    shutil.rmtree(path, ignore_errors=True)
-                    Path(lock.lock_file).unlink(missing_ok=True)
+                locks.enter_context(_lock_of(path).acquire(timeout=0))
+                yield path
+                _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _lock_name(folder).unlink(missing_ok=True)
 
 
 def _lock_of(path: Path) -> FileLock:
-    return lock_file(path.with_name(f"{path.name}.lock"))
+    return lock_file(_lock_name(path))
+
+
+def _lock_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
 def lock_file(path: Path) -> FileLock:

@@ -20,15 +20,17 @@ from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
 from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig
+from train.config.yaml_text import render
 from train.data.blend import Blend, check_all
 from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
+from train.files import new_file
 from train.origin import choose_origin, require_disk, require_memory, require_tokenizer
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
 from train.report.summary import SUMMARY_FILE, SourceSummary, Summary
-from train.run_folder import CONFIG_FILE, LOG_FILE, require_writable
+from train.run_folder import BASE_FILE, CONFIG_FILE, LOG_FILE, require_writable
 from train.run_lock import lock_run
 from train.tables import address_book, open_tables, table_bytes
 from train.use.sampling import continue_texts
@@ -83,9 +85,13 @@ class Parts:
         """Whether this rank is the one that looks after the run's folder: rank 0, or one of each node."""
         return self.checkpoints.nodes.leads
 
-    def record_config(self) -> None:
-        """Writes config and tokenizer into the run's folder, once they are known to fit what is there."""
+    def record_config(self, base: tuple[str, dict[str, Any]] | None = None) -> None:
+        """Writes config, `base` and tokenizer into the run's folder, once they are known to fit what is there."""
         if self.leads:
+            # A run that goes on from its own config keeps the base that it had.
+            if base is not None and Path(base[0]).resolve() != (self.folder / CONFIG_FILE).resolve():
+                with new_file(self.folder / BASE_FILE) as partial:
+                    partial.write_text(render({"name": base[0], "values": base[1]}), encoding="utf-8")
             dump(self.job.model_copy(update={"data": self.job.data.anchored()}), self.folder / CONFIG_FILE)
             self.store.tokenizer().save(self.folder)
 

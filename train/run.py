@@ -12,6 +12,7 @@ import torch
 from train.checkpoint.checkpoints import Resumed
 from train.checkpoint.listing import checkpoints_in
 from train.config.job import JobConfig
+from train.hardware import describe_machine
 from train.history import bring_history
 from train.memory import memory_use
 from train.parts import Parts
@@ -34,7 +35,12 @@ def _leave(error: BaseException) -> None:
     os._exit(1)
 
 
-def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Summary | None:
+def train(
+    job: JobConfig,
+    leave: Callable[[BaseException], None] = _leave,
+    *,
+    base: tuple[str, dict[str, Any]] | None = None,
+) -> Summary | None:
     """Trains `job` from its newest checkpoint, or from nothing, to its last step. Collective.
 
     The ranks are those that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). From the
@@ -42,6 +48,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
 
     Args:
         job: its config.
+        base: what the config was made from (`train.config.file.base_of`), for the report; None if that is not known.
         leave: reports an error and ends this process, from any thread: this is how a rank that is stuck ends.
 
     Returns:
@@ -60,7 +67,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
     if parts.origin or checkpoints_in(parts.checkpoints.folder):
         tell_start("loading the checkpoint")
     resumed = parts.resume()
-    parts.record_config()
+    parts.record_config(base)
     resumed.notes.extend(bring_history(parts.folder, parts.checkpoints.nodes, resumed.step))
     saved = str(resumed.path) if resumed.path else None
     if parts.leads:
@@ -72,6 +79,7 @@ def train(job: JobConfig, leave: Callable[[BaseException], None] = _leave) -> Su
         saved=saved,
         active=parts.leads,
         ranks=parts.world_size,
+        machine=describe_machine(torch.get_num_threads()),
     ) as state:
         summary = _train(parts, resumed, state, leave)
         parts.close()

@@ -6,6 +6,8 @@ from train.errors import UserError
 
 CONFIG_FILE = "config.yaml"
 """Name of the file with a run's resolved config."""
+BASE_FILE = "base.yaml"
+"""Name of the file with what the config was made from: `name` and `values` of its base."""
 LOCK_FILE = ".lock"
 """Name of the file that a run at work has locked."""
 LOG_FILE = "log.txt"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
@@ -42,6 +42,7 @@ class RunState:
         host, pid, parent: of the process that writes it, rank 0 or one of its node, and of what started that.
         started, written: times, UTC, ISO 8601.
         ranks: of the run; None in what older versions wrote.
+        machine: of rank 0, as `train.hardware` describes it; empty in what older versions wrote.
     """
 
     state: State
@@ -56,6 +57,7 @@ class RunState:
     started: str = field(default_factory=_now)
     written: str = field(default_factory=_now)
     ranks: int | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -88,13 +90,22 @@ class StateRecord:
         saved: the checkpoint that it continues from; None for none.
         active: whether this rank writes it, rank 0 or one of each node; the others write nothing.
         ranks: of the run.
+        machine: as in `RunState`.
     """
 
     def __init__(
-        self, folder: Path, *, step: int, steps: int, saved: str | None, active: bool, ranks: int | None = None
+        self,
+        folder: Path,
+        *,
+        step: int,
+        steps: int,
+        saved: str | None,
+        active: bool,
+        ranks: int | None = None,
+        machine: dict[str, Any] | None = None,
     ) -> None:
         self._folder, self._active, self.step = folder, active, step
-        self._state = RunState("running", step, steps, saved, ranks=ranks)
+        self._state = RunState("running", step, steps, saved, ranks=ranks, machine=machine or {})
         self._writing = RLock()  # a signal's handler may end the run while its own thread writes
 
     def __enter__(self) -> Self:

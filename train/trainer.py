@@ -26,6 +26,7 @@ from train.look_ahead import LookAhead
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
 from train.refusals import Refusals, everyones
+from train.report.gates import Gates
 from train.report.meter import Meter
 from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
@@ -85,6 +86,7 @@ class Trainer:
             engine.device,
             tokens=resumed.tokens,
             sources=names if len(names) > 1 else (),
+            gates=Gates(engine.module, engine.device),
             ideal_s=ideal_s_per_token(job, engine.device, dist.get_world_size()),
         )
         self._validation = Validation(engine, tables, held_out, job.eval.sequences, self._watch)

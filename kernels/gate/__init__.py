@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gate.reference import gate_openings, inner_dtype, reference_backward, reference_forward
+from kernels.gate.reference import gate_of, gate_openings, inner_dtype, reference_backward, reference_forward
 
-__all__ = ["engram_gate", "gate_openings", "reference_backward", "reference_forward"]
+__all__ = ["engram_gate", "gate_of", "gate_openings", "reference_backward", "reference_forward"]
 
 
 def engram_gate(
@@ -32,8 +32,10 @@ def engram_gate(
     *,
     eps: float,
     signed_sqrt: bool,
-) -> Tensor:
-    """Returns the gated values [B, T, M, D], contiguous, in the dtype of `value_BTD`.
+) -> tuple[Tensor, Tensor]:
+    """Returns the gated values [B, T, M, D], contiguous, in the dtype of `value_BTD`, and the scores s [B, T, M].
+
+    The scores, fp32 (fp64 if an input is), have no gradient; `gate_of` makes gates of them.
 
     Args:
         hidden_BTMD: hidden states, one vector per branch.
@@ -60,8 +62,8 @@ def engram_gate(
     if not query_weight_MD.shape == key_weight_MD.shape == (branches, width):
         raise ValueError(f"norm weights {tuple(query_weight_MD.shape)} and {tuple(key_weight_MD.shape)} must be "
                          f"[M, D] = {(branches, width)}")  # fmt: skip
-    gated_BTMD, _ = _gate(hidden_BTMD, key_BTMD, value_BTD, query_weight_MD, key_weight_MD, eps, signed_sqrt)
-    return gated_BTMD
+    gated_BTMD, saved = _gate(hidden_BTMD, key_BTMD, value_BTD, query_weight_MD, key_weight_MD, eps, signed_sqrt)
+    return gated_BTMD, saved[2].detach()
 
 
 def _fused(*tensors: Tensor) -> bool:

@@ -15,7 +15,7 @@ def reference_forward(
     """Plain PyTorch: the gated values, and [3, B, T, M] for the backward: both norms' scales and the score."""
     h, k, v, wq, wk = _wide(hidden, key, value, query_weight, key_weight)
     saved = _scales_and_score(h, k, wq, wk, eps)
-    gated_BTMD = _gate_of(saved[2], signed_sqrt).unsqueeze(-1) * v.unsqueeze(2)
+    gated_BTMD = gate_of(saved[2], signed_sqrt).unsqueeze(-1) * v.unsqueeze(2)
     return gated_BTMD.to(value.dtype).contiguous(), saved
 
 
@@ -24,7 +24,7 @@ def gate_openings(
 ) -> Tensor:
     """How far the gate opens, 0 to 1: [B, T, M], on any device. Arguments as for `kernels.gate.engram_gate`."""
     h, k, wq, wk = _wide(hidden, key, query_weight, key_weight)
-    return _gate_of(_scales_and_score(h, k, wq, wk, eps)[2], signed_sqrt)
+    return gate_of(_scales_and_score(h, k, wq, wk, eps)[2], signed_sqrt)
 
 
 def _scales_and_score(h: Tensor, k: Tensor, wq: Tensor, wk: Tensor, eps: float) -> Tensor:
@@ -48,7 +48,7 @@ def reference_backward(
     g, h, k, v, wq, wk = _wide(grad, hidden, key, value, query_weight, key_weight)
     h_scale_BTM, k_scale_BTM, score_BTM = saved
     width = h.shape[-1]
-    gate_BTM = _gate_of(score_BTM, signed_sqrt)
+    gate_BTM = gate_of(score_BTM, signed_sqrt)
     dvalue = (gate_BTM.unsqueeze(-1) * g).sum(2)
     dscore_BTM = (g * v.unsqueeze(2)).sum(-1) * gate_BTM * (1 - gate_BTM)
     if signed_sqrt:
@@ -81,5 +81,6 @@ def inner_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _gate_of(score: Tensor, signed_sqrt: bool) -> Tensor:
+def gate_of(score: Tensor, signed_sqrt: bool) -> Tensor:
+    """The gates of scores s, 0 to 1, of the same shape."""
     return torch.sigmoid(score.sign() * score.abs().clamp(min=CLAMP).sqrt() if signed_sqrt else score)

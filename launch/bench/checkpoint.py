@@ -80,12 +80,12 @@ class _Rounds:
             "dd": lambda: written_by_dd(self._folder / "dd", self._bytes, PIECE_BYTES),
             "save": lambda: timed(self._save),
         }
-        for name, act in _in_turns(readers, number):
+        for name, act in in_turns(readers, number):
             forget(files)
             self._seconds[name].append(act())
         for path in self._folder.iterdir():  # else the save would remove it: that is no writing
             shutil.rmtree(path)
-        for name, act in _in_turns(writers, number):
+        for name, act in in_turns(writers, number):
             settle()
             self._seconds[name].append(act())
         self._seconds["checksums"].append(self._run.checksums_s())
@@ -102,7 +102,7 @@ class _Rounds:
                 "steps without": lambda: [timed(self._run.step) for _ in range(count)],
                 "steps with": partial(self._steps_beside, count, _FIRST_BESIDE + 1 + number),
             }
-            for name, block in _in_turns(blocks, number):
+            for name, block in in_turns(blocks, number):
                 queued = queued_s()
                 self._steps[name].append(block())
                 self._queued_s[name] += queued_s() - queued
@@ -202,6 +202,6 @@ def timed(act: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _in_turns(named: dict[str, Act], number: int) -> list[tuple[str, Act]]:
+def in_turns(named: dict[str, Act], number: int) -> list[tuple[str, Act]]:
     """Who goes first in one round goes last in the next."""
     return [*named.items()][:: -1 if number % 2 else 1]

@@ -25,9 +25,11 @@ class BenchOptions:
         job, overrides: the job that part `train` trains.
         depths: look-aheads of part `train`, in the order of their turns.
         engines: of part `train`: each for one run with rows in host memory.
-        rounds: turns of each depth in part `train`, and of all in part `checkpoint`.
+        rounds: turns of each depth in part `train`, and of all in parts `checkpoint` and `data`.
         table_mib: MiB of the table in part `checkpoint`.
-        folder: an empty one, where part `checkpoint` writes.
+        folder: an empty one, where parts `checkpoint` and `data` write.
+        text_mb: MB of text in part `data`.
+        run: whose loader part `data` measures; None for none.
         device: `cpu` or `cuda`: where the model would compute.
         seconds: the time that parts `kernels`, `links` and `train` may take; they leave out what does not fit. None for
             no limit.
@@ -56,6 +58,8 @@ class BenchOptions:
     rounds: int = 1
     table_mib: int = 2048
     folder: str = ""
+    text_mb: int = 32
+    run: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     seconds: float | None = None
     tokens: int | None = None

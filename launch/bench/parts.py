@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launch.bench.checkpoint import measure_checkpoint
+from launch.bench.data import measure_data
 from launch.bench.kernel_times import measure_kernels
 from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
@@ -38,6 +39,7 @@ PARTS = {
     "kernels": Part(measure_kernels),
     "links": Part(measure_links),
     "checkpoint": Part(measure_checkpoint, on_gpu=False, has_engine=True),
+    "data": Part(measure_data, on_gpu=False),
     "train": Part(measure_training, trains=True, has_engine=True),
 }
 """Each is measured on ranks of its own."""

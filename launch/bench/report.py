@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch.bench.machine import describe_machine
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
+from train.hardware import describe_machine
 
 Cell = str | int | float | Spread | None
 

@@ -142,7 +142,7 @@ def everything(
 
     from launch.bench.devices import chosen_device
     from launch.bench.everything import Outcome, run_everything, sections_of, summary, to_json
-    from launch.bench.machine import describe_machine
+    from train.hardware import describe_machine
 
     on, console = chosen_device(device), shared.console()
     machine = describe_machine(shared.thread_count(None))

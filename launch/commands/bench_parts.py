@@ -1,4 +1,4 @@
-"""`engram bench offload`, `kernels`, `links` and `checkpoint`: pieces of the machinery, without a model."""
+"""`engram bench offload`, `kernels`, `links`, `checkpoint` and `data`: pieces of the machinery, without a model."""
 
 import tempfile
 from pathlib import Path
@@ -170,3 +170,31 @@ def checkpoint(lookups: int, folder: str, **chosen: Any) -> None:
     # Made here, not by the rank: whatever ends that, this removes it.
     with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
         shared.measure(("checkpoint",), device="cpu", workload=Workload(lookups), folder=empty, **chosen)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  engram bench data
+  engram bench data --run runs/tiny --rounds 5 --json
+"""
+)
+@click.option(
+    "--folder", type=click.Path(file_okay=False), default="runs", show_default=True, help="Where to write and read."
+)
+@click.option("--text-mb", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Text to prepare.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Times that all is measured.")
+@click.option("--run", metavar="RUN", help="Also time the loader of this run beside the steps that it has recorded.")
+@shared.json
+def data(folder: str, run: str | None, **chosen: Any) -> None:
+    """Time the preparation of text against Hugging Face's tokenizers alone, on one core, and the loader.
+
+    Also tells the memory that one large file takes, and one large document, and what of it grows with the size.
+    """
+    from train.run_folder import find_run
+
+    if run is not None:
+        find_run(run)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
+        shared.measure(("data",), device="cpu", threads=1, folder=empty, run=run, **chosen)

@@ -31,12 +31,12 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
         from train.report.start import tell_start
 
         tell_start("importing PyTorch and DeepSpeed")
-        from train.config.file import load
+        from train.config.file import base_of, load
         from train.config.job import JobConfig
         from train.run import train
 
         try:
-            summary = train(load(config, overrides, JobConfig), leave)
+            summary = train(load(config, overrides, JobConfig), leave, base=base_of(config))
         except Interrupted as interrupted:
             if as_json and os.environ["RANK"] == "0":
                 print(json.dumps({"interrupted": str(interrupted)}), file=answer, flush=True)

@@ -101,6 +101,7 @@ class TextStream:
             seed=job.train.seed,
             validation_fraction=job.data.validation_fraction,
             best_fit=job.data.packing == "best_fit",
+            shuffle_window=job.data.shuffle_window,
         )
         self.name = f"{job.data.shown}, {self._loader.steps_per_epoch:,} steps an epoch"
 

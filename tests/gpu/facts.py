@@ -62,7 +62,7 @@ def _pinning(gib: float) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the facts; a part that fails says why."""
-    from launch.bench.machine import describe_machine
+    from train.hardware import describe_machine
 
     facts: dict[str, Any] = {"versions": _versions(), "machine": describe_machine(1)}
     facts["kernel"] = os.uname().release

@@ -1,13 +1,16 @@
 """docs/data.md: its configs are valid and its commands run, as they stand there; jobs are cut to two steps."""
 
+import json
 import re
 import shlex
 import sysconfig
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.command_line import engram
+from tests.train.data.server import serving
 from train.config.file import load
 from train.config.job import JobConfig
 
@@ -27,19 +30,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         for path in sorted(Path(sysconfig.get_path("stdlib")).glob(pattern)):
             (folder / name / path.name).write_bytes(path.read_bytes())
-    for name, content in CONFIGS.items():
-        (folder / name).write_text(content)
     return folder
 
 
 @pytest.mark.long
 def test_the_commands_of_the_page_run(place: Path) -> None:
     assert len(COMMANDS) > 12
-    assert set(CONFIGS) == {"mixed.yaml", "phased.yaml"}
-    for command in COMMANDS:
-        program, *words = shlex.split(command)
-        assert program == "engram"
-        result = engram(*words, *(SHORT if words[0] == "train" else []), cwd=place)
-        assert result.returncode == 0, command + result.stderr
+    assert set(CONFIGS) == {"elsewhere.yaml", "mixed.yaml", "phased.yaml"}
+    with serving() as server:
+
+        def here(text: str) -> str:
+            return text.replace("https://example.org", server.url)
+
+        for name, content in CONFIGS.items():
+            (place / name).write_text(here(content))
+        lines = "".join(json.dumps({"text": path.read_text()}) + "\n" for path in (place / "my-code").iterdir())
+        server.files["/corpus.jsonl.zst"] = zstandard.compress(lines.encode())
+        # The page tells of stores by URL before it makes the one that its example reads.
+        for command in sorted(COMMANDS, key=lambda line: "prepare my-" not in line):
+            program, *words = shlex.split(here(command))
+            assert program == "engram"
+            result = engram(*words, *(SHORT if words[0] == "train" else []), cwd=place)
+            assert result.returncode == 0, command + result.stderr
+            for path in (place / "data" / "web").iterdir():
+                server.files[f"/stores/web/{path.name}"] = path.read_bytes()
+    assert any((place / "cache" / "shards").rglob("*.shard"))
     job = load(place / "phased.yaml", [], JobConfig)
     assert [phase.after_steps for phase in job.data.phases] == [147, None]

@@ -9,17 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.command_line import backbone, engram, losses, newest, table_rows, train, write_job
 from tests.train.data.server import Server, serving
 from tests.train.data.test_shard_cache import bytes_in
 from train.checkpoint.listing import checkpoints_in
+from train.config.file import load
+from train.config.job import JobConfig
 from train.data import sums
+from train.data.encode import Chunk
 from train.data.rewrite import merge
 from train.data.shard_cache import ShardCache
 from train.data.store import TokenStore
+from train.data.writer import StoreWriter
+from train.report.utilisation import ideal_s_per_token
 
 MODULES = ("calendar", "cmd", "code", "codecs", "copy", "ctypes/util", "email/message", "fractions", "glob", "imaplib")
 
@@ -83,7 +90,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Path, tmp_path: Path) -> None:
     job, runs = phased(tmp_path, corpus, other), tmp_path / "runs"
-    told = train(job, "run.name=straight", "--nproc", "2")
+    told = train(job, "run.name=straight", "data.verify=true", "train.peak_tflops=0.001", "--nproc", "2")
     found, straight = records(runs / "straight"), runs / "straight"
     # 8 sequences a step.
     assert [record["tokens"] for record in found] == [256, 512, 768, 1024, 1536]
@@ -94,10 +101,20 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     for record in found[:4]:
         parts = record["loss.library"], record["loss.mail"]
         assert min(parts) < record["loss"] < max(parts)
+    # Longer sequences take more operations a token.
+    ideal_s = ideal_s_per_token(load(straight / "config.yaml", [], JobConfig), torch.device("cpu"), 2)
+    assert ideal_s is not None
+    for record, length in zip(found, (32, 32, 32, 32, 64), strict=True):
+        assert record["mfu"] == pytest.approx(record["tokens_per_s"] * ideal_s(length))
+        assert 0 < record["gate.0.mean"] < 1
+        assert 0 <= record["gate.1.open"] <= 1
     last = found[-1]
     assert last["val_loss"] == pytest.approx(0.75 * last["val_loss.library"] + 0.25 * last["val_loss.mail"])
     assert "phase 2 from step 4: library 25.0%, mail 75.0%, 32 tokens a sequence" in told.stdout
     assert "phase 3 from step 5: library 25.0%, mail 75.0%, 64 tokens a sequence" in told.stdout
+    base = yaml.safe_load((straight / "base.yaml").read_text())
+    assert base["name"] == str(job)
+    assert base["values"]["data"]["phases"][1]["sequence_length"] == 64
     summary = json.loads((straight / "summary.json").read_text())
     assert summary["sources"]["mail"]["tokens"] == 768
     assert summary["sources"]["library"]["val_loss"] == last["val_loss.library"]
@@ -133,3 +150,20 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     assert change["step"] == 5
     assert change["change"].startswith("data.phases (")
     assert len(checkpoints_in(straight / "checkpoints")) == 4
+
+
+def test_data_verify_reads_all_of_the_text_before_the_first_step(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    with StoreWriter(tmp_path / "bad", TokenStore.open(corpus).tokenizer()) as writer:
+        for ends in (True, True, False, True):
+            tokens = np.full(600, 7, np.uint16)
+            tokens[-1] = writer.tokenizer.eos_id if ends else 7
+            writer.append(Chunk(tokens, np.array([600], np.int32), 0, 600))
+        writer.finish(bad=0, passed_over={}, sources=["text"], options={})
+    job = write_job(tmp_path, tmp_path / "bad", train={"steps": 1})
+    refused = engram("train", job, "data.verify=true", "run.name=verified", "--nproc", "2")
+    assert refused.returncode == 2
+    assert refused.stderr.count("1 document(s) do not end with the end-of-document token") == 1
+    assert "the first is number 3" in refused.stderr
+    assert not (tmp_path / "runs" / "verified" / "metrics.jsonl").exists()
+    train(job)

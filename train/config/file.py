@@ -102,6 +102,19 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[Co
         raise UserError(" | ".join(told[:_MOST_TOLD]) + more) from None
 
 
+def base_of(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """Name and values of what a config file extends, with the bases of that; of the file itself if it extends none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    chain = _chain(os.fspath(path))
+    document = _Document()
+    for source, values in chain[:-1] or chain:
+        document.merge(values, source)
+    return (chain[-2] if len(chain) > 1 else chain[0])[0], document.values
+
+
 def _chain(name: str) -> list[tuple[str, dict[str, Any]]]:
     """The file and its bases with their values, the outermost base first."""
     chain: list[tuple[str, dict[str, Any]]] = []

@@ -174,6 +174,11 @@ class DataConfig(
     """How documents of training come into sequences: laid end to end and cut wherever a sequence ends, or `best_fit`:
     side by side, none cut that fits into a sequence, the rest padding, whose share the start tells."""
 
+    shuffle_window: int | None = Field(None, ge=1, le=2**62)
+    """Tokens of a store among which an epoch's documents are shuffled: random parts of it, of 524,288 consecutive
+    tokens each, one such window after another. null: all documents of the store. Set it for large stores by URL, which
+    are then fetched once an epoch; the more tokens, the better mixed. Not with `packing: best_fit`."""
+
     validation_fraction: float = Field(VALIDATION_FRACTION, ge=0, le=0.5)
     """Fraction of documents held out for validation. 0: none, and no evaluation."""
 
@@ -214,6 +219,14 @@ class DataConfig(
     def shown(self) -> str:
         """Where the text comes from, for people."""
         return self.path or ", ".join(source.path for source in self.mix or []) or "default corpus"
+
+    @model_validator(mode="after")
+    def _packs_within_windows(self) -> "DataConfig":
+        if self.shuffle_window is not None and self.packing == "best_fit":
+            raise ValueError(
+                "shuffle_window and packing: best_fit exclude each other: best fit takes pieces from everywhere"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_source_of_text(self) -> "DataConfig":

@@ -29,15 +29,16 @@ class Lines:
         batch: int,
         validation_fraction: float,
         best_fit: bool,
+        window: int | None,
     ) -> None:
         """Args: the sources; the phases that read them; the split; the seed of the order; sequences of a batch; the
-        fraction held out; whether documents of training are packed by best fit.
+        fraction held out; whether documents of training are packed by best fit; tokens among which they are permuted.
 
         Raises:
             UserError: too little text for one batch of training.
         """
         self.sources, self.split = sources, split
-        self._phases, self._batch, self._best_fit = phases, batch, best_fit
+        self._phases, self._batch, self._best_fit, self._window = phases, batch, best_fit, window
         self._seed, self._validation_fraction = seed, validation_fraction
         # A source that a run begins with alone drops what does not fill a batch.
         self._alone = sum(weight > 0 for weight in phases[0].weights) == 1
@@ -59,6 +60,7 @@ class Lines:
                 validation_fraction=self._validation_fraction,
                 whole=self._batch if begins else 1,
                 best_fit=self._best_fit,
+                window=self._window,
             )
         return self._readers[source, length]
 

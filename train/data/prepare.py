@@ -9,10 +9,13 @@ from pathlib import Path
 
 from train.data.encode import encode_stream, worker_count
 from train.data.hub import is_hub_name
-from train.data.manifest import MANIFEST, Manifest, Option
+from train.data.manifest import MANIFEST, Manifest, Option, fingerprint
+from train.data.readers import Bad
 from train.data.sample import sample_texts
 from train.data.sources import Corpus, Report, Sources, told
+from train.data.sums import SHARD_BYTES
 from train.data.tokenizer import Tokenizer
+from train.data.unfinished import UNFINISHED, Recorder, Unfinished
 from train.data.writer import StoreWriter
 from train.errors import UserError
 from train.files import new_folder
@@ -119,14 +122,34 @@ def build_store(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Manifest:
-    """`prepare` for any stream of documents. `options`: what the contents depend on, for the manifest."""
+    """`prepare` for any stream of documents. `options`: what the contents depend on, for the manifest.
+
+    After a break it goes on where it was recorded last (`train.data.unfinished`), if text and options are the same.
+    """
+    key = fingerprint(corpus.identity, options, SHARD_BYTES)
+
+    def goes_on(folder: Path) -> bool:
+        return Unfinished.read(folder, key) is not None
+
     try:
         with (
-            new_folder(out, overwrite=overwrite, like=MANIFEST) as folder,
             Progress("tokenizing", corpus.total_bytes, active=progress) as shown,
+            new_folder(out, overwrite=overwrite, like=MANIFEST, goes_on=goes_on) as folder,
         ):
+            before = Unfinished.read(folder, key)
+            # One that was trained on the text is not trained again.
+            tokenizer = before.kept_tokenizer(folder) if before and options.get("train_bpe") else make_tokenizer(shown)
+            if before and before.tokenizer_sha256 != tokenizer.sha256:
+                before = None
+            if before is None:
+                (folder / UNFINISHED).unlink(missing_ok=True)  # what it describes is overwritten
             processes = worker_count(workers, corpus.total_bytes)
-            return _fill(folder, corpus, make_tokenizer(shown), processes, shown, options)
+            try:
+                return _fill(folder, corpus, tokenizer, processes, shown, options, key, before)
+            except BaseException:
+                if goes_on(folder):
+                    shown.line(f"what is tokenized so far is kept beside {out}: the same command goes on from there")
+                raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{out}: no room on the disk for the token store ({error.strerror})") from None
@@ -140,27 +163,37 @@ def _fill(
     processes: int,
     shown: Progress,
     options: dict[str, Option],
+    key: str,
+    before: Unfinished | None,
 ) -> Manifest:
     report, started = Report(), time.monotonic()
+    if before:
+        report.first_bad = [Bad(*each) for each in before.first_bad]
+        shown.line(f"going on after a break: {before.counts.documents:,} documents are tokenized already")
     shown.line(
         f"tokenizing {corpus.total_bytes / 1e6:,.1f} MB with {tokenizer.name}, {processes} process(es)"
         f"{told(corpus.passed_over)}"
     )
+    records = Recorder(folder, key)
     with (
-        closing(encode_stream(tokenizer, corpus.documents(report), processes)) as chunks,
-        StoreWriter(folder, tokenizer) as writer,
+        closing(
+            encode_stream(tokenizer, corpus.documents(report, before.place if before else None), processes)
+        ) as chunks,
+        StoreWriter(folder, tokenizer, before.counts if before else None) as writer,
     ):
         for chunk in chunks:
             writer.append(chunk)
             shown.show(
-                report.bytes_read, _so_far(report, writer.tokens, corpus.total_bytes, time.monotonic() - started)
+                report.bytes_read, _so_far(report, writer.counts.tokens, corpus.total_bytes, time.monotonic() - started)
             )
+            records.offer(writer, report)
         if report.bad:
             places = "; ".join(map(str, report.first_bad))
             shown.line(f"{report.bad:,} bad line(s) or file(s) skipped; the first: {places}")
-        if not writer.tokens:
+        if not writer.counts.tokens:
             raise _nothing(corpus, report)
         manifest = writer.finish(bad=report.bad, passed_over=corpus.passed_over, sources=corpus.names, options=options)
+        records.end()
     rate = manifest.text_bytes / manifest.tokens
     shown.line(f"prepared {manifest.documents:,} documents, {manifest.tokens:,} tokens ({rate:.2f} bytes a token)")
     return manifest

@@ -58,11 +58,13 @@ class SplitReader:
         validation_fraction: float,
         whole: int = 1,
         best_fit: bool = False,
+        window: int | None = None,
     ) -> None:
         """Args: the store; which documents; tokens of a sequence; what the order depends on; the fraction held out;
-        sequences of which an epoch has a multiple; whether documents of training are packed by best fit."""
+        sequences of which an epoch has a multiple; whether documents of training are packed by best fit; tokens among
+        which those are permuted, None for all."""
         self.store, self.split, self.length = store, split, length
-        self._seed = seed
+        self._seed, self._window = seed, window if split == "train" else None
         lengths = np.diff(store.document_offsets)
         self.held_out = validation_mask(lengths, validation_fraction)
         self.documents = np.flatnonzero((self.held_out == (split == "validation")) & (lengths > 0))
@@ -123,4 +125,5 @@ class SplitReader:
             seed=self._seed if self.split == "train" else 0,
             epoch=epoch,
             fit=self.fit,
+            window=self._window,
         )

@@ -62,8 +62,21 @@ class RemoteFile:
         binary = io.BufferedReader(_Stream(self._fs, self._path, self.url, self._info), _BUFFER)
         return binary if "b" in mode else io.TextIOWrapper(binary, encoding=encoding, newline=newline)
 
+    @property
+    def identity(self) -> list[str]:
+        """What is known of its version."""
+        return [f"{key}={self._info[key]}" for key in _IDENTITY if self._info.get(key) is not None]
+
 
 AnyFile = Path | RemoteFile
+
+
+def identity_of(file: AnyFile) -> list[str]:
+    """What tells a file's version from others of its name."""
+    if isinstance(file, RemoteFile):
+        return file.identity
+    found = file.stat()
+    return [str(found.st_size), str(found.st_mtime_ns)]
 
 
 def remote_files(url: str) -> Iterator[RemoteFile]:

@@ -1,7 +1,6 @@
 """Asks a server again while it fails, with longer and longer waits."""
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,7 +17,7 @@ LONGEST_WAIT_S = 30.0
 """The most between two tries."""
 
 
-def persistently(what: str, ask: Callable[[], T], patience_s: float) -> T:
+def persistently(what: str, ask: Callable[[], T], patience_s: float, tell: Callable[[str], object]) -> T:
     """What a server answers, asked again, with longer and longer waits, for as long as it fails; tells each wait.
 
     Raises:
@@ -39,7 +38,7 @@ def persistently(what: str, ask: Callable[[], T], patience_s: float) -> T:
                     f"{what}: has failed for {failed:.0f} s, {number + 1} times, at last with {told(error)}; once the "
                     f"server is well, run the same command again"
                 ) from None
-            print(f"{what}: {told(error)}; trying again in {wait:g} s", file=sys.stderr, flush=True)
+            tell(f"{what}: {told(error)}; trying again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError
 

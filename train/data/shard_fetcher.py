@@ -4,7 +4,9 @@ What is used is what has the store's checksum, wherever it came from: a bad serv
 the data.
 """
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
@@ -20,6 +22,7 @@ from train.errors import UserError
 _THREADS = 8
 _LOCKS = 64
 _DAMAGED_TRIES = 3
+_TELL_EVERY_S = 3.0
 
 
 class ShardFetcher:
@@ -46,6 +49,7 @@ class ShardFetcher:
         self._wanted: PriorityQueue[tuple[int, int, int]] = PriorityQueue()
         self._turn = count()
         self._threads: list[threading.Thread] = []
+        self._told = -_TELL_EVERY_S
 
     @property
     def limit(self) -> int:
@@ -110,9 +114,17 @@ class ShardFetcher:
                 return kept.tobytes()
             begin, end = self._bounds(number)
             what = f"{self._url}: shard {number + 1:,} of {len(self._sums):,} (bytes {begin:,} to {end:,})"
-            content = persistently(what, self._asking(what, number), self._patience_s)
+            content = persistently(what, self._asking(what, number), self._patience_s, self._tell)
             self._cache.keep(self._name(number), content)
         return content
+
+    def _tell(self, line: str) -> None:
+        # All threads and ranks meet with the same server.
+        with self._lock:
+            due = time.monotonic() - self._told >= _TELL_EVERY_S
+            self._told = time.monotonic() if due else self._told
+        if due:
+            print(line, file=sys.stderr, flush=True)
 
     def _asking(self, what: str, number: int) -> Callable[[], bytes]:
         damaged = count(1)

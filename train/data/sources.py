@@ -1,14 +1,15 @@
 """Sources: the files and folders that a corpus is made of, read as one stream of documents."""
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from train.data.manifest import fingerprint
 from train.data.readers import READERS, Bad, reader_of
-from train.data.remote import AnyFile, RemoteFile, is_url, remote_files
+from train.data.remote import AnyFile, RemoteFile, identity_of, is_url, remote_files
 from train.errors import UserError
 
 DOCUMENT_CHARS = 256 * 1024
@@ -17,6 +18,20 @@ _LEAST_DOCUMENT_CHARS = 1024
 """Plain text files above this length are cut into several documents."""
 
 _BAD_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the sources' documents."""
+
+    file: int = 0
+    """Number of a file."""
+    documents: int = 0
+    """Documents in the files before it."""
+    bad: int = 0
+    """Bad places in them."""
+    passed: int = 0
+    """Documents of the file itself that are before the place."""
 
 
 @dataclass
@@ -31,6 +46,15 @@ class Report:
     """Places that gave no document."""
     first_bad: list[Bad] = field(default_factory=list)
     """The first few of them."""
+    files: deque[Place] = field(default_factory=deque)
+    """Where files begin, up to the one that is being read."""
+
+    def place_of(self, documents: int) -> Place:
+        """The place after the first documents; those of files that end before it are forgotten."""
+        while len(self.files) > 1 and self.files[1].documents <= documents:
+            self.files.popleft()
+        begin = self.files[0]
+        return replace(begin, passed=documents - begin.documents)
 
     def add_bad(self, bad: Bad) -> None:
         """Counts a bad place and keeps it if it is among the first."""
@@ -54,8 +78,12 @@ class Corpus(Protocol):
     def total_bytes(self) -> int:
         """Size of all files, to measure progress against."""
 
-    def documents(self, report: Report) -> Iterator[str]:
-        """Reads from the start, keeping `report` up to date."""
+    @property
+    def identity(self) -> str:
+        """Changes whenever the documents may."""
+
+    def documents(self, report: Report, begin: Place | None = None) -> Iterator[str]:
+        """Reads from `begin`, or the start, keeping `report` up to date."""
 
 
 class Sources:
@@ -98,21 +126,33 @@ class Sources:
         few = max(_LEAST_DOCUMENT_CHARS, self.total_bytes // _LEAST_DOCUMENTS)
         self.document_chars = document_chars or min(DOCUMENT_CHARS, few)
 
-    def documents(self, report: Report) -> Iterator[str]:
-        """Every document from the first, keeping `report` up to date.
+    @property
+    def identity(self) -> str:
+        """Hash of what the documents depend on: options, and the files, with sizes and dates, where known."""
+        files = [(str(file), *identity_of(file)) for file in self.files]
+        return fingerprint(files, self.text_key, self.document_chars, self.strict)
+
+    def documents(self, report: Report, begin: Place | None = None) -> Iterator[str]:
+        """Every document from `begin`, or the first, keeping `report` up to date.
+
+        The file that `begin` is in is read from its start.
 
         Raises:
             UserError: with `strict`, at the first bad place.
         """
-        done = 0
-        for file in self.files:
+        begin = begin or Place()
+        report.documents, report.bad = begin.documents, begin.bad
+        done = sum(file.stat().st_size for file in self.files[: begin.file])
+        for number, file in enumerate(self.files[begin.file :], begin.file):
+            report.files.append(Place(number, report.documents, report.bad))
             reader = reader_of(file)
             assert reader is not None
             for record, position in reader(file, self.text_key, self.document_chars):
                 report.bytes_read = done + position
                 if isinstance(record, str):
                     report.documents += 1
-                    yield record
+                    if report.documents > begin.documents + begin.passed:
+                        yield record
                 elif self.strict:
                     raise UserError(f"{record} (--strict: the first bad line ends the preparation)")
                 else:

@@ -31,19 +31,11 @@ class Line:
     faint: bool = False
 
 
-def line_chart(
-    title: str,
-    lines: Sequence[Line],
-    *,
-    unit: str = "",
-    logarithmic: bool = False,
-    from_zero: bool = False,
-    marks: Sequence[tuple[float, str]] = (),
-    x_name: str = "step",
-) -> str:
-    """A figure with its title and legend; empty if no line has a point.
+@dataclass(frozen=True)
+class Chart:
+    """What a line chart shows, however it is drawn.
 
-    Args:
+    Attributes:
         title: above it.
         lines: at least one.
         unit: of y, beside the title.
@@ -52,14 +44,37 @@ def line_chart(
         marks: places on x with what happened there.
         x_name: below the axis.
     """
+
+    title: str
+    lines: Sequence[Line]
+    unit: str = ""
+    logarithmic: bool = False
+    from_zero: bool = False
+    marks: Sequence[tuple[float, str]] = ()
+    x_name: str = "step"
+
+    @property
+    def empty(self) -> bool:
+        """Whether no line has a point."""
+        return not any(_finite(line.points) for line in self.lines)
+
+    @property
+    def spans_decades(self) -> bool:
+        """Whether y is to be logarithmic."""
+        ys = [y for line in self.lines for _, y in _finite(line.points)]
+        return self.logarithmic and 0 < min(ys) < max(ys) / _WORTH_LOGARITHMIC
+
+
+def line_chart(chart: Chart) -> str:
+    """A figure with its title and legend; empty if no line has a point."""
+    if chart.empty:
+        return ""
+    title, lines, from_zero, marks, x_name = chart.title, chart.lines, chart.from_zero, chart.marks, chart.x_name
     drawn = [Line(line.name, _thinned(_finite(line.points)), line.colour, line.faint) for line in lines]
     drawn = [line for line in drawn if line.points]
-    if not drawn:
-        return ""
     xs, ys = ([point[axis] for line in drawn for point in line.points] for axis in (0, 1))
-    logarithmic = logarithmic and 0 < min(ys) < max(ys) / _WORTH_LOGARITHMIC
     across = _Axis.of(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
-    up = _Axis.of(0.0 if from_zero else min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP, logarithmic=logarithmic)
+    up = _Axis.of(0.0 if from_zero else min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP, logarithmic=chart.spans_decades)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
     for value in up.ticks():
         y = up.place(value)
@@ -77,7 +92,7 @@ def line_chart(
         parts.append(f"<title>{escape(told)}</title></line>")
     parts += [_path(line, across.place, up.place) for line in sorted(drawn, key=lambda line: not line.faint)]
     parts.append("</svg>")
-    return figure(title, "".join(parts), [(line.name, style(line)) for line in drawn], unit=unit)
+    return figure(title, "".join(parts), [(line.name, style(line)) for line in drawn], unit=chart.unit)
 
 
 def figure(title: str, svg: str, legend: Sequence[tuple[str, str]], *, unit: str = "") -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from train.page.chart import Line, line_chart
+from train.page.chart import Chart, Line, line_chart
 from train.page.stacked import stacked_bars
 from train.page.timeline import timeline
 from train.page.told_run import ToldRun
@@ -42,13 +42,34 @@ _OFFLOAD = (
 
 def sections(runs: Sequence[ToldRun]) -> Iterator[tuple[str, list[str]]]:
     """Headings with their figures; those with nothing to show are left out."""
-    yield "Learning", [_loss(runs), *(_chart(shown, runs) for shown in _LEARNING)]
-    yield "Speed", [*(_chart(shown, runs) for shown in _SPEED), *map(_stages, runs)]
-    yield "Tables", [*(_chart(shown, runs) for shown in _OFFLOAD), _stall_by_depth(runs)]
+    stages = [_stages(run) for run in runs]
+    for heading, charts in line_charts(runs).items():
+        yield heading, [*map(line_chart, charts), *(stages if heading == "Speed" else [])]
     yield "Timeline", [timeline(run.folder) for run in runs]
 
 
-def _loss(runs: Sequence[ToldRun]) -> str:
+def line_charts(runs: Sequence[ToldRun]) -> dict[str, list[Chart]]:
+    """The line charts by heading; some may be empty."""
+    return {
+        "Learning": [_loss(runs), *(_chart(shown, runs) for shown in _LEARNING)],
+        "Speed": [_chart(shown, runs) for shown in _SPEED],
+        "Tables": [*(_chart(shown, runs) for shown in (*_OFFLOAD, *_gates(runs))), _stall_by_depth(runs)],
+    }
+
+
+def _gates(runs: Sequence[ToldRun]) -> list[Shown]:
+    layers = {layer for run in runs if run.job.model.engram for layer in run.job.model.engram.layers}
+    told = {"mean": "mean", "open": "open by more than half"}
+    return [
+        Shown(
+            f"Gates of layer {layer}", {f"gate.{layer}.{key}": name for key, name in told.items()}, "%", 100.0,
+            from_zero=True
+        )
+        for layer in sorted(layers)
+    ]  # fmt: skip
+
+
+def _loss(runs: Sequence[ToldRun]) -> Chart:
     lines, marks = [], []
     for run in runs:
         validated = run.points("val_loss")
@@ -57,16 +78,16 @@ def _loss(runs: Sequence[ToldRun]) -> str:
         marks += [
             (float(skip["step"]), f"{run.name}: step {skip['step']} skipped: {skip['why']}") for skip in run.skipped
         ]
-    return line_chart("Loss", lines, unit="nats/token; vertical lines: skipped steps", marks=marks)
+    return Chart("Loss", lines, unit="nats/token; vertical lines: skipped steps", marks=marks)
 
 
-def _chart(shown: Shown, runs: Sequence[ToldRun]) -> str:
+def _chart(shown: Shown, runs: Sequence[ToldRun]) -> Chart:
     lines = [
         Line(f"{run.name} {told}".strip(), run.points(key, shown.scale), run.number, faint=bool(number))
         for run in runs
         for number, (key, told) in enumerate(shown.keys.items())
     ]
-    return line_chart(shown.title, lines, unit=shown.unit, logarithmic=shown.logarithmic, from_zero=shown.from_zero)
+    return Chart(shown.title, lines, unit=shown.unit, logarithmic=shown.logarithmic, from_zero=shown.from_zero)
 
 
 def _stages(run: ToldRun) -> str:
@@ -75,14 +96,12 @@ def _stages(run: ToldRun) -> str:
     return stacked_bars(f"A step's time: {run.name}", _STAGES, rows, unit="ms")
 
 
-def _stall_by_depth(runs: Sequence[ToldRun]) -> str:
+def _stall_by_depth(runs: Sequence[ToldRun]) -> Chart:
     """Only runs of several look-aheads show something."""
     points = sorted(
         (float(run.job.offload.depth), sorted(y for _, y in stalls)[len(stalls) // 2])
         for run in runs
         if (stalls := run.points("offload.stall_ms"))
     )
-    if len({depth for depth, _ in points}) < 2:
-        return ""
-    lines = [Line("median", points)]
-    return line_chart("Stall against look-ahead", lines, unit="ms a step", from_zero=True, x_name="offload.depth")
+    lines = [Line("median", points if len({depth for depth, _ in points}) > 1 else [])]
+    return Chart("Stall against look-ahead", lines, unit="ms a step", from_zero=True, x_name="offload.depth")

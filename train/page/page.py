@@ -5,10 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train.config.job import JobConfig
 from train.errors import UserError
 from train.page.figures import sections
-from train.page.told_run import ToldRun, defaults, flat
+from train.page.told_run import ToldRun, flat
 from train.report.comparison import contenders, open_runs
 
 _STYLE = Path(__file__).with_name("page.css")
@@ -32,7 +31,7 @@ def page(runs: Sequence[ToldRun], memory: Sequence[str] = ()) -> str:
         body.append("<p>No step was recorded yet.</p>")
     if any(memory):
         body.append(f"<h2>Memory</h2>{''.join(memory)}")
-    body += [_skipped(runs), _configs(runs)]
+    body += [_skipped(runs), _machines(runs), _configs(runs)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -93,17 +92,29 @@ def _skipped(runs: Sequence[ToldRun]) -> str:
     return f"<h2>Skipped steps</h2>{table(('run', 'step', 'why', 'batch'), rows)}" if rows else ""
 
 
+def _machines(runs: Sequence[ToldRun]) -> str:
+    """A column for each run; a run of several hosts tells of rank 0's."""
+    machines = [run.status.machine for run in runs]
+    keys = dict.fromkeys(key for machine in machines for key in machine)
+    rows = [(key.replace("_", " "), *(_value(machine.get(key)) for machine in machines)) for key in keys]
+    return f"<h2>Machine of rank 0</h2>{table(('', *(run.name for run in runs)), rows)}" if rows else ""
+
+
 def _configs(runs: Sequence[ToldRun]) -> str:
-    known, values = defaults(JobConfig), [flat(run.job) for run in runs]
+    """What each sets otherwise than its base, and where several differ."""
+    values = [flat(run.job) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in values for key in each) if key not in _LEFT_OUT]
-    set_keys = [key for key in keys if any(key not in known or each.get(key) != known[key] for each in values)]
-    told = [(key, *(_value(each.get(key)) for each in values), _value(known.get(key))) for key in set_keys]
-    heads = ("key", *(run.name for run in runs), "default")
-    differing = ""
+    parts = []
     if len(runs) > 1:
-        rows = [row[:-1] for row in told if len({*row[1:-1]}) > 1]
-        differing = f"<h2>What differs between them</h2>{table(heads[:-1], rows)}"
-    return f"{differing}<h2>Config: what differs from the defaults</h2>{table(heads, told)}"
+        told = [(key, *(_value(each.get(key)) for each in values)) for key in keys]
+        rows = [row for row in told if len({*row[1:]}) > 1]
+        parts.append(f"<h2>What differs between them</h2>{table(('key', *(run.name for run in runs)), rows)}")
+    for run, each in zip(runs, values, strict=True):
+        base, name = run.base
+        rows = [(key, _value(each.get(key)), _value(base.get(key))) for key in keys if each.get(key) != base.get(key)]
+        whose = f" of {escape(run.name)}" if len(runs) > 1 else ""
+        parts.append(f"<h2>Config{whose}: what differs from {escape(name)}</h2>{table(('key', run.name, name), rows)}")
+    return "".join(parts)
 
 
 def _value(value: Any) -> str:

@@ -1,17 +1,19 @@
 """What the page tells of a run, read from its folder."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from train.config.file import load
 from train.config.job import JobConfig
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE
-from train.run_folder import CONFIG_FILE
+from train.run_folder import BASE_FILE, CONFIG_FILE
 from train.status.status import Observed, RunStatus
 
 
@@ -54,6 +56,23 @@ class ToldRun:
     def status(self) -> RunStatus:
         """How it is, as `engram status` tells it."""
         return Observed(self.folder).look()
+
+    @property
+    def base(self) -> tuple[dict[str, Any], str]:
+        """What its config would say by dotted key if it set nothing itself, and what that is called.
+
+        The file that it extends, or the one that overrides were laid over, with the defaults below; of older runs,
+        those alone.
+        """
+        known = defaults(JobConfig)
+        path = self.folder / BASE_FILE
+        if not path.exists():
+            return known, "the defaults"
+        base = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            return flat(JobConfig.model_validate_json(json.dumps(base["values"]))), base["name"]
+        except ValidationError:  # it is no job by itself
+            return known | _flat(base["values"]), base["name"]
 
     def points(self, key: str, scale: float = 1.0) -> list[tuple[float, float]]:
         """A number of the records that have it, by step."""

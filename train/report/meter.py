@@ -13,6 +13,7 @@ from offload.tables import EngramTables
 from offload.window.interface import Traffic
 from train.data.batch import Batch
 from train.memory import MemoryUse, memory_use
+from train.report.gates import Gates
 from train.report.metrics import OffloadMetrics
 from train.report.source_losses import SourceLosses
 from train.report.stages import StageClock
@@ -32,6 +33,7 @@ class Measured:
         source_losses: by source, over all steps of the record, in nats a token; empty without a mixture.
         memory: bytes that a process takes, the largest rank's.
         mfu: model FLOPs utilisation, 0 to 1; None where the devices' peak is not known.
+        gates: how far those of each Engram layer opened, by the names of metrics.jsonl.
         expert_load: tokens of the busiest expert over the mean's, in the least balanced layer; None without experts.
     """
 
@@ -45,14 +47,15 @@ class Measured:
     memory: MemoryUse
     mfu: float | None
     expert_load: float | None
+    gates: dict[str, float]
 
     def use(self) -> dict[str, float]:
-        """What the step took of the machine, by the names of metrics.jsonl."""
+        """What the step took of the machine, and how it went inside, by the names of metrics.jsonl."""
         use: dict[str, float] = {"memory.host_bytes": self.memory.host}
         if self.memory.device_peak:
             use["memory.device_peak_bytes"] = self.memory.device_peak
         shares = {"mfu": self.mfu, "experts.busiest": self.expert_load}
-        return use | {name: value for name, value in shares.items() if value is not None}
+        return use | {name: value for name, value in shares.items() if value is not None} | self.gates
 
 
 class Meter:
@@ -63,6 +66,7 @@ class Meter:
         device: that the ranks communicate from.
         tokens: that the run was trained on before.
         sources: names of those of a mixture; none without one.
+        gates: counts gates; None for none.
         ideal_s: see `train.report.utilisation.ideal_s_per_token`.
     """
 
@@ -73,10 +77,11 @@ class Meter:
         *,
         tokens: int = 0,
         sources: Sequence[str] = (),
+        gates: Gates | None = None,
         ideal_s: Callable[[int], float] | None = None,
     ) -> None:
         self._tables, self._device, self._ideal_s_per_token = tables, device, ideal_s
-        self._by_source = SourceLosses(sources, device)
+        self._by_source, self._gates = SourceLosses(sources, device), gates
         self.tokens = tokens
         """Trained on since the start of the run, over all ranks; those of skipped steps count."""
         self.tokens_per_expert: Tensor | None = None
@@ -93,6 +98,8 @@ class Meter:
         self._steps = self._tokens = 0
         self._ideal_s = 0.0
         self._by_source.restart()
+        if self._gates:
+            self._gates.restart()
         self.stages.restart()
         if self._tables:
             self._tables.take_traffic()
@@ -140,6 +147,7 @@ class Meter:
             memory=MemoryUse(*map(int, memory)),
             mfu=self._ideal_s / elapsed_s if self._ideal_s_per_token else None,
             expert_load=self._expert_load(),
+            gates=self._gates.take() if self._gates else {},
         )
 
     def _expert_load(self) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from train.config.job import JobConfig
 from train.data.loader import Loader
 from train.data.phases import begun_at
+from train.data.shards import ShardedTokens
 from train.evaluation import HeldOut
 from train.optim.schedule import lr_factor
 
@@ -20,6 +21,7 @@ def notes(job: JobConfig, training: Loader, held_out: Sequence[HeldOut], world_s
     """
     yield from _repeated(job, training)
     yield from _phases(job, training)
+    yield from _fetched_often(job, training)
     for name, share in training.lines.padding().items():
         yield f"best-fit packing{f' of {name}' if name else ''}: {share:.2%} of the tokens are padding"
     for name, _, validation in held_out:
@@ -59,3 +61,16 @@ def _phases(job: JobConfig, training: Loader) -> Iterator[str]:
         yield f"phase {number} from step {step + 1}: {mix}{begin.length:,} tokens a sequence, learning rate {rate:.2e}"
     for number in range(len(starts), len(begins)):
         yield f"phase {number + 1} is never reached: it begins after {begins[number].first:,} batches"
+
+
+def _fetched_often(job: JobConfig, training: Loader) -> Iterator[str]:
+    if job.data.shuffle_window is not None:
+        return
+    for source in training.sources:
+        tokens = source.store.tokens
+        if isinstance(tokens, ShardedTokens) and (shards := -(-len(tokens) // tokens.shard_tokens)) > tokens.room:
+            yield (
+                f"{source.name or 'the text'} has {shards:,} shards by URL, data.cache_bytes has room for "
+                f"{tokens.room:,}, and all of it is shuffled: nearly each document takes a shard; set "
+                f"data.shuffle_window, or raise data.cache_bytes"
+            )

@@ -35,6 +35,7 @@ class RunStatus:
         ranks: of the run, if known.
         lives: those whose heartbeats can be seen from here.
         host, pid, started: of the start of the run that wrote its state last; ISO 8601.
+        machine: of its rank 0; empty where an older version wrote it.
     """
 
     run: str
@@ -51,6 +52,7 @@ class RunStatus:
     host: str | None = None
     pid: int | None = None
     started: str | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -86,7 +88,7 @@ class Observed:
         if told is None:
             return RunStatus(state="not started", **common)
         common |= {"steps": told.steps, "ranks": told.ranks}
-        common |= {"host": told.host, "pid": told.pid, "started": told.started}
+        common |= {"host": told.host, "pid": told.pid, "started": told.started, "machine": told.machine}
         if told.state != "running":
             return RunStatus(state=told.state, why=told.why, step=told.step, **common)
         lives = (self._pulse.look_well if well else self._pulse.look)(told.ranks)

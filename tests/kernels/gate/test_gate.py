@@ -40,7 +40,7 @@ def _by_autograd(
 @pytest.mark.parametrize("eps", [1e-20, 0.1])
 def test_equals_the_formula_forward_and_backward(signed_sqrt: bool, eps: float) -> None:
     inputs = _inputs()
-    gated = engram_gate(*inputs, eps=eps, signed_sqrt=signed_sqrt)
+    gated, _ = engram_gate(*inputs, eps=eps, signed_sqrt=signed_sqrt)
     expected = _by_autograd(*inputs, eps, signed_sqrt)
     torch.testing.assert_close(gated, expected)
     torch.testing.assert_close(
@@ -50,7 +50,7 @@ def test_equals_the_formula_forward_and_backward(signed_sqrt: bool, eps: float) 
 
 @pytest.mark.parametrize("signed_sqrt", [True, False])
 def test_numeric_gradient(signed_sqrt: bool) -> None:
-    assert torch.autograd.gradcheck(lambda *args: engram_gate(*args, eps=0.01, signed_sqrt=signed_sqrt), _inputs())
+    assert torch.autograd.gradcheck(lambda *args: engram_gate(*args, eps=0.01, signed_sqrt=signed_sqrt)[0], _inputs())
 
 
 def test_no_gradient_below_the_clamp_and_full_slope_above() -> None:
@@ -60,7 +60,7 @@ def test_no_gradient_below_the_clamp_and_full_slope_above() -> None:
         # <norm(h), norm(k)> / sqrt(2) = tilt for a key almost at a right angle to the hidden state.
         key = torch.tensor([1.0 + tilt / math.sqrt(2), -1.0 + tilt / math.sqrt(2)], dtype=torch.float64)
         key = key.view(1, 1, 1, 2).requires_grad_()
-        gate = engram_gate(hidden, key, ones.view(1, 1, 2), ones, ones, eps=0.0, signed_sqrt=True)
+        gate, _ = engram_gate(hidden, key, ones.view(1, 1, 2), ones, ones, eps=0.0, signed_sqrt=True)
         gate.sum().backward()
         assert key.grad is not None
         assert (key.grad == 0).all() == expected_zero
@@ -72,7 +72,7 @@ def test_zero_key_gives_half_a_gate_and_finite_gradients() -> None:
     inputs = [t.detach() for t in _inputs(torch.float32)]
     inputs[1] = torch.zeros_like(inputs[1])
     inputs = [t.requires_grad_() for t in inputs]
-    gated = engram_gate(*inputs, eps=1e-20, signed_sqrt=True)
+    gated, _ = engram_gate(*inputs, eps=1e-20, signed_sqrt=True)
     gated.sum().backward()
     assert torch.equal(gated, (0.5 * inputs[2]).unsqueeze(2).expand(SHAPE))
     assert all(t.grad is not None and t.grad.isfinite().all() for t in inputs)
@@ -81,8 +81,8 @@ def test_zero_key_gives_half_a_gate_and_finite_gradients() -> None:
 def test_bf16_inputs_are_computed_in_fp32_and_rounded_once() -> None:
     inputs = _inputs(torch.bfloat16)
     wide = [t.detach().float().requires_grad_() for t in inputs]
-    gated = engram_gate(*inputs, eps=1e-20, signed_sqrt=True)
-    in_fp32 = engram_gate(*wide, eps=1e-20, signed_sqrt=True)
+    gated, _ = engram_gate(*inputs, eps=1e-20, signed_sqrt=True)
+    in_fp32, _ = engram_gate(*wide, eps=1e-20, signed_sqrt=True)
     assert torch.equal(gated, in_fp32.bfloat16())
     upstream = _upstream(torch.bfloat16)
     gradients = torch.autograd.grad(gated, inputs, upstream)

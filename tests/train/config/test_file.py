@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel, model_validator
 
-from train.config.file import dump, load
+from train.config.file import base_of, dump, load
 from train.errors import UserError
 
 
@@ -293,3 +293,11 @@ def test_dumped_configs_load_back_equal(job: Job) -> None:
     loaded = load("resolved.yaml", [], Job)
     assert loaded == job
     assert math.copysign(1, loaded.train.rate) == math.copysign(1, job.train.rate)
+
+
+def test_the_base_of_a_config_is_what_it_extends_or_itself(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("train: {steps: 1, seed: 2}\n")
+    (tmp_path / "two.yaml").write_text("extends: one.yaml\ntrain: {steps: 5}\n")
+    (tmp_path / "three.yaml").write_text("extends: two.yaml\ntrain: {seed: 7}\n")
+    assert base_of(tmp_path / "three.yaml") == (str(tmp_path / "two.yaml"), {"train": {"steps": 5, "seed": 2}})
+    assert base_of(tmp_path / "one.yaml") == (str(tmp_path / "one.yaml"), {"train": {"steps": 1, "seed": 2}})

@@ -12,7 +12,7 @@ import torch
 from tests.train.data.server import Server, serving
 from tests.train.data.test_shard_cache import bytes_in
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import retry, sums
+from train.data import order, retry, sums
 from train.data.blend import Blend
 from train.data.config import DataConfig
 from train.data.examine import check, statistics
@@ -91,7 +91,8 @@ def loaders(data: DataConfig, fetch_ahead: int = 0) -> list[Loader]:
     sizes = {"sequence_length": 16, "global_batch_size": 4, "micro_batch_size": 2, "seed": 3}
     return [
         Loader(blend.sources, split="train", phases=blend.phases, validation_fraction=0.2, fetch_ahead=fetch_ahead,
-               best_fit=data.packing == "best_fit", **sizes, rank=rank, world_size=2)
+               best_fit=data.packing == "best_fit", shuffle_window=data.shuffle_window, **sizes,
+               rank=rank, world_size=2)
         for rank in range(2)
     ]  # fmt: skip
 
@@ -188,3 +189,21 @@ def test_what_cannot_be_read_by_url_is_told(server: Server, prepared: Path, tmp_
     refused("was prepared before stores had checksums of shards; write it anew with engram data merge")
     server.files["/web/manifest.json"] = b"{}"
     refused("not a token store's manifest")
+
+
+def test_an_epoch_in_windows_fetches_each_shard_about_once(
+    server: Server, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "PART_TOKENS", SHARD // 2)
+    limit, window = how(tmp_path, prepared, 6).limit, 2 * SHARD // 2
+    sent = {}
+    for wanted in (window, None):
+        data = {"path": f"{server.url}/web", "cache": str(tmp_path / str(wanted)), "cache_bytes": limit}
+        both = loaders(DataConfig(**data, shuffle_window=wanted))
+        before = server.sent
+        for step in range(both[0].steps_per_epoch):
+            for loader in both:
+                rows(loader, step)
+        sent[wanted] = server.sent - before
+    assert sent[window] < 1.5 * len(server.files["/web/tokens.bin"])
+    assert sent[None] > 2 * sent[window]

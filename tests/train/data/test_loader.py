@@ -218,7 +218,13 @@ def test_identity_tells_what_changes_the_batches(store):
     base = loader(store)
     assert json.loads(json.dumps(base.identity())) == base.identity()
     assert base.identity() == loader(store, rank=1, world_size=2, micro_batch_size=4).identity()
-    for change in ({"seed": 4}, {"sequence_length": 9}, {"global_batch_size": 4}, {"validation_fraction": 0.3}):
+    for change in (
+        {"seed": 4},
+        {"sequence_length": 9},
+        {"global_batch_size": 4},
+        {"validation_fraction": 0.3},
+        {"shuffle_window": 9},
+    ):
         assert loader(store, **change).identity() != base.identity()
 
 

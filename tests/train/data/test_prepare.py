@@ -19,7 +19,7 @@ import zstandard
 
 from tests.signals import skip_if_ignored
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import encode
+from train.data import encode, unfinished
 from train.data import prepare as module
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
@@ -296,3 +296,83 @@ def _alive(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+class Broken(Exception): ...
+
+
+def _breaking_at_the_fourth():
+    work, turn = encode.encode_chunk, itertools.count()
+
+    def breaking(*arguments):
+        if next(turn) == 3:
+            raise Broken
+        return work(*arguments)
+
+    return breaking
+
+
+@pytest.mark.parametrize("tokenizer", [{"tokenizer": TOKENIZER}, {"train_bpe": 280}])
+def test_a_preparation_goes_on_after_a_break(tokenizer, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": text}) for text in (*SENTENCES[15 * number : 15 * number + 15], "")]
+        (texts / f"{number}.jsonl").write_text("\n".join([*lines[:9], "broken", *lines[9:]]) + "\n")
+    options = {**tokenizer, "workers": 1}
+    whole = prepare([texts], tmp_path / "whole", progress=False, **options)
+    encoded, trained = [], []
+    work, training = encode.encode_chunk, module.train_bpe_on
+
+    def breaking(*arguments):
+        encoded.append(len(arguments[1]))
+        if len(encoded) in stops:
+            raise Broken
+        return work(*arguments)
+
+    monkeypatch.setattr(encode, "encode_chunk", breaking)
+    monkeypatch.setattr(module, "train_bpe_on", lambda *some: trained.append(1) or training(*some))
+    # In the first file, in the third one, and again at the same place.
+    for stops in ({2}, {14}, {1}, set()):
+        encoded.clear()
+        if stops:
+            with pytest.raises(Broken):
+                prepare([texts], tmp_path / "out", progress=False, **options)
+            assert not (tmp_path / "out").exists()
+        else:
+            made = prepare([texts], tmp_path / "out", **options)
+    assert made == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    said = capfd.readouterr().err
+    assert "going on after a break: " in said
+    assert "4 bad line(s) or file(s) skipped; the first: " in said
+    assert f"{texts}/0.jsonl:10" in said
+    assert sum(encoded) < 40, "what was done before is done again"
+    assert len(trained) == ("train_bpe" in tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts", "whole"]
+
+
+def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
+    for change in ("text", "options", "tokenizer", "file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(encode, "encode_chunk", _breaking_at_the_fourth())
+            with pytest.raises(Broken):
+                prepare([source], tmp_path / "out", tokenizer=TOKENIZER, workers=1, overwrite=True, progress=False)
+        (left,) = tmp_path.glob(".out.partial-*/unfinished.json")
+        options = {"tokenizer": TOKENIZER, "overwrite": True}
+        if change == "text":
+            os.utime(source, ns=(0, 0))
+        elif change == "options":
+            options["document_chars"] = 5000
+        elif change == "tokenizer":
+            options["tokenizer"] = small_tokenizer(280)
+        else:
+            left.with_name("lengths.part").unlink()
+        made = prepare([source], tmp_path / "out", workers=1, **options)
+        assert made.documents == len(SENTENCES)
+        assert "going on" not in capfd.readouterr().err
+        TokenStore.open(tmp_path / "out").verify()

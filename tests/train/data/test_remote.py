@@ -12,7 +12,7 @@ import pytest
 
 from tests.train.data.server import Server, serving
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import remote, retry
+from train.data import encode, remote, retry, unfinished
 from train.data.located import Elsewhere
 from train.data.prepare import prepare
 from train.data.store import TokenStore
@@ -62,6 +62,29 @@ def test_a_store_from_a_server_that_breaks_off_is_that_of_the_file(
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
     assert manifest.sources == [f"{server.url}/texts.{kind}"]
     assert server.gets > 1
+
+
+def test_a_preparation_goes_on_when_the_server_is_well_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 2000)
+    content = files_of("jsonl", tmp_path)
+    sources = [f"{server.url}/{name}.jsonl" for name in "ab"]
+    server.files |= {"/a.jsonl": content, "/b.jsonl": content}
+    options = {"tokenizer": TOKENIZER, "workers": 1}
+    prepare(sources, tmp_path / "whole", progress=False, **options)  # type: ignore[arg-type]
+    seen = server.gets
+    server.broken = lambda number: None if number == seen + 1 else 0
+    with pytest.raises(UserError, match=rf"source {sources[1]}: failed 6 times"):
+        prepare(sources, tmp_path / "made", **options)  # type: ignore[arg-type]
+    assert "is kept beside" in capfd.readouterr().err
+    server.broken = lambda number: None
+    asked = server.sent
+    prepare(sources, tmp_path / "made", **options)  # type: ignore[arg-type]
+    assert "going on after a break" in capfd.readouterr().err
+    assert server.sent - asked < 1.5 * len(content), "the first file is read again"
+    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
 
 
 def test_a_server_that_fails_for_good_is_named_and_nothing_is_left(server: Server, tmp_path: Path) -> None:

@@ -3,26 +3,28 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.command_line import JOB
 from train.config.job import JobConfig
 from train.data.course import Seen
+from train.data.shards import ShardedTokens
 from train.evaluation import HeldOut
 from train.report.notes import notes
 
 
 def told(
-    *, held_out: int = 4, fraction: float = 0.2, epoch: int = 5, world_size: int = 1, **sections: Any
+    *, held_out: int = 4, fraction: float = 0.2, epoch: int = 5, world_size: int = 1, tokens: Any = (), **sections: Any
 ) -> list[str]:
     values = {key: value | sections.get(key, {}) for key, value in JOB.items()}
     job = JobConfig.model_validate({"run": {"name": "x"}, "deepspeed": sections.get("deepspeed", {})} | values)
     names = [source.called for source in job.data.first_mix] or [""]
     training: Any = SimpleNamespace(
         num_tokens=1000,
-        sources=[SimpleNamespace(name=name, epochs=4.0) for name in names],
+        sources=[SimpleNamespace(name=name, epochs=4.0, store=SimpleNamespace(tokens=tokens)) for name in names],
         seen=lambda steps: dict.fromkeys(names, Seen(2560, steps / epoch)),
-        padding=dict,
+        lines=SimpleNamespace(padding=dict),
         phase_starts=lambda steps: [0, *(p.after_steps for p in job.data.phases if p.after_steps < steps)],
     )
     validation: Any = SimpleNamespace(num_documents=held_out, validation_fraction=fraction)
@@ -66,3 +68,14 @@ def test_gradients_that_are_summed_in_bf16(stage: int, dtype: str, world_size: i
     found = told(deepspeed={"zero_optimization": {"stage": stage}}, train={"dtype": dtype}, world_size=world_size)
     assert len(found) == bool(count)
     assert not count or found[0].startswith(f"gradients of {count} micro-batches are summed in bf16")
+
+
+def test_a_store_by_url_that_the_cache_cannot_hold_and_that_is_shuffled_whole() -> None:
+    tokens = ShardedTokens(SimpleNamespace(limit=10_000), np.dtype(np.uint16), 8_000, 512)  # type: ignore[arg-type]
+    (note,) = told(tokens=tokens)
+    assert note == (
+        "the text has 16 shards by URL, data.cache_bytes has room for 9, and all of it is shuffled: nearly each "
+        "document takes a shard; set data.shuffle_window, or raise data.cache_bytes"
+    )
+    assert told(tokens=tokens, data={"shuffle_window": 10_000}) == []
+    assert told(tokens=ShardedTokens(SimpleNamespace(limit=20_000), np.dtype(np.uint16), 8_000, 512)) == []  # type: ignore[arg-type]

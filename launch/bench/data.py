@@ -1,0 +1,177 @@
+"""Part `data`: preparing text beside Hugging Face's tokenizers alone, its memory, and the loader beside steps."""
+
+import itertools
+import json
+import os
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.bench.checkpoint import in_turns, timed
+from launch.bench.measure import Spread
+from launch.bench.options import BenchOptions
+from launch.bench.peak_memory import PeakMemory
+from launch.bench.report import Cell, Measure, Section
+from train.config.file import load
+from train.config.job import JobConfig
+from train.data.blend import Blend
+from train.data.corpus import PythonCorpus
+from train.data.loader import Loader
+from train.data.manifest import Manifest
+from train.data.prepare import prepare
+from train.data.sources import Report
+from train.data.tokenizer import Tokenizer
+from train.progress import Progress
+from train.report.metrics import METRICS_FILE, read_metrics
+from train.run_folder import CONFIG_FILE, find_run
+
+_OF_TOKENIZERS, _OF_STEP, _GROWTH = 1.3, 0.01, 1.5
+_BPE = 4096
+_TOGETHER_CHARS = 1 << 19
+_TIMES = 4  # a large file or document, and one so many times as large
+_BATCHES = 200
+
+
+def measure_data(options: BenchOptions, progress: Progress) -> Section:
+    """Everything on one core: tokenizers' own threads are off, and no process is started.
+
+    Raises:
+        UserError: the run is none, or its data are gone.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    texts = list(_texts(options.text_mb * 1_000_000))
+    progress.expect(options.rounds + 5)
+    tokenizer = Tokenizer.train_bpe(itertools.islice(texts, 500), _BPE)
+    folder = Path(options.folder)
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    progress.advance()
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number in range(options.rounds):
+        acts = {
+            "tokenizers": lambda: _tokenize(tokenizer, texts),
+            "prepare": lambda: _prepare(folder / "text.jsonl", tokenizer),
+        }
+        for name, act in in_turns(acts, number):
+            seconds[name].append(timed(act))
+        progress.advance()
+    made = _prepare(folder / "text.jsonl", tokenizer)
+    ratio = Spread.of([ours / theirs for ours, theirs in zip(seconds["prepare"], seconds["tokenizers"], strict=True)])
+    rows = [
+        _row("tokenizers", "text alone, in memory", seconds["tokenizers"], made),
+        _row("prepare", ".jsonl to a store", seconds["prepare"], made, ratio=ratio),
+    ]
+    measures = [Measure("prepare takes of tokenizers' time", ratio.median, _OF_TOKENIZERS)]
+    for what in ("file", "document"):
+        peaks = {}
+        for times in (1, _TIMES):
+            path = _large(what, texts, folder, times)
+            with PeakMemory() as peak:
+                _prepare(path, tokenizer)
+            peaks[times] = peak.bytes / 2**20
+            size = f"{path.stat().st_size / 1e6:,.0f} MB"
+            rows.append(_row(f"prepare, one {what}", size, [], made, peak=peaks[times]))
+            progress.advance()
+        if what == "file":
+            measures.append(Measure(f"memory with a file {_TIMES} times as large", peaks[_TIMES] / peaks[1], _GROWTH))
+    if options.run is not None:
+        row, share = _loading(options.run)
+        rows.append(row)
+        measures.append(Measure("the loader takes of a step of the run", share, _OF_STEP))
+    return Section(
+        f"Data, {options.text_mb} MB of Python's standard library on one core",
+        rows,
+        measures,
+        [
+            f"{options.rounds} rounds in turns; median (10th to 90th percentile); ratios compare round by round",
+            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches",
+            "peak: memory of the process beyond what it held before, page cache left out",
+        ],
+    )
+
+
+def _texts(size: int) -> Iterator[str]:
+    """Documents of the standard library, again and again, up to about `size` characters."""
+    for text in itertools.chain.from_iterable(PythonCorpus().documents(Report()) for _ in itertools.count()):
+        if size <= 0:
+            return
+        size -= len(text)
+        yield text
+
+
+def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> None:
+    some: list[str] = []
+    chars = 0
+    for text in [*texts, ""]:
+        some.append(text)
+        chars += len(text)
+        if chars >= _TOGETHER_CHARS or not text:
+            tokenizer.backend.encode_batch_fast(some, add_special_tokens=False)
+            some, chars = [], 0
+
+
+def _prepare(path: Path, tokenizer: Tokenizer) -> Manifest:
+    out = path.with_name("store")
+    shutil.rmtree(out, ignore_errors=True)
+    return prepare([path], out, tokenizer=tokenizer, workers=1, progress=False)
+
+
+def _large(what: str, texts: list[str], folder: Path, times: int) -> Path:
+    """One file of all texts, as many times; or a quarter of them as one document, which is read and tokenized whole."""
+    path = folder / f"{what}.{'jsonl' if what == 'document' else 'txt'}"
+    with path.open("w", encoding="utf-8") as stream:
+        if what == "document":
+            stream.write(json.dumps({"text": "\n".join(texts[: len(texts) // 4] * times)}) + "\n")
+        else:
+            for text in itertools.chain.from_iterable(itertools.repeat(texts, times)):
+                stream.write(text)
+    return path
+
+
+def _row(
+    name: str, what: str, seconds: list[float], made: Manifest, ratio: Spread | None = None, peak: float | None = None
+) -> dict[str, Cell]:
+    median = statistics.median(seconds) if seconds else None
+    return {
+        "what": name,
+        "of": what,
+        "seconds": Spread.of(seconds) if seconds else None,
+        "mb_per_second": made.text_bytes / 1e6 / median if median else None,
+        "tokens_per_second": made.tokens / median if median else None,
+        "ratio": ratio,
+        "peak_mib": peak,
+    }
+
+
+def _loading(run: str) -> tuple[dict[str, Cell], float]:
+    """A run's loader, beside the steps that the run has recorded."""
+    folder = find_run(run)
+    job = load(folder / CONFIG_FILE, [], JobConfig)
+    blend = Blend.open(job.data, job.train.global_batch_size)
+    loader = Loader(
+        blend.sources,
+        split="train",
+        phases=blend.phases,
+        sequence_length=job.data.sequence_length,
+        global_batch_size=job.train.global_batch_size,
+        micro_batch_size=job.train.micro_batch_size,
+        seed=job.train.seed,
+        validation_fraction=job.data.validation_fraction,
+        best_fit=job.data.packing == "best_fit",
+        shuffle_window=job.data.shuffle_window,
+    )
+    loader.batch(0)
+    times = [timed(lambda step=step: loader.batch(step)) for step in range(1, _BATCHES + 1)]  # type: ignore[misc]
+    step_s = statistics.median(record["step_ms"] for record in read_metrics(folder / METRICS_FILE)) / 1e3
+    share = Spread.of([each / step_s for each in times])
+    row: dict[str, Cell] = {
+        "what": "loader",
+        "of": f"{job.train.global_batch_size} x {job.data.sequence_length}, beside a step of {1e3 * step_s:,.0f} ms",
+        "seconds": Spread.of(times),
+        "mb_per_second": None,
+        "tokens_per_second": job.train.global_batch_size * job.data.sequence_length / statistics.median(times),
+        "ratio": share,
+        "peak_mib": None,
+    }
+    return row, share.median
