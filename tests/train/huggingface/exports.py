@@ -19,7 +19,8 @@ _YARN = {"factor": 4.0, "original_length": 8}
 KINDS: dict[str, dict[str, Any]] = {
     "engram": {},
     "branched": {
-        "hyper_connections": {"expansion": 2},
+        # Mappings that depend on the stream, and are far from the identity.
+        "hyper_connections": {"expansion": 3, "alpha_init": 1.0},
         "tie_embeddings": True,
         "engram": _MODEL["engram"] | {"layers": [1], "orders": [2, 3, 4], "cross_documents": True},
         "attention": _MODEL["attention"] | {"q_lora_rank": 16, "rope_scaling": _YARN},
