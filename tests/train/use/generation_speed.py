@@ -15,7 +15,7 @@ from train.use.generation import TextBatch
 from train.use.saved_run import SavedRun
 from train.use.together import Asked, continue_together
 
-TEXT = 'import os\n\n\ndef main(argv: list[str]) -> int:\n    """Returns the number of arguments."""\n    return len(argv)\n'
+TEXT = 'import os\n\n\ndef main(argv):\n    """Returns the number of arguments."""\n    return len(argv)\n'
 
 
 def requests(run: SavedRun, texts: int, tokens: int) -> list[Asked]:
