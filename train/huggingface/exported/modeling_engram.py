@@ -29,6 +29,7 @@ from .configuration_engram import EngramConfig
 
 _GATE_CLAMP = 1e-6
 _SINKHORN_LOWEST = -60.0
+_FETCHING = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 
 
 class Table:
@@ -473,12 +474,12 @@ class EngramPreTrainedModel(PreTrainedModel):
     """One for each of the config's `engram_layers`, once `open_tables` was called."""
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As the library's; the tables are opened as well."""
-        told = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
-        found = super().from_pretrained(name, *args, **kwargs)
+        told = {key: kwargs[key] for key in _FETCHING if key in kwargs}
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model: Any = found[0] if isinstance(found, tuple) else found
-        model.open_tables(name, **told)
+        model.open_tables(pretrained_model_name_or_path, **told)
         return found
 
     def open_tables(self, name: str | os.PathLike[str], **told: Any) -> None:
@@ -488,15 +489,21 @@ class EngramPreTrainedModel(PreTrainedModel):
             for entry in (self.config.engram or {"tables": []})["tables"]
         ]
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As the library's; the tables' files are copied."""
+        if is_main_process:
+            self._copy_tables(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _copy_tables(self, save_directory: str | os.PathLike[str]) -> None:
         for entry, table in zip((self.config.engram or {"tables": []})["tables"], self.base_model.tables, strict=True):
             for name, source in zip(entry["files"], table.files, strict=True):
                 target = Path(save_directory, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not (target.exists() and target.samefile(source)):
                     shutil.copyfile(source, target)
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class EngramModel(EngramPreTrainedModel):
