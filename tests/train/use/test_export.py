@@ -96,7 +96,8 @@ def test_the_card_tells_what_the_model_is(trained: Path, tmp_path: Path) -> None
     assert rows["parameters in tables"] == f"{summary['table_parameters']:,}"
     assert rows["trained on"] == f"{summary['tokens']:,} tokens in 6 steps"
     assert rows["validation loss"] == f"{summary['val_loss']:.4f} nats a token"
-    assert rows["text"] == str(SavedRun.open(trained).job.data.path)
+    assert rows["text"] == Path(str(SavedRun.open(trained).job.data.path)).name
+    assert str(trained.parents[2]) not in text
     assert "mixture of 4 experts, 2 and 1 shared a token; Engram memory (arXiv 2601.07372)" in rows["architecture"]
     assert "trust_remote_code=True" in text
     assert "license: fill in" in text

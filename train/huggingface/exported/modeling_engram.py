@@ -181,18 +181,19 @@ class Context:
         """[B, 1, T, L], true where a token sees another; None if it sees all before it."""
         positions_BT = self.positions_BT
         length, device = positions_BT.shape[1], positions_BT.device
-        earlier_TL = torch.arange(past + length, device=device) <= torch.arange(
-            past, past + length, device=device
-        ).unsqueeze(1)
-        if attention_mask is not None and not bool(attention_mask.all()):
-            seen = earlier_TL & attention_mask.to(device).bool().unsqueeze(1)
-            itself_TL = torch.eye(length, device=device, dtype=torch.bool)
-            seen[:, :, past:] |= itself_TL  # a row that sees nothing would be NaN
-            return seen.unsqueeze(1)
-        if packed and bool((positions_BT[:, 1:] == 0).any()):
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        packed = packed and bool((positions_BT[:, 1:] == 0).any())
+        if not padded and not packed and (past == 0 or length == 1):
+            return None
+        place_L = torch.arange(past + length, device=device)
+        seen_BTL = (place_L <= place_L[past:].unsqueeze(1)).unsqueeze(0)
+        if packed:
             document_BT = (positions_BT == 0).cumsum(dim=1)
-            return (earlier_TL & (document_BT.unsqueeze(2) == document_BT.unsqueeze(1))).unsqueeze(1)
-        return None if past == 0 or length == 1 else earlier_TL[None, None]
+            seen_BTL = seen_BTL & (document_BT.unsqueeze(2) == document_BT.unsqueeze(1))
+        if padded and attention_mask is not None:
+            seen_BTL = seen_BTL & attention_mask.to(device).bool().unsqueeze(1)
+            seen_BTL |= place_L == place_L[past:].unsqueeze(1)  # itself: a row that sees nothing would be NaN
+        return seen_BTL.unsqueeze(1)
 
 
 def _rotary_angles(config: EngramConfig, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
