@@ -2,11 +2,14 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -73,6 +76,17 @@ def make_export(run: Path, folder: Path, **options: Any) -> Exported:
     shutil.rmtree(folder, ignore_errors=True)
     export(SavedRun.open(run), folder, **options)
     return Exported(run, folder)
+
+
+@contextmanager
+def code_kept_in(folder: Path) -> Iterator[None]:
+    """Where the library keeps the code that exports bring: not in the user's cache. Nothing is downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        import transformers.dynamic_module_utils
+
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        yield
 
 
 def module_of(model: Any) -> Any:
