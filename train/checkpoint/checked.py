@@ -24,6 +24,21 @@ def checksum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
+class Checksum:
+    """`checksum` of bytes that come one after another."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_64()
+
+    def add(self, data: memoryview) -> None:
+        """The next bytes."""
+        self._state.update(data)
+
+    def text(self) -> str:
+        """Of all that were added."""
+        return self._state.hexdigest()
+
+
 def checked_text(values: dict[str, Any]) -> tuple[bytes, str]:
     """A JSON object as a file whose first line is the checksum of all the others; the file, and the checksum."""
     rest = json.dumps(values, indent=1, ensure_ascii=False).encode()[2:] + b"\n"

@@ -12,9 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from train.checkpoint.checked import Damaged, checksum, reading
+from train.checkpoint.checked import Checksum, Damaged, checksum, reading
 from train.checkpoint.index import PartFile, Save
 from train.checkpoint.tensor_files import DTYPES, tensor_bytes
+
+_AT_ONCE = 1 << 18
+"""Bytes that are read, and then added to the checksum while they are in the core's cache."""
 
 
 class _Place(NamedTuple):
@@ -76,11 +79,12 @@ class PartReader:
         path, data = self._folder / file, tensor_bytes(values)
         with reading(path), path.open("rb", buffering=0) as stream:
             stream.seek(place.start)
-            filled = data
-            while filled and (count := stream.readinto(filled)):
+            filled, found = data, Checksum()
+            while filled and (count := stream.readinto(filled[:_AT_ONCE])):
+                found.add(filled[:count])
                 filled = filled[count:]
         # What a file that was cut short meanwhile did not fill is other bytes than those that were saved.
-        if filled or checksum(data) != expected_sum:
+        if filled or found.text() != expected_sum:
             raise Damaged(f"{file} is not what was saved (the checksum of {name} differs)")
         self._verified.add((file, name))
         return values
