@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there (training is cut to two steps, what is planned to a small batch)."""
+"""The README's commands, run as they stand there (what takes long is cut short)."""
 
 import re
 import shlex
@@ -14,7 +14,12 @@ from tests.command_line import engram, fresh_engram
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
-SHORT = ["train.steps=2", "eval.sequences=4", "eval.sample_tokens=2", f"data.cache={ROOT / 'data'}"]
+SHORT_TRAINING = ["train.steps=2", "train.global_batch_size=4", "train.micro_batch_size=2", "eval.sequences=4"]
+SHORTER = {
+    "train": [*SHORT_TRAINING, "eval.sample_tokens=2", f"data.cache={ROOT / 'data'}"],
+    "eval": ["--sequences", "4"],
+    "plan": ["train.global_batch_size=16", "data.sequence_length=64"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +64,7 @@ def run(command: str, place: Path, start: Callable[..., subprocess.CompletedProc
     program, *words = shlex.split(command)
     assert program == "engram"
     training = words[0] == "train"
-    shorter = {"train": SHORT, "plan": ["train.global_batch_size=32", "data.sequence_length=256"]}.get(words[0], [])
-    result = start(*words, *shorter, cwd=place)
+    result = start(*words, *SHORTER.get(words[0], []), cwd=place)
     assert result.returncode == 0, (command, result.stderr)
     if training:
         assert "validation loss" in result.stdout

@@ -1,9 +1,11 @@
 """Numba is used where it works, and nothing breaks where it does not."""
 
+import contextlib
+import io
 import os
 import shutil
-import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from kernels import compiled_loops
 from kernels.deduplicate import deduplicate
+from tests.warm import warm_context, warm_process
 
 
 def test_a_numba_that_refuses_its_numpy_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,15 +41,35 @@ def total():
 """
 
 
-def in_copy(folder: Path, statement: str, home: Path) -> "subprocess.Popen[str]":
-    """Starts a Python program where `kernels` is the folder's own, and the user's home another one."""
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from kernels.total import total; {statement}"],
-        cwd=folder,
-        env={"PATH": "", "HOME": str(home)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+class InCopy:
+    """A Python program, started, where `kernels` is the folder's own, and the user's home another one."""
+
+    def __init__(self, folder: Path, statement: str, home: Path) -> None:
+        self._receiver, sender = warm_context().Pipe(duplex=False)
+        self._process = warm_process(_say, folder, f"from kernels.total import total; {statement}", home, sender)
+        self._process.start()
+        sender.close()
+
+    def output(self) -> str:
+        """What it has printed, when it is done."""
+        try:
+            return self._receiver.recv()
+        finally:
+            self._process.join()
+
+
+def _say(folder: Path, program: str, home: Path, sender: Connection) -> None:
+    from numba import config
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kernels"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    os.environ.clear()
+    os.environ.update(PATH="", HOME=str(home))
+    config.CACHE_DIR = ""  # read from the environment when Numba was imported
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(program, {})
+    sender.send(said.getvalue().strip())
 
 
 def copy_of_total(folder: Path, value: int) -> Path:
@@ -64,7 +87,7 @@ def test_what_is_compiled_follows_the_files_that_it_uses_and_serves_every_copy_o
     told = "print(total(), sum(total.stats.cache_hits.values()))"
 
     def total(copy: str, value: int) -> str:
-        return in_copy(copy_of_total(tmp_path / copy, value), told, tmp_path).communicate()[0].strip()
+        return InCopy(copy_of_total(tmp_path / copy, value), told, tmp_path).output()
 
     assert total("a", 3) == "3 0"
     assert total("b", 3) == "3 1", "compiled again for another copy"
@@ -74,15 +97,15 @@ def test_what_is_compiled_follows_the_files_that_it_uses_and_serves_every_copy_o
 def test_of_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
     folder = copy_of_total(tmp_path / "a", 3)
     told = "total(); print(sum(total.stats.cache_misses.values()))"
-    together = [in_copy(folder, told, tmp_path) for _ in range(3)]
-    assert sorted(process.communicate()[0].strip() for process in together) == ["0", "0", "1"]
+    together = [InCopy(folder, told, tmp_path) for _ in range(3)]
+    assert sorted(process.output() for process in together) == ["0", "0", "1"]
 
 
 def test_who_cannot_compile_lets_the_others_go_on(tmp_path: Path) -> None:
     folder = copy_of_total(tmp_path / "a", 3)
     (folder / "kernels" / "value.py").write_text("VALUE = object()")
     told = "\ntry: total()\nexcept Exception as error: print(type(error).__name__, total._cache._lock.is_locked)"
-    assert in_copy(folder, told, tmp_path).communicate()[0].strip() == "TypingError False"
+    assert InCopy(folder, told, tmp_path).output() == "TypingError False"
 
 
 def test_what_was_compiled_goes_when_it_was_not_used_for_long_and_something_new_comes(tmp_path: Path) -> None:
@@ -92,14 +115,14 @@ def test_what_was_compiled_goes_when_it_was_not_used_for_long_and_something_new_
     old, used = (copy_of_total(tmp_path / name, value) for name, value in (("a", 3), ("b", 4)))
     names = []
     for folder in (old, used):
-        in_copy(folder, "total()", tmp_path).communicate()
+        InCopy(folder, "total()", tmp_path).output()
         names += states().keys() - {*names}
     (states()[names[0]].parent / "others").mkdir()
     for path in states().values():
         os.utime(path, (0, 0))
-    in_copy(used, "total()", tmp_path).communicate()
+    InCopy(used, "total()", tmp_path).output()
     assert {*names, "others"} == states().keys(), "there was nothing new"
-    in_copy(copy_of_total(tmp_path / "c", 5), "total()", tmp_path).communicate()
+    InCopy(copy_of_total(tmp_path / "c", 5), "total()", tmp_path).output()
     assert {*names, "others"} - states().keys() == {names[0]}
 
 
@@ -107,4 +130,4 @@ def test_where_no_folder_can_be_written_loops_are_compiled_all_the_same(tmp_path
     folder = copy_of_total(tmp_path / "a", 3)
     home = folder / "kernels" / "value.py"  # below a file there is no folder, whoever asks
     (folder / "kernels" / "__pycache__").touch()
-    assert in_copy(folder, "print(total())", home).communicate()[0].strip() == "3"
+    assert InCopy(folder, "print(total())", home).output() == "3"

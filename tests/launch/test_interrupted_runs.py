@@ -82,8 +82,6 @@ def steps_done(run: Path) -> int:
 
 def assert_goes_on_like(straight: Path, run: Path, job: Path, *overrides: str) -> None:
     """The same command again comes to the bits of a run that was left alone."""
-    if not straight.exists():
-        train(job, f"run.name={straight.name}", *QUICK, *overrides)
     train(job, f"run.name={run.name}", *QUICK, *overrides)
     assert state(run)["state"] == "finished"
     assert losses(run) == losses(straight)
@@ -91,14 +89,32 @@ def assert_goes_on_like(straight: Path, run: Path, job: Path, *overrides: str) -
     assert backbone(run) == backbone(straight)
 
 
+def write_slow_job(folder: Path, corpus: Path) -> Path:
+    return write_job(folder, corpus, train={"steps": 12}, checkpoint={"every": 100}, eval={"every": 6}, offload=SLOW)
+
+
 @pytest.fixture
 def job(corpus: Path, tmp_path: Path) -> Path:
-    return write_job(tmp_path, corpus, train={"steps": 12}, checkpoint={"every": 100}, eval={"every": 6}, offload=SLOW)
+    return write_slow_job(tmp_path, corpus)
+
+
+@pytest.fixture(scope="module")
+def straight(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job's run that was left alone."""
+    folder = tmp_path_factory.mktemp("straight")
+    train(write_slow_job(folder, corpus), *QUICK)
+    return folder / "runs" / "small"
+
+
+def left_alone(job: Path, run: Path, *overrides: str) -> Path:
+    """A run like it that is left alone, with these settings."""
+    train(job, "run.name=straight", *QUICK, *overrides)
+    return run.with_name("straight")
 
 
 @pytest.mark.skipif(may_use_gpus(), reason="written for CPUs")
 class TestASignalInTraining:
-    def test_is_obeyed_once_however_often_it_comes(self, job: Path, tmp_path: Path) -> None:
+    def test_is_obeyed_once_however_often_it_comes(self, job: Path, straight: Path, tmp_path: Path) -> None:
         """As Slurm and terminals send it: twice, to the launcher and to the ranks."""
         skip_if_ignored(signal.SIGINT)
         run = tmp_path / "runs" / "small"
@@ -122,9 +138,9 @@ class TestASignalInTraining:
         assert (found["state"], found["step"]) == ("interrupted", done)
         assert told in found["why"]
         assert 2 <= done < 12
-        assert_goes_on_like(run.with_name("straight"), run, job)
+        assert_goes_on_like(straight, run, job)
 
-    def test_reaches_the_run_under_torchrun(self, job: Path, tmp_path: Path) -> None:
+    def test_reaches_the_run_under_torchrun(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         with started(job, by=TORCHRUN) as process:
             wait_until(lambda: steps_done(run) >= 2, process)
@@ -132,7 +148,7 @@ class TestASignalInTraining:
             out, _ = process.communicate(timeout=LIMIT_S)
         assert "interrupted by SIGTERM after step" in out
         assert state(run)["state"] == "interrupted"
-        assert_goes_on_like(run.with_name("straight"), run, job)
+        assert_goes_on_like(straight, run, job)
 
 
 def stop_within_a_save(run: Path, command: WarmCommand) -> int:
@@ -150,7 +166,7 @@ def stop_within_a_save(run: Path, command: WarmCommand) -> int:
 
 @pytest.mark.skipif(may_use_gpus(), reason="written for CPUs")
 class TestARun:
-    def test_that_is_saving_ends_with_that_save(self, job: Path, tmp_path: Path) -> None:
+    def test_that_is_saving_ends_with_that_save(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         every = ("checkpoint.every=1", "checkpoint.asynchronous=false")
         with started_quickly(job, *every) as command:
@@ -163,7 +179,7 @@ class TestARun:
         assert (result.returncode, result.stderr) == (0, "")
         assert f"interrupted by SIGTERM after step {step}: " in result.stdout
         assert steps_done(run) == step
-        assert_goes_on_like(run.with_name("straight"), run, job)
+        assert_goes_on_like(straight, run, job)
 
     def test_that_evaluates_ends_within_that_and_evaluates_when_it_goes_on(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
@@ -178,7 +194,7 @@ class TestARun:
         assert "step-00000001" in (run / "log.txt").read_text(), "it was saved by the clock"
         (_, (_, evaluated)) = losses(run)
         assert evaluated is None, "the evaluation had come to its end: the test proves nothing"
-        assert_goes_on_like(run.with_name("straight"), run, job, *overrides)
+        assert_goes_on_like(left_alone(job, run, *overrides), run, job, *overrides)
         assert sorted(path.name[-1] for path in (run / "checkpoints").iterdir()) == ["2", "3"]
 
     def test_that_saves_nothing_says_so(self, job: Path, tmp_path: Path) -> None:
@@ -190,7 +206,7 @@ class TestARun:
         assert result.returncode == 143
         assert state(run)["why"].endswith("checkpoint.every is null, nothing was saved")
 
-    def test_whose_rank_is_killed_starts_again_by_itself(self, job: Path, tmp_path: Path) -> None:
+    def test_whose_rank_is_killed_starts_again_by_itself(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         with started_quickly(job, "train.restarts=1", "checkpoint.every=2", "checkpoint.resume=never") as command:
             wait_until(lambda: steps_done(run) >= 3, command)
@@ -200,7 +216,7 @@ class TestARun:
         first, second = result.stderr.strip().splitlines()[0], result.stderr.strip().splitlines()[-1]
         assert first.startswith("rank 1 was killed by SIGKILL")
         assert second == "restarting all ranks (1 of 1: train.restarts)"
-        assert_goes_on_like(run.with_name("straight"), run, job)
+        assert_goes_on_like(straight, run, job)
 
     def test_whose_rank_is_stuck_names_it_and_leaves_stacks(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
@@ -262,7 +278,7 @@ def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_sa
     run = tmp_path / "runs" / "small"
     for number in range(times):
         end_somewhere(job, run, ends[number % len(ends)], choice, in_its_start=number % 4 == 3)
-    assert_goes_on_like(run.with_name("straight"), run, job)
+    assert_goes_on_like(left_alone(job, run), run, job)
 
 
 def end_somewhere(job: Path, run: Path, end: End, choice: Random, *, in_its_start: bool) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.gather import row_index
 from model.transformer import LanguageModel
+from tests.grid import grid
 from tests.model.tiny import ENGRAM, HYPER_CONNECTIONS, VOCABULARY, memories, positions, random_tokens, tiny_model
 
 BRANCHED = {"hyper_connections": HYPER_CONNECTIONS}
@@ -83,8 +84,7 @@ def _loss_and_gradients(dtype: torch.dtype, changes: dict[str, Any]) -> list[Ten
     return [loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
-@pytest.mark.parametrize("changes", [{}, BRANCHED], ids=["plain", "branched"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "changes"), grid([torch.float32, torch.bfloat16], [BRANCHED, {}]))
 def test_bitwise_repeatable(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     torch.set_num_threads(2)
     first, *others = [_loss_and_gradients(dtype, changes) for _ in range(3)]

@@ -97,6 +97,12 @@ THOROUGH = {
     4: {"churn": 6, "skewed": 3},
 }
 """How many variants run, by number of ranks, of jobs whose hazards lie in the timing; two of all others."""
+CHEAP = {
+    1: THOROUGH[1],
+    2: {"periodic": 3, "churn": 3} | dict.fromkeys(("one row", "quadratic", "one micro-batch", "micro-batches"), 0),
+    4: dict.fromkeys(("periodic", "churn", "alternating", "returning", "skips"), 0),
+}
+"""The same in the suite that takes minutes: hazards of timing on two ranks, of the order of sums on four."""
 
 BROKEN_BETWEEN_RANKS = ("summed_in_order_of_arrival", "last_rank_wins")
 """Rules of `broken_rules.py` that bind several ranks: "quadratic" runs once with each of them broken."""
@@ -124,10 +130,13 @@ def reload_cases(saved: Outcome, world_size: int) -> list[Case]:
     return [Case(JOBS["saves"], config, image.done, image) for image in images]
 
 
-def run_everything() -> Runs:
-    """Starts four ranks once; smaller jobs run on the first of them, several at once where there are ranks for it."""
+def run_everything(counts: dict[int, dict[str, int]]) -> Runs:
+    """Starts four ranks once; smaller jobs run on the first of them, several at once where there are ranks for it.
+
+    `counts` is `THOROUGH` or `CHEAP`.
+    """
     saved = run_case(variants(JOBS["saves"], 1)[0])
-    cases = {size: _cases(size, saved) for size in range(1, RANKS + 1)}
+    cases = {size: _cases(size, saved, counts.get(size, {})) for size in range(1, RANKS + 1)}
     flat = {size: [case for of_job in jobs.values() for case in of_job] for size, jobs in cases.items()}
     by_rank = run_ranks(run_cases_by_size, RANKS, flat)
     runs: Runs = {}
@@ -137,11 +146,10 @@ def run_everything() -> Runs:
     return runs
 
 
-def _cases(size: int, saved: Outcome) -> dict[str, list[Case]]:
+def _cases(size: int, saved: Outcome, counts: dict[str, int]) -> dict[str, list[Case]]:
     jobs = {"saves": JOBS["saves"]} if size == 3 else JOBS
-    counts = THOROUGH.get(size, {})
     cases = {name: variants(job, size)[: counts.get(name, 2)] for name, job in jobs.items()}
-    if size in (2, RANKS):
+    if size == RANKS:
         cases |= {rule: [replace(cases["quadratic"][1], broken=rule)] for rule in BROKEN_BETWEEN_RANKS}
     return cases | {"reloads": reload_cases(saved, size)}
 

@@ -31,6 +31,7 @@ from offload.transfers.open import open_transfers, pins
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.zero_copy import ZeroCopyTransfers
 from tests.distributed import run_ranks
+from tests.grid import grid
 from tests.offload.host.test_pinned import FakeDriver, same_memory
 from tests.offload.tables_job import Job, open_tables, run_job, run_jobs
 from tests.offload.test_tables import JOB, TABLES, TINY
@@ -48,10 +49,13 @@ def pad_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RecordLayout, "stride", lambda layout, device: 32)
 
 
+NAMES = ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"]
+
+
 @pytest.mark.parametrize(
-    "update", [{"mode": "resident"}, {"engine": "cpu"}, {"engine": "staged"}, {"host_file": ""}, {"verify": True}]
+    ("update", "name"),
+    grid([{"mode": "resident"}, {"engine": "cpu"}, {"engine": "staged"}, {"host_file": ""}, {"verify": True}], NAMES),
 )
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
 def test_padding_changes_no_bits(
     name: str, update: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -66,8 +70,7 @@ def test_padding_changes_no_bits(
     assert run_job(JOB, config).digest == plain.digest
 
 
-@pytest.mark.parametrize("engine", ["zero_copy", "staged", "mixed"])
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state", "rmsprop-exact-bf16-both"])
+@pytest.mark.parametrize(("name", "engine"), grid(NAMES, ["zero_copy", "staged", "mixed"]))
 def test_every_engine_has_the_bits_of_a_resident_shard(name: str, engine: str) -> None:
     resident = run_job(JOB, TABLES[name].model_copy(update={"mode": "resident"}))
     for config in configs(TABLES[name], engine):
@@ -116,8 +119,9 @@ def test_staged_gives_the_same_bits_from_a_file(tmp_path: Any) -> None:
     assert run_job(JOB, in_file).digest == run_job(JOB, config).digest
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("name", ["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state"])
+@pytest.mark.parametrize(
+    ("name", "padded"), grid(["adam-exact", "adam-exact-bf16", "adam-exact-bf16-state"], [True, False])
+)
 def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(
     name: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,8 +61,8 @@ def test_one_rank_has_the_same_bits_at_any_depth_and_window(name: str) -> None:
 
 
 def test_two_ranks_have_the_same_bits_at_any_depth_and_window() -> None:
-    # A third of the variants, that of the most work all: the rest differ in nothing that ranks tell each other.
-    kinds = {name: variants(tables)[:: 1 if name == "adam-exact" else 3] for name, tables in TABLES.items()}
+    # All of one kind, and the deepest in a tiny window: the rest differ in nothing that ranks tell each other.
+    kinds = {name: variants(tables)[:: 1 if name == "adam-exact" else 5] for name, tables in TABLES.items()}
     by_rank = run_ranks(run_jobs, 2, [(JOB, config) for configs in kinds.values() for config in configs])
     for outcomes in by_rank:
         digests = iter([outcome.digest for outcome in outcomes])
@@ -387,6 +387,10 @@ def run_reopened(job: Job, config: OffloadConfig, changes: dict[int, dict]) -> t
         tables.close()
 
 
+def run_reopened_and_not(job: Job, config: OffloadConfig, changes: dict[int, dict]) -> list[tuple]:
+    return [run_reopened(job, config, settings) for settings in (changes, {})]
+
+
 def test_window_engine_and_threads_may_change_between_steps_and_no_bit_does() -> None:
     config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2})
     changes = {
@@ -399,9 +403,9 @@ def test_window_engine_and_threads_may_change_between_steps_and_no_bit_does() ->
     reopened = run_reopened(JOB, config, changes)
     assert (reopened[0], reopened[2]) == (expected[0], expected[2])
     assert reopened[1] == [TINY] * 3 + [80] * 5 + [70] * 4
-    for rank, found in enumerate(run_ranks(run_reopened, 2, JOB, config, changes)):
+    for found, unchanged in run_ranks(run_reopened_and_not, 2, JOB, config, changes):
         assert found[1][0] == TINY
-        assert found[::2] == run_ranks(run_reopened, 2, JOB, config, {})[rank][::2]
+        assert found[::2] == unchanged[::2]
 
 
 def test_what_cannot_change_between_steps_is_refused_and_the_run_goes_on() -> None:

@@ -3,8 +3,8 @@
 import mmap
 import re
 import signal
-import subprocess
-import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,8 @@ from offload.host.table import HostTable
 from tests.distributed import run_ranks
 from tests.offload.host.pages import pages
 from tests.offload.host.test_memory import MIB, needs_smaps
-from tests.offload.tables_job import Job, Outcome, open_tables, run_jobs
+from tests.offload.tables_job import Job, Outcome, open_tables, run_jobs, train_step
+from tests.warm import warm_context, warm_process
 
 JOB = Job(skipped=(3,), evaluate=True)
 TINY = 64
@@ -118,29 +119,28 @@ def test_a_file_needs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     HostTable(1000, 10, file_folder=str(tmp_path)).close()
 
 
-KILLED = """
-import sys, time
-from offload.config import OffloadConfig
-from tests.offload.tables_job import Job, open_tables, train_step
-tables = open_tables(Job(), OffloadConfig(window_rows=64, host_file=sys.argv[1]))
-for step in range(4):
-    train_step(tables, Job(), step)
-print("trained", flush=True)
-time.sleep(60)
-"""
+def train_and_wait(folder: str, trained: Connection) -> None:
+    tables = open_tables(Job(), OffloadConfig(window_rows=64, host_file=folder))
+    for step in range(4):
+        train_step(tables, Job(), step)
+    trained.send("trained")
+    time.sleep(60)
 
 
 def test_a_killed_run_leaves_no_file(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "trained\n"
+    receiver, sender = warm_context().Pipe(duplex=False)
+    process = warm_process(train_and_wait, str(tmp_path), sender)
+    process.start()
+    try:
+        assert receiver.poll(60)
+        assert receiver.recv() == "trained"
         maps = Path(f"/proc/{process.pid}/maps")
         if maps.exists():
             assert re.search(rf"{tmp_path}/.* \(deleted\)", maps.read_text()), "the shard is not in the folder"
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
-    assert process.returncode == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.join(timeout=10)
+    assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from offload.optimizers import OPTIMIZERS as KINDS
 from offload.rows import placed as placed_records
 from offload.rows.records import RecordLayout, RowInit
 from offload.rows.updater import RowUpdater
+from tests.grid import grid
 
 DIM, ROWS, STEPS, SEED = 5, 40, 60, 9
 OPTIMIZERS = {
@@ -72,13 +73,15 @@ def in_order(config: TableOptimizerConfig, row_dtype: RowDtype) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "plain"])
-@ALL
-@DTYPES
+@pytest.mark.parametrize(
+    ("name", "how"),
+    grid([*OPTIMIZERS], [("fp32", "compiled"), ("bf16", "plain"), ("bf16", "compiled"), ("fp32", "plain")]),
+)
 def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
-    name: str, row_dtype: RowDtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, how: tuple[RowDtype, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not compiled:
+    row_dtype, loops = how
+    if loops == "plain":
         monkeypatch.setattr(compiled_loops, "available", lambda: False)
     monkeypatch.setattr(placed_records, "_BLOCK_BYTES", 500)  # several blocks a step, the last one short
     config = OPTIMIZERS[name]
@@ -205,8 +208,7 @@ def test_another_seed_rounds_otherwise() -> None:
     assert not torch.equal(tables[0], tables[2])
 
 
-@ALL
-@DTYPES
+@pytest.mark.parametrize(("name", "row_dtype"), grid([*OPTIMIZERS], ["bf16", "fp32"]))
 def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype) -> None:
     config = OPTIMIZERS[name]
     layout = RecordLayout.of(DIM, config, row_dtype)

@@ -1,5 +1,6 @@
 """Verify mode finds what is wrong in the step in which it goes wrong, and names it (hazard 16)."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +12,20 @@ from unittest import mock
 import pytest
 import torch
 
+from offload import step as step_module
 from offload.config import OffloadConfig, RowDtype
+from offload.plan import exchange
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
 from offload.verify.shadow import Shadow, VerifyError
 from offload.verify.verifier import Verifier
-from tests.command_line import fresh_engram, losses, table_rows, train, write_job
+from tests.command_line import TIMEOUT_S, losses, table_rows, train, write_job
 from tests.distributed import run_ranks
 from tests.offload import breakages
 from tests.offload.breakages import Breakage
 from tests.offload.hazard_job import Case, Job, look_up, open_tables, train_step
 from tests.offload.hazard_runs import drawn
+from tests.warm_command import started_warm
 
 JOB = Job(drawn(21, 12, width=10), skipped=frozenset({3}), micro_batches=2)
 AT = 6
@@ -133,30 +137,25 @@ def test_each_rank_of_two_finds_what_is_wrong_with_its_own_rows() -> None:
             assert f"(owner rank {rank})" in message
 
 
-BREAKS_ONE_RANK = """
-import os
+def break_the_last_rank() -> None:
+    """From the third step on, all that it receives is changed."""
+    calls = itertools.count(1)
 
-if os.environ.get("RANK") == "{rank}":
-    from offload import step
-    from offload.plan import exchange
+    def exchange_values(*args: Any, **keywords: Any) -> Any:
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        return exchange.exchange_values(*args, **keywords) + (last and next(calls) > 4)
 
-    calls = [0]
-
-    def exchange_values(*args, **keywords):
-        calls[0] += 1
-        return exchange.exchange_values(*args, **keywords) + (calls[0] > 4)
-
-    step.exchange_values = exchange_values
-"""
+    step_module.exchange_values = exchange_values
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_ends_with_one_line_when_one_rank_finds_a_difference(ranks: int, corpus: Path, tmp_path: Path) -> None:
     """The other ranks, in the middle of their exchanges, are ended: nothing hangs."""
     job = write_job(tmp_path, corpus)
-    (tmp_path / "sitecustomize.py").write_text(BREAKS_ONE_RANK.format(rank=ranks - 1))
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    result = fresh_engram("train", job, "offload.verify=true", "eval.every=5", "--nproc", str(ranks), PYTHONPATH=path)
+    command = ["train", str(job), "offload.verify=true", "eval.every=5", "--nproc", str(ranks)]
+    environment = {"OMP_NUM_THREADS": "1"}
+    with started_warm(command, cwd=None, environment=environment, prepare=break_the_last_rank) as started:
+        result = started.result(TIMEOUT_S)
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert re.fullmatch(

@@ -1,14 +1,11 @@
 """How much memory a save and a load take beyond what is held before: a real process, a table with all rows touched."""
 
-import os
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from offload.config import OffloadConfig
@@ -97,30 +94,20 @@ def records(ids: Tensor, words: int) -> Tensor:
     return made
 
 
-def main(action: str, folder: str, rows: int, width: int) -> None:
-    """Saves or loads; prints the bytes of the checkpoint, the most memory that it took, and the seconds."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    engine, tables, checkpoints = open_parts(Path(folder), rows, width)
+def measure(action: str, folder: Path, rows: int, width: int) -> tuple[int, int]:
+    """Saves or loads on this rank; returns the bytes of the checkpoint, and the most memory that it took."""
+    engine, tables, checkpoints = open_parts(folder, rows, width)
     # Compiling takes memory, too, once for all saves and loads: not what is asked here.
     touch_all(tables, 1)
     list(tables.updated_rows())
     if action == "save":
         touch_all(tables, rows)
     with Peak() as peak:
-        start = time.perf_counter()
         if action == "save":
             checkpoints.save(1, Now(engine, tables))
         else:
             assert checkpoints.resume(engine, tables).step == 1
-        seconds = time.perf_counter() - start
     if action == "load":
         for (ids, found), _ in zip(tables.updated_rows(), range(3), strict=False):
             assert torch.equal(found, records(ids, tables.record_bytes // 4))
-    size = sum(path.stat().st_size for path in Path(folder).glob("step-*/*"))
-    print(size, peak.bytes, seconds, flush=True)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:5]))
+    return sum(path.stat().st_size for path in folder.glob("step-*/*")), peak.bytes
