@@ -12,7 +12,7 @@ import torch
 from tests.train.data.server import Server, serving
 from tests.train.data.test_shard_cache import bytes_in
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import order, retry, sums
+from train.data import order, remote, retry, sums
 from train.data.blend import Blend
 from train.data.config import DataConfig
 from train.data.examine import check, statistics
@@ -149,6 +149,18 @@ def test_a_server_that_fails_is_named_with_the_shard(
     del server.files["/web/tokens.bin"]
     with pytest.raises(UserError, match=rf"{url}: shard 4 of .*FileNotFoundError.*check the URL"):
         store.tokens[3 * SHARD // 2 : 2 * SHARD]
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    server: Server, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "_STALL_S", 0.2)
+    store = TokenStore.open(f"{server.url}/web", how=how(tmp_path, prepared, 5))
+    silent = server.gets + 1
+    server.delay_s = lambda number: 1.0 if number == silent else 0.01
+    assert np.array_equal(store.tokens[: 2 * SHARD], TokenStore.open(prepared).tokens[: 2 * SHARD])
+    assert "Timeout" in (told := capsys.readouterr().err)
+    assert "trying again in 0.001 s" in told
 
 
 def test_what_is_damaged_is_never_used(server: Server, prepared: Path, tmp_path: Path) -> None:
