@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `broken` says of the n-th GET after how many bytes it breaks off, if it does, `delay_s` how long the
-    content keeps one waiting.
+    """Serves `files`.
 
-    `headers` go with every answer; `ranges` tells whether it knows byte ranges; `gets` and `sent` count.
+    `broken` says of the n-th GET after how many bytes it breaks off, if it does, `delay_s` how long it is silent before
+    the content; `headers` go with every answer; `ranges` tells whether it knows byte ranges; `gets` and `sent` count.
     """
 
     daemon_threads = True
