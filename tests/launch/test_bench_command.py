@@ -128,6 +128,6 @@ def test_a_job_among_the_overrides_is_told_where_it_belongs() -> None:
 
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
-    assert {*parts.PARTS, "kernels", "links", "checkpoint", "train"} == {*PARTS}
+    assert {*parts.PARTS, "kernels", "links", "checkpoint", "data", "train"} == {*PARTS}
     assert get_args(OffloadConfig.model_fields["engine"].annotation) == jobs.ENGINES
     assert {"adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop"} <= set(OPTIMIZERS)

@@ -175,7 +175,7 @@ class DataConfig(
     side by side, none cut that fits into a sequence, the rest padding, whose share the start tells."""
 
     shuffle_window: int | None = Field(None, ge=1, le=2**62)
-    """Tokens of a store among which an epoch's documents are shuffled: random parts of it, of 524,288 consecutive
+    """Tokens of a store among which an epoch's documents are shuffled: random parts of it, of 4,194,304 consecutive
     tokens each, one such window after another. null: all documents of the store. Set it for large stores by URL, which
     are then fetched once an epoch; the more tokens, the better mixed. Not with `packing: best_fit`."""
 

@@ -7,8 +7,9 @@ import numpy as np
 from train.data.best_fit import BestFitStream, Fit
 from train.data.packing import DocumentStream
 
-PART_TOKENS = 1 << 19
-"""A part of a store that is read together: a shard of two bytes a token, or two of four."""
+PART_TOKENS = 1 << 22
+"""A part of a store that is read together: many times what a document has, as the last one reaches into the next part.
+Of a store by URL it is eight shards or more."""
 
 
 class Epoch(NamedTuple):

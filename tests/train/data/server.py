@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,9 +10,10 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `broken` says of the n-th GET after how many bytes it breaks off, if it does.
+    """Serves `files`.
 
-    `headers` go with every answer; `ranges` tells whether it knows byte ranges; `gets` and `sent` count.
+    `broken` says of the n-th GET after how many bytes it breaks off, if it does, `delay_s` how long it is silent before
+    the content; `headers` go with every answer; `ranges` tells whether it knows byte ranges; `gets` and `sent` count.
     """
 
     daemon_threads = True
@@ -20,6 +22,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.broken: Callable[[int], int | None] = lambda number: None
+        self.delay_s: Callable[[int], float] = lambda number: 0.0
         self.ranges, self.gets, self.sent = True, 0, 0
         self.headers: dict[str, str] = {}
 
@@ -62,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         server.gets += 1
         limit = server.broken(server.gets)
+        time.sleep(server.delay_s(server.gets))
         self.wfile.write(content[:limit])
         server.sent += len(content[:limit])
         if limit is not None:

@@ -104,7 +104,7 @@ def test_a_phase_goes_on_in_each_source_where_the_one_before_left_off(sources):
 
 
 def located(loader, first, end):
-    return [loader._course.locate(number, slice(0, BATCH)) for number in range(first, end)]
+    return [loader.course.locate(number, slice(0, BATCH)) for number in range(first, end)]
 
 
 def test_batches_passed_over_do_not_move_the_phases(sources):

@@ -51,6 +51,9 @@ def test_paths_are_those_of_the_place_where_they_were_given(tmp_path, monkeypatc
     assert DataConfig(path="/x", tokenizer="deepseek").anchored().tokenizer == "deepseek"
     assert DataConfig().anchored() == DataConfig(cache=f"{tmp_path}/data")
     mixed = DataConfig.model_validate({"mix": "1 a 2 /x/b", "phases": [{"after_steps": 1, "mix": "1 c"}]}).anchored()
+    urls = DataConfig.model_validate({"mix": "1 s3://b/web 1 https://x/code"})
+    assert urls.anchored().mix == urls.mix
+    assert [source.called for source in urls.mix or []] == ["web", "code"]
     (web, code), (late,) = mixed.mix or [], mixed.phases[0].mix or []
     assert (web.path, code.path, late.path) == (f"{tmp_path}/a", "/x/b", f"{tmp_path}/c")
 
@@ -81,6 +84,7 @@ def test_megatrons_blend_is_read_as_what_it_stands_for() -> None:
         ({"phases": [{"after_steps": 3, "mix": "1 a"}]}, "the run begins without one"),
         ({"path": "a", "phases": [{"after_steps": 3}]}, "a phase changes mix or sequence_length"),
         ({"path": "a", "phases": [{"sequence_length": 9}]}, "begins after_steps or after_tokens"),
+        ({"shuffle_window": 9, "packing": "best_fit"}, "shuffle_window and packing: best_fit exclude each other"),
     ],
 )
 def test_mixtures_and_phases_that_are_none_are_refused(data, message):

@@ -12,7 +12,7 @@ import torch
 from tests.train.data.server import Server, serving
 from tests.train.data.test_shard_cache import bytes_in
 from tests.train.data.text import SENTENCES, small_tokenizer
-from train.data import order, retry, sums
+from train.data import order, remote, retry, sums
 from train.data.blend import Blend
 from train.data.config import DataConfig
 from train.data.examine import check, statistics
@@ -151,6 +151,18 @@ def test_a_server_that_fails_is_named_with_the_shard(
         store.tokens[3 * SHARD // 2 : 2 * SHARD]
 
 
+def test_a_server_that_falls_silent_is_asked_again(
+    server: Server, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "_STALL_S", 0.2)
+    store = TokenStore.open(f"{server.url}/web", how=how(tmp_path, prepared, 5))
+    silent = server.gets + 1
+    server.delay_s = lambda number: 1.0 if number == silent else 0.01
+    assert np.array_equal(store.tokens[: 2 * SHARD], TokenStore.open(prepared).tokens[: 2 * SHARD])
+    assert "Timeout" in (told := capsys.readouterr().err)
+    assert "trying again in 0.001 s" in told
+
+
 def test_what_is_damaged_is_never_used(server: Server, prepared: Path, tmp_path: Path) -> None:
     place = how(tmp_path, prepared, 5)
     store, local = TokenStore.open(f"{server.url}/web", how=place), TokenStore.open(prepared)
@@ -192,18 +204,23 @@ def test_what_cannot_be_read_by_url_is_told(server: Server, prepared: Path, tmp_
 
 
 def test_an_epoch_in_windows_fetches_each_shard_about_once(
-    server: Server, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order, "PART_TOKENS", SHARD // 2)
-    limit, window = how(tmp_path, prepared, 6).limit, 2 * SHARD // 2
+    monkeypatch.setattr(order, "PART_TOKENS", window := 4 * SHARD // 2)
+    monkeypatch.setattr(sums, "SHARD_BYTES", SHARD)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"fox {n}"}) + "\n" for n in range(400)))
+    store = tmp_path / "short"
+    prepare([tmp_path / "texts.jsonl"], store, tokenizer=TOKENIZER, workers=1, progress=False)
+    serve(server, store, "short")
+    limit = how(tmp_path, store, 6).limit
     sent = {}
     for wanted in (window, None):
-        data = {"path": f"{server.url}/web", "cache": str(tmp_path / str(wanted)), "cache_bytes": limit}
+        data = {"path": f"{server.url}/short", "cache": str(tmp_path / str(wanted)), "cache_bytes": limit}
         both = loaders(DataConfig(**data, shuffle_window=wanted))
         before = server.sent
         for step in range(both[0].steps_per_epoch):
             for loader in both:
                 rows(loader, step)
         sent[wanted] = server.sent - before
-    assert sent[window] < 1.5 * len(server.files["/web/tokens.bin"])
-    assert sent[None] > 2 * sent[window]
+    assert sent[window] < 1.5 * len(server.files["/short/tokens.bin"])
+    assert sent[None] > 3 * sent[window]

@@ -376,3 +376,16 @@ def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path
         assert made.documents == len(SENTENCES)
         assert "going on" not in capfd.readouterr().err
         TokenStore.open(tmp_path / "out").verify()
+
+
+def test_a_record_goes_when_what_it_describes_is_overwritten(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
+    prepare([source], tmp_path / "whole", tokenizer=TOKENIZER, workers=1, progress=False)
+    for every_s, tokenizer in ((0.0, TOKENIZER), (1000.0, small_tokenizer(280))):
+        with monkeypatch.context() as patch:
+            patch.setattr(unfinished, "EVERY_S", every_s)
+            patch.setattr(encode, "encode_chunk", _breaking_at_the_fourth())
+            with pytest.raises(Broken):
+                prepare([source], tmp_path / "out", tokenizer=tokenizer, workers=1, progress=False)
+    prepare([source], tmp_path / "out", tokenizer=TOKENIZER, workers=1, progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
