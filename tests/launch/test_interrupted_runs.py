@@ -43,14 +43,16 @@ def wait_until(happened: Callable[[], object], process: subprocess.Popen[str] | 
 
 
 @contextmanager
-def started(
-    job: Path, *overrides: str, by: tuple[str, ...] | list[str] = ("-m", "launch")
-) -> Iterator[subprocess.Popen[str]]:
-    """The run in fresh processes, in a group of its own as a shell starts it."""
-    command = [sys.executable, *by, "train", str(job), *overrides]
+def started_by_torchrun(job: Path) -> Iterator[subprocess.Popen[str]]:
+    """The run in fresh processes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+        [sys.executable, *TORCHRUN, "train", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        process_group=0,
     ) as process:
         try:
             yield process
@@ -118,21 +120,23 @@ class TestASignalInTraining:
         """As Slurm and terminals send it: twice, to the launcher and to the ranks."""
         skip_if_ignored(signal.SIGINT)
         run = tmp_path / "runs" / "small"
-        with started(job, "checkpoint.interrupted_exit=75") as process:
-            wait_until(lambda: steps_done(run) >= 2, process)
+        # In a group of its own, as a shell starts it.
+        with started_quickly(job, "checkpoint.interrupted_exit=75", prepare=os.setpgrp) as command:
+            wait_until(lambda: steps_done(run) >= 2, command)
             assert state(run)["state"] == "running"
-            ranks = rank_pids(run)
-            os.killpg(process.pid, signal.SIGINT)
+            launcher, ranks = command.process.pid, rank_pids(run)
+            assert launcher is not None
+            os.killpg(launcher, signal.SIGINT)
             os.kill(ranks[1], signal.SIGUSR1)
             time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, err) == (75, "")
+            os.killpg(launcher, signal.SIGINT)
+            result = command.result(LIMIT_S)
+        assert (result.returncode, result.stderr) == (75, "")
         assert len(ranks) == 2
         assert_gone(ranks)
         done = steps_done(run)
         told = f"after step {done}: all is saved in {run}/checkpoints/step-{done:08d}, and the same command goes on"
-        assert told in out
+        assert told in result.stdout
         assert told in (run / "log.txt").read_text()
         found = state(run)
         assert (found["state"], found["step"]) == ("interrupted", done)
@@ -142,7 +146,7 @@ class TestASignalInTraining:
 
     def test_reaches_the_run_under_torchrun(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        with started(job, by=TORCHRUN) as process:
+        with started_by_torchrun(job) as process:
             wait_until(lambda: steps_done(run) >= 2, process)
             process.terminate()
             out, _ = process.communicate(timeout=LIMIT_S)

@@ -109,12 +109,11 @@ class TestAtAnyMoment:
         [
             ("train", signal.SIGINT, 0.05),
             ("train", signal.SIGTERM, 1.0),
-            ("train", signal.SIGINT, 2.0),
             ("json", signal.SIGINT, 1.0),
             ("plan", signal.SIGINT, 0.4),
             ("data", signal.SIGINT, 2.0),
             ("generate", signal.SIGTERM, 0.4),
-            ("tune", signal.SIGINT, 2.0),
+            ("tune", signal.SIGINT, 1.0),
         ],
     )
     def test_a_start_ends_with_one_line(self, command: str, signum: int, moment_s: float, saved: Path) -> None:

@@ -12,12 +12,28 @@ from launch.cli import COMMANDS
 
 HEAVY = ("torch", "sympy", "deepspeed", "numba", "transformers")
 PROGRAM = f"""
-import json, sys
+import json, os, sys
+from pathlib import Path
+import train.config.job  # most commands import it; were it heavy, all would be told so
 from launch.cli import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    print(json.dumps([end.code, sorted(set({HEAVY!r}) & set(sys.modules))]))
+
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    try:
+        folder = Path.cwd() / str(number)
+        folder.mkdir()
+        os.chdir(folder)
+        for descriptor in (1, 2):
+            os.dup2(os.open(folder.with_suffix(f".{{descriptor}}"), os.O_WRONLY | os.O_CREAT), descriptor)
+        main(arguments)
+    except SystemExit as end:
+        heavy = sorted(set({HEAVY!r}) & set(sys.modules))
+        folder.with_suffix(".json").write_text(json.dumps([end.code, heavy]))
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
 """
 JOB = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
 MISTAKES = {
@@ -50,26 +66,31 @@ MISTAKES = {
 }
 
 
-def loaded(*arguments: str, cwd: Path) -> tuple[int, list[str]]:
-    """Exit code of a command, and what it imported of what is heavy."""
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+HELP = {"engram": ["--help"]} | {command: [command, "--help"] for command in COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[str]]]:
+    """Exit codes of all mistakes and helps, and what each imported of what is heavy; forked from one process."""
+    folder = tmp_path_factory.mktemp("starts")
+    every = [*MISTAKES.values(), *HELP.values()]
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True)
-    assert "Traceback" not in done.stderr
-    assert "importing" not in done.stdout, "ranks were started"
-    code, heavy = json.loads(done.stdout.splitlines()[-1])
-    return code, heavy
+    subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(every)], cwd=folder, env=environment, check=True)
+    for number, arguments in enumerate(every):
+        assert "Traceback" not in (folder / f"{number}.2").read_text(), arguments
+        assert "importing" not in (folder / f"{number}.1").read_text(), f"ranks were started: {arguments}"
+    return [tuple(json.loads((folder / f"{number}.json").read_text())) for number in range(len(every))]
 
 
 def test_every_command_is_looked_at() -> None:
     assert {mistake[0] for mistake in MISTAKES.values()} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_before_anything_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
-    assert loaded(*arguments, cwd=tmp_path) == (2, [])
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=MISTAKES)
+def test_a_mistake_is_told_before_anything_heavy_is_imported(loaded: list[tuple[int, list[str]]], number: int) -> None:
+    assert loaded[number] == (2, [])
 
 
-@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)], ids=["engram", *COMMANDS])
-def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
-    assert loaded(*command, "--help", cwd=tmp_path) == (0, [])
+@pytest.mark.parametrize("number", range(len(HELP)), ids=HELP)
+def test_help_imports_nothing_heavy(loaded: list[tuple[int, list[str]]], number: int) -> None:
+    assert loaded[len(MISTAKES) + number] == (0, [])

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -50,9 +51,16 @@ def variants(config: OffloadConfig) -> list[OffloadConfig]:
     return [config.model_copy(update=change) for change in changes]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_one_rank_has_the_same_bits_at_any_depth_and_window(name: str) -> None:
-    outcomes = [run_job(JOB, config) for config in variants(TABLES[name])]
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [("adam-exact", range(8))]
+    + [(name, (0, 1, 2, 5)) for name in TABLES if name != "adam-exact"]
+    + [pytest.param(name, range(8), marks=pytest.mark.long) for name in TABLES if name != "adam-exact"],
+)
+def test_one_rank_has_the_same_bits_at_any_depth_and_window(name: str, places: Sequence[int]) -> None:
+    """In the variants at these places."""
+    every = variants(TABLES[name])
+    outcomes = [run_job(JOB, every[place]) for place in places]
     assert len({outcome.digest for outcome in outcomes}) == 1
     tiny, ample = outcomes[1], outcomes[2]
     assert tiny.fetched > ample.fetched, "the tiny window never ran full: the test would prove nothing"
