@@ -7,6 +7,8 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from launch.bench.checkpoint import in_turns, timed
@@ -14,6 +16,7 @@ from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
 from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section
+from launch.local.environment import KEEP_MEMORY
 from train.config.file import load
 from train.config.job import JobConfig
 from train.data.blend import Blend
@@ -67,14 +70,11 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         peaks = {}
         for times in (1, _TIMES):
             path = _large(what, texts, folder, times)
-            with PeakMemory() as peak:
-                _prepare(path, tokenizer)
-            peaks[times] = peak.bytes / 2**20
+            peaks[times] = _peak_mib(path, tokenizer)
             size = f"{path.stat().st_size / 1e6:,.0f} MB"
             rows.append(_row(f"prepare, one {what}", size, [], made, peak=peaks[times]))
             progress.advance()
-        if what == "file":
-            measures.append(Measure(f"memory with a file {_TIMES} times as large", peaks[_TIMES] / peaks[1], _GROWTH))
+        measures.append(Measure(f"memory with a {what} {_TIMES} times as large", peaks[_TIMES] / peaks[1], _GROWTH))
     if options.run is not None:
         row, share = _loading(options.run)
         rows.append(row)
@@ -86,7 +86,7 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         [
             f"{options.rounds} rounds in turns; median (10th to 90th percentile); ratios compare round by round",
             f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches",
-            "peak: memory of the process beyond what it held before, page cache left out",
+            "peak: memory of a process of its own beyond what it held before, page cache left out, by glibc's defaults",
         ],
     )
 
@@ -117,6 +117,22 @@ def _prepare(path: Path, tokenizer: Tokenizer) -> Manifest:
     return prepare([path], out, tokenizer=tokenizer, workers=1, progress=False)
 
 
+def _peak_mib(path: Path, tokenizer: Tokenizer) -> float:
+    """The memory that a preparation takes in a process of its own: this one has kept what others have freed."""
+    kept = {name: os.environ.pop(name) for name in KEEP_MEMORY if name in os.environ}
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(_prepare_watched, path, tokenizer.json, tokenizer.specials["eos_token"]).result()
+    finally:
+        os.environ.update(kept)
+
+
+def _prepare_watched(path: Path, source: str, eos: str) -> float:
+    with PeakMemory() as peak:
+        _prepare(path, Tokenizer(source, name="bench", eos=eos))
+    return peak.bytes / 2**20
+
+
 def _large(what: str, texts: list[str], folder: Path, times: int) -> Path:
     """One file of all texts, as many times; or a quarter of them as one document, which is read and tokenized whole."""
     path = folder / f"{what}.{'jsonl' if what == 'document' else 'txt'}"
@@ -136,7 +152,7 @@ def _row(
     return {
         "what": name,
         "of": what,
-        "seconds": Spread.of(seconds) if seconds else None,
+        "ms": Spread.of([1e3 * each for each in seconds]) if seconds else None,
         "mb_per_second": made.text_bytes / 1e6 / median if median else None,
         "tokens_per_second": made.tokens / median if median else None,
         "ratio": ratio,
@@ -168,7 +184,7 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
     row: dict[str, Cell] = {
         "what": "loader",
         "of": f"{job.train.global_batch_size} x {job.data.sequence_length}, beside a step of {1e3 * step_s:,.0f} ms",
-        "seconds": Spread.of(times),
+        "ms": Spread.of([1e3 * each for each in times]),
         "mb_per_second": None,
         "tokens_per_second": job.train.global_batch_size * job.data.sequence_length / statistics.median(times),
         "ratio": share,
