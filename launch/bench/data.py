@@ -16,11 +16,12 @@ from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
 from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section
-from launch.local.environment import KEEP_MEMORY
 from train.config.file import load
 from train.config.job import JobConfig
 from train.data.blend import Blend
 from train.data.corpus import PythonCorpus
+from train.data.encode import chunks
+from train.data.interruptible import interruptible
 from train.data.loader import Loader
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
@@ -32,7 +33,6 @@ from train.run_folder import CONFIG_FILE, find_run
 
 _OF_TOKENIZERS, _OF_STEP, _GROWTH = 1.3, 0.01, 1.5
 _BPE = 4096
-_TOGETHER_CHARS = 1 << 19
 _TIMES = 4  # a large file or document, and one so many times as large
 _BATCHES = 200
 
@@ -85,8 +85,8 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         measures,
         [
             f"{options.rounds} rounds in turns; median (10th to 90th percentile); ratios compare round by round",
-            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches",
-            "peak: memory of a process of its own beyond what it held before, page cache left out, by glibc's defaults",
+            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches, on a thread as well",
+            "peak: memory of a process of its own beyond what it held before, page cache left out",
         ],
     )
 
@@ -101,14 +101,9 @@ def _texts(size: int) -> Iterator[str]:
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> None:
-    some: list[str] = []
-    chars = 0
-    for text in [*texts, ""]:
-        some.append(text)
-        chars += len(text)
-        if chars >= _TOGETHER_CHARS or not text:
-            tokenizer.backend.encode_batch_fast(some, add_special_tokens=False)
-            some, chars = [], 0
+    for batch in chunks(texts):
+        # On a thread of its own, as a preparation does: that takes less time than on the main one.
+        interruptible(lambda batch=batch: tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False))  # type: ignore[misc]
 
 
 def _prepare(path: Path, tokenizer: Tokenizer) -> Manifest:
@@ -119,12 +114,8 @@ def _prepare(path: Path, tokenizer: Tokenizer) -> Manifest:
 
 def _peak_mib(path: Path, tokenizer: Tokenizer) -> float:
     """The memory that a preparation takes in a process of its own: this one has kept what others have freed."""
-    kept = {name: os.environ.pop(name) for name in KEEP_MEMORY if name in os.environ}
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(_prepare_watched, path, tokenizer.json, tokenizer.specials["eos_token"]).result()
-    finally:
-        os.environ.update(kept)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_prepare_watched, path, tokenizer.json, tokenizer.specials["eos_token"]).result()
 
 
 def _prepare_watched(path: Path, source: str, eos: str) -> float:

@@ -193,4 +193,6 @@ def data(folder: str, run: str | None, **chosen: Any) -> None:
         find_run(run)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
-        shared.measure(("data",), device="cpu", threads=1, folder=empty, run=run, **chosen)
+        # As `engram data prepare` runs, and whoever uses tokenizers: no rank's settings of the C library.
+        plain = {"device": "cpu", "threads": 1, "plain_allocator": True}
+        shared.measure(("data",), folder=empty, run=run, **plain, **chosen)
