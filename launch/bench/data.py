@@ -85,7 +85,7 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         measures,
         [
             f"{options.rounds} rounds in turns; median (10th to 90th percentile); ratios compare round by round",
-            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches, on a thread as well",
+            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same batches, on a thread as well",
             "peak: memory of a process of its own beyond what it held before, page cache left out",
         ],
     )

@@ -194,5 +194,4 @@ def data(folder: str, run: str | None, **chosen: Any) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
         # As `engram data prepare` runs, and whoever uses tokenizers: no rank's settings of the C library.
-        plain = {"device": "cpu", "threads": 1, "plain_allocator": True}
-        shared.measure(("data",), folder=empty, run=run, **plain, **chosen)
+        shared.measure(("data",), device="cpu", threads=1, plain_allocator=True, folder=empty, run=run, **chosen)

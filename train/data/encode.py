@@ -75,9 +75,9 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     Raises:
         UserError: a process was killed.
     """
-    pending_texts = chunks(texts)
+    batches = chunks(texts)
     if workers == 1:
-        for chunk in pending_texts:
+        for chunk in batches:
             yield interruptible(lambda chunk=chunk: encode_chunk(tokenizer, chunk))  # type: ignore[misc]
         return
     # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
@@ -87,7 +87,7 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     )
     try:
         pending: deque[Future[Chunk]] = deque()
-        for chunk in pending_texts:
+        for chunk in batches:
             with _signals_held():
                 pending.append(pool.submit(_encode_in_worker, chunk))
             if len(pending) > 2 * workers:
