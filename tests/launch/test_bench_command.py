@@ -52,6 +52,7 @@ def test_checkpoints_are_measured_beside_the_disk_and_nothing_stays(tmp_path: Pa
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.long
 def test_data_are_measured_beside_tokenizers_and_a_run(trained: Path, tmp_path: Path) -> None:
     result = engram(
         "bench", "data", "--text-mb", "1", "--rounds", "2", "--folder", tmp_path, "--run", trained, "--json"
