@@ -7,6 +7,8 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from launch.bench.checkpoint import in_turns, timed
@@ -18,6 +20,8 @@ from train.config.file import load
 from train.config.job import JobConfig
 from train.data.blend import Blend
 from train.data.corpus import PythonCorpus
+from train.data.encode import chunks
+from train.data.interruptible import interruptible
 from train.data.loader import Loader
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
@@ -29,7 +33,6 @@ from train.run_folder import CONFIG_FILE, find_run
 
 _OF_TOKENIZERS, _OF_STEP, _GROWTH = 1.3, 0.01, 1.5
 _BPE = 4096
-_TOGETHER_CHARS = 1 << 19
 _TIMES = 4  # a large file or document, and one so many times as large
 _BATCHES = 200
 
@@ -67,14 +70,11 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         peaks = {}
         for times in (1, _TIMES):
             path = _large(what, texts, folder, times)
-            with PeakMemory() as peak:
-                _prepare(path, tokenizer)
-            peaks[times] = peak.bytes / 2**20
+            peaks[times] = _peak_mib(path, tokenizer)
             size = f"{path.stat().st_size / 1e6:,.0f} MB"
             rows.append(_row(f"prepare, one {what}", size, [], made, peak=peaks[times]))
             progress.advance()
-        if what == "file":
-            measures.append(Measure(f"memory with a file {_TIMES} times as large", peaks[_TIMES] / peaks[1], _GROWTH))
+        measures.append(Measure(f"memory with a {what} {_TIMES} times as large", peaks[_TIMES] / peaks[1], _GROWTH))
     if options.run is not None:
         row, share = _loading(options.run)
         rows.append(row)
@@ -85,8 +85,8 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
         measures,
         [
             f"{options.rounds} rounds in turns; median (10th to 90th percentile); ratios compare round by round",
-            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same texts in the same batches",
-            "peak: memory of the process beyond what it held before, page cache left out",
+            f"a byte-level BPE of {_BPE} entries; tokenizers gets the same batches, on a thread as well",
+            "peak: memory of a process of its own beyond what it held before, page cache left out",
         ],
     )
 
@@ -101,20 +101,27 @@ def _texts(size: int) -> Iterator[str]:
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> None:
-    some: list[str] = []
-    chars = 0
-    for text in [*texts, ""]:
-        some.append(text)
-        chars += len(text)
-        if chars >= _TOGETHER_CHARS or not text:
-            tokenizer.backend.encode_batch_fast(some, add_special_tokens=False)
-            some, chars = [], 0
+    for batch in chunks(texts):
+        # On a thread of its own, as a preparation does: that takes less time than on the main one.
+        interruptible(lambda batch=batch: tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False))  # type: ignore[misc]
 
 
 def _prepare(path: Path, tokenizer: Tokenizer) -> Manifest:
     out = path.with_name("store")
     shutil.rmtree(out, ignore_errors=True)
     return prepare([path], out, tokenizer=tokenizer, workers=1, progress=False)
+
+
+def _peak_mib(path: Path, tokenizer: Tokenizer) -> float:
+    """The memory that a preparation takes in a process of its own: this one has kept what others have freed."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_prepare_watched, path, tokenizer.json, tokenizer.specials["eos_token"]).result()
+
+
+def _prepare_watched(path: Path, source: str, eos: str) -> float:
+    with PeakMemory() as peak:
+        _prepare(path, Tokenizer(source, name="bench", eos=eos))
+    return peak.bytes / 2**20
 
 
 def _large(what: str, texts: list[str], folder: Path, times: int) -> Path:
@@ -136,7 +143,7 @@ def _row(
     return {
         "what": name,
         "of": what,
-        "seconds": Spread.of(seconds) if seconds else None,
+        "ms": Spread.of([1e3 * each for each in seconds]) if seconds else None,
         "mb_per_second": made.text_bytes / 1e6 / median if median else None,
         "tokens_per_second": made.tokens / median if median else None,
         "ratio": ratio,
@@ -168,7 +175,7 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
     row: dict[str, Cell] = {
         "what": "loader",
         "of": f"{job.train.global_batch_size} x {job.data.sequence_length}, beside a step of {1e3 * step_s:,.0f} ms",
-        "seconds": Spread.of(times),
+        "ms": Spread.of([1e3 * each for each in times]),
         "mb_per_second": None,
         "tokens_per_second": job.train.global_batch_size * job.data.sequence_length / statistics.median(times),
         "ratio": share,

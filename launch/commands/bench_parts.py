@@ -197,4 +197,5 @@ def data(folder: str, run: str | None, **chosen: Any) -> None:
         find_run(run)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".engram-bench-", dir=folder) as empty:
-        shared.measure(("data",), device="cpu", threads=1, folder=empty, run=run, **chosen)
+        # As `engram data prepare` runs, and whoever uses tokenizers: no rank's settings of the C library.
+        shared.measure(("data",), device="cpu", threads=1, plain_allocator=True, folder=empty, run=run, **chosen)

@@ -145,7 +145,11 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     refused = engram("train", job, "run.name=straight", "train.steps=6", f"data.mix=1 {other} 2 {corpus}")
     assert "saved with another data.mix (" in refused.stderr
     later = "data.phases=[{after_steps: 4, sequence_length: 64}]"
-    train(job, "run.name=straight", "train.steps=6", later, "data.allow_change=true", "--nproc", "2")
+    whole = "deepspeed.zero_optimization.stage=3"
+    train(job, "run.name=straight", "train.steps=6", later, "data.allow_change=true", whole, "--nproc", "2")
+    under_zero_3 = records(straight)[-1]
+    parts = under_zero_3["loss.library"], under_zero_3["loss.mail"]
+    assert min(parts) < under_zero_3["loss"] < max(parts)
     (change,) = newest(straight).manifest.data_changes
     assert change["step"] == 5
     assert change["change"].startswith("data.phases (")

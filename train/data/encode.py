@@ -75,9 +75,9 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     Raises:
         UserError: a process was killed.
     """
-    chunks = _chunks(texts)
+    batches = chunks(texts)
     if workers == 1:
-        for chunk in chunks:
+        for chunk in batches:
             yield interruptible(lambda chunk=chunk: encode_chunk(tokenizer, chunk))  # type: ignore[misc]
         return
     # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
@@ -87,7 +87,7 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     )
     try:
         pending: deque[Future[Chunk]] = deque()
-        for chunk in chunks:
+        for chunk in batches:
             with _signals_held():
                 pending.append(pool.submit(_encode_in_worker, chunk))
             if len(pending) > 2 * workers:
@@ -107,7 +107,8 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in the batches that are tokenized at a time."""
     chunk: list[str] = []
     chars = 0
     for text in texts:

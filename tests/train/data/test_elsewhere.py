@@ -222,5 +222,7 @@ def test_an_epoch_in_windows_fetches_each_shard_about_once(
             for loader in both:
                 rows(loader, step)
         sent[wanted] = server.sent - before
-    assert sent[window] < 1.5 * len(server.files["/short/tokens.bin"])
-    assert sent[None] > 3 * sent[window]
+    size = len(server.files["/short/tokens.bin"])
+    # A part is four shards here, and its last document reaches into the next.
+    assert sent[window] < 1.5 * size
+    assert sent[None] > 2 * size
