@@ -1,4 +1,4 @@
-"""Names of files and tensors in Hugging Face's folders. The backbone's are those of DeepSeek-V3's published checkpoints.
+"""Names of files and tensors in Hugging Face's folders; the backbone's are those of DeepSeek-V3's published weights.
 
 They are training's, but for the routed experts, whose weights training stacks: `experts.gate_up_proj` [E, 2F, D] is
 `experts.0.gate_proj.weight` [F, D], `experts.0.up_proj.weight` [F, D], `experts.1.gate_proj.weight`, ... there.
