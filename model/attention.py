@@ -43,6 +43,9 @@ class Cache(Protocol):
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends those of new tokens; returns those of all tokens so far."""
 
+    def seen(self) -> Tensor | None:
+        """Which of these a new token sees, bool [B, 1, 1, L]; None for all."""
+
 
 class Attention(nn.Module):
     """Queries, keys and values through narrow latents; one rotary key shared by all heads.
@@ -71,10 +74,12 @@ class Attention(nn.Module):
         """Returns [B, T, D] in the dtype of `hidden_BTD`."""
         query = self._query(hidden_BTD, context)
         key, value = self._key_value(hidden_BTD, context)
+        seen = None
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
+            seen = self.cache.seen()
         scale = attention_scale(query.shape[-1], self.config.rope_scaling)
-        return self.o_proj(attend(query, key, value, context.documents, scale).flatten(2))
+        return self.o_proj(attend(query, key, value, context.documents, scale, seen).flatten(2))
 
     def _query(self, hidden_BTD: Tensor, context: AttentionContext) -> Tensor:
         config = self.config

@@ -4,10 +4,13 @@ While `decoding(model)` is open, the model's forward is called first with the to
 each time (positions continue): attention keeps keys and values, Engram's convolution the last values it looks back to.
 The first forward is the ordinary one, bit by bit.
 
+Texts of several lengths are padded on the left, as a document of its own before each: attention within documents keeps
+the first forward from looking at it, and what is kept of it is not looked at later.
+
 Shape suffixes: B batch, T tokens of a call, L tokens so far, H heads, M branches, D columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +23,14 @@ from model.transformer import Head
 
 
 class KeyValueCache:
-    """Keys and values of one attention, in buffers that double when they are full."""
+    """Keys and values of one attention, in buffers that double when they are full.
 
-    def __init__(self) -> None:
+    Args:
+        padding_B: tokens of padding before each text; None for none.
+    """
+
+    def __init__(self, padding_B: Tensor | None = None) -> None:
+        self._padding_B = padding_B
         self._length = 0
         self._buffers: list[Tensor] = []
 
@@ -40,12 +48,24 @@ class KeyValueCache:
         key, value = (buffer[:, : self._length] for buffer in self._buffers)
         return key, value
 
+    def seen(self) -> Tensor | None:
+        """See `model.attention.Cache`: what is no padding."""
+        if self._padding_B is None:
+            return None
+        place_L = torch.arange(self._length, device=self._padding_B.device)
+        return (place_L >= self._padding_B[:, None])[:, None, None]
+
+    def keep(self, texts: Tensor) -> None:
+        """Drops all texts of the batch but these (int64 or bool)."""
+        self._buffers = [buffer[texts] for buffer in self._buffers]
+        self._padding_B = None if self._padding_B is None else self._padding_B[texts]
+
 
 class _ValueHistory:
     """Hooks around a convolution: they prepend the earlier values to the new ones, and drop the output for them."""
 
-    def __init__(self, convolution: ShortConvolution) -> None:
-        config = convolution.config
+    def __init__(self, convolution: ShortConvolution, padding_B: Tensor | None) -> None:
+        config, self._padding_B = convolution.config, padding_B
         self._reach = (config.kernel_size - 1) * max(config.orders)
         self._values: Tensor | None = None
         self._new = 0
@@ -62,19 +82,45 @@ class _ValueHistory:
             values_BTMD = torch.cat([self._values, values_BTMD], dim=1)
             steps = torch.arange(-earlier, 0, device=positions_BT.device)
             positions_BT = torch.cat([positions_BT[:, :1] + steps, positions_BT], dim=1)
+        elif self._padding_B is not None:
+            # Zero, as what is before a sequence: with `cross_documents` the positions do not tell.
+            place_T = torch.arange(self._new, device=self._padding_B.device)
+            padded_BT = place_T < self._padding_B[:, None]
+            values_BTMD = values_BTMD.masked_fill(padded_BT[:, :, None, None], 0.0)
         self._values = values_BTMD[:, max(0, values_BTMD.shape[1] - self._reach) :].clone()
         return values_BTMD, positions_BT
+
+    def keep(self, texts: Tensor) -> None:
+        """As `KeyValueCache.keep`."""
+        self._values = None if self._values is None else self._values[texts]
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], output_BTMD: Tensor) -> Tensor:
         return output_BTMD[:, output_BTMD.shape[1] - self._new :]
 
 
+class Texts:
+    """The texts that are being decoded."""
+
+    def __init__(self, caches: Sequence[KeyValueCache | _ValueHistory]) -> None:
+        self._caches = caches
+
+    def keep(self, texts: Tensor) -> None:
+        """Drops all texts but these (int64 or bool): the next forward has no others."""
+        for cache in self._caches:
+            cache.keep(texts)
+
+
 @contextmanager
-def decoding(model: nn.Module) -> Iterator[None]:
-    """Makes each forward inside continue the one before; each text needs a `decoding` of its own.
+def decoding(model: nn.Module, padding_B: Tensor | None = None) -> Iterator[Texts]:
+    """Makes each forward inside continue the one before; each text, or batch of texts, needs a `decoding` of its own.
 
     The first forward may have any number of tokens, of one document per sequence; each later one exactly one. A
     forward's logits are those of its last token alone.
+
+    Args:
+        model: whose forward it is.
+        padding_B: int64, on the model's device: the tokens before each text that are padding, with positions of their
+            own from 0 on; None for none.
     """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     heads = [
@@ -82,11 +128,13 @@ def decoding(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, Head)
     ]
-    histories = [_ValueHistory(module) for module in model.modules() if isinstance(module, ShortConvolution)]
-    for attention in attentions:
-        attention.cache = KeyValueCache()
+    convolutions = [module for module in model.modules() if isinstance(module, ShortConvolution)]
+    histories = [_ValueHistory(convolution, padding_B) for convolution in convolutions]
+    caches = [KeyValueCache(padding_B) for _ in attentions]
+    for attention, cache in zip(attentions, caches, strict=True):
+        attention.cache = cache
     try:
-        yield
+        yield Texts([*caches, *histories])
     finally:
         for attention in attentions:
             attention.cache = None

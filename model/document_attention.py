@@ -63,14 +63,23 @@ def documents(positions_BT: Tensor, dtype: torch.dtype, least_columns: int) -> D
     return Documents(first_L.diff(append=first_L.new_tensor([positions_BT.numel()])).tolist(), None)
 
 
-def attend(query_BTHQ: Tensor, key_BTHQ: Tensor, value_BTHV: Tensor, within: Documents, scale: float) -> Tensor:
+def attend(
+    query_BTHQ: Tensor,
+    key_BTHQ: Tensor,
+    value_BTHV: Tensor,
+    within: Documents,
+    scale: float,
+    seen_B11L: Tensor | None = None,
+) -> Tensor:
     """Returns softmax(scale * query . key) value [B, T, H, V], over what each token sees.
 
-    Keys and values may begin with those of earlier tokens if there is one query, which then sees them all.
+    Keys and values may begin with those of earlier tokens if there is one query, which then sees them all, or those
+    of `seen_B11L` (bool, L keys).
     """
     if query_BTHQ.shape[1] != key_BTHQ.shape[1]:
         query, key, value = (x.transpose(1, 2) for x in (query_BTHQ, key_BTHQ, value_BTHV))
-        return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_B11L, scale=scale)
+        return mixed.transpose(1, 2)
     if within.block_mask is None:
         return _by_document(query_BTHQ, key_BTHQ, value_BTHV, within, scale)
     query, key, value = (x.transpose(1, 2) for x in (query_BTHQ, key_BTHQ, value_BTHV))

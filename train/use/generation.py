@@ -1,6 +1,6 @@
-"""Continues a text, token by token.
+"""Continues texts, token by token.
 
-Shape suffixes: B batch (1), T tokens of a call, V vocabulary.
+Shape suffixes: B texts, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from model.decoding import decoding
+from model.decoding import Texts, decoding
 from model.transformer import LanguageModel
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
@@ -25,19 +25,94 @@ class NotFinite(UserError):
     """A model whose logits are NaN or infinite, from which no token can be drawn."""
 
 
-class Decoder:
-    """A text that grows token by token, and the logits of what comes next.
+class TextBatch:
+    """Texts that grow together, token by token, and the logits of what comes next of each.
 
-    Logits are those of training's forward over the text: from the same hidden states, bit by bit, for what is given
-    first; later ones are computed for the new token alone, and are equal up to the rounding of other matrix shapes.
-    Only a new token's rows are looked up; its n-grams reach back over everything before it, a prompt included.
+    Logits are those of training's forward over each text: for a single text from the same hidden states, bit by bit,
+    for what is given first; others are equal up to the rounding of other matrix shapes. Only new tokens' rows are
+    looked up, those of all texts at once; their n-grams reach back over everything before them, a prompt included.
 
     Args:
-        model: in evaluation mode; its forward belongs to the decoder while it is open.
+        model: in evaluation mode; its forward belongs to the batch while it is open.
         source: of the rows; None without Engram.
+        pad_id: token before the first one of a shorter text: the one that pads n-grams.
+        forward: of the model, if not its own: an engine's around it.
+
+    Example:
+        >>> with TextBatch(model, tables, pad_id) as texts:
+        ...     logits_BV = texts.append(prompts)
+        ...     logits_BV = texts.append(logits_BV.argmax(dim=1, keepdim=True).tolist())
+    """
+
+    def __init__(
+        self, model: LanguageModel, source: RowSource | None, pad_id: int = 0, forward: Model | None = None
+    ) -> None:
+        self._model, self._source, self._pad_id = model, source, pad_id
+        self._forward = forward or model
+        engram = model.config.engram
+        self._reach = max(engram.orders) - 1 if engram else 0
+        self._device = next(model.parameters()).device
+        self._caches = ExitStack()
+        self._decoding: Texts | None = None
+        self._tokens_BT = self._padding_B = torch.empty(0, dtype=torch.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._caches.close()
+
+    @torch.no_grad()
+    def append(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """Adds tokens to each text, any number (but some) at first and then one at a time; returns the logits of each
+        text's next token, fp32 [B, V], on the CPU."""
+        done = 0
+        if self._decoding is None:
+            self._begin(new)
+        else:
+            done = self._tokens_BT.shape[1]
+            self._tokens_BT = torch.cat([self._tokens_BT, torch.tensor(new)], dim=1)
+        positions_BT = torch.arange(self._tokens_BT.shape[1]) - self._padding_B[:, None]
+        # Padding is a document of its own.
+        positions_BT = torch.where(positions_BT < 0, positions_BT + self._padding_B[:, None], positions_BT)
+        first = max(0, done - self._reach)
+        memory = []
+        if self._source:
+            memory = self._source.look_up(self._tokens_BT[:, first:], positions_BT[:, first:], skip=done - first)
+        logits_BTV = self._forward(
+            self._tokens_BT[:, done:].to(self._device),
+            positions_BT[:, done:].to(self._device),
+            [part.to(self._device) for part in memory],
+        )
+        return logits_BTV[:, 0].float().cpu()
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Drops all texts but these, by their numbers in the batch."""
+        assert self._decoding is not None
+        kept = torch.tensor(texts)
+        self._tokens_BT, self._padding_B = self._tokens_BT[kept], self._padding_B[kept]
+        self._decoding.keep(kept.to(self._device))
+
+    def _begin(self, texts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, texts))
+        padding = [longest - len(text) for text in texts]
+        self._padding_B = torch.tensor(padding)
+        self._tokens_BT = torch.tensor(
+            [[self._pad_id] * count + [*text] for count, text in zip(padding, texts, strict=True)]
+        )
+        told = self._padding_B.to(self._device) if any(padding) else None
+        self._decoding = self._caches.enter_context(decoding(self._model, told))
+
+
+class Decoder:
+    """A text that grows token by token, and the logits of what comes next: a `TextBatch` of one.
+
+    Args:
+        model, source, forward: as for `TextBatch`.
         max_length: the most tokens that the model looks back over. Where the text outgrows it, the newer half stays, as
             the rest of a document, which is what training makes of documents that it cuts.
-        forward: of the model, if not its own: an engine's around it.
 
     Example:
         >>> with Decoder(model, tables, max_length=256) as decoder:
@@ -48,51 +123,32 @@ class Decoder:
     def __init__(
         self, model: LanguageModel, source: RowSource | None, max_length: int, forward: Model | None = None
     ) -> None:
-        self._model, self._source, self._max_length = model, source, max_length
-        self._forward = forward or model
-        engram = model.config.engram
-        self._reach = max(engram.orders) - 1 if engram else 0
-        self._device = next(model.parameters()).device
-        self._caches = ExitStack()
+        self._open = lambda: TextBatch(model, source, forward=forward)
+        self._max_length = max_length
+        self._texts = ExitStack()
+        self._text: TextBatch | None = None
         self._ids: list[int] = []
-        self._done = 0
 
     def __enter__(self) -> Self:
-        self._caches.enter_context(decoding(self._model))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._caches.close()
+        self._texts.close()
 
-    @torch.no_grad()
     def append(self, ids: Sequence[int]) -> Tensor:
         """Adds tokens, any number at first and then one at a time; returns the next token's logits, fp32 [V], on the
         CPU."""
+        new = ids
         self._ids += ids
         if len(self._ids) > self._max_length:
-            self._ids = self._ids[-max(1, self._max_length // 2) :] if self._done else self._ids[-self._max_length :]
-            self._restart()
-        tokens_BT = torch.tensor([self._ids])
-        positions_BT = torch.arange(len(self._ids)).unsqueeze(0)
-        first = max(0, self._done - self._reach)
-        memory = []
-        if self._source:
-            memory = self._source.look_up(tokens_BT[:, first:], positions_BT[:, first:], skip=self._done - first)
-        new = slice(self._done, None)
-        logits_BTV = self._forward(
-            tokens_BT[:, new].to(self._device),
-            positions_BT[:, new].to(self._device),
-            [part.to(self._device) for part in memory],
-        )
-        self._done = len(self._ids)
-        return logits_BTV[0, 0].float().cpu()
-
-    def _restart(self) -> None:
-        self._caches.close()
-        self._caches.enter_context(decoding(self._model))
-        self._done = 0
+            self._ids = self._ids[-max(1, self._max_length // 2) :] if self._text else self._ids[-self._max_length :]
+            self._texts.close()
+            self._text, new = None, self._ids
+        if self._text is None:
+            self._text = self._texts.enter_context(self._open())
+        return self._text.append([new])[0]
 
 
 def continuation(

@@ -22,9 +22,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from train.errors import UserError
-from train.use.generation import Decoder, continuation
-from train.use.likelihood import Likelihood, Pair
+from train.use.generation import TextBatch
+from train.use.likelihood import Likelihood, Pair, suitable_tokens
 from train.use.saved_run import SavedRun
+from train.use.together import Asked, continue_together
 
 _MAX_NEW_TOKENS = 256
 _TAKEN = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
@@ -55,6 +56,9 @@ class HarnessModel(TemplateLM):
         self._max_length = run.job.data.longest
         self._device = torch.device("cpu")  # of what the harness itself computes
         self._likelihood = Likelihood(self._model, self._tables, self._max_length, batch_tokens)
+        self._batch_tokens = batch_tokens or suitable_tokens(next(self._model.parameters()).device)
+        engram = run.job.model.engram
+        self._pad_id = self._text.pad_id if engram is None or engram.pad_id is None else engram.pad_id
 
     @property
     def eot_token_id(self) -> int:
@@ -121,14 +125,26 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues texts until a stop text, the end of the document or the number of tokens asked for."""
         repeats: Counter[int] = Counter()
-        answers = []
+        asked, stops = [], []
+        for request in requests:
+            context, options = request.args
+            each, ends = self._asked(context, options, self._generator(request, repeats[id(request)]))
+            repeats[id(request)] += 1  # the harness repeats a request by giving it again
+            asked.append(each)
+            stops.append(ends)
         with self._progress(len(requests), "generating", disable_tqdm) as bar:
-            for request in requests:
-                context, options = request.args
-                answers.append(self._generate(context, options, self._generator(request, repeats[id(request)])))
-                repeats[id(request)] += 1  # the harness repeats a request by giving it again
-                self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-                bar.update()
+            continue_together(
+                lambda: TextBatch(self._model, self._tables, self._pad_id),
+                asked,
+                vocab_size=self._text.vocab_size,
+                eos_id=self.eot_token_id,
+                batch_tokens=self._batch_tokens,
+                done=bar.update,
+            )
+        answers: list[str] = []
+        for request, each, ends in zip(requests, asked, stops, strict=True):
+            answers.append(postprocess_generated_text(self._text.decode(each.found), ends, None))
+            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
 
     def _progress(self, total: int, what: str, quiet: bool) -> Any:
@@ -140,31 +156,26 @@ class HarnessModel(TemplateLM):
         digest = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
-    def _generate(self, context: str, options: dict[str, Any], generator: torch.Generator) -> str:
+    def _asked(self, context: str, options: dict[str, Any], generator: torch.Generator) -> tuple[Asked, list[str]]:
+        """What a request asks for, and the texts that end its answer."""
         asked = self._understood(options)
         eos = str(self._text.backend.id_to_token(self.eot_token_id))
         stops = [stop for stop in handle_stop_sequences(asked["until"], eos=eos) if stop]
-        room = self._max_length - asked["max_gen_toks"]
-        prompt = truncate_tokens(self.tok_encode(context), room)
-        generated: list[int] = []
-        text = ""
-        with Decoder(self._model, self._tables, self._max_length) as decoder:
-            for token in continuation(
-                decoder,
-                self._text,
-                prompt,
-                num_tokens=asked["max_gen_toks"],
-                temperature=asked["temperature"] if asked["do_sample"] else 0.0,
-                top_k=asked.get("top_k") or None,
-                top_p=asked.get("top_p") or 1.0,
-                generator=generator,
-            ):
-                generated.append(token)
-                text = self._text.decode(generated)
-                if any(stop in text for stop in stops):
-                    break
-        found: str = postprocess_generated_text(text, stops, None)
-        return found
+
+        def ends(found: list[int]) -> bool:
+            text = self._text.decode(found)
+            return any(stop in text for stop in stops)
+
+        found = Asked(
+            truncate_tokens(self.tok_encode(context), self._max_length - asked["max_gen_toks"]) or [self.eot_token_id],
+            num_tokens=asked["max_gen_toks"],
+            temperature=asked["temperature"] if asked["do_sample"] else 0.0,
+            top_k=asked.get("top_k") or None,
+            top_p=asked.get("top_p") or 1.0,
+            generator=generator,
+            ends=ends,
+        )
+        return found, stops
 
     def _understood(self, options: dict[str, Any]) -> dict[str, Any]:
         """Generation options under the harness's names and with its defaults.

@@ -23,6 +23,11 @@ _CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27
 """In memory at a time: 16 MiB and 512 MiB in fp32."""
 
 
+def suitable_tokens(device: torch.device) -> int:
+    """Tokens of a batch on a device, padding included, where nothing else is asked for."""
+    return _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
+
+
 class Likelihood:
     """Scores continuations with a model.
 
@@ -38,9 +43,9 @@ class Likelihood:
     ) -> None:
         self._model, self._source, self._max_length = model, source, max_length
         self._device = next(model.parameters()).device
-        on_gpu = self._device.type == "cuda"
-        self._batch_tokens = batch_tokens or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
-        self._chunk = max(1, (_GPU_LOGITS if on_gpu else _CPU_LOGITS) // model.config.vocab_size)
+        self._batch_tokens = batch_tokens or suitable_tokens(self._device)
+        logits = _GPU_LOGITS if self._device.type == "cuda" else _CPU_LOGITS
+        self._chunk = max(1, logits // model.config.vocab_size)
 
     @torch.no_grad()  # not inference mode: the tables keep what they allocate here, for whoever reads them next
     def of(self, pairs: Sequence[Pair], done: Callable[[int], object] = lambda count: None) -> list[Found]:

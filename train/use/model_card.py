@@ -1,8 +1,10 @@
 """The model card of an export: its README.md, in the form that the Hugging Face hub shows."""
 
+from pathlib import Path
 from typing import Any
 
 from model.census import take_census
+from offload.host.limits import size_text
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.use.saved_run import SavedRun
 
@@ -18,7 +20,8 @@ def model_card(run: SavedRun, config: dict[str, Any], size: int) -> str:
         size: bytes of all tensors.
     """
     model, data = run.job.model, run.job.data
-    sources = [f"{source.called} ({source.amount:g})" for source in data.first_mix] or [data.shown]
+    # Names alone: the card may be published, and paths tell of the machine.
+    sources = [f"{source.called} ({source.amount:g})" for source in data.first_mix] or [Path(data.shown).name]
     loss = _validation_loss(run)
     rows = {
         "architecture": _architecture(run),
@@ -28,7 +31,7 @@ def model_card(run: SavedRun, config: dict[str, Any], size: int) -> str:
         "text": ", ".join(sources),
         "validation loss": "not evaluated at this step" if loss is None else f"{loss:.4f} nats a token",
         "vocabulary": f"{model.vocab_size:,} ids; tokenizer `{run.tokenizer.sha256[:12]}`",
-        "size": f"{size / 1e9:,.3f} GB in {config['torch_dtype']}",
+        "size": f"{size_text(size)} in {config['torch_dtype']}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return _TEXT.format(name=run.job.run.name, table=table, note=_MEMORY if model.engram else "", trust=_trust(config))

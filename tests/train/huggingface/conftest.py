@@ -1,19 +1,17 @@
 """Exports are loaded by the real library, which keeps the code that they bring in a folder of the test's own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.train.huggingface.exports import Exported, make_export, make_run
+from tests.train.huggingface.exports import Exported, code_kept_in, make_export, make_run
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    import transformers.dynamic_module_utils
-
-    patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with code_kept_in(tmp_path_factory.mktemp("modules")):
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -2,11 +2,14 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,7 +22,8 @@ _YARN = {"factor": 4.0, "original_length": 8}
 KINDS: dict[str, dict[str, Any]] = {
     "engram": {},
     "branched": {
-        "hyper_connections": {"expansion": 2},
+        # Mappings that depend on the stream, and are far from the identity.
+        "hyper_connections": {"expansion": 3, "alpha_init": 1.0},
         "tie_embeddings": True,
         "engram": _MODEL["engram"] | {"layers": [1], "orders": [2, 3, 4], "cross_documents": True},
         "attention": _MODEL["attention"] | {"q_lora_rank": 16, "rope_scaling": _YARN},
@@ -72,6 +76,17 @@ def make_export(run: Path, folder: Path, **options: Any) -> Exported:
     shutil.rmtree(folder, ignore_errors=True)
     export(SavedRun.open(run), folder, **options)
     return Exported(run, folder)
+
+
+@contextmanager
+def code_kept_in(folder: Path) -> Iterator[None]:
+    """Where the library keeps the code that exports bring: not in the user's cache. Nothing is downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        import transformers.dynamic_module_utils
+
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        yield
 
 
 def module_of(model: Any) -> Any:

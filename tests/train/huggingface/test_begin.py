@@ -236,3 +236,7 @@ def test_text_of_another_tokenizer_is_refused_in_one_line(copy: Path, corpus: Pa
     result = engram("train", job, "--nproc", "1")
     assert result.returncode == 2
     assert f"{copy} has another tokenizer than the text; prepare the text with --tokenizer" in result.stderr
+    change(n_group=8)(copy)
+    result = engram("train", job, "--nproc", "2")
+    assert result.returncode == 2
+    assert f"checkpoint.init_from: {copy}: n_group is 8, but this model has 1 alone; give another" in result.stderr

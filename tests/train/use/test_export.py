@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train.use.export
-from model.config import ModelConfig
+from model.config import (
+    AttentionConfig,
+    EngramConfig,
+    HyperConnectionsConfig,
+    ModelConfig,
+    MoEConfig,
+    RopeScalingConfig,
+)
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import write_tensors
@@ -96,7 +103,8 @@ def test_the_card_tells_what_the_model_is(trained: Path, tmp_path: Path) -> None
     assert rows["parameters in tables"] == f"{summary['table_parameters']:,}"
     assert rows["trained on"] == f"{summary['tokens']:,} tokens in 6 steps"
     assert rows["validation loss"] == f"{summary['val_loss']:.4f} nats a token"
-    assert rows["text"] == str(SavedRun.open(trained).job.data.path)
+    assert rows["text"] == Path(str(SavedRun.open(trained).job.data.path)).name
+    assert str(trained.parents[2]) not in text
     assert "mixture of 4 experts, 2 and 1 shared a token; Engram memory (arXiv 2601.07372)" in rows["architecture"]
     assert "trust_remote_code=True" in text
     assert "license: fill in" in text
@@ -120,6 +128,25 @@ def test_the_card_tells_what_the_model_is(trained: Path, tmp_path: Path) -> None
 def test_what_deepseek_v3_cannot_express(changed: dict[str, Any], why: str | None) -> None:
     model = ModelConfig.model_validate({"vocab_size": 300, "moe": {}} | changed)
     assert why_not_deepseek_v3(model) == why
+
+
+SAID = {
+    "model": "vocab_size hidden_size num_layers dense_layers dense_hidden_size tie_embeddings norm_eps init_std",
+    "attention": "heads q_lora_rank kv_lora_rank qk_nope_dim qk_rope_dim v_dim rope_theta",
+    "rope_scaling": "factor original_length alpha beta mscale",
+    "moe": "num_experts experts_per_token shared_experts expert_hidden_size routed_scaling_factor norm_topk",
+    "engram": "row_dim gate gate_eps convolution kernel_size",
+    "addresses": "layers orders heads rows_per_head seed pad_id compress_tokens cross_documents",
+    "hyper_connections": "expansion sinkhorn_iterations",
+}
+OF_TRAINING_ALONE = {"balance_rate", "sequence_balance_factor", "init_std", "alpha_init"}
+
+
+def test_a_new_setting_of_the_model_is_thought_of() -> None:
+    """One that changes what the model computes belongs in train/huggingface and its exported code, and in SAID."""
+    configs = (ModelConfig, AttentionConfig, RopeScalingConfig, MoEConfig, EngramConfig, HyperConnectionsConfig)
+    fields = {name for config in configs for name in config.model_fields} - set(SAID)
+    assert fields == {name for names in SAID.values() for name in names.split()} | OF_TRAINING_ALONE
 
 
 def test_a_failed_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from train.errors import UserError
-from train.use.generation import Decoder, continuation, draw
+from train.use.generation import Decoder, TextBatch, continuation, draw
 from train.use.saved_run import SavedRun
+from train.use.together import Asked, continue_together
 
 TEXT = 'def main(argv):\n    """Returns it."""\n'
 
@@ -48,6 +49,31 @@ def test_the_context_of_a_text_that_grows_too_long(saved: SavedRun) -> None:
         third = decoder.append(ids[23:24])
     for found, context in ((first, ids[2:22]), (second, ids[13:23]), (third, ids[13:24])):
         torch.testing.assert_close(found, forward(saved, context)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_texts_that_grow_together_are_each_as_if_alone(saved: SavedRun) -> None:
+    ids, tables = saved.tokenizer.encode(TEXT)[:20], saved.tables()
+    asked = [Asked(ids[:count], num_tokens=8, temperature=0, generator=torch.Generator()) for count in (3, 12, 7, 1)]
+    asked[2].ends = lambda found: len(found) == 4
+    calls, look_up, ended = [], tables.look_up, []
+
+    def counted(tokens_BT: Tensor, *rest: Any, **options: Any) -> Any:
+        calls.append(len(tokens_BT))
+        return look_up(tokens_BT, *rest, **options)
+
+    tables.look_up = counted
+    model = saved.model()
+    settings = {"vocab_size": saved.tokenizer.vocab_size, "eos_id": saved.tokenizer.eos_id, "done": ended.append}
+    continue_together(lambda: TextBatch(model, tables, saved.tokenizer.pad_id), asked, **settings, batch_tokens=100)
+    assert calls == [4, 4, 4, 4, 3, 3, 3, 3], "rows are looked up once a step, for all texts"
+    assert sum(ended) == 4
+    for each, count in zip(asked, (8, 8, 4, 8), strict=True):
+        assert each.found == continued(saved, each.prompt, seed=0, num_tokens=count, temperature=0, top_k=None)
+    calls.clear()
+    for each in asked:
+        each.found = []
+    continue_together(lambda: TextBatch(model, tables), asked, **settings, batch_tokens=40)
+    assert calls == [2] * 4 + [1] * 4 + [2] * 8, "a batch has at most so many tokens"
 
 
 def continued(saved: SavedRun, prompt: list[int], *, seed: int, **choices: Any) -> list[int]:

@@ -29,6 +29,7 @@ from .configuration_engram import EngramConfig
 
 _GATE_CLAMP = 1e-6
 _SINKHORN_LOWEST = -60.0
+_FETCHING = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 
 
 class Table:
@@ -180,18 +181,19 @@ class Context:
         """[B, 1, T, L], true where a token sees another; None if it sees all before it."""
         positions_BT = self.positions_BT
         length, device = positions_BT.shape[1], positions_BT.device
-        earlier_TL = torch.arange(past + length, device=device) <= torch.arange(
-            past, past + length, device=device
-        ).unsqueeze(1)
-        if attention_mask is not None and not bool(attention_mask.all()):
-            seen = earlier_TL & attention_mask.to(device).bool().unsqueeze(1)
-            itself_TL = torch.eye(length, device=device, dtype=torch.bool)
-            seen[:, :, past:] |= itself_TL  # a row that sees nothing would be NaN
-            return seen.unsqueeze(1)
-        if packed and bool((positions_BT[:, 1:] == 0).any()):
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        packed = packed and bool((positions_BT[:, 1:] == 0).any())
+        if not padded and not packed and (past == 0 or length == 1):
+            return None
+        place_L = torch.arange(past + length, device=device)
+        seen_BTL = (place_L <= place_L[past:].unsqueeze(1)).unsqueeze(0)
+        if packed:
             document_BT = (positions_BT == 0).cumsum(dim=1)
-            return (earlier_TL & (document_BT.unsqueeze(2) == document_BT.unsqueeze(1))).unsqueeze(1)
-        return None if past == 0 or length == 1 else earlier_TL[None, None]
+            seen_BTL = seen_BTL & (document_BT.unsqueeze(2) == document_BT.unsqueeze(1))
+        if padded and attention_mask is not None:
+            seen_BTL = seen_BTL & attention_mask.to(device).bool().unsqueeze(1)
+            seen_BTL |= place_L == place_L[past:].unsqueeze(1)  # itself: a row that sees nothing would be NaN
+        return seen_BTL.unsqueeze(1)
 
 
 def _rotary_angles(config: EngramConfig, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -473,12 +475,12 @@ class EngramPreTrainedModel(PreTrainedModel):
     """One for each of the config's `engram_layers`, once `open_tables` was called."""
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As the library's; the tables are opened as well."""
-        told = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
-        found = super().from_pretrained(name, *args, **kwargs)
+        told = {key: kwargs[key] for key in _FETCHING if key in kwargs}
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model: Any = found[0] if isinstance(found, tuple) else found
-        model.open_tables(name, **told)
+        model.open_tables(pretrained_model_name_or_path, **told)
         return found
 
     def open_tables(self, name: str | os.PathLike[str], **told: Any) -> None:
@@ -488,15 +490,21 @@ class EngramPreTrainedModel(PreTrainedModel):
             for entry in (self.config.engram or {"tables": []})["tables"]
         ]
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As the library's; the tables' files are copied."""
+        if is_main_process:
+            self._copy_tables(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _copy_tables(self, save_directory: str | os.PathLike[str]) -> None:
         for entry, table in zip((self.config.engram or {"tables": []})["tables"], self.base_model.tables, strict=True):
             for name, source in zip(entry["files"], table.files, strict=True):
                 target = Path(save_directory, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not (target.exists() and target.samefile(source)):
                     shutil.copyfile(source, target)
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class EngramModel(EngramPreTrainedModel):
