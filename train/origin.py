@@ -9,7 +9,8 @@ from train.checkpoint.listing import Found, find_checkpoint
 from train.config.job import JobConfig
 from train.data.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
-from train.huggingface.folder import TensorFolder, is_folder
+from train.huggingface.folder import TensorFolder
+from train.huggingface.names import is_folder
 
 
 def choose_origin(job: JobConfig, checkpoints: Path, there: Sequence[Found]) -> Path | None:

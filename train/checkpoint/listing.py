@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.errors import UserError
-from train.huggingface.folder import is_folder
+from train.huggingface.names import is_folder
 from train.run_folder import RUNS
 
 CHECKPOINTS = "checkpoints"

@@ -13,7 +13,7 @@ from train.checkpoint.listing import folder_name, held_ranks
 from train.checkpoint.manifest import MANIFEST_FILE, Manifest
 from train.checkpoint.saved_image import SavedImage
 from train.errors import UserError
-from train.huggingface.folder import is_folder
+from train.huggingface.names import is_folder
 
 
 class Standing(NamedTuple):

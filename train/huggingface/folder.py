@@ -45,11 +45,6 @@ class Stored:
             return torch.from_numpy(data).view(dtype)
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a folder has a model's config as Hugging Face lays it out."""
-    return (path / CONFIG).is_file()
-
-
 class TensorFolder:
     """A folder's config and tensors.
 

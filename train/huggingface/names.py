@@ -1,4 +1,4 @@
-"""Names of the backbone's tensors in Hugging Face's folders: those of DeepSeek-V3's published checkpoints.
+"""Names of files and tensors in Hugging Face's folders; the backbone's are those of DeepSeek-V3's published weights.
 
 They are training's, but for the routed experts, whose weights training stacks: `experts.gate_up_proj` [E, 2F, D] is
 `experts.0.gate_proj.weight` [F, D], `experts.0.up_proj.weight` [F, D], `experts.1.gate_proj.weight`, ... there.
@@ -7,6 +7,7 @@ They are training's, but for the routed experts, whose weights training stacks: 
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -17,6 +18,11 @@ TABLE_TENSOR = "rows"
 
 _STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _OWN = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder has a model's config as Hugging Face lays it out."""
+    return (path / CONFIG).is_file()
 
 
 class Part(NamedTuple):

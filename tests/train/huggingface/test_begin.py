@@ -228,14 +228,16 @@ def test_what_the_library_saved_again_is_the_same_model(exported: Exported, tmp_
         assert torch.equal(one.values, other.values)
 
 
-def test_text_of_another_tokenizer_is_refused_in_one_line(copy: Path, corpus: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_and_what_is_no_model_are_told_in_one_line(copy: Path, corpus: Path, tmp_path: Path) -> None:
     change(engram_pretrain={})(copy)
     path = copy / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|pad|>", "<|filler|>"))
+    text = path.read_text()
+    path.write_text(text.replace("<|pad|>", "<|filler|>"))
     job = write_job(tmp_path, corpus, checkpoint={"init_from": str(copy)})
     result = engram("train", job, "--nproc", "1")
     assert result.returncode == 2
     assert f"{copy} has another tokenizer than the text; prepare the text with --tokenizer" in result.stderr
+    path.write_text(text)
     change(n_group=8)(copy)
     result = engram("train", job, "--nproc", "2")
     assert result.returncode == 2

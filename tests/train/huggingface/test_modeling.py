@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "one row": {"engram": ENGRAM | {"rows_per_head": 1}},
     "long": {
         "attention": ATTENTION
-        | {"q_lora_rank": 8, "rope_theta": 500.0, "rope_scaling": {"factor": 8.0, "original_length": 4, "mscale": 0.0}}
+        | {"q_lora_rank": 8, "rope_theta": 500.0, "rope_scaling": {"factor": 8.0, "original_length": 4, "mscale": 0.5}}
     },
 }
 
