@@ -29,8 +29,8 @@ def _refusals(told: Any) -> list[tuple[bool, str]]:
             "context parallelism would part a request from the tokens that it looks back to; set both to 1",
         ),
         (
-            told.kv_transfer_config is not None,
-            "--kv-transfer-config: what n-grams and convolution look back to would stay behind; leave it out",
+            told.kv_transfer_config is not None or told.cache_config.kv_offloading_size is not None,
+            "--kv-transfer-config and --kv-offloading-size may leave behind what tokens look back to; leave them out",
         ),
         (
             not current_platform.is_cpu() and not told.model_config.enforce_eager,

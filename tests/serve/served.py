@@ -5,14 +5,12 @@ Reads from stdin a JSON object with `folder`, `prompts` (token ids), `tokens` (h
 the number of prompt tokens that came from the prefix cache.
 """
 
-import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
-from vllm.distributed import cleanup_dist_env_and_memory
 
 
 def served(job: dict[str, Any], options: dict[str, Any], times: int) -> list[dict[str, Any]]:
@@ -25,9 +23,6 @@ def served(job: dict[str, Any], options: dict[str, Any], times: int) -> list[dic
         tokens = [list(result.outputs[0].token_ids) for result in results]
         found.append({"tokens": tokens, "cached": sum(result.num_cached_tokens or 0 for result in results)})
     llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
-    cleanup_dist_env_and_memory()
     return found
 
 
