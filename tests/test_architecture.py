@@ -60,7 +60,7 @@ def test_a_difference_would_be_seen() -> None:
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMED = re.compile(r"`((?:kernels|model|offload|train|launch|tests|configs|docs)/[\w./*{},-]*)(?:::[\w*]+)?`")
+NAMED = re.compile(r"`((?:kernels|model|offload|train|launch|serve|tests|configs|docs)/[\w./*{},-]*)(?:::[\w*]+)?`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,6 +14,7 @@ ROOMS = {
     "offload": {"kernels"},
     "train": {"kernels", "model", "offload"},
     "launch": {"kernels", "model", "offload", "train"},
+    "serve": set(),
 }
 _BASE = {"errors", "files", "machine", "progress", "run_folder"}
 INNER = {
