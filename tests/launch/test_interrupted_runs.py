@@ -188,7 +188,7 @@ class TestARun:
     def test_that_evaluates_ends_within_that_and_evaluates_when_it_goes_on(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         overrides = ("train.steps=3", "eval.every=2", "eval.sequences=400")
-        overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=0.0001")
+        overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=1e-6")
         with started_quickly(job, *overrides) as command:
             wait_until(lambda: steps_done(run) == 1, command)
             time.sleep(1)  # step 2 is done, and has no record before it is evaluated

@@ -23,7 +23,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
         continue
     try:
         folder = Path.cwd() / str(number)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         os.chdir(folder)
         for descriptor in (1, 2):
             os.dup2(os.open(folder.with_suffix(f".{{descriptor}}"), os.O_WRONLY | os.O_CREAT), descriptor)
@@ -69,17 +69,23 @@ MISTAKES = {
 HELP = {"engram": ["--help"]} | {command: [command, "--help"] for command in COMMANDS}
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[str]]]:
-    """Exit codes of all mistakes and helps, and what each imported of what is heavy; forked from one process."""
-    folder = tmp_path_factory.mktemp("starts")
-    every = [*MISTAKES.values(), *HELP.values()]
+def loaded_by(every: list[list[str]], folder: Path) -> list[tuple[int, list[str]]]:
+    """Exit codes of commands, and what each imported of what is heavy; forked from one process.
+
+    Each has a folder of its own to stand in, named by its number from 0.
+    """
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(every)], cwd=folder, env=environment, check=True)
     for number, arguments in enumerate(every):
         assert "Traceback" not in (folder / f"{number}.2").read_text(), arguments
         assert "importing" not in (folder / f"{number}.1").read_text(), f"ranks were started: {arguments}"
     return [tuple(json.loads((folder / f"{number}.json").read_text())) for number in range(len(every))]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[str]]]:
+    """What all mistakes and then all helps loaded."""
+    return loaded_by([*MISTAKES.values(), *HELP.values()], tmp_path_factory.mktemp("starts"))
 
 
 def test_every_command_is_looked_at() -> None:

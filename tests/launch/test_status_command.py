@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.commands.status_report import shown
-from tests.launch.test_starts import loaded
+from tests.launch.test_starts import loaded_by
 from train.run_state import RunState
 from train.status.pulse import Life
 from train.status.status import RunStatus
@@ -85,10 +85,11 @@ def test_several_runs_are_lines_and_reasons_follow() -> None:
 
 def test_the_command_tells_of_runs_without_torch(tmp_path: Path) -> None:
     for name, state in (("a", RunState("finished", 9, 9)), ("b", RunState("interrupted", 5, 9, why="by SIGTERM"))):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.yaml").touch()
-        state.write(tmp_path / "runs" / name)
-    assert loaded("status", "a", "runs/b", "--json", cwd=tmp_path) == (0, [])
+        run = tmp_path / "0" / "runs" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+        state.write(run)
+    assert loaded_by([["status", "a", "runs/b", "--json"]], tmp_path) == [(0, [])]
 
 
 def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
