@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.huggingface.exports import Exported, code_kept_in, make_export, make_run
+from tests.train.huggingface.exports import Exported, make_export, make_run, own_code_cache
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with code_kept_in(tmp_path_factory.mktemp("modules")):
+def _own_cache() -> Iterator[None]:
+    with own_code_cache():
         yield
 
 

@@ -2,10 +2,11 @@
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,20 @@ def make_export(run: Path, folder: Path, **options: Any) -> Exported:
     return Exported(run, folder)
 
 
+@cache
+def _kept_code() -> tempfile.TemporaryDirectory[str]:
+    # One for the process: a package, once imported, is looked for where it was.
+    return tempfile.TemporaryDirectory()
+
+
 @contextmanager
-def code_kept_in(folder: Path) -> Iterator[None]:
-    """Where the library keeps the code that exports bring: not in the user's cache. Nothing is downloaded."""
+def own_code_cache() -> Iterator[None]:
+    """The library keeps the code that exports bring in no cache of the user's. Nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         import transformers.dynamic_module_utils
 
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", _kept_code().name)
         yield
 
 

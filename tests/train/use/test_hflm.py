@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.train.huggingface.exports import code_kept_in, make_export, make_run
+from tests.train.huggingface.exports import make_export, make_run, own_code_cache
 
 LENGTH = 32
 LONG = "def main(argv):\n    return argv\n" * 3  # longer than the model
@@ -37,7 +37,7 @@ def both(request: pytest.FixtureRequest, trained: Path, corpus: Path, tmp_path_f
     exported = make_export(run, folder / f"{request.param}-hf")
     # Its cache takes windows of one input but of different lengths for equally long ones.
     settings = {"batch_size": 3, "max_length": LENGTH, "device": "cpu", "logits_cache": False}
-    with code_kept_in(folder / "modules"):
+    with own_code_cache():
         theirs = HFLM(str(exported.folder), trust_remote_code=True, **settings)
     return Both(HarnessModel(exported.saved, batch_tokens=3 * LENGTH), theirs)
 
