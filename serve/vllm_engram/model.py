@@ -90,7 +90,9 @@ class EngramModel(nn.Module):
             self.compressed_ids = nn.Parameter(torch.zeros(config.vocab_size, dtype=torch.int64), requires_grad=False)
             self.addresses = Addresses(numbers)
             back = [*range(1, max(numbers["orders"]))]
-            self.history = History(1, torch.int64, back, numbers["pad_id"], f"{prefix}.layers.{config.engram_layers[0]}.engram.ids")
+            self.history = History(
+                1, torch.int64, back, numbers["pad_id"], f"{prefix}.layers.{config.engram_layers[0]}.engram.ids"
+            )
             self.tables = Tables([Table(_files(vllm_config, entry)) for entry in config.engram["tables"]])
 
     def forward(self, input_ids_T: Tensor, positions_T: Tensor) -> Tensor:
