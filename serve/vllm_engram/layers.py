@@ -128,7 +128,7 @@ class Engram(nn.Module):
 
     def forward(self, stream_TMD: Tensor, memory: Future[Tensor], positions_T: Tensor) -> Tensor:
         """What is added to the stream [T, M, D]; `memory` [T, E] is waited for here."""
-        memory_TE = memory.result().to(stream_TMD.dtype)
+        memory_TE = memory.result().to(stream_TMD.device, stream_TMD.dtype)
         key_TMD = torch.stack([project(memory_TE) for project in self.key_projs], dim=1)
         value_TD = self.value_proj(memory_TE)
         weight_MD = (self.query_norm_weight.float() * self.key_norm_weight.float()).view(self.branches, -1)

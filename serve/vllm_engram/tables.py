@@ -23,6 +23,7 @@ class Table:
         self.parts = [_mapped(file) for file in files]
         self.starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)
 
+    @torch.inference_mode()
     def __call__(self, rows_TS: Tensor) -> Tensor:
         """The values [T, E] of rows (int64 [T, S], on the CPU)."""
         rows = rows_TS.flatten()
@@ -53,14 +54,6 @@ class Tables:
     def fetch(self, rows: Sequence[Tensor]) -> list[Future[Tensor]]:
         """Begins to read the rows [T, S] of each module, the first layer's first.
 
-        The values [T, E] come on the device of the rows.
+        The values [T, E] come on the CPU.
         """
-        return [
-            self._thread.submit(_read, table, rows_TS.cpu(), rows_TS.device)
-            for table, rows_TS in zip(self._tables, rows, strict=True)
-        ]
-
-
-@torch.inference_mode()
-def _read(table: Table, rows_TS: Tensor, device: torch.device) -> Tensor:
-    return table(rows_TS).to(device)
+        return [self._thread.submit(table, rows_TS.cpu()) for table, rows_TS in zip(self._tables, rows, strict=True)]
