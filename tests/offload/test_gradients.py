@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather import gather
+from kernels.gather.values import RowValues
 from offload import gradients
 from offload.config import OffloadConfig
 from offload.gradients import ModuleGradient
@@ -48,7 +49,7 @@ def test_micro_batches_add_up_to_the_bits_of_dense_gradients(micro_batch: int) -
     sizes = [len(index.segment_N) for index in plan.indices]
     scales = torch.tensor([1e-41, 1.0, -1.0, 0.0, 1e20, -1e-41])
     given = [torch.randn(size, 1) * scales for size in sizes]
-    module = ModuleGradient(plan, values_UD, None)
+    module = ModuleGradient(plan, RowValues(values_UD), None)
     for place, gradient_ND in enumerate(given):
         leaf_VD, index = module.leaf(place)
         assert len(leaf_VD) == len(plan.indices[place].rows_V)
@@ -62,7 +63,7 @@ def test_a_micro_batch_touches_its_own_rows_alone() -> None:
     """No gradient of all rows: the sum is the only memory of its size."""
     plan = plan_of(JOB).modules[0]
     values_UD = torch.randn(plan.indices[0].num_rows, DIM)
-    module, added = ModuleGradient(plan, values_UD, None), []
+    module, added = ModuleGradient(plan, RowValues(values_UD), None), []
     with mock.patch.object(gradients, "add_rows", lambda table, rows, part: added.append((len(rows), len(part)))):
         for place in range(len(plan.indices)):
             leaf_VD, index = module.leaf(place)
@@ -74,7 +75,7 @@ def test_a_micro_batch_touches_its_own_rows_alone() -> None:
 
 def test_a_gradient_that_comes_too_late_is_refused() -> None:
     plan = plan_of(JOB).modules[0]
-    module = ModuleGradient(plan, torch.zeros(plan.indices[0].num_rows, DIM), None)
+    module = ModuleGradient(plan, RowValues(torch.zeros(plan.indices[0].num_rows, DIM)), None)
     for place in range(len(plan.indices)):
         gather(*module.leaf(place)).sum().backward()
     with pytest.raises(RuntimeError, match="came after those of all micro-batches were sent"):

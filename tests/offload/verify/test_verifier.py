@@ -137,6 +137,7 @@ BREAKS_ONE_RANK = """
 import os
 
 if os.environ.get("RANK") == "{rank}":
+    from kernels.gather.values import RowValues
     from offload import step
     from offload.plan import exchange
 
@@ -144,7 +145,7 @@ if os.environ.get("RANK") == "{rank}":
 
     def exchange_values(*args, **keywords):
         calls[0] += 1
-        return exchange.exchange_values(*args, **keywords) + (calls[0] > 4)
+        return RowValues(exchange.exchange_values(*args, **keywords).tensor() + (calls[0] > 4))
 
     step.exchange_values = exchange_values
 """
