@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from offload.host.file_records import FileRecords
 from offload.plan.plan import Plan
 
 
@@ -37,7 +38,7 @@ class Observer:
     def looked_up(self, step: int, plan: Plan, records_OW: Tensor, rows: Values) -> None:
         """Rows of micro-batches that belong to no training step were read after `step`."""
 
-    def saved(self, records_RW: Tensor) -> None:
+    def saved(self, records_RW: Tensor | FileRecords) -> None:
         """The whole shard's records, as they are about to be saved."""
 
     def loaded(self, rows: Tensor, records_UW: Tensor) -> None:

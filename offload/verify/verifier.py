@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.gather import row_index
 from offload.addresses.hashing import AddressBook
+from offload.host.file_records import FileRecords
 from offload.observer import Observer, Values
 from offload.plan.plan import ModulePlan, Plan
 from offload.rows.records import RowInit
@@ -96,12 +97,12 @@ class Verifier(Observer):
         self._check_plan(when, plan)
         self._compare_rows(when, plan, self._caught_up(records_OW), rows.values)
 
-    def saved(self, records_RW: Tensor) -> None:
+    def saved(self, records_RW: Tensor | FileRecords) -> None:
         """Compares rows that must have been updated, and those that say so: nothing may be written to any other."""
-        stored = self._shadow.layout.version(records_RW).nonzero().flatten().cpu()
+        stored = self._shadow.layout.versions(records_RW, 0, len(records_RW)).nonzero().flatten()
         for rows in (self._shadow.updated(0, self._shadow.num_updated), stored):
             for some in rows.split(SAMPLE_ROWS):
-                self._require(some, records_RW[some.to(records_RW.device)], "in host memory, as saved")
+                self._require(some, records_RW.index_select(0, some.to(records_RW.device)), "in host memory, as saved")
 
     def loaded(self, rows: Tensor, records_UW: Tensor) -> None:
         """The shadow gets them too."""

@@ -121,6 +121,8 @@ def test_rows_are_looked_up_where_they_are_stored(bf16, dim, streamed, monkeypat
     monkeypatch.setattr(values_numba, "_STREAMED", streamed)
     generator = torch.Generator().manual_seed(dim)
     table = torch.randn(60, dim + 3, generator=generator)
+    if bf16:
+        table.view(torch.bfloat16).normal_(generator=generator)
     weights = table.view(torch.bfloat16)[:, :dim].float() if bf16 else table[:, :dim]
     places, apart = torch.randperm(60, generator=generator)[:40], torch.randn(40, dim, generator=generator)
     rows = weights[places].clone()
