@@ -19,6 +19,12 @@ def compiled(function: Any) -> Any:
     return dispatcher
 
 
+def inlined(function: Any) -> Any:
+    """For what loops do with each row: compiled as a part of its caller, since passing a call's arrays would take as long
+    as the row itself."""
+    return njit(inline="always", error_model="numpy", boundscheck=False)(function)
+
+
 def _make_fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), lambda _, builder, __, args: builder.fma(*args)
 
@@ -65,7 +71,7 @@ fence: Any = intrinsic(_make_fence)
 _prefetch: Any = intrinsic(_make_prefetch)  # of the line at an address (uintp), which need not be valid
 
 
-@compiled
+@inlined
 def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
     """Prefetches a record into the cache: that of the row a few after `rows[place]`, if it comes before `rows[end]`.
 
@@ -75,7 +81,7 @@ def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
         ask(records, rows[place + _AHEAD], records.shape[1])
 
 
-@compiled
+@inlined
 def ask(records, row, words):  # type: ignore[no-untyped-def]
     """Prefetches the first words of a record into the cache."""
     first = records.ctypes.data + row * records.strides[0]

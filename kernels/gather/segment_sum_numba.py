@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kernels import recycled
 from kernels.gather.segment_sum import CHUNK, GROUP
-from kernels.numba_intrinsics import ask_ahead, compiled
+from kernels.numba_intrinsics import ask, compiled
 from kernels.threads import each_thread, threads_for
+
+_AHEAD = 8  # lookups
 
 
 def segment_sum(values_ND: Tensor, segment_N: Tensor, offsets_V: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def segment_sum(values_ND: Tensor, segment_N: Tensor, offsets_V: Tensor) -> Tens
     left, counts = np.empty(num_lookups, np.int32), np.zeros(parts, np.int64)
     arguments = values, segments, offsets, _count(segments, num_segments, parts), left, counts, sums, later
     each_thread(parts, lambda part: _sum_part(*arguments, part))
-    each_thread(parts, lambda part: _sum_left(*arguments, part))
+    _sum_left(*arguments)
     _sum_groups(num_lookups, offsets, sums, later)
     return sums_VD
 
@@ -51,54 +53,61 @@ def _count(segments, num_segments, parts):  # type: ignore[no-untyped-def]
     return starts
 
 
+# What is done for a lookup is written out: a function of so many arrays is called, which takes as long as the sum.
+
+
 @compiled
 def _sum_part(values, segments, offsets, starts, left, counts, sums, later, part):  # type: ignore[no-untyped-def]
     """Sums the chunks that begin in this part of the lookups, up to its end; the others' lookups are left for later."""
-    turns, parts = starts[part].copy(), len(starts)
-    first, end = len(segments) * part // parts, len(segments) * (part + 1) // parts
+    dim, mine = sums.shape[1], starts[part]
+    turns = mine.copy()
+    first, end = len(segments) * part // len(starts), len(segments) * (part + 1) // len(starts)
+    num_left = first
     for lookup in range(first, end):
-        ask_ahead(sums, segments, lookup, end)
+        ask(sums, segments[min(lookup + _AHEAD, end - 1)], dim)
         segment = segments[lookup]
         turn = turns[segment]
-        turns[segment] += 1
+        turns[segment] = turn + 1
         chunk = turn // CHUNK * CHUNK
-        if chunk < starts[part, segment]:
-            left[first + counts[part]] = lookup
-            counts[part] += 1
-        elif chunk:
-            _put(later, (offsets[segment] + chunk) // CHUNK, values, lookup, turn == chunk)
+        place = (offsets[segment] + chunk) // CHUNK
+        if chunk < mine[segment]:
+            left[num_left] = lookup
+            num_left += 1
+        elif turn == 0:
+            for column in range(dim):
+                sums[segment, column] = np.float32(0) + values[lookup, column]
+        elif turn < CHUNK:
+            for column in range(dim):
+                sums[segment, column] += values[lookup, column]
+        elif turn == chunk:
+            for column in range(dim):
+                later[place, column] = np.float32(0) + values[lookup, column]
         else:
-            _put(sums, segment, values, lookup, turn == 0)
+            for column in range(dim):
+                later[place, column] += values[lookup, column]
+    counts[part] = num_left - first
 
 
 @compiled
-def _sum_left(values, segments, offsets, starts, left, counts, sums, later, part):  # type: ignore[no-untyped-def]
-    """Adds what was left to the chunks that began in earlier parts: those of this part of the segments."""
-    parts = len(starts)
-    first, end = len(offsets) * part // parts, len(offsets) * (part + 1) // parts
-    for of_part in range(1, parts):
-        begin = len(segments) * of_part // parts
-        stop = begin + counts[of_part]
-        for place in range(begin, stop):
-            lookup = left[place]
+def _sum_left(values, segments, offsets, starts, left, counts, sums, later):  # type: ignore[no-untyped-def]
+    """Adds what was left to the chunks that began in earlier parts."""
+    dim = sums.shape[1]
+    for part in range(1, len(starts)):
+        first = len(segments) * part // len(starts)
+        end = first + counts[part]
+        for index in range(first, end):
+            if index + _AHEAD < end:
+                ask(values, left[index + _AHEAD], dim)
+            lookup = left[index]
             segment = segments[lookup]
-            if first <= segment < end:
-                ask_ahead(values, left, place, stop)
-                chunk = starts[of_part, segment] // CHUNK * CHUNK
-                if chunk:
-                    _put(later, (offsets[segment] + chunk) // CHUNK, values, lookup, False)
-                else:
-                    _put(sums, segment, values, lookup, False)
-
-
-@compiled
-def _put(sums, target, values, lookup, first):  # type: ignore[no-untyped-def]
-    if first:
-        for column in range(sums.shape[1]):
-            sums[target, column] = np.float32(0) + values[lookup, column]
-    else:
-        for column in range(sums.shape[1]):
-            sums[target, column] += values[lookup, column]
+            chunk = starts[part, segment] // CHUNK * CHUNK
+            place = (offsets[segment] + chunk) // CHUNK
+            if chunk == 0:
+                for column in range(dim):
+                    sums[segment, column] += values[lookup, column]
+            else:
+                for column in range(dim):
+                    later[place, column] += values[lookup, column]
 
 
 @compiled

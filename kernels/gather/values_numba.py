@@ -31,52 +31,43 @@ def gather_rows(
     split_rows(len(out_ND), lambda start, end: _gather(*arrays, out_ND.numpy(), streams, start, end))
 
 
+# What is done for a lookup is written out: calls of functions with arrays would take longer than the copy.
+
+
 @compiled
-def _gather(records, halves, bf16, places, apart, segments, out, streams, start, end):  # type: ignore[no-untyped-def]
+def _gather(  # type: ignore[no-untyped-def]  # noqa: C901
+    records, halves, bf16, places, apart, segments, out, streams, start, end
+):  # fmt: skip
+    dim = out.shape[1]
     for lookup in range(start, end):
-        _ask_ahead(records, places, segments, out.shape[1], lookup, end)
+        if lookup + _AHEAD < end:
+            ahead = places[segments[lookup + _AHEAD]]
+            if ahead >= 0:
+                ask(records, ahead, dim)
         place = places[segments[lookup]]
         if place < 0:
-            _copy(apart, ~place, out, lookup)
+            for column in range(dim):
+                out[lookup, column] = apart[~place, column]
         elif streams:
-            _stream(records, place, out, lookup)
+            source = records.ctypes.data + place * records.strides[0]
+            target = out.ctypes.data + lookup * out.strides[0]
+            for offset in range(0, 4 * dim, _LINE):
+                stream_line(target + offset, source + offset)
         elif bf16:
             bits = out[lookup].view(np.uint32)
-            for column in range(len(bits)):
+            for column in range(dim):
                 bits[column] = np.uint32(halves[place, column]) << 16
         else:
-            _copy(records, place, out, lookup)
+            for column in range(dim):
+                out[lookup, column] = records[place, column]
     if streams:
         fence()
-
-
-@compiled
-def _ask_ahead(records, places, segments, dim, lookup, end):  # type: ignore[no-untyped-def]
-    if lookup + _AHEAD < end:
-        ahead = places[segments[lookup + _AHEAD]]
-        if ahead >= 0:
-            ask(records, ahead, dim)
-
-
-@compiled
-def _copy(rows, row, out, lookup):  # type: ignore[no-untyped-def]
-    for column in range(out.shape[1]):
-        out[lookup, column] = rows[row, column]
-
-
-@compiled
-def _stream(rows, row, out, lookup):  # type: ignore[no-untyped-def]
-    source = rows.ctypes.data + row * rows.strides[0]
-    target = out.ctypes.data + lookup * out.strides[0]
-    for offset in range(0, 4 * out.shape[1], _LINE):
-        stream_line(target + offset, source + offset)
 
 
 @compiled
 def _gather_rounded(records, halves, bf16, places, apart, segments, out, start, end):  # type: ignore[no-untyped-def]
     dim = out.shape[1]
     for lookup in range(start, end):
-        _ask_ahead(records, places, segments, dim, lookup, end)
         place = places[segments[lookup]]
         if place < 0:
             for column in range(dim):

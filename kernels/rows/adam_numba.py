@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.numba_intrinsics import ask_ahead, compiled, fma
+from kernels.numba_intrinsics import ask_ahead, compiled, fma, inlined
 from kernels.rows.adam_closed import GapSums
 from kernels.rows.adam_gap_numba import close, constants, replay
 from kernels.rows.adam_rates import AdamRates
@@ -139,19 +139,19 @@ def _update(rows, weights, state, constants, step_size, root, catches_up, start,
         rows.versions[slot, last] = rows.step
 
 
-@compiled
+@inlined
 def _copy(source, target):  # type: ignore[no-untyped-def]
     for number in range(len(target)):
         target[number] = source[number]
 
 
-@compiled
+@inlined
 def _step_row(values, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
     dim = len(grads)
     _step(values[:dim], values[dim : 2 * dim], values[2 * dim :], grads, constants, scale, step_size, root)
 
 
-@compiled
+@inlined
 def _step(weights, means, squares, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
     # A function of few arrays: with more, the compiler gives up proving that they do not overlap, and does not
     # vectorise.

@@ -72,7 +72,7 @@ def open_transfers(
     def open_staged() -> StagedTransfers:
         return StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
 
-    if engine == "staged" or isinstance(host, FileTable):
+    if engine == "staged" or config.host_file is not None or isinstance(host, FileTable):
         return open_staged()
     ranks = Ranks(shard.sharding.world_size, group)
     try:
