@@ -20,8 +20,8 @@ def compiled(function: Any) -> Any:
 
 
 def inlined(function: Any) -> Any:
-    """For what loops do with each row: compiled as a part of its caller, since passing a call's arrays would take as long
-    as the row itself."""
+    """For what loops do with each row: compiled as a part of its caller. To pass the arrays of a call takes as long as
+    a row."""
     return njit(inline="always", error_model="numpy", boundscheck=False)(function)
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels import recycled
 from kernels.gather import RowIndex
 from kernels.gather.values import RowValues
-from kernels.rows.squared_norm import squared_norm
 from offload.device.sender import Sender
 from offload.gradients import ModuleGradient
 from offload.observer import Observer
@@ -150,8 +150,8 @@ class Step:
         shard = self._shard
         parts = [gradient.sum() for gradient in self.rows.gradients]
         shard.observer.reduced(self.number, self._plan, [gradient.total for gradient in self.rows.gradients], parts)
-        self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        norm_squared = squared_norm(self._gradient_OD)
+        self._gradient_OD = parts[0] if len(parts) == 1 else _joined(parts)
+        norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         world_size = shard.sharding.world_size
         if world_size > 1:
             dist.all_reduce(norm_squared, group=shard.group)
@@ -197,3 +197,11 @@ class Step:
     def _require_open(self) -> None:
         if self._ended:
             raise RuntimeError(f"step {self.number} was applied or skipped before")
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].device.type != "cpu":
+        return torch.cat(list(parts))
+    # In memory of an earlier step: fresh memory would cost page faults.
+    joined_OD = recycled.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    return torch.cat(list(parts), out=joined_OD)

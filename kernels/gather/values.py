@@ -32,7 +32,9 @@ class RowValues(NamedTuple):
     def zeros(self) -> Tensor:
         """As many rows of zeros."""
         num_rows = len(self.table_CW if self.places_U is None else self.places_U)
-        return torch.zeros(num_rows, self.dim, device=self.table_CW.device)
+        if self.table_CW.device.type != "cpu":
+            return torch.zeros(num_rows, self.dim, device=self.table_CW.device)
+        return recycled.empty((num_rows, self.dim), torch.float32).zero_()
 
     def only(self, rows_P: Tensor | slice) -> "RowValues":
         """Some of the rows, by a slice or by int32 or int64 numbers."""

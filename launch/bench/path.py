@@ -92,7 +92,8 @@ def _entries(field: _Field, optimizer: str) -> Iterator[Contender | _Missing]:
         yield TablePath(_name(optimizer, mode), drawn, options.offload(drawn), gradient_ND, device=device)
     yield _enter(FbgemmEmbedding.name, 1, field, torch.device("cpu"), lambda: FbgemmEmbedding(drawn, gradient_ND))
     if OPTIMIZERS[optimizer]["type"] == "adam":
-        for name, copies in (("SparseAdam", 4), ("Adam", 5)):
+        # Each takes most of its memory in its first step, when all are entered: the second is asked for both's.
+        for name, copies in (("SparseAdam", 4), ("Adam", 4 + 5)):
             make = partial(TorchEmbedding, drawn, gradient_ND, sparse=name == "SparseAdam", device=device)
             yield _enter(name, copies, field, device, make)
     yield _enter("gather alone", 1, field, device, lambda: BareGather(drawn, device))

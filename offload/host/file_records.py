@@ -32,13 +32,15 @@ _RUN_BYTES = 64 << 10
 """The most that is read or written at once, of records side by side."""
 _PARTS = 4
 _SCANNED_BYTES = 1 << 20
+_FILLED_BYTES = 4 << 20
 
 
 class FileRecords:
     """What the tables use of a tensor of records [R, W], kept in a file. Several threads may use it at a time.
 
-    All zero at first. The file has no name, and its whole size is reserved: it is gone with the process, however that
-    ends.
+    All zero at first. The file has no name, and its whole size is written at the start, as fast as the disk takes it:
+    into blocks that are merely reserved, file systems let one write in at a time. It is gone with the process, however
+    that ends.
 
     Args:
         num_rows: rows of the shard (R).
@@ -64,6 +66,14 @@ class FileRecords:
         self._most = max(1, _RUN_BYTES // self._stride)
         self._pool = ThreadPoolExecutor(2 * IN_FLIGHT, "engram-disk")
         self._local = local()
+        try:
+            self._write_zeros()
+        except RuntimeError as error:
+            self.close()
+            raise ValueError(
+                f"offload.host_file: the system refuses {2 * IN_FLIGHT} threads to wait for the disk ({error}): raise "
+                "the process's limits (ulimit -v, -d and -u)"
+            ) from None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -114,6 +124,15 @@ class FileRecords:
             self._pool.shutdown()
             os.close(self._file)
             self._file, self.shape = -1, (0, self.shape[1])
+
+    def _write_zeros(self) -> None:
+        size = max(1, self.shape[0]) * self._stride
+
+        def write(start: int) -> None:
+            os.pwritev(self._file, [memoryview(zeros)[: min(_FILLED_BYTES, size - start)]], start)
+
+        zeros = mmap.mmap(-1, _FILLED_BYTES)
+        list(self._pool.map(write, range(0, size, _FILLED_BYTES)))
 
     def _split(self, what: str, rows_U: Tensor, window_CW: Tensor, slots_U: Tensor) -> None:
         if not len(rows_U):

@@ -27,7 +27,8 @@ class KernelUpdates:
         # Kept from step to step: fresh memory would cost page faults.
         self._weights_UD = torch.empty(0, dim, device=device)
         self._state_US = None if state_size is None else torch.empty(0, state_size, device=device)
-        self._places_U = torch.empty(0, dtype=torch.int64, device=device)
+        in_place = state_size is not None and device.type == "cpu"
+        self._places_U = torch.empty(0, dtype=torch.int64) if in_place else None
 
     def read(self, placed: PlacedRecords) -> RowValues:
         """See `RowPass.read`."""
@@ -49,11 +50,13 @@ class KernelUpdates:
         if len(self._weights_UD) < rows:
             room = rows + rows // 4
             self._weights_UD = self._weights_UD.new_empty(room, self._weights_UD.shape[1])
-            self._places_U = self._places_U.new_empty(room)
+            if self._places_U is not None:
+                self._places_U = self._places_U.new_empty(room)
             if self._state_US is not None:
                 self._state_US = self._state_US.new_empty(room, self._state_US.shape[1])
 
     def _got(self, placed: PlacedRecords) -> CaughtUp:
         rows = slice(len(placed))
         state_US = None if self._state_US is None else self._state_US[rows]
-        return CaughtUp(self._weights_UD[rows], state_US, self._places_U[rows])
+        places_U = None if self._places_U is None else self._places_U[rows]
+        return CaughtUp(self._weights_UD[rows], state_US, places_U)

@@ -73,6 +73,27 @@ def test_a_micro_batch_touches_its_own_rows_alone() -> None:
     assert max(added)[0] < len(values_UD), "the test would prove nothing"
 
 
+def test_a_single_rank_copies_no_rows() -> None:
+    """They are looked up in their slots or, where they missed steps, beside them; a leaf has no values of its own."""
+    pytest.importorskip("numba")
+    job = Job(steps=3, global_batch=12, micro_batch=4)
+    with contextlib.closing(open_tables(job, OffloadConfig(depth=1))) as tables:
+        for number in range(3):
+            step = tables.begin(number)
+            for place in range(len(step.batches)):
+                for rows, values, (leaf, index) in zip(
+                    step.rows.found, step.rows.values, step.rows.of(place), strict=True
+                ):
+                    assert rows.table_CW.data_ptr() == tables._shard.store.records.data_ptr()
+                    assert leaf.untyped_storage().nbytes() == 4
+                    looked_up = gather(leaf, index)
+                    names = index.rows_V.long() if len(index.rows_V) < len(values) else slice(None)
+                    assert torch.equal(looked_up, values[names][index.segment_N.long()])
+                    looked_up.square().sum().backward()
+            step.reduce()
+            step.apply(lr=0.1)
+
+
 def test_a_gradient_that_comes_too_late_is_refused() -> None:
     plan = plan_of(JOB).modules[0]
     module = ModuleGradient(plan, RowValues(torch.zeros(plan.indices[0].num_rows, DIM)), None)

@@ -205,7 +205,8 @@ def test_operators_keep_their_promises():
     torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index.tensors, 4, torch.float32))
 
 
-def test_compiled_whole_and_without_a_copy_of_the_table():
+@pytest.mark.parametrize("stored", [False, True])
+def test_compiled_whole_and_without_a_copy_of_the_table(stored):
     graphs = []
 
     def capture(graph, _inputs):
@@ -218,7 +219,8 @@ def test_compiled_whole_and_without_a_copy_of_the_table():
 
     index = row_index(torch.randint(0, 50, (100,)), 50)
     rows = torch.randn(50, 8, requires_grad=True)
-    loss(rows, index).backward()
+    values = RowValues(rows.detach(), index.rows_V.long(), torch.empty(0, 8))
+    loss(rows, index._replace(stored=values) if stored else index).backward()
     made = [
         node.target for graph in graphs for node in graph.graph.nodes
         if node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor)
