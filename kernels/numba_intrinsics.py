@@ -19,6 +19,12 @@ def compiled(function: Any) -> Any:
     return dispatcher
 
 
+def inlined(function: Any) -> Any:
+    """For what loops do with each row: compiled as a part of its caller. To pass the arrays of a call takes as long as
+    a row."""
+    return njit(inline="always", error_model="numpy", boundscheck=False)(function)
+
+
 def _make_fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), lambda _, builder, __, args: builder.fma(*args)
 
@@ -35,19 +41,49 @@ def _make_prefetch(_: Any, address: Any) -> Any:
     return types.void(types.uintp), generate
 
 
+def _make_stream(_: Any, target: Any, source: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> None:
+        line = ir.VectorType(ir.FloatType(), _LINE // 4).as_pointer()
+        words = builder.load(builder.inttoptr(args[1], line))
+        words.align = 4
+        store = builder.store(words, builder.inttoptr(args[0], line), align=_LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+    return types.void(types.uintp, types.uintp), generate
+
+
+def _make_fence(_: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, ___: Any) -> None:
+        builder.fence("seq_cst")
+
+    return types.void(), generate
+
+
 fma: Any = intrinsic(_make_fma)
 """fma(a, b, c): a b + c in float32, rounded once."""
+
+stream_line: Any = intrinsic(_make_stream)
+"""stream_line(to, from): copies a cache line to an address (uintp) that begins one, past the caches: memory that is too
+large for them need not be read before it is written. To be followed by `fence` before another thread reads it."""
+
+fence: Any = intrinsic(_make_fence)
 
 _prefetch: Any = intrinsic(_make_prefetch)  # of the line at an address (uintp), which need not be valid
 
 
-@compiled
+@inlined
 def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
     """Prefetches a record into the cache: that of the row a few after `rows[place]`, if it comes before `rows[end]`.
 
     Rows are scattered, so the processor cannot guess where the next one is.
     """
     if place + _AHEAD < end:
-        first = records.ctypes.data + rows[place + _AHEAD] * records.strides[0]
-        for offset in range(0, records.shape[1] * records.itemsize, _LINE):
-            _prefetch(first + offset)
+        ask(records, rows[place + _AHEAD], records.shape[1])
+
+
+@inlined
+def ask(records, row, words):  # type: ignore[no-untyped-def]
+    """Prefetches the first words of a record into the cache."""
+    first = records.ctypes.data + row * records.strides[0]
+    for offset in range(0, words * records.itemsize, _LINE):
+        _prefetch(first + offset)

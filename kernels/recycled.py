@@ -15,13 +15,14 @@ from torch import Tensor
 
 _LARGE = 1 << 20  # bytes; smaller blocks are kept by the C library itself
 _WASTE = 2  # a block may be this many times as large as the request
+_LINE = 64  # bytes of a cache line: whole ones are written faster
 
 _lock = threading.Lock()
 _blocks: list[NDArray[np.uint8]] = []
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory on the CPU: an earlier call's, if no tensor holds it any more.
+    """Uninitialised memory on the CPU: an earlier call's, if no tensor holds it any more. A large block begins a line.
 
     A block is in use as long as any tensor, view or graph refers to its memory: nothing is overwritten under a holder.
     Smaller blocks that nobody holds are freed when a larger one has to be allocated.
@@ -30,7 +31,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if nbytes < _LARGE:
         return torch.empty(shape, dtype=dtype)
     with _lock:
-        return torch.from_numpy(_take(nbytes)[:nbytes]).view(dtype).view(shape)
+        block = _take(nbytes + _LINE)
+        start = -block.ctypes.data % _LINE
+        return torch.from_numpy(block[start : start + nbytes]).view(dtype).view(shape)
 
 
 def _take(nbytes: int) -> NDArray[np.uint8]:

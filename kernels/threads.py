@@ -3,23 +3,41 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import count
 
 import torch
 
 _FEW_ROWS = 256  # not worth a second thread
+_PARTS = 8  # of a thread
+
+
+def threads_for(num_rows: int) -> int:
+    """How many threads are worth so many rows: at most the calling one's `torch.get_num_threads()`."""
+    return max(1, min(torch.get_num_threads(), num_rows // _FEW_ROWS))
+
+
+def each_thread(threads: int, work: Callable[[int], None]) -> None:
+    """Calls `work(0)` to `work(threads - 1)` in parallel; `work` must release the GIL."""
+    others = [_pool(threads - 1).submit(work, thread) for thread in range(1, threads)]
+    work(0)
+    for other in others:
+        other.result()
 
 
 def split_rows(num_rows: int, work: Callable[[int, int], None]) -> None:
     """Calls `work(start, end)` for parts of the rows in parallel; `work` must release the GIL.
 
-    The number of parts is the calling thread's `torch.get_num_threads()`.
+    Threads take part after part, so that none waits for one that has to share its core.
     """
-    parts = max(1, min(torch.get_num_threads(), num_rows // _FEW_ROWS))
-    bounds = [num_rows * part // parts for part in range(parts + 1)]
-    others = [_pool(parts - 1).submit(work, *bounds[part : part + 2]) for part in range(1, parts)]
-    work(*bounds[:2])
-    for other in others:
-        other.result()
+    threads = threads_for(num_rows)
+    parts = 1 if threads == 1 else min(_PARTS * threads, num_rows // _FEW_ROWS)
+    taken = count()  # by one thread at a time: it holds the GIL
+
+    def take(thread: int) -> None:
+        while (part := next(taken)) < parts:
+            work(num_rows * part // parts, num_rows * (part + 1) // parts)
+
+    each_thread(threads, take)
 
 
 @cache

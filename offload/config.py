@@ -110,9 +110,10 @@ class OffloadConfig(
     means that of 4, 8 and 16 with which matrix products beside a copy are done first, measured when the run starts, on
     all ranks at once; without a GPU it means 8."""
     host_file: str | None = None
-    """A folder on a local disk of every machine: each rank keeps its shard in a file there, mapped into memory, for
-    tables larger than RAM. Its whole size is reserved at the start and released however the run ends. null
-    keeps the shard in memory."""
+    """A folder on a local disk of every machine: each rank keeps its shard in a file there, for tables larger than
+    memory. Rows are read ahead and written back past the system's cache, many at a time; the window is all that is kept
+    of them. The file is written whole at the start and released however the run ends: records are padded to sectors of
+    512 bytes. null keeps the shard in memory."""
     host_touch: bool | None = None
     """Allocate all of a shard's memory at the start, in parallel and in huge pages where available: a slower start, but
     no page faults in the first steps. false allocates each page when it is first written. null means true where a GPU
@@ -134,7 +135,7 @@ class OffloadConfig(
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
         if self.host_file is not None and self.engine in ("zero_copy", "mixed"):
-            raise ValueError("a file's memory cannot be pinned: set engine=staged, or host_file to null")
+            raise ValueError("a file cannot be pinned: set engine=staged, or host_file to null")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.gather import RowIndex
 from kernels.gather.add_rows import add_rows
+from kernels.gather.values import RowValues
 from offload.plan.exchange import exchange_gradients
 from offload.plan.plan import ModulePlan
 
@@ -29,12 +30,12 @@ class ModuleGradient:
 
     Args:
         plan: the module's, its tensors on the device.
-        values_UD: fp32, the rows.
+        values: the rows.
         group: the ranks.
     """
 
-    def __init__(self, plan: ModulePlan, values_UD: Tensor, group: dist.ProcessGroup | None) -> None:
-        self._plan, self._values_UD, self._group = plan, values_UD, group
+    def __init__(self, plan: ModulePlan, values: RowValues, group: dist.ProcessGroup | None) -> None:
+        self._plan, self._values, self._group = plan, values, group
         self._missing = len(plan.indices)
         self._total_UD: Tensor | None = None
         self._arriving: Callable[[], Tensor] | None = None
@@ -42,19 +43,26 @@ class ModuleGradient:
     def leaf(self, micro_batch: int) -> tuple[Tensor, RowIndex]:
         """The rows that a micro-batch reads, as an autograd leaf [V, D], and which of them every lookup reads.
 
-        The backward must go through it exactly once.
+        Rows that are looked up where they are stored have a leaf without values, all NaN, for their gradient alone. The
+        backward must go through it exactly once.
         """
         index = self._plan.indices[micro_batch]
         rows_V = None if len(index.rows_V) == index.num_rows else index.rows_V
-        values_VD = self._values_UD.detach() if rows_V is None else self._values_UD.index_select(0, rows_V)
+        values = self._values if rows_V is None else self._values.only(rows_V)
+        index = index.compact
+        if values.places_U is None:
+            values_VD = values.table_CW.detach()
+        else:
+            values_VD = torch.full((), torch.nan).expand(len(values.places_U), values.dim)
+            index = index._replace(stored=values)
         values_VD.requires_grad_().register_post_accumulate_grad_hook(partial(self._add, rows_V))
-        return values_VD, index.compact
+        return values_VD, index
 
     @property
     def total(self) -> Tensor:
         """fp32 [U, D]: the sum so far."""
         if self._total_UD is None:
-            self._total_UD = torch.zeros_like(self._values_UD)
+            self._total_UD = self._values.zeros()
         return self._total_UD
 
     def sum(self) -> Tensor:

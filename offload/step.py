@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels import recycled
 from kernels.gather import RowIndex
+from kernels.gather.values import RowValues
 from offload.device.sender import Sender
 from offload.gradients import ModuleGradient
 from offload.observer import Observer
@@ -27,12 +29,18 @@ class Rows:
     """The rows of some micro-batches' tokens.
 
     Attributes:
-        values: for each Engram module, this rank's unique rows: fp32 [U, D].
+        found: for each Engram module, this rank's unique rows.
         indices: for each micro-batch and module, which of those rows every lookup reads.
     """
 
-    values: list[Tensor]
+    found: list[RowValues]
     indices: list[list[RowIndex]]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """For each Engram module, this rank's unique rows: fp32 [U, D]. Those that are looked up where they are stored
+        are copied."""
+        return [rows.tensor() for rows in self.found]
 
     def of(self, micro_batch: int) -> list[tuple[Tensor, RowIndex]]:
         """What a micro-batch reads: for each Engram module the rows, and which of them its lookups read."""
@@ -82,13 +90,13 @@ class RankShard:
     exchange_dtype: torch.dtype
     observer: Observer
 
-    def rows_of(self, plan: Plan, weights_OD: Tensor) -> Rows:
+    def rows_of(self, plan: Plan, owned: RowValues) -> Rows:
         """Exchanges the rows of a plan, whose modules' tensors are on the device. Collective."""
-        values = [
-            exchange_values(part, weights_OD[part.owned], self.group, self.exchange_dtype) for part in plan.modules
+        found = [
+            exchange_values(part, owned.only(part.owned), self.group, self.exchange_dtype) for part in plan.modules
         ]
         by_batch = zip(*(part.indices for part in plan.modules), strict=True)
-        return Rows(values, [list(modules) for modules in by_batch])
+        return Rows(found, [list(modules) for modules in by_batch])
 
 
 class Step:
@@ -117,13 +125,12 @@ class Step:
         self._shard, self._finish = shard, finish
         self._gradient_OD: Tensor | None = None
         self._ended = False
-        weights_OD = shard.updater.read(shard.store.records, slots_O)
-        rows = shard.rows_of(there, weights_OD)
-        parts = zip(there.modules, rows.values, strict=True)
-        gradients = [ModuleGradient(part, values_UD, shard.group) for part, values_UD in parts]
-        self.rows = StepRows(rows.values, rows.indices, gradients)
-        """This rank's; in memory that the next step's may overwrite."""
-        shard.observer.read(number, plan, slots_O, rows.values)
+        rows = shard.rows_of(there, shard.updater.read(shard.store.records, slots_O))
+        parts = zip(there.modules, rows.found, strict=True)
+        gradients = [ModuleGradient(part, values, shard.group) for part, values in parts]
+        self.rows = StepRows(rows.found, rows.indices, gradients)
+        """This rank's, to be read until the step ends."""
+        shard.observer.read(number, plan, slots_O, self.rows)
 
     @property
     def batches(self) -> Sequence[TokenBatch]:
@@ -143,7 +150,7 @@ class Step:
         shard = self._shard
         parts = [gradient.sum() for gradient in self.rows.gradients]
         shard.observer.reduced(self.number, self._plan, [gradient.total for gradient in self.rows.gradients], parts)
-        self._gradient_OD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._gradient_OD = parts[0] if len(parts) == 1 else _joined(parts)
         norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         world_size = shard.sharding.world_size
         if world_size > 1:
@@ -190,3 +197,11 @@ class Step:
     def _require_open(self) -> None:
         if self._ended:
             raise RuntimeError(f"step {self.number} was applied or skipped before")
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].device.type != "cpu":
+        return torch.cat(list(parts))
+    # In memory of an earlier step: fresh memory would cost page faults.
+    joined_OD = recycled.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    return torch.cat(list(parts), out=joined_OD)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from kernels.gather.values import RowValues
 from offload.addresses.hashing import AddressBook
 from offload.config import OffloadConfig
 from offload.opening import open_shard
@@ -204,8 +205,8 @@ class EngramTables(OwnedRows):
         plan = self._planner.plan_now(batches)
         there = self._uploads.now(plan)
         records_OW = self._shard.store.read(plan.rows_O)
-        rows = self._shard.rows_of(there, self._shard.updater.look_at(records_OW))
-        self._shard.observer.looked_up(self._last, plan, records_OW, rows.values)
+        rows = self._shard.rows_of(there, RowValues(self._shard.updater.look_at(records_OW).tensor()))
+        self._shard.observer.looked_up(self._last, plan, records_OW, rows)
         return rows
 
     @property

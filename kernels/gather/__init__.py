@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import recycled
+from kernels import compiled_loops, recycled
 from kernels.gather.segment_sum import segment_sum
+from kernels.gather.values import RowValues
 
 
 class RowIndex(NamedTuple):
@@ -31,10 +32,12 @@ class RowIndex(NamedTuple):
     """int32; where every segment starts in `order_N`."""
     num_rows: int
     """U, the number of rows to look up in."""
+    stored: RowValues | None = None
+    """Those that are read where they are stored, one per segment, if they are looked up there."""
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All but the number of rows."""
+        """The index itself."""
         return self.rows_V, self.segment_N, self.order_N, self.offsets_V
 
     @property
@@ -50,7 +53,7 @@ class RowIndex(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> "RowIndex":
         """The index with every tensor replaced."""
         rows_V, segment_N, order_N, offsets_V = map(change, self.tensors)
-        return RowIndex(rows_V, segment_N, order_N, offsets_V, self.num_rows)
+        return self._replace(rows_V=rows_V, segment_N=segment_N, order_N=order_N, offsets_V=offsets_V)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "RowIndex":
         """The same index on `device`."""
@@ -87,6 +90,8 @@ def gather(rows_UD: Tensor, index: RowIndex, *, out_dtype: torch.dtype | None = 
     `kernels.gather.segment_sum`: it has the same bits on every run, at any number of threads, on CPU and GPU, and zeros
     for rows that no lookup reads.
 
+    With `index.stored` the values are read there, and `rows_UD` only receives the gradient.
+
     Args:
         rows_UD: the rows, float32 in training.
         index: built by `row_index` for U rows, on the device of the rows.
@@ -98,7 +103,10 @@ def gather(rows_UD: Tensor, index: RowIndex, *, out_dtype: torch.dtype | None = 
     """
     if index.num_rows != rows_UD.shape[0]:
         raise ValueError(f"the index was built for {index.num_rows} rows, but {rows_UD.shape[0]} are given")
-    return _gather(rows_UD, *index.tensors, out_dtype or rows_UD.dtype)
+    out_dtype = out_dtype or rows_UD.dtype
+    if index.stored is None:
+        return _gather(rows_UD, *index.tensors, out_dtype)
+    return _gather_stored(rows_UD, *index.tensors, out_dtype, *index.stored)
 
 
 def _rows_of(rows_V: Tensor, segment_N: Tensor, num_rows: int) -> Tensor:
@@ -135,6 +143,22 @@ def _(
     return rows_UD.new_empty(segment_N.shape[0], rows_UD.shape[1], dtype=out_dtype)
 
 
+@torch.library.custom_op("engram::gather_stored", mutates_args=())
+def _gather_stored(
+    rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, out_dtype: torch.dtype,
+    table_CW: Tensor, places_V: Tensor, apart_UD: Tensor, bf16: bool,
+) -> Tensor:  # fmt: skip
+    return RowValues(table_CW, places_V, apart_UD, bf16).look_up(segment_N, out_dtype)
+
+
+@_gather_stored.register_fake
+def _(
+    rows_UD: Tensor, rows_V: Tensor, segment_N: Tensor, order_N: Tensor, offsets_V: Tensor, out_dtype: torch.dtype,
+    table_CW: Tensor, places_V: Tensor, apart_UD: Tensor, bf16: bool,
+) -> Tensor:  # fmt: skip
+    return rows_UD.new_empty(segment_N.shape[0], rows_UD.shape[1], dtype=out_dtype)
+
+
 @torch.library.custom_op("engram::gather_backward", mutates_args=())
 def _gather_backward(
     grad_ND: Tensor,
@@ -150,6 +174,10 @@ def _gather_backward(
         from kernels.gather.triton import sum_gradients
 
         sums_VD = sum_gradients(grad_ND, segment_N, order_N, offsets_V, sum_dtype)
+    elif sum_dtype == torch.float32 and compiled_loops.available():
+        from kernels.gather.segment_sum_numba import segment_sum as compiled_sum
+
+        sums_VD = compiled_sum(grad_ND.to(sum_dtype).contiguous(), segment_N, offsets_V)
     else:
         sums_VD = segment_sum(grad_ND.to(sum_dtype), order_N, offsets_V)
     sums_VD = sums_VD.to(rows_dtype)
@@ -172,14 +200,15 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    rows_UD, *index, _ = inputs
+    rows_UD, *index = inputs[:5]
     ctx.save_for_backward(*index)
-    ctx.num_rows, ctx.rows_dtype = rows_UD.shape[0], rows_UD.dtype
+    ctx.num_rows, ctx.rows_dtype, ctx.num_inputs = rows_UD.shape[0], rows_UD.dtype, len(inputs)
 
 
 def _differentiate(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
     sums_UD = _gather_backward(grad_ND, *ctx.saved_tensors, ctx.num_rows, ctx.rows_dtype)
-    return sums_UD, None, None, None, None, None
+    return sums_UD, *(None,) * (ctx.num_inputs - 1)
 
 
 _gather.register_autograd(_differentiate, setup_context=_save)
+_gather_stored.register_autograd(_differentiate, setup_context=_save)

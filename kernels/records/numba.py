@@ -39,7 +39,10 @@ def draw_fp32_records(
 def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
     for place in range(len(rows)):
         ask_ahead(source, rows, place, len(rows))
-        target[slots[place]] = source[rows[place]]
+        row, slot = rows[place], slots[place]
+        # Not by slices: assigning these, Numba first makes sure that they do not overlap.
+        for word in range(source.shape[1]):
+            target[slot, word] = source[row, word]
 
 
 @compiled

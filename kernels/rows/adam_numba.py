@@ -14,19 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.numba_intrinsics import ask_ahead, compiled, fma
+from kernels.numba_intrinsics import ask_ahead, compiled, fma, inlined
 from kernels.rows.adam_closed import GapSums
 from kernels.rows.adam_gap_numba import close, constants, replay
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
-from kernels.rows.records import read_rows as read_stored_rows
 from kernels.rows.records_numba import pack, row_step, unpack
 from kernels.rows.row_update import RowUpdate
-from kernels.rows.stochastic_rounding_numba import load_bf16
 from kernels.threads import split_rows
 
 
-def read_rows(
+def find_rows(
     records_CW: Tensor,
     slots_U: Tensor,
     rates: AdamRates,
@@ -35,20 +33,18 @@ def read_rows(
     bf16: bool = False,
     bf16_state: bool = False,
 ) -> None:
-    """Writes the rows' weights with the effect of all applied steps. The slots are left as they are.
+    """Makes up for the steps that rows missed, beside their slots, and says where each row's values are.
 
     Args:
         records_CW: float32, rows contiguous; a window or a whole shard.
         slots_U: int64.
         rates: of all applied steps.
-        got: overwritten; without state for lazy Adam, which makes up for no missed steps.
+        got: overwritten, but for rows that missed none.
         bf16: whether the stored weights are bfloat16.
         bf16_state: whether the stored moments are.
     """
-    weights_UD, state_US = got
-    if state_US is None:
-        read_stored_rows(records_CW, slots_U, weights_UD, bf16=bf16)
-        return
+    assert got.state_US is not None
+    assert got.places_U is not None
     arguments = (
         records_CW.numpy(),
         records_CW.view(torch.int32).numpy(),
@@ -56,15 +52,16 @@ def read_rows(
         slots_U.numpy(),
         bf16,
         bf16_state,
-        weights_UD.numpy(),
-        state_US.numpy(),
+        got.weights_UD.numpy(),
+        got.state_US.numpy(),
+        got.places_U.numpy(),
         constants(rates),
         *rates.scalars().numpy().T,
         len(rates),
         rates.gaps is not None,
         *_gap_arrays(rates.gaps),
     )
-    split_rows(len(slots_U), lambda start, end: _read(*arguments, start, end))
+    split_rows(len(slots_U), lambda start, end: _find(*arguments, start, end))
 
 
 def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
@@ -73,12 +70,12 @@ def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
     Args:
         update: the rows and their gradients; its step is `len(rates)`.
         rates: of all applied steps, this one included.
-        got: what `read_rows` wrote before this step, with no update since.
+        got: what `find_rows` wrote before this step, with no update since.
 
     Raises:
         ValueError: bf16 rows come without ids.
     """
-    weights_UD, state_US = got
+    weights_UD, state_US, _ = got
     catches_up = state_US is not None
     state_US = update.grad_UD[:0] if state_US is None else state_US
     rows = row_step(update, state_size=2 * update.grad_UD.shape[1])
@@ -94,9 +91,9 @@ def _gap_arrays(gaps: GapSums | None) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 @compiled
-def _read(  # type: ignore[no-untyped-def]
-    records, versions, halves, slots, bf16, bf16_state, weights, state, constants, step_sizes, roots, now, closed,
-    sums, offsets, decays, start, end,
+def _find(  # type: ignore[no-untyped-def]
+    records, versions, halves, slots, bf16, bf16_state, weights, state, places, constants, step_sizes, roots, now,
+    closed, sums, offsets, decays, start, end,
 ):  # fmt: skip
     dim = weights.shape[1]
     roots_of_row, moves = np.empty(dim, np.float32), np.empty(dim, np.float32)
@@ -106,11 +103,9 @@ def _read(  # type: ignore[no-untyped-def]
         last = versions[slot, versions.shape[1] - 1]
         # A row that never had a gradient has moments of 0, which move nothing.
         if last == 0 or last >= now:
-            if bf16:
-                load_bf16(halves[slot], weights[row])
-            else:
-                weights[row] = records[slot, :dim]
+            places[row] = slot
             continue
+        places[row] = -1 - row
         unpack(records, halves, slot, bf16, bf16_state, weights[row], state[row])
         means, squares = state[row, :dim], state[row, dim:]
         if closed:
@@ -144,19 +139,19 @@ def _update(rows, weights, state, constants, step_size, root, catches_up, start,
         rows.versions[slot, last] = rows.step
 
 
-@compiled
+@inlined
 def _copy(source, target):  # type: ignore[no-untyped-def]
     for number in range(len(target)):
         target[number] = source[number]
 
 
-@compiled
+@inlined
 def _step_row(values, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
     dim = len(grads)
     _step(values[:dim], values[dim : 2 * dim], values[2 * dim :], grads, constants, scale, step_size, root)
 
 
-@compiled
+@inlined
 def _step(weights, means, squares, grads, constants, scale, step_size, root):  # type: ignore[no-untyped-def]
     # A function of few arrays: with more, the compiler gives up proving that they do not overlap, and does not
     # vectorise.

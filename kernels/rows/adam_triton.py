@@ -48,7 +48,7 @@ def read_rows(
     Raises:
         ValueError: tensors do not fit together.
     """
-    weights_UD, state_US = got
+    weights_UD, state_US, _ = got
     if state_US is None:
         placed.read_rows(records_CW, slots_U, weights_UD, bf16=bf16)
         return
@@ -95,7 +95,7 @@ def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
     scalars_T2 = rates.scalars()
     if not update.grad_UD.numel():
         return
-    weights_UD, state_US = got
+    weights_UD, state_US, _ = got
     state = update.records_CW if state_US is None else state_US  # the former is not read
     chosen = settings(rates)
     with torch.cuda.device_of(update.records_CW):

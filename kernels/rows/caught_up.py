@@ -15,10 +15,12 @@ class CaughtUp(NamedTuple):
     stored as bfloat16 is rounded once.
 
     Attributes:
-        weights_UD: float32; of all rows.
+        weights_UD: float32; of all rows, or, on a CPU, at least of those that missed steps.
         state_US: float32, rows contiguous; of the rows that missed steps, at least. None for optimizers that make up
             for none.
+        places_U: int64; on a CPU with state: the row's slot, where it missed no step, and otherwise -1 - u.
     """
 
     weights_UD: Tensor
     state_US: Tensor | None
+    places_U: Tensor | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.numba_intrinsics import compiled
+from kernels.numba_intrinsics import inlined
 from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, rounding_keys, store_rounded
 
@@ -74,7 +74,7 @@ def row_step(update: RowUpdate, state_size: int = 0) -> RowStep:
     )
 
 
-@compiled
+@inlined
 def unpack(records, halves, slot, bf16, bf16_state, weights, state):  # type: ignore[no-untyped-def]
     """Writes a record's weights [D] and state as float32."""
     dim, size = len(weights), len(state)
@@ -91,7 +91,7 @@ def unpack(records, halves, slot, bf16, bf16_state, weights, state):  # type: ig
             state[number] = records[slot, first + number]
 
 
-@compiled
+@inlined
 def pack(weights, state, rows, row):  # type: ignore[no-untyped-def]
     """Stores the float32 weights [D] and state of a row of a `RowStep` in its slot, and rounds what is bfloat16."""
     dim, slot = len(weights), rows.slots[row]

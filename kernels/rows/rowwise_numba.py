@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.numba_intrinsics import ask_ahead, compiled, fma
+from kernels.numba_intrinsics import ask_ahead, compiled, fma, inlined
 from kernels.rows.records_numba import row_step
 from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
@@ -76,7 +76,7 @@ def _update(rows, rule, start, end):  # type: ignore[no-untyped-def]
         rows.versions[slot, last] = rows.step
 
 
-@compiled
+@inlined
 def _decayed(value, times, factor):  # type: ignore[no-untyped-def]
     """The value multiplied `times` times by `factor`, rounded every time: see `kernels.rows.rowwise.decay`."""
     for _ in range(times):
@@ -87,14 +87,14 @@ def _decayed(value, times, factor):  # type: ignore[no-untyped-def]
     return value
 
 
-@compiled
+@inlined
 def _accumulated(state, mean_square, rule):  # type: ignore[no-untyped-def]
     if rule.adagrad:
         return state + mean_square
     return fma(mean_square, rule.one_minus_beta2, state * rule.beta2)
 
 
-@compiled
+@inlined
 def _mean_square(grads, squares):  # type: ignore[no-untyped-def]
     """In the order of `kernels.rows.rowwise._mean_square`."""
     width = len(grads)
@@ -110,7 +110,7 @@ def _mean_square(grads, squares):  # type: ignore[no-untyped-def]
     return squares[0] / np.float32(len(grads))
 
 
-@compiled
+@inlined
 def _move(weights, grads, root, lr, adagrad):  # type: ignore[no-untyped-def]
     if adagrad:
         for column in range(len(weights)):

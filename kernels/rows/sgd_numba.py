@@ -5,7 +5,7 @@ The bits are those of `kernels.rows.sgd`, and for bf16 rows of `kernels.rows.sto
 
 import numpy as np
 
-from kernels.numba_intrinsics import ask_ahead, compiled
+from kernels.numba_intrinsics import ask_ahead, compiled, inlined
 from kernels.rows.records_numba import row_step
 from kernels.rows.row_update import RowUpdate
 from kernels.rows.stochastic_rounding_numba import load_bf16, store_rounded
@@ -38,7 +38,7 @@ def _update(rows, lr, start, end):  # type: ignore[no-untyped-def]
         rows.versions[slot, rows.versions.shape[1] - 1] = rows.step
 
 
-@compiled
+@inlined
 def _step(weights, grads, scale, lr):  # type: ignore[no-untyped-def]
     for column in range(len(weights)):
         weights[column] -= grads[column] * scale * lr

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.numba_intrinsics import compiled
+from kernels.numba_intrinsics import inlined
 from kernels.rows.rounding_key import Part, rounding_key
 from kernels.splitmix64 import counter_keys
 from kernels.splitmix64_numba import counter_key, mix
@@ -23,7 +23,7 @@ def rounding_keys(dim: int, *, seed: int, step: int, part: Part = "weights") -> 
     return np.uint64(rounding_key(seed, step, part)), counter_keys(words).numpy().view(np.uint64)
 
 
-@compiled
+@inlined
 def load_bf16(halves, values):  # type: ignore[no-untyped-def]
     """Writes a part of a record (uint16, the bits of bfloat16) as float32 [D]."""
     bits = values.view(np.uint32)
@@ -31,7 +31,7 @@ def load_bf16(halves, values):  # type: ignore[no-untyped-def]
         bits[column] = np.uint32(halves[column]) << 16
 
 
-@compiled
+@inlined
 def store_rounded(values, halves, row_id, key, word_keys):  # type: ignore[no-untyped-def]
     """Rounds a part of a row (float32 [D]) stochastically into its record (uint16); an odd one's last half becomes 0.
 
@@ -47,7 +47,7 @@ def store_rounded(values, halves, row_id, key, word_keys):  # type: ignore[no-un
         halves[dim] = 0
 
 
-@compiled
+@inlined
 def _rounded(bits, field):  # type: ignore[no-untyped-def]
     if bits & _EXPONENT != _EXPONENT:
         return bits + field

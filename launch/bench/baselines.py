@@ -20,6 +20,7 @@ class TorchEmbedding:
     """
 
     def __init__(self, drawn: DrawnSteps, gradient_ND: Tensor, *, sparse: bool, device: torch.device) -> None:
+        self.sparse = sparse
         self.name = "nn.Embedding(sparse=True), SparseAdam" if sparse else "nn.Embedding, Adam"
         self._device = device
         self._ids_PN, self._gradient_ND = drawn.ids_PN.to(device), gradient_ND.to(device)

@@ -19,6 +19,7 @@ class BenchOptions:
         mode: of our tables: `window` over host memory, or `resident`, the whole table where the model computes.
         depth: look-ahead.
         window_rows: slots; None for what the depth needs and two more steps' rows.
+        host_file: folder for the tables' file in part `disk`; None for that of temporary files.
         threads: of PyTorch, all ranks together.
         plain_allocator: measure under glibc's defaults, not under the settings that a rank without a GPU runs with.
         compute_ms: duration of what stands for the model's computation, where there is such a thing.
@@ -48,6 +49,7 @@ class BenchOptions:
     mode: Literal["window", "resident"] = "window"
     depth: int = 1
     window_rows: int | None = None
+    host_file: str | None = None
     threads: int = 1
     plain_allocator: bool = False
     compute_ms: float = 100.0
@@ -110,7 +112,8 @@ class BenchOptions:
             # An emulated link is for the CPU.
             engine="cpu" if self.device == "cpu" or link is not None else "auto",
             # As late in a run: the table's pages exist, no step pays for their first use.
-            host_touch=True,
+            host_touch=True if self.host_file is None else None,
+            host_file=self.host_file,
             emulate_link=link,
             optimizer=self.table_optimizer,
         )

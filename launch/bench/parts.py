@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from launch.bench.checkpoint import measure_checkpoint
 from launch.bench.data import measure_data
+from launch.bench.disk_stall import measure_disk_stall
 from launch.bench.kernel_times import measure_kernels
 from launch.bench.links import measure_links
 from launch.bench.options import BenchOptions
@@ -36,6 +37,7 @@ PARTS = {
     "scaling": Part(measure_scaling),
     "planning": Part(measure_planning),
     "stall": Part(measure_stall, ranks=(1, 2), on_gpu=False),
+    "disk": Part(measure_disk_stall, on_gpu=False),
     "kernels": Part(measure_kernels),
     "links": Part(measure_links),
     "checkpoint": Part(measure_checkpoint, on_gpu=False, has_engine=True),

@@ -13,17 +13,17 @@ from launch.bench.workload import DrawnSteps
 from offload.config import LinkConfig
 from train.progress import Progress
 
-_DEPTHS = (0, 1, 2, 4)
+DEPTHS = (0, 1, 2, 4)
 _WANTED_SHARE = 0.4  # of the step, for which depth 0 is to wait
 _NEAR = 0.02
 _ATTEMPTS = 4
 _LIMIT = 0.02  # of the step, for which depth 1 or 2 may wait
 _FEW = 0.05  # of a step's rows: a link for fewer would be swamped in the first steps, when many travel
-_FILLING = 15  # steps until the window is full and as many rows leave it as enter
+FILLING = 15  # steps until the window is full and as many rows leave it as enter
 
 
 @dataclass(frozen=True)
-class _Waits:
+class Waits:
     """How long the steps of a run waited, on the rank that waited most; bytes are per step."""
 
     step_ms: Spread
@@ -41,14 +41,14 @@ def measure_stall(options: BenchOptions, progress: Progress) -> Section:
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
-    options = replace(options, warmup=max(options.warmup, _FILLING))
+    options = replace(options, warmup=max(options.warmup, FILLING))
     share = replace(options.workload, lookups=max(1, options.workload.lookups // ranks), rank=rank)
     drawn = options.draw(share)
-    free = _run(drawn, options, 0, None, progress)
+    free = run_at(drawn, options, 0, None, progress)
     link, synchronous = _calibrate(free, drawn, options, progress)
     waits = {0: synchronous}
-    for depth in _DEPTHS[1:]:
-        waits[depth] = _run(drawn, options, depth, link, progress)
+    for depth in DEPTHS[1:]:
+        waits[depth] = run_at(drawn, options, depth, link, progress)
     rows = [_row(ranks, 0, None, free), *(_row(ranks, depth, link, its) for depth, its in waits.items())]
     best = min(waits[1].share, waits[2].share)
     return Section(
@@ -64,7 +64,7 @@ def measure_stall(options: BenchOptions, progress: Progress) -> Section:
     )
 
 
-def _row(ranks: int, depth: int, link: LinkConfig | None, waits: _Waits) -> dict[str, Cell]:
+def _row(ranks: int, depth: int, link: LinkConfig | None, waits: Waits) -> dict[str, Cell]:
     return {
         "ranks": ranks,
         "depth": depth,
@@ -75,7 +75,7 @@ def _row(ranks: int, depth: int, link: LinkConfig | None, waits: _Waits) -> dict
     }
 
 
-def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress: Progress) -> tuple[LinkConfig, _Waits]:
+def _calibrate(free: Waits, drawn: DrawnSteps, options: BenchOptions, progress: Progress) -> tuple[LinkConfig, Waits]:
     """The link over which depth 0 stalls as wanted, and that run; `free` is a run without a link."""
     if free.fetched_share < _FEW:
         raise ValueError(
@@ -88,7 +88,7 @@ def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress:
     link_ms = wanted_ms
     for _ in range(_ATTEMPTS):
         link = LinkConfig(bytes_per_second=1e3 * free.fetched_bytes / link_ms)
-        waits = _run(drawn, options, 0, link, progress)
+        waits = run_at(drawn, options, 0, link, progress)
         if abs(waits.share - _WANTED_SHARE) < _NEAR:
             break
         odds = max(waits.share, 1e-3) / max(1e-3, 1 - waits.share)
@@ -96,8 +96,9 @@ def _calibrate(free: _Waits, drawn: DrawnSteps, options: BenchOptions, progress:
     return link, waits
 
 
-def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig | None, progress: Progress) -> _Waits:
-    config = options.offload(drawn, depth=depth, window_depth=max(_DEPTHS), link=link)
+def run_at(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig | None, progress: Progress) -> Waits:
+    """The waits of a run at a look-ahead, whose model computes for `options.compute_ms`. Collective."""
+    config = options.offload(drawn, depth=depth, window_depth=max(DEPTHS), link=link)
     path = TablePath(
         f"depth {depth}", drawn, config, drawn.workload.gradient(), lambda: time.sleep(options.compute_ms / 1e3)
     )
@@ -116,7 +117,7 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
     traffic = path.traffic[timed]
     waited_s, step_s = [its.waited_s for its in traffic], step_s[timed]
     fetched = sum(its.fetched for its in traffic)
-    mine = _Waits(
+    mine = Waits(
         Spread.of([1e3 * value for value in step_s]),
         Spread.of([1e3 * value for value in waited_s]),
         sum(waited_s) / sum(step_s),
@@ -126,7 +127,7 @@ def _run(drawn: DrawnSteps, options: BenchOptions, depth: int, link: LinkConfig 
     return _slowest(mine)
 
 
-def _slowest(mine: _Waits) -> _Waits:
+def _slowest(mine: Waits) -> Waits:
     """The waits of the rank with the largest stall; the same on every rank."""
     every = [mine]
     if dist.is_initialized():

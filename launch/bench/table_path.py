@@ -17,7 +17,7 @@ from offload.window.interface import Traffic
 
 _LEARNING_RATE = 1e-3
 _INIT_STD = 0.02
-_LOADED_ROWS = 1 << 18
+_LOADED_ROWS = 1 << 16
 
 
 class TablePath:

@@ -10,7 +10,7 @@ from launch.bench.optimizers import OPTIMIZERS
 from launch.commands import bench_shared as shared
 from launch.commands.number_list import SEED, Finite, NumberList
 
-PARTS = ("path", "scaling", "planning", "stall")
+PARTS = ("path", "scaling", "planning", "stall", "disk")
 _MODES = ("window", "resident")
 
 
@@ -52,6 +52,9 @@ Examples:
     show_default=True,
     help="Simulated computation of the model.",
 )
+@click.option(
+    "--host-file", metavar="FOLDER", help="Folder on the disk of part disk; default: that of temporary files."
+)
 @click.option("--plain-allocator", is_flag=True, help="Use glibc's default allocator settings, not a CPU rank's.")
 @shared.threads
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the ids.")
@@ -65,6 +68,7 @@ def offload(part: str, lookups: int, rows: int, dim: int, zipf: float, seed: int
       scaling   the same ids in a table of 64 times the rows
       planning  planning a step, relative to the step
       stall     waiting for rows by look-ahead, over an emulated link, on one and two ranks
+      disk      the same with the tables in a file on a disk, under a step that computes as long as its reads take
     """
     from launch.bench.workload import Workload
 

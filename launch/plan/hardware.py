@@ -77,6 +77,7 @@ class Node(_Numbers):
 
     memory_bytes: float = Field(gt=0)
     dram_bytes_per_second: float = Field(gt=0)
+    disk_records_per_second: float = Field(500e3, gt=0)
     cores: int = Field(ge=1)
 
 

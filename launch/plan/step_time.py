@@ -81,8 +81,8 @@ def step_time(
         parts |= {"exchange": exchange_seconds(job, cluster, rows), "rows": _rows(job, cluster, rows)}
         if job.offload.mode == "window":
             parts["interference"] = min(hardware.link.lost_to_copies * (fetch + write), parts["model"])
-            decide = rows.owned * hardware.host.decide_seconds
-            stages = Stages(0.0, moved.plan_seconds, decide, fetch, write)
+            decide, disk = rows.owned * hardware.host.decide_seconds, disk_seconds(job, cluster, moved)
+            stages = Stages(0.0, moved.plan_seconds, decide, max(fetch, disk), max(write, disk))
             if not hardware.device.overlaps_launches:
                 beside = moved.plan_seconds + decide + _copying_seconds(job, cluster, moved)
                 parts["threads"] = _waiting_for_cores(sum(parts.values()), beside, cluster)
@@ -121,6 +121,14 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
         for count, rate, kernels in zip((moved.fetched, moved.written), rates, by_kernels, strict=True)
     )
     return fetch, write
+
+
+def disk_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> float:
+    """Of a step's reads and writes together, if the tables are in a file: a disk does so many a second for a node's
+    ranks, whatever their size."""
+    if job.offload.host_file is None:
+        return 0.0
+    return (moved.fetched + moved.written) * cluster.gpus_per_node / cluster.hardware.node.disk_records_per_second
 
 
 def _copying_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> float:

@@ -1,10 +1,8 @@
-"""Maps memory of exactly the requested size: anonymous, or backed by a file on a local disk."""
+"""Maps anonymous memory of exactly the requested size."""
 
 import ctypes
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,39 +29,6 @@ def map_anonymous(nbytes: int) -> mmap.mmap:
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise ValueError(f"the system refuses {size_text(nbytes)} of host memory ({error.strerror})") from None
-    advise(memory, "MADV_DONTFORK")
-    return memory
-
-
-def map_file(nbytes: int, folder: str) -> mmap.mmap:
-    """A file of zeros without a name, mapped into memory. It is gone with its last user, however that ends.
-
-    Its blocks are reserved: writing to memory whose disk is full would kill the process.
-
-    Args:
-        nbytes: size of the file.
-        folder: where it takes its space.
-
-    Raises:
-        ValueError: the folder is not one, cannot be written to, or has too little space.
-    """
-    try:
-        free = shutil.disk_usage(folder).free
-        if nbytes > free:
-            raise ValueError(
-                f"offload.host_file: this rank's shard of the tables takes {size_text(nbytes)}, but the disk of "
-                f"{folder} leaves {size_text(free)}: name a folder on a larger disk or use more machines"
-            )
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
-            memory = mmap.mmap(file.fileno(), nbytes)
-    except OSError as error:
-        raise ValueError(
-            f"offload.host_file: cannot keep {size_text(nbytes)} in {folder} ({error.strerror}): "
-            "name a folder on a local disk that this user can write to"
-        ) from None
-    # Rows are read in random order, so the pages beside them are not worth reading ahead.
-    advise(memory, "MADV_RANDOM")
     advise(memory, "MADV_DONTFORK")
     return memory
 

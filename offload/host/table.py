@@ -10,8 +10,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from offload.host.limits import address_limits, local_ranks, memory_limits, require_room
-from offload.host.memory import advise, cores, map_anonymous, map_file, touch
+from offload.host.file_records import FileRecords
+from offload.host.limits import local_ranks, memory_limits, require_room
+from offload.host.memory import advise, cores, map_anonymous, touch
 from offload.host.numa import home_nodes, on_cores_of, place
 from offload.host.pinned import Driver, PinnedMemory
 
@@ -28,16 +29,14 @@ class HostTable:
         num_rows: rows of the shard.
         words: fp32 words of a record.
         stride: words from one record to the next; the rest is padding. None for records side by side.
-        file_folder: a folder on a local disk. The records are then kept in a file there, of which the system holds in
-            memory what it has room for: for tables larger than the machine's memory.
-        touch_pages: without a file: allocates all memory now, in parallel, in huge pages where the system gives them.
-            Otherwise a page is allocated when it is first written, and is a small one: rows lie scattered, so in huge
-            pages the first few steps would have to clear nearly the whole table.
+        touch_pages: allocates all memory now, in parallel, in huge pages where the system gives them. Otherwise a page
+            is allocated when it is first written, and is a small one: rows lie scattered, so in huge pages the first
+            few steps would have to clear nearly the whole table.
         device: of the window.
         beside: bytes of memory that something else keeps for these rows.
 
     Raises:
-        ValueError: memory, disk or limits do not hold the shards of all ranks on this machine with every row touched.
+        ValueError: memory or limits do not hold the shards of all ranks on this machine with every row touched.
     """
 
     records_RW: Tensor
@@ -51,34 +50,26 @@ class HostTable:
         words: int,
         *,
         stride: int | None = None,
-        file_folder: str | None = None,
         touch_pages: bool = False,
         device: torch.device | str = "cpu",
         beside: int = 0,
     ) -> None:
         stride = words if stride is None else stride
         size = max(num_rows * stride * 4, 4)  # a mapping of zero bytes is refused: an empty shard keeps one word
-        if file_folder is not None:
-            require_room(size, address_limits(), 1)
-            require_room(beside, memory_limits(), local_ranks())
-            memory = map_file(size, file_folder)
-        else:
-            require_room(size + beside, memory_limits(), local_ranks())
-            memory = map_anonymous(size)
+        require_room(size + beside, memory_limits(), local_ranks())
+        memory = map_anonymous(size)
         words_N = torch.frombuffer(memory, dtype=torch.float32)
         self._words_N: Tensor | None = words_N
         self._pinned: PinnedMemory | None = None
         self._padded_RS = words_N[: num_rows * stride].view(num_rows, stride)
         self.records_RW = self._padded_RS[:, :words]
-        self._nodes: set[int] = set()
-        if file_folder is None:
-            home = home_nodes(torch.device(device))
-            self._nodes = place(words_N, home)
-            advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
-            if touch_pages:
-                _touch(words_N, home - self._nodes)
-            elif home != self._nodes:
-                _warn(home, _ANYWHERE)
+        home = home_nodes(torch.device(device))
+        nodes = place(words_N, home)
+        advise(memory, "MADV_HUGEPAGE" if touch_pages else "MADV_NOHUGEPAGE")
+        if touch_pages:
+            _touch(words_N, home - nodes)
+        elif home != nodes:
+            _warn(home, _ANYWHERE)
 
     @property
     def nbytes(self) -> int:
@@ -115,15 +106,37 @@ class HostTable:
             pinned.close()
 
     def close(self) -> None:
-        """Releases the memory and the file: they are gone when nobody holds a part of `records_RW` any more.
-
-        Pinned memory is unpinned at once.
-        """
+        """Releases the memory: it is gone when nobody holds a part of `records_RW` any more. It is unpinned at once."""
         self.unpin()
         self._words_N = None
         # The tensors alone hold the mapping: unmapped while one is in use, it would crash the process.
         self._padded_RS = self._padded_RS.new_empty(0, self._padded_RS.shape[1])
         self.records_RW = self._padded_RS[:, : self.records_RW.shape[1]]
+
+
+class FileTable:
+    """Records of a shard in a file on a local disk, all zero: no row was ever updated.
+
+    Args:
+        num_rows: rows of the shard.
+        words: fp32 words of a record.
+        folder: on the disk.
+        beside: bytes of memory that something else keeps for these rows.
+
+    Raises:
+        ValueError: disk or memory do not hold them.
+    """
+
+    device_RW = None
+    """A file is not pinned."""
+
+    def __init__(self, num_rows: int, words: int, folder: str, *, beside: int = 0) -> None:
+        require_room(beside, memory_limits(), local_ranks())
+        self.records_RW = FileRecords(num_rows, words, folder)
+
+    def close(self) -> None:
+        """Releases the file."""
+        self.records_RW.close()
 
 
 def _touch(words_N: Tensor, unplaced: set[int]) -> None:

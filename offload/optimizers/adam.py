@@ -81,9 +81,9 @@ class Adam(RowOptimizer):
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """See `RowOptimizer.compiled`."""
-        from kernels.rows.adam_numba import read_rows, update_rows
+        from kernels.rows.adam_numba import find_rows, update_rows
 
-        return _AdamKernels(read_rows, update_rows, self.settings, rates, rows)
+        return _CompiledAdam(find_rows, update_rows, self.settings, rates, rows)
 
 
 def _parts(weights_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,8 +113,9 @@ class _AdamKernels:
         closed = _closed(settings)
         return AdamRates(self._history, _betas(settings), settings.eps, self._rows.device, closed=closed)
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> Tensor | None:
         self._read(records_CW, slots_U, self._rates, got, **self._dtypes)
+        return got.places_U
 
     def update(
         self,
@@ -132,3 +133,9 @@ class _AdamKernels:
             gradient_scale=gradient_scale, **self._dtypes,
         )  # fmt: skip
         self._update(update, self._rates, got)
+
+
+class _CompiledAdam(_AdamKernels):
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> Tensor | None:
+        # Lazy Adam makes up for no steps: all rows are as they are stored.
+        return slots_U if got.state_US is None else super().read(records_CW, slots_U, got)

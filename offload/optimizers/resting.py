@@ -44,18 +44,19 @@ class RestingOptimizer(RowOptimizer):
 
     def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
         """See `RowOptimizer.compiled`."""
-        from kernels.rows.records import read_rows
-
         update = self.compiled_update(rows.bf16)
-        return None if update is None else _RestingKernels(read_rows, update, rates, rows)
+        return None if update is None else _RestingKernels(None, update, rates, rows)
 
 
 class _RestingKernels:
     def __init__(self, read: Any, update: UpdateKernel, rates: RateHistory, rows: StoredRows) -> None:
         self._read, self._update, self._rates, self._rows = read, update, rates, rows
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> Tensor | None:
+        if self._read is None:  # they are as they are stored
+            return slots_U
         self._read(records_CW, slots_U, got.weights_UD, bf16=self._rows.bf16)
+        return None
 
     def update(
         self,

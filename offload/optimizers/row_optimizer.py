@@ -71,8 +71,13 @@ class RowKernels(Protocol):
     They see the learning rates of all applied steps. On a GPU they neither wait for it nor allocate from step to step.
     """
 
-    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> None:
-        """Writes the rows with the effect of all applied steps. The slots are left as they are."""
+    def read(self, records_CW: Tensor, slots_U: Tensor, got: CaughtUp) -> Tensor | None:
+        """Writes rows with the effect of all applied steps. The slots are left as they are.
+
+        Returns:
+            None if all rows were written; else where each one's weights are (int64 [U]): its slot, if it missed no
+            step, or -1 - u if they are `got.weights_UD[u]`.
+        """
 
     def update(
         self,

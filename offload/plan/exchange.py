@@ -10,28 +10,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather.parts import sum_parts
+from kernels.gather.values import RowValues
 from offload.plan.plan import ModulePlan
 
 
 def exchange_values(
-    plan: ModulePlan, owned_OD: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+    plan: ModulePlan, owned: RowValues, group: dist.ProcessGroup | None, dtype: torch.dtype = torch.float32
+) -> RowValues:
     """Sends this rank's rows to the ranks that requested them; returns those it requested itself. Collective.
 
     Args:
         plan: the step's, its tensors on the device of the rows.
-        owned_OD: fp32, what this rank owns.
+        owned: what this rank owns, O rows. If they are in their slots, they are copied once, into what is sent.
         group: the ranks.
         dtype: in which values travel, rounded to nearest. A single rank rounds them too, so that the values do not
             depend on the number of ranks.
 
     Returns:
-        fp32 [U, D]; for a single rank the given memory itself, if no rounding is asked for.
+        U rows in a tensor of their own; for a single rank the given ones themselves, if no rounding is asked for.
     """
     if len(plan.owed) == 1:
-        return owned_OD.to(dtype).to(torch.float32)
-    sent_AD = owned_OD.index_select(0, plan.owed_indices_A).to(dtype)
-    return _all_to_all(sent_AD, plan.owed, plan.asked, group)().to(torch.float32)
+        return owned if dtype == torch.float32 else RowValues(owned.tensor().to(dtype).to(torch.float32))
+    sent_AD = owned.only(plan.owed_indices_A).tensor().to(dtype)
+    return RowValues(_all_to_all(sent_AD, plan.owed, plan.asked, group)().to(torch.float32))
 
 
 def exchange_gradients(plan: ModulePlan, gradient_UD: Tensor, group: dist.ProcessGroup | None) -> Callable[[], Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.gather.values import RowValues
 from kernels.rows.rate_history import RateHistory
 from kernels.rows.rowwise import decay
 from offload.optimizers.row_optimizer import RowOptimizer
@@ -52,7 +53,7 @@ class BlockUpdates:
         self._missed: _Missed | None = None
         self._spare: Tensor | None = None  # memory of the last step's rows: fresh memory would cost page faults
 
-    def read(self, placed: PlacedRecords) -> Tensor:
+    def read(self, placed: PlacedRecords) -> RowValues:
         """See `RowPass.read`."""
         behind_P, last_steps, others = self._find_missed(placed)
         caught_up_PX = self._memory(placed, len(behind_P))
@@ -64,7 +65,7 @@ class BlockUpdates:
             weights_UD.index_copy_(0, behind_P[block], self._layout.unpacked.weights(rows_BX))
         placed.copy_weights(others, weights_UD)
         self._missed = _Missed(behind_P, caught_up_PX, others)
-        return weights_UD
+        return RowValues(weights_UD)
 
     def update(
         self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float

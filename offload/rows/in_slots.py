@@ -6,6 +6,7 @@ Shape suffixes: U rows, D columns of a row, S numbers of state.
 import torch
 from torch import Tensor
 
+from kernels.gather.values import RowValues
 from kernels.rows.caught_up import CaughtUp
 from offload.optimizers.row_optimizer import RowKernels
 from offload.rows.placed import PlacedRecords
@@ -26,13 +27,17 @@ class KernelUpdates:
         # Kept from step to step: fresh memory would cost page faults.
         self._weights_UD = torch.empty(0, dim, device=device)
         self._state_US = None if state_size is None else torch.empty(0, state_size, device=device)
+        in_place = state_size is not None and device.type == "cpu"
+        self._places_U = torch.empty(0, dtype=torch.int64) if in_place else None
 
-    def read(self, placed: PlacedRecords) -> Tensor:
+    def read(self, placed: PlacedRecords) -> RowValues:
         """See `RowPass.read`."""
         self._make_room(len(placed))
         got = self._got(placed)
-        self._kernels.read(placed.records_CW, placed.slots_U, got)
-        return got.weights_UD
+        places_U = self._kernels.read(placed.records_CW, placed.slots_U, got)
+        if places_U is None:
+            return RowValues(got.weights_UD)
+        return RowValues(placed.records_CW, places_U, got.weights_UD, placed.layout.row_dtype == "bf16")
 
     def update(
         self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
@@ -45,9 +50,13 @@ class KernelUpdates:
         if len(self._weights_UD) < rows:
             room = rows + rows // 4
             self._weights_UD = self._weights_UD.new_empty(room, self._weights_UD.shape[1])
+            if self._places_U is not None:
+                self._places_U = self._places_U.new_empty(room)
             if self._state_US is not None:
                 self._state_US = self._state_US.new_empty(room, self._state_US.shape[1])
 
     def _got(self, placed: PlacedRecords) -> CaughtUp:
         rows = slice(len(placed))
-        return CaughtUp(self._weights_UD[rows], None if self._state_US is None else self._state_US[rows])
+        state_US = None if self._state_US is None else self._state_US[rows]
+        places_U = None if self._places_U is None else self._places_U[rows]
+        return CaughtUp(self._weights_UD[rows], state_US, places_U)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.records.row_init import initial_rows
 from offload.config import RowDtype, TableOptimizerConfig
+from offload.host.file_records import FileRecords
 from offload.optimizers import OPTIMIZERS
 
 _LINE, _SECTOR = 32, 8
@@ -126,6 +127,12 @@ class RecordLayout:
     def version(self, records_UW: Tensor) -> Tensor:
         """View int32 [U]: the number of the last update that was applied to the row, counted from 1; 0 for none."""
         return records_UW.view(torch.int32)[:, -1]
+
+    def versions(self, records_RW: Tensor | FileRecords, start: int, stop: int) -> Tensor:
+        """The versions of some of a shard's rows, in memory or in a file: int32, on the host."""
+        if isinstance(records_RW, FileRecords):
+            return records_RW.versions(start, stop)
+        return self.version(records_RW[start:stop]).cpu()
 
     def unpack(self, records_UW: Tensor, out_UX: Tensor | None = None) -> Tensor:
         """The records in fp32, laid out as `unpacked` says; the records themselves if they are."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from offload.host.file_records import FileRecords
 from offload.rows.shard import Shard
 
 _PART_ROWS = 1 << 18
@@ -34,7 +35,7 @@ class Snapshot:
     """One thread reads it, once; another one may change records meanwhile, if it calls `preserve` first.
 
     Args:
-        records_RW: all the shard's records, on any device, with every update.
+        records_RW: all the shard's records, on any device or in a file, with every update.
         shard: the rows.
         since: rows without an update after this one are left out.
         last: the last update that was applied; None if no later one comes while the snapshot is read.
@@ -42,7 +43,13 @@ class Snapshot:
     """
 
     def __init__(
-        self, records_RW: Tensor, shard: Shard, *, since: int = 0, last: int | None = None, undo_bytes: int = 0
+        self,
+        records_RW: Tensor | FileRecords,
+        shard: Shard,
+        *,
+        since: int = 0,
+        last: int | None = None,
+        undo_bytes: int = 0,
     ) -> None:
         self._records_RW, self._shard = records_RW, shard
         self._since, self._last, self._undo_bytes = since, _LAST_VERSION if last is None else last, undo_bytes
@@ -53,7 +60,7 @@ class Snapshot:
 
     def preserve(self, rows: Tensor) -> None:
         """Called before records of these rows (places in the shard, int64) change. Waits while the log is full."""
-        versions = self._shard.layout.version(self._records_RW)[rows.to(self._records_RW.device)].cpu()
+        versions = self._versions_of(rows)
         changing = rows[(versions > self._since) & (versions <= self._last)].sort().values
         _, counts = (changing // _PART_ROWS).unique_consecutive(return_counts=True)
         for of_part in changing.split(counts.tolist()):
@@ -105,7 +112,7 @@ class Snapshot:
             yield waiting
 
     def _rows_of_part(self, start: int, stop: int) -> Tensor:
-        versions = self._shard.layout.version(self._records_RW[start:stop]).cpu()
+        versions = self._shard.layout.versions(self._records_RW, start, stop)
         there = (versions > self._since) & (versions <= self._last)
         # After the versions: what had changed when they were read is in the log by now.
         with self._progress:
@@ -124,6 +131,11 @@ class Snapshot:
                     _put_back(entry, rows, records_NW)
             self._advance(last + 1)
         return records_NW
+
+    def _versions_of(self, rows: Tensor) -> Tensor:
+        if isinstance(self._records_RW, FileRecords):
+            return self._shard.layout.version(self._copy(rows))
+        return self._shard.layout.version(self._records_RW)[rows.to(self._records_RW.device)].cpu()
 
     def _copy(self, rows: Tensor) -> Tensor:
         return self._records_RW.index_select(0, rows.to(self._records_RW.device)).cpu()

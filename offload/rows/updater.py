@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import compiled_loops
+from kernels.gather.values import RowValues
 from kernels.rows.rate_history import RateHistory
 from offload.config import TableOptimizerConfig
 from offload.optimizers import OPTIMIZERS
@@ -30,8 +31,8 @@ _BEFORE_THERE_WAS_A_CHOICE = {"offload.optimizer.state_dtype": "fp32"}
 class RowPass(Protocol):
     """How rows are read and updated where they are. Every implementation gives the same bits."""
 
-    def read(self, placed: PlacedRecords) -> Tensor:
-        """The rows' weights (fp32 [U, D]) with all applied steps. The slots are left as they are."""
+    def read(self, placed: PlacedRecords) -> RowValues:
+        """The rows' weights with all applied steps. The slots are left as they are."""
 
     def update(
         self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
@@ -89,7 +90,7 @@ class RowUpdater:
         self._in_order.update_current(reference_UX, gradient_UD.cpu(), None if row_ids_U is None else row_ids_U.cpu())
         records_UX.copy_(reference_UX)
 
-    def read(self, records_CW: Tensor, slots_U: Tensor) -> Tensor:
+    def read(self, records_CW: Tensor, slots_U: Tensor) -> RowValues:
         """The weights of the rows in these slots with all applied steps. The slots are left as they are.
 
         Args:
@@ -97,12 +98,12 @@ class RowUpdater:
             slots_U: int64, unique.
 
         Returns:
-            fp32 [U, D]; the next call may overwrite it.
+            the weights, where they are stored if that is possible; the next call may overwrite others.
         """
         return self._in_slots.read(PlacedRecords(self._layout, records_CW, slots_U))
 
-    def look_at(self, records_UW: Tensor) -> Tensor:
-        """The weights (fp32 [U, D]) with all applied steps, of records of U rows in order, which stay as they are.
+    def look_at(self, records_UW: Tensor) -> RowValues:
+        """The weights with all applied steps, of records of U rows in order, which stay as they are.
 
         The next call may overwrite the weights; `read` does not. Nor does this overwrite what `update_at` works on.
         """

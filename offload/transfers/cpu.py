@@ -1,4 +1,4 @@
-"""Copies of records between host memory and a window in host memory, on one background worker per direction."""
+"""Copies of records between host memory, or a file, and a window in host memory, by a worker per direction."""
 
 import time
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from kernels.records import draw_records, fetch_records, write_records
 from offload.config import LinkConfig
 from offload.device.workers import background_worker
+from offload.host.file_records import FileRecords
 from offload.rows.shard import Shard
 from offload.spans import span
 from offload.transfers.copies import WorkerCopy
@@ -30,7 +31,7 @@ class CpuTransfers:
 
     def __init__(
         self,
-        host_RW: Tensor,
+        host_RW: Tensor | FileRecords,
         window_CW: Tensor,
         shard: Shard,
         link: LinkConfig | None = None,
@@ -58,19 +59,31 @@ class CpuTransfers:
     def _fetch(self, rows: Tensor, slots: Tensor, stored: int) -> None:
         started = time.perf_counter()
         with span("fetch"):
-            fetch_records(self._host_RW, rows[:stored], self._window_CW, slots[:stored])
+            self._copy_in(rows[:stored], slots[:stored])
             draw_records(self._window_CW, slots[stored:], rows[stored:], **self._initial)
             self._occupy_link(started, stored)
 
     def _write_back(self, slots: Tensor, rows: Tensor) -> None:
         started = time.perf_counter()
         with span("write back"):
-            write_records(self._window_CW, slots, self._host_RW, rows)
+            self._copy_out(slots, rows)
             self._occupy_link(started, len(rows))
+
+    def _copy_in(self, rows: Tensor, slots: Tensor) -> None:
+        if isinstance(self._host_RW, FileRecords):
+            self._host_RW.fetch(rows, self._window_CW, slots)
+        else:
+            fetch_records(self._host_RW, rows, self._window_CW, slots)
+
+    def _copy_out(self, slots: Tensor, rows: Tensor) -> None:
+        if isinstance(self._host_RW, FileRecords):
+            self._host_RW.write(self._window_CW, slots, rows)
+        else:
+            write_records(self._window_CW, slots, self._host_RW, rows)
 
     def _occupy_link(self, started: float, num_rows: int) -> None:
         if self._link is None:
             return
-        nbytes = num_rows * self._host_RW.shape[1] * self._host_RW.element_size()
+        nbytes = num_rows * self._window_CW.shape[1] * self._window_CW.element_size()
         lasts = self._link.latency_s + nbytes / self._link.bytes_per_second
         time.sleep(max(0.0, started + lasts - time.perf_counter()))

@@ -17,7 +17,7 @@ from offload.device.streams import Streams, streams_of
 from offload.host.limits import local_ranks
 from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
-from offload.host.table import HostTable
+from offload.host.table import FileTable, HostTable
 from offload.rows.shard import Shard
 from offload.transfers.agreement import Products, Ranks, fastest
 from offload.transfers.cpu import CpuTransfers
@@ -38,7 +38,7 @@ def pins(config: OffloadConfig, device: torch.device) -> bool:
 
 def open_transfers(
     config: OffloadConfig,
-    host: HostTable,
+    host: HostTable | FileTable,
     window_CW: Tensor,
     shard: Shard,
     driver_of: Callable[[torch.device], Driver] = CudaDriver,
@@ -72,7 +72,7 @@ def open_transfers(
     def open_staged() -> StagedTransfers:
         return StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
 
-    if engine == "staged" or config.host_file is not None:
+    if engine == "staged" or config.host_file is not None or isinstance(host, FileTable):
         return open_staged()
     ranks = Ranks(shard.sharding.world_size, group)
     try:

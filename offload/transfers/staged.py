@@ -16,6 +16,7 @@ from kernels.records import draw_records
 from offload.device.sender import Sender
 from offload.device.streams import Event, Streams
 from offload.device.workers import background_worker
+from offload.host.file_records import FileRecords
 from offload.rows.shard import Shard
 from offload.spans import span
 from offload.transfers.copies import HandedCopy, WorkerCopy
@@ -30,7 +31,7 @@ class StagedTransfers:
     """One worker and one stream per direction, and a ring of chunks between them that is allocated once.
 
     Args:
-        host_RW: the shard's records, in any host memory.
+        host_RW: the shard's records, in any host memory or in a file.
         window_CW: the window's records, on the device.
         shard: the rows.
         streams: of the device.
@@ -42,7 +43,7 @@ class StagedTransfers:
 
     def __init__(
         self,
-        host_RW: Tensor,
+        host_RW: Tensor | FileRecords,
         window_CW: Tensor,
         shard: Shard,
         streams: Streams,
@@ -137,11 +138,17 @@ class _Chunk:
             self.busy.synchronize()
 
 
-def _gather(records_RW: Tensor, numbers_B: Tensor, gathered_BW: Tensor) -> None:
+def _gather(records_RW: Tensor | FileRecords, numbers_B: Tensor, gathered_BW: Tensor) -> None:
+    if isinstance(records_RW, FileRecords):
+        records_RW.fetch(numbers_B, gathered_BW, torch.arange(len(numbers_B)))
+        return
     torch.index_select(records_RW, 0, numbers_B, out=gathered_BW)
 
 
-def _scatter(gathered_BW: Tensor, records_RW: Tensor, numbers_B: Tensor) -> None:
+def _scatter(gathered_BW: Tensor, records_RW: Tensor | FileRecords, numbers_B: Tensor) -> None:
+    if isinstance(records_RW, FileRecords):
+        records_RW.write(gathered_BW, torch.arange(len(numbers_B)), numbers_B)
+        return
     records_RW.index_copy_(0, numbers_B, gathered_BW)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels.gather import row_index
 from offload.addresses.hashing import AddressBook
-from offload.observer import Observer
+from offload.host.file_records import FileRecords
+from offload.observer import Observer, Values
 from offload.plan.plan import ModulePlan, Plan
 from offload.rows.records import RowInit
 from offload.rows.updater import RowUpdater
@@ -54,12 +55,12 @@ class Verifier(Observer):
         """Compares a plan with its micro-batches, and with what the other ranks request from this one."""
         self._check_plan(_name(step), plan)
 
-    def read(self, step: int, plan: Plan, slots_O: Tensor, leaves: Sequence[Tensor]) -> None:
+    def read(self, step: int, plan: Plan, slots_O: Tensor, rows: Values) -> None:
         """Compares the step's rows in the store, brought up to date, and as each rank received them."""
         self._last = _name(step)
         records_OW = self._stored(slots_O)
         self._require(plan.rows_O, records_OW, "as fetched for the step")
-        self._truth_OX = self._compare_rows(self._last, plan, self._caught_up(records_OW), leaves)
+        self._truth_OX = self._compare_rows(self._last, plan, self._caught_up(records_OW), rows.values)
 
     def reduced(self, step: int, plan: Plan, gradients: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         """Sums the ranks' gradients again, in rank order, and compares."""
@@ -89,19 +90,19 @@ class Verifier(Observer):
         for others in (self._rows_that_left(), self._sample()):
             self._require(others, store.read(others), "read again after the step")
 
-    def looked_up(self, step: int, plan: Plan, records_OW: Tensor, leaves: Sequence[Tensor]) -> None:
+    def looked_up(self, step: int, plan: Plan, records_OW: Tensor, rows: Values) -> None:
         """Compares the plan and the rows of micro-batches that belong to no training step."""
         when = f"evaluation after {_name(step)}"
         self._require(plan.rows_O, records_OW, "as looked up after the step")
         self._check_plan(when, plan)
-        self._compare_rows(when, plan, self._caught_up(records_OW), leaves)
+        self._compare_rows(when, plan, self._caught_up(records_OW), rows.values)
 
-    def saved(self, records_RW: Tensor) -> None:
+    def saved(self, records_RW: Tensor | FileRecords) -> None:
         """Compares rows that must have been updated, and those that say so: nothing may be written to any other."""
-        stored = self._shadow.layout.version(records_RW).nonzero().flatten().cpu()
+        stored = self._shadow.layout.versions(records_RW, 0, len(records_RW)).nonzero().flatten()
         for rows in (self._shadow.updated(0, self._shadow.num_updated), stored):
             for some in rows.split(SAMPLE_ROWS):
-                self._require(some, records_RW[some.to(records_RW.device)], "in host memory, as saved")
+                self._require(some, records_RW.index_select(0, some.to(records_RW.device)), "in host memory, as saved")
 
     def loaded(self, rows: Tensor, records_UW: Tensor) -> None:
         """The shadow gets them too."""

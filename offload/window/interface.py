@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from offload.config import OffloadConfig
+from offload.host.file_records import FileRecords
 
 
 @dataclass
@@ -94,7 +95,7 @@ class RowStore(Protocol):
     def in_host_memory(self, rows: Tensor) -> Tensor:
         """Which of the rows have host memory as their authority: bool [U]."""
 
-    def flush(self) -> Tensor:
+    def flush(self) -> Tensor | FileRecords:
         """The whole shard's records [R, W], every update included; steps change them later: see `before_change`."""
 
     def update_counts(self) -> Tensor:

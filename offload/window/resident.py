@@ -11,7 +11,7 @@ from offload.host.memory import zeros_on
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
 from offload.window.interface import Traffic, nobody
-from offload.window.update_counts import MOST
+from offload.window.update_counts import add_update
 
 _FILLED_ROWS = 1 << 20
 
@@ -58,8 +58,7 @@ class ResidentStore:
     def release(self, step: int, *, updated: bool) -> None:
         """See `RowStore.release`."""
         if updated:
-            counts_O = self._counts_R.index_select(0, self._held_O)
-            self._counts_R.index_copy_(0, self._held_O, counts_O.clamp_(max=MOST - 1).add_(1))
+            add_update(self._counts_R, self._held_O)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `RowStore.read`."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from offload.config import OffloadConfig
 from offload.device.workers import InlineWorker, background_worker
+from offload.host.file_records import FileRecords
 from offload.host.memory import zeros_on
-from offload.host.table import HostTable
+from offload.host.table import FileTable, HostTable
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
 from offload.rows.shard import Shard
@@ -60,15 +61,7 @@ class WindowStore:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         num_rows = sharding.shard_rows(rank)
-        self._host = HostTable(
-            num_rows,
-            layout.words,
-            stride=layout.stride(device),
-            file_folder=config.host_file,
-            touch_pages=pins(config, device) if config.host_touch is None else config.host_touch,
-            device=device,
-            beside=num_rows,  # one byte per row for the counts
-        )
+        self._host = _open_host(config, num_rows, layout, device)
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
         self._device, self._beside, self._group = device, beside, group
@@ -153,7 +146,7 @@ class WindowStore:
         self._await_all()
         return torch.from_numpy(self._directory.slots(rows.numpy()) < 0)
 
-    def flush(self) -> Tensor:
+    def flush(self) -> Tensor | FileRecords:
         """See `RowStore.flush`."""
         self._await_all()
         self._admissions.write_all_back()
@@ -225,3 +218,14 @@ class WindowStore:
         """Waits until nobody is at work on the window."""
         while self._asked:
             self._await(self._asked.popleft())
+
+
+def _open_host(
+    config: OffloadConfig, num_rows: int, layout: RecordLayout, device: torch.device
+) -> HostTable | FileTable:
+    beside = num_rows  # one byte per row for the counts
+    if config.host_file is not None:
+        return FileTable(num_rows, layout.words, config.host_file, beside=beside)
+    touch_pages = pins(config, device) if config.host_touch is None else config.host_touch
+    stride = layout.stride(device)
+    return HostTable(num_rows, layout.words, stride=stride, touch_pages=touch_pages, device=device, beside=beside)

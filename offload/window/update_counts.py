@@ -17,6 +17,17 @@ MOST = 255
 """Where a count stops: so many updates, or more."""
 
 
+def add_update(counts_R: Tensor, rows_U: Tensor) -> None:
+    """One more update of each of the rows (int64, unique), in place; counts (uint8) are on any device."""
+    if counts_R.device.type == "cpu" and compiled_loops.available():
+        from offload.window.update_counts_numba import add
+
+        add(counts_R.numpy(), rows_U.numpy(), MOST)
+        return
+    counts_U = counts_R.index_select(0, rows_U)
+    counts_R.index_copy_(0, rows_U, counts_U.clamp_(max=MOST - 1).add_(1))
+
+
 class UpdateCounts:
     """The counts of a shard's rows, at first all zero. Rows given at once are unique.
 
@@ -39,12 +50,7 @@ class UpdateCounts:
 
     def add(self, rows: Rows) -> None:
         """One more update of each of the rows."""
-        if compiled_loops.available():
-            from offload.window.update_counts_numba import add
-
-            add(self._counts, rows, MOST)
-            return
-        self._counts[rows] = np.minimum(self._counts[rows], MOST - 1) + 1
+        add_update(self.counts_R, torch.from_numpy(rows))
 
     def updated_first(self, rows: Rows, slots: Slots) -> tuple[Rows, Slots, int]:
         """The rows with their slots, those ever updated first, each part in its order; and how many those are."""

@@ -20,6 +20,7 @@ import offload.transfers.staged
 import offload.transfers.zero_copy
 import offload.window.interface
 import offload.window.store
+from kernels.gather.values import RowValues
 from offload.rows.records import RecordLayout, RowInit
 from offload.rows.updater import RowUpdater
 from offload.step import Step
@@ -235,10 +236,10 @@ class _Emulation:
         with self.streams.use(self.side):
             yield
 
-    def _read(self, read: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def reading(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor) -> Tensor:
+    def _read(self, read: Callable[..., RowValues]) -> Callable[..., RowValues]:
+        def reading(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor) -> RowValues:
             with self.simulation.uncharged():
-                weights_UD = read(updater, records_CW, slots_U)
+                found = read(updater, records_CW, slots_U)
             aside = self.variant.values_aside
             with self._aside(aside):
                 span = self._launch("rows", len(slots_U) * self.hardware.rows.read_seconds)
@@ -246,7 +247,7 @@ class _Emulation:
                 self._exchange(len(slots_U))
                 if aside:
                     self.values = self.side.record_event()
-            return weights_UD
+            return found
 
         return reading
 
@@ -260,7 +261,7 @@ class _Emulation:
         def reducing(step: Step) -> Tensor:
             with self.simulation.uncharged():
                 norm_squared = reduce(step)
-            rows = sum(len(leaf) for leaf in step.rows.values)
+            rows = sum(len(gradient.total) for gradient in step.rows.gradients)
             with self._aside(self.gradients is not None, self.gradients):
                 self._exchange(rows)
                 seconds = 3 * rows * self.workload.row_bytes / self.hardware.device.memory_bytes_per_second

@@ -31,7 +31,7 @@ def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> Non
     (part,) = answer["parts"].values()
     assert part.keys() == {"title", "rows", "measures", "notes"}
     names = [row["contender"] for row in part["rows"]]
-    assert names[0] == "engram"
+    assert names[0] == "engram, rowwise-adagrad, resident"
     assert len(names) == 5
     for row in part["rows"]:
         assert row.keys() == {"contender", "step_ms", "times_ours", "background_ms", "cpu_ms", "status"}

@@ -1,10 +1,13 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from launch.bench.disk_stall import measure_disk_stall
 from launch.bench.measure import Spread, Times, race, ratios, wait_until_idle
 from launch.bench.options import BenchOptions
 from launch.bench.path import measure_path
@@ -91,8 +94,9 @@ def test_path_names_what_is_missing_and_measures_the_rest(monkeypatch: pytest.Mo
     missing = status.pop("FBGEMM on CPU, row-wise Adagrad")
     assert missing == "not installed: pip install engram-pretrain[bench]"
     assert set(status.values()) == {"measured"}
-    assert len(status) == 4
-    assert [measure.limit for measure in section.measures] == [0.2], "a share of FBGEMM's step without FBGEMM"
+    ours = {f"engram, {name}, {mode}" for name in ("rowwise-adagrad", "adam") for mode in ("resident", "window")}
+    assert status.keys() == ours | {"nn.Embedding(sparse=True), SparseAdam", "nn.Embedding, Adam", "gather alone, table[ids]"}  # fmt: skip # noqa: E501
+    assert [measure.limit for measure in section.measures] == [0.2, 0.2], "a share of FBGEMM's step without FBGEMM"
     assert all(isinstance(row["step_ms"], Spread) for row in section.rows if row["status"] == "measured")
 
 
@@ -101,7 +105,31 @@ def test_path_leaves_out_what_does_not_fit_into_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr("launch.bench.path._free_memory", lambda device: limit)
     status = {str(row["contender"]): str(row["status"]) for row in measure_path(OPTIONS, quiet()).rows}
     assert sum("of memory" in its for its in status.values()) == 2
-    assert status["engram"] == "measured"
+    assert status["engram, adam, window"] == "measured"
+
+
+def test_the_least_bytes_of_a_step_count_each_thing_once() -> None:
+    section = measure_path(replace(OPTIONS, optimizer="sgd"), quiet())
+    least = {str(row["contender"]): row["least_mb"] for row in section.rows if row["status"] == "measured"}
+    drawn = OPTIONS.draw()
+    row, lookups = 4 * drawn.workload.dim, drawn.workload.lookups
+    unique = sum(drawn.unique_counts[OPTIONS.warmup :]) / OPTIONS.steps
+    assert least["gather alone, table[ids]"] == pytest.approx(1e-6 * row * (lookups + unique))
+    trained = row * (2 * lookups + unique)
+    assert least["engram, sgd, resident"] == pytest.approx(1e-6 * (trained + 2 * (row + 4) * unique))
+    assert least["engram, adam, resident"] == pytest.approx(1e-6 * (trained + 2 * (3 * row + 4) * unique))
+
+
+def test_disk_measures_every_look_ahead_against_the_time_of_its_reads(tmp_path: Path) -> None:
+    workload = Workload(lookups=64, rows=400, dim=4, zipf=1.01)
+    section = measure_disk_stall(replace(OPTIONS, workload=workload, window_rows=120, host_file=str(tmp_path)), quiet())
+    assert [row["depth"] for row in section.rows] == [0, 0, 1, 2, 4]
+    alone, *computing = section.rows
+    assert alone["compute_ms"] == 0.0
+    assert {row["compute_ms"] for row in computing} == {alone["stall_ms"].median}  # type: ignore[union-attr]
+    assert all(row["fetched_mb"] > 0 for row in section.rows), "no row was read: the test would prove nothing"  # type: ignore[operator]
+    assert [measure.limit for measure in section.measures] == [0.05]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scaling_measures_both_kinds_of_larger_tables() -> None:

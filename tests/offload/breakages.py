@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.gather import RowIndex
+from kernels.gather.values import RowValues
 from offload import gradients as gradients_module
 from offload import step as step_module
 from offload.plan.plan import ModulePlan, Plan
@@ -81,7 +82,7 @@ def forgotten_dirt(tables: EngramTables, step: int) -> AbstractContextManager[ob
 
 def other_values(tables: EngramTables, step: int) -> AbstractContextManager[object]:
     """Rows that arrive changed."""
-    return _changed(step_module, "exchange_values", lambda rows: rows + 1)
+    return _changed(step_module, "exchange_values", lambda rows: RowValues(rows.tensor() + 1))
 
 
 def other_gradients(tables: EngramTables, step: int) -> AbstractContextManager[object]:
@@ -104,9 +105,9 @@ def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[obj
     """Rows used without the steps that they missed."""
     read = tables._shard.updater.read
 
-    def as_stored(records: Tensor, slots: Tensor) -> Tensor:
+    def as_stored(records: Tensor, slots: Tensor) -> RowValues:
         read(records, slots)
-        return tables._shard.layout.weights(records)[slots].float()
+        return RowValues(tables._shard.layout.weights(records)[slots].float())
 
     return mock.patch.multiple(tables._shard.updater, read=as_stored, catch_up=lambda records: None)
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.gather import gather
+from kernels.gather.values import RowValues
 from offload import gradients
 from offload.config import OffloadConfig
 from offload.gradients import ModuleGradient
@@ -48,7 +49,7 @@ def test_micro_batches_add_up_to_the_bits_of_dense_gradients(micro_batch: int) -
     sizes = [len(index.segment_N) for index in plan.indices]
     scales = torch.tensor([1e-41, 1.0, -1.0, 0.0, 1e20, -1e-41])
     given = [torch.randn(size, 1) * scales for size in sizes]
-    module = ModuleGradient(plan, values_UD, None)
+    module = ModuleGradient(plan, RowValues(values_UD), None)
     for place, gradient_ND in enumerate(given):
         leaf_VD, index = module.leaf(place)
         assert len(leaf_VD) == len(plan.indices[place].rows_V)
@@ -62,7 +63,7 @@ def test_a_micro_batch_touches_its_own_rows_alone() -> None:
     """No gradient of all rows: the sum is the only memory of its size."""
     plan = plan_of(JOB).modules[0]
     values_UD = torch.randn(plan.indices[0].num_rows, DIM)
-    module, added = ModuleGradient(plan, values_UD, None), []
+    module, added = ModuleGradient(plan, RowValues(values_UD), None), []
     with mock.patch.object(gradients, "add_rows", lambda table, rows, part: added.append((len(rows), len(part)))):
         for place in range(len(plan.indices)):
             leaf_VD, index = module.leaf(place)
@@ -72,9 +73,30 @@ def test_a_micro_batch_touches_its_own_rows_alone() -> None:
     assert max(added)[0] < len(values_UD), "the test would prove nothing"
 
 
+def test_a_single_rank_copies_no_rows() -> None:
+    """They are looked up in their slots or, where they missed steps, beside them; a leaf has no values of its own."""
+    pytest.importorskip("numba")
+    job = Job(steps=3, global_batch=12, micro_batch=4)
+    with contextlib.closing(open_tables(job, OffloadConfig(depth=1))) as tables:
+        for number in range(3):
+            step = tables.begin(number)
+            for place in range(len(step.batches)):
+                for rows, values, (leaf, index) in zip(
+                    step.rows.found, step.rows.values, step.rows.of(place), strict=True
+                ):
+                    assert rows.table_CW.data_ptr() == tables._shard.store.records.data_ptr()
+                    assert leaf.untyped_storage().nbytes() == 4
+                    looked_up = gather(leaf, index)
+                    names = index.rows_V.long() if len(index.rows_V) < len(values) else slice(None)
+                    assert torch.equal(looked_up, values[names][index.segment_N.long()])
+                    looked_up.square().sum().backward()
+            step.reduce()
+            step.apply(lr=0.1)
+
+
 def test_a_gradient_that_comes_too_late_is_refused() -> None:
     plan = plan_of(JOB).modules[0]
-    module = ModuleGradient(plan, torch.zeros(plan.indices[0].num_rows, DIM), None)
+    module = ModuleGradient(plan, RowValues(torch.zeros(plan.indices[0].num_rows, DIM)), None)
     for place in range(len(plan.indices)):
         gather(*module.leaf(place)).sum().backward()
     with pytest.raises(RuntimeError, match="came after those of all micro-batches were sent"):

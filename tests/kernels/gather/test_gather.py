@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from kernels.gather import gather, row_index
+from kernels.gather import gather, row_index, values_numba
+from kernels.gather.segment_sum import segment_sum
+from kernels.gather.values import RowValues
 from tests.kernels.slow_sums import chunked_sum
 
 
@@ -93,6 +95,59 @@ def test_half_precision_results_sum_their_gradients_in_float32(num_rows):
     assert torch.equal(bits(result), bits(planned_sum(index_N, grads, num_rows)))
 
 
+def test_compiled_sums_have_the_bits_of_the_reference_at_any_number_of_threads():
+    """Rows whose lookups are in several threads' parts, in chunks that begin in an earlier one."""
+    generator = torch.Generator().manual_seed(1)
+    index_N = (torch.rand(30_000, generator=generator) ** 4 * 9000).long()
+    index_N[::3] = 5
+    grads = torch.randn(30_000, 11, generator=generator)
+    index = row_index(index_N, 9000)
+    expected = segment_sum(grads, index.order_N, index.offsets_V)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            sums = gradient(torch.zeros(9000, 11), index, grads)
+            assert torch.equal(bits(sums[index.rows_V.long()]), bits(expected))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("streamed", [0, 1 << 60], ids=["past the caches", "through the caches"])
+@pytest.mark.parametrize("dim", [5, 16, 80])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_rows_are_looked_up_where_they_are_stored(bf16, dim, streamed, monkeypatch):
+    """Some stored, some apart; the leaf itself has no values, and receives the gradient of the unique rows."""
+    monkeypatch.setattr(values_numba, "_STREAMED", streamed)
+    generator = torch.Generator().manual_seed(dim)
+    table = torch.randn(60, dim + 3, generator=generator)
+    if bf16:
+        table.view(torch.bfloat16).normal_(generator=generator)
+    weights = table.view(torch.bfloat16)[:, :dim].float() if bf16 else table[:, :dim]
+    places, apart = torch.randperm(60, generator=generator)[:40], torch.randn(40, dim, generator=generator)
+    rows = weights[places].clone()
+    rows[::7], places[::7] = apart[::7], -1 - torch.arange(40)[::7]
+    index_N = torch.randint(0, 40, (70_000,), generator=generator)
+    index = row_index(index_N, 40)
+    stored = index._replace(stored=RowValues(table, places, apart, bf16))
+    leaf = torch.full((), torch.nan).expand(40, dim).requires_grad_()
+    out = gather(leaf, stored)
+    assert torch.equal(bits(out), bits(rows[index_N]))
+    assert torch.equal(bits(stored.stored.tensor()), bits(rows))
+    grads = torch.randn(out.shape, generator=generator)
+    out.backward(grads)
+    assert torch.equal(bits(leaf.grad), bits(gradient(rows, index, grads)))
+    assert torch.equal(gather(leaf.detach(), stored, out_dtype=torch.bfloat16), rows[index_N].bfloat16())
+
+
+def test_what_is_not_a_number_stays_none_when_it_is_rounded():
+    table = torch.tensor([[torch.nan, torch.inf, -torch.inf, 3.4e38]])
+    values = RowValues(table, torch.zeros(1, dtype=torch.int64), table)
+    found = values.look_up(torch.zeros(1, dtype=torch.int32), torch.bfloat16)
+    assert torch.equal(found.isnan(), table.isnan())
+    assert torch.equal(found[~found.isnan()], table.bfloat16()[~table.isnan()])
+
+
 def test_micro_batches_accumulate_in_one_leaf():
     leaf = torch.randn(5, 4, requires_grad=True)
     for lookups in ([0, 2, 2], [2, 4]):
@@ -143,11 +198,15 @@ def test_operators_keep_their_promises():
     index = row_index(torch.tensor([1, 1, 0, 3]), 4)
     rows = torch.randn(4, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.engram.gather.default, (rows, *index.tensors, torch.bfloat16))
+    stored = RowValues(torch.randn(6, 5), torch.tensor([5, -2, 0, 3]), torch.randn(4, 3))
+    arguments = rows, *index.tensors, torch.bfloat16, *stored
+    torch.library.opcheck(torch.ops.engram.gather_stored.default, arguments)
     grads = torch.randn(4, 3, dtype=torch.bfloat16)
-    torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index, torch.float32))
+    torch.library.opcheck(torch.ops.engram.gather_backward.default, (grads, *index.tensors, 4, torch.float32))
 
 
-def test_compiled_whole_and_without_a_copy_of_the_table():
+@pytest.mark.parametrize("stored", [False, True])
+def test_compiled_whole_and_without_a_copy_of_the_table(stored):
     graphs = []
 
     def capture(graph, _inputs):
@@ -160,7 +219,8 @@ def test_compiled_whole_and_without_a_copy_of_the_table():
 
     index = row_index(torch.randint(0, 50, (100,)), 50)
     rows = torch.randn(50, 8, requires_grad=True)
-    loss(rows, index).backward()
+    values = RowValues(rows.detach(), index.rows_V.long(), torch.empty(0, 8))
+    loss(rows, index._replace(stored=values) if stored else index).backward()
     made = [
         node.target for graph in graphs for node in graph.graph.nodes
         if node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor)

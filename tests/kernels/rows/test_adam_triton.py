@@ -276,7 +276,7 @@ def test_rows_whose_steps_grow_again_do_not_rest(kernel_device, weight, exp_avg,
     read_rows(table.records.to(kernel_device), slots.to(kernel_device), rates, got)
     expected = record.clone()
     replay_adam(*expected.split(4, dim=1), [100], history, betas=betas, eps=eps)
-    assert same_bits(torch.cat(got, dim=1), expected)
+    assert same_bits(torch.cat(got[:2], dim=1), expected)
 
 
 def test_offsets_beyond_2_to_the_31(kernel_device):

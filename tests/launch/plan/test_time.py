@@ -142,6 +142,18 @@ def test_threads_beside_the_loop_take_its_core_where_there_is_no_other() -> None
     assert parts == {1: pytest.approx(0.5 + 1e5 * here.host.decide_seconds + copied), 4: 0.0}
 
 
+def test_a_file_is_read_and_written_at_its_disks_rate_which_a_nodes_ranks_share() -> None:
+    found = {}
+    for folder in ("null", "/disk"):
+        job = load(CONFIGS / "bench.yaml", [f"offload.host_file={folder}", "offload.engine=staged"], JobConfig)
+        arguments = plan(job, 8).flops, count_matrices(job), StepRows(1.0, 1.0, 1.0, 1.0), Moved(3000, 1000)
+        found[folder] = step_time(job, Cluster(1, 8, H100, None), *arguments)
+    stages = found["/disk"].stages
+    assert stages.fetch == stages.write_back == pytest.approx(8 * 4000 / H100.node.disk_records_per_second)
+    assert found["null"].stages.fetch < stages.fetch
+    assert found["null"].parts == found["/disk"].parts, "waiting for a disk takes nothing from the model"
+
+
 def test_experts_and_stages_by_hand() -> None:
     """Two micro-batches on each of 8 ranks; an all-to-all of every MoE layer there and back, forward and backward."""
     settings = ["deepspeed.expert_parallel.enabled=true", "deepspeed.expert_parallel.autoep_size=8",

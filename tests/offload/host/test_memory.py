@@ -1,17 +1,12 @@
-"""What the system really gives: sizes, flags and pages as it lists them, disks that are too small."""
+"""What the system really gives: sizes, flags and pages as it lists them."""
 
 import mmap
-import os
-import shutil
-import subprocess
-from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from offload.host.memory import map_anonymous, map_file, touch
+from offload.host.memory import map_anonymous, touch
 from tests.offload.host.pages import pages
 
 MIB = 1 << 20
@@ -47,20 +42,6 @@ def test_anonymous_memory_has_the_size_asked_for_and_is_hidden_from_children() -
 
 
 @needs_smaps
-def test_a_file_has_the_size_asked_for_its_blocks_and_no_name(tmp_path: Path) -> None:
-    words = as_words(map_file(5 * MIB + 12, str(tmp_path)))
-    assert list(tmp_path.iterdir()) == []
-    size, flags = listed(words)
-    assert size == 5 * MIB + mmap.PAGESIZE
-    assert {"sh", "dc", "rr"} <= flags
-    open_files = [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
-    mine = [fd for fd in open_files if str(fd.readlink()).startswith(f"{tmp_path}/")]
-    assert [fd.stat().st_size for fd in mine] == [5 * MIB + 12]
-    assert mine[0].stat().st_blocks * 512 >= 5 * MIB, "blocks that are not reserved may be missing later"
-    assert int(words.count_nonzero()) == 0
-
-
-@needs_smaps
 def test_touching_allocates_every_page_and_changes_nothing() -> None:
     words = as_words(map_anonymous(130 * MIB + 12))  # chunks, the last of them uneven
     words[12345] = 7.0
@@ -90,55 +71,3 @@ def test_pages_are_counted_of_the_tensors_mapping_only(tmp_path: Path) -> None:
     counted = pages(words, tmp_path / "smaps")
     assert (counted.resident, counted.huge) == (4096, 1024)
     assert pages(words, tmp_path / "none").resident == 0
-
-
-@pytest.mark.parametrize(("name", "reason"), [("missing", "No such file or directory"), ("file", "Not a directory")])
-def test_what_is_no_folder_is_refused_in_one_line(name: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(
-        ValueError, match=rf"^offload.host_file: cannot keep 1.00 MiB in {tmp_path / name} \({reason}\)"
-    ):
-        map_file(MIB, str(tmp_path / name))
-
-
-def test_a_disk_without_room_is_refused_before_anything_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(8 * MIB, 5 * MIB, 3 * MIB))
-    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: pytest.fail("blocks were taken"))
-    with pytest.raises(ValueError, match=rf"takes 4.00 MiB, but the disk of {tmp_path} leaves 3.00 MiB: name a folder"):
-        map_file(4 * MIB, str(tmp_path))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 8 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True).returncode != 0:
-        pytest.skip("no right to mount a file system")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_real_disk_holds_as_many_shards_as_fit(small_disk: Path) -> None:
-    first = map_file(5 * MIB, str(small_disk))
-    with pytest.raises(ValueError, match=r"takes 5.00 MiB, but the disk of .* leaves 3.00 MiB"):
-        map_file(5 * MIB, str(small_disk))
-    first.close()
-    map_file(5 * MIB, str(small_disk)).close()
-    assert shutil.disk_usage(small_disk).free == 8 * MIB
-
-
-def test_a_disk_that_another_rank_fills_first_is_refused_and_left_as_it_was(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = map_file(5 * MIB, str(small_disk))
-    usage = shutil.disk_usage(small_disk)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=8 * MIB))
-    with pytest.raises(ValueError, match="No space left on device"):
-        map_file(5 * MIB, str(small_disk))
-    monkeypatch.undo()
-    assert shutil.disk_usage(small_disk).free == usage.free
-    first.close()

@@ -1,5 +1,6 @@
 """A shard in memory or in a file: the same bits, and nothing left behind."""
 
+import contextlib
 import mmap
 import re
 import signal
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from offload.config import LinkConfig, OffloadConfig
-from offload.host.table import HostTable
+from offload.host.table import FileTable, HostTable
 from tests.distributed import run_ranks
 from tests.offload.host.pages import pages
 from tests.offload.host.test_memory import MIB, needs_smaps
@@ -61,14 +63,13 @@ def test_memory_is_taken_when_it_is_written_or_at_once_in_huge_pages() -> None:
         assert given.huge > 0
 
 
-def test_padding_is_memory_that_records_do_not_show(tmp_path: Path) -> None:
-    for folder in (None, str(tmp_path)):
-        table = HostTable(1000, 5, stride=8, file_folder=folder)
-        assert (table.records_RW.shape, table.records_RW.stride()) == ((1000, 5), (8, 1))
-        assert table.records_RW.data_ptr() % mmap.PAGESIZE == 0, "no record would start a line"
-        assert table.nbytes == 1000 * 8 * 4
-        table.close()
-        assert table.records_RW.shape == (0, 5)
+def test_padding_is_memory_that_records_do_not_show() -> None:
+    table = HostTable(1000, 5, stride=8)
+    assert (table.records_RW.shape, table.records_RW.stride()) == ((1000, 5), (8, 1))
+    assert table.records_RW.data_ptr() % mmap.PAGESIZE == 0, "no record would start a line"
+    assert table.nbytes == 1000 * 8 * 4
+    table.close()
+    assert table.records_RW.shape == (0, 5)
 
 
 def test_padding_takes_memory_that_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,16 +80,14 @@ def test_padding_takes_memory_that_must_be_there(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_empty_shard_is_a_table_too(tmp_path: Path) -> None:
-    for folder in (None, str(tmp_path)):
-        table = HostTable(0, 5, file_folder=folder, touch_pages=True)
-        assert table.records_RW.shape == (0, 5)
-        assert table.nbytes == 0
+    for table in (HostTable(0, 5, touch_pages=True), FileTable(0, 5, str(tmp_path))):
+        assert tuple(table.records_RW.shape) == (0, 5)
+        assert table.records_RW.nbytes == 0
         table.close()
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-def test_closing_gives_everything_back_after_its_last_user(in_file: bool, tmp_path: Path) -> None:
-    table = HostTable(100_000, 64, file_folder=str(tmp_path) if in_file else None)
+def test_closing_gives_everything_back_after_its_last_user() -> None:
+    table = HostTable(100_000, 64)
     row = table.records_RW[7]
     address = row.data_ptr()
     table.close()
@@ -97,7 +96,23 @@ def test_closing_gives_everything_back_after_its_last_user(in_file: bool, tmp_pa
     table.close()
     del row
     assert not any(first <= address < last for first, last in mappings())
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_closing_gives_the_file_back(tmp_path: Path) -> None:
+    table = FileTable(100_000, 64, str(tmp_path))
+    table.records_RW[torch.tensor([7])] = torch.ones(1, 64)
+    assert any(str(tmp_path) in name for name in open_files("self"))
+    table.close()
+    table.close()
+    assert not any(str(tmp_path) in name for name in open_files("self"))
+
+
+def open_files(process: int | str) -> list[str]:
+    found = []
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return found
 
 
 def mappings() -> list[tuple[int, int]]:
@@ -116,7 +131,7 @@ def test_the_shards_of_all_ranks_of_the_machine_must_fit(monkeypatch: pytest.Mon
 def test_a_file_needs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    HostTable(1000, 10, file_folder=str(tmp_path)).close()
+    FileTable(1000, 10, str(tmp_path)).close()
 
 
 def train_and_wait(folder: str, trained: Connection) -> None:
@@ -134,9 +149,9 @@ def test_a_killed_run_leaves_no_file(tmp_path: Path) -> None:
     try:
         assert receiver.poll(60)
         assert receiver.recv() == "trained"
-        maps = Path(f"/proc/{process.pid}/maps")
-        if maps.exists():
-            assert re.search(rf"{tmp_path}/.* \(deleted\)", maps.read_text()), "the shard is not in the folder"
+        if Path("/proc").exists():
+            found = " ".join(open_files(process.pid))
+            assert re.search(rf"{tmp_path}/\S* \(deleted\)", found), "the shard is not in the folder"
     finally:
         process.kill()
         process.join(timeout=10)

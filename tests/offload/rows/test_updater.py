@@ -96,7 +96,7 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
             before = window.clone()
             updater.read(window, slot_of)
             assert torch.equal(window, before)
-        weights = updater.read(window, slot_of[rows])
+        weights = updater.read(window, slot_of[rows]).tensor()
         seen = layout.unpack(window[slot_of[rows]])
         updater.catch_up(seen)
         assert torch.equal(weights, layout.unpacked.weights(seen))
@@ -222,7 +222,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
             state, updater = updater.state(), RowUpdater(config, layout, seed=SEED)
             updater.load_state(state)
     assert torch.equal(table.view(torch.int32), in_order(config, row_dtype).view(torch.int32))
-    assert updater.read(table, everywhere).shape == (ROWS, DIM)
+    assert updater.read(table, everywhere).tensor().shape == (ROWS, DIM)
 
 
 @pytest.mark.parametrize(("name", "row_dtype"), [("adam-exact", "bf16"), ("adam-exact-bf16-state", "fp32")])
