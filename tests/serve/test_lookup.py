@@ -50,8 +50,8 @@ def test_a_table_is_not_read_into_memory(tmp_path: Path) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
     before = resident()
-    values = Table([file])(torch.arange(0, size // 256, 1 << 14).unsqueeze(1))
-    assert values.shape == (64, 64)
+    table = Table([file])
+    assert table(torch.arange(0, size // 256, 1 << 14).unsqueeze(1)).shape == (64, 64)
     assert resident() - before < size / 2  # pages around those that are read come along
 
 

@@ -135,6 +135,7 @@ def _rope_parameters(attention: AttentionConfig) -> dict[str, Any]:
         "beta_fast": scaling.beta,
         "mscale": scaling.mscale,
         "mscale_all_dim": scaling.mscale,
-        # Of cosines and sines: readers that take mscale 0 for a missing one would have another.
-        "attention_factor": 1.0,
+        # Of cosines and sines: 1, which readers derive from two equal mscales, but not from 0. Where it is said, vLLM's
+        # DeepSeek-V3 leaves mscale out of the attention's scale.
+        **({"attention_factor": 1.0} if scaling.mscale == 0 else {}),
     }
