@@ -124,6 +124,9 @@ class Image:
     def tensors(self):
         return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in self.whole.items()}
 
+    def beginning(self, tensor):
+        """See `SavedState.beginning`: all must be there."""
+
     def pieces(self, wanted):
         """Pieces that are cut in other places than the ranks' parts are."""
         for name, tensor in self.whole.items():
