@@ -82,10 +82,11 @@ def rotary_frequencies(rope: dict[str, Any], columns: int) -> Tensor:
 
     vLLM's own rotary positions end at YaRN's factor times its original length, which training need not keep to.
     """
-    theta, length = rope["rope_theta"], rope.get("original_max_position_embeddings")
+    theta = rope["rope_theta"]
     frequency = theta ** -(torch.arange(0, columns, 2, dtype=torch.float32) / columns)
     if rope["rope_type"] == "default":
         return frequency
+    length = rope["original_max_position_embeddings"]
 
     def pair_that_turns(times: float) -> float:
         return columns * math.log(length / (2 * math.pi * times)) / (2 * math.log(theta))
