@@ -5,6 +5,7 @@ Shape suffixes: T tokens of a batch, D hidden, M branches, H heads, E memory wid
 
 import math
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention import Attention as CachedAttention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
-from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from .config import EngramConfig
@@ -53,11 +53,10 @@ class Attention(nn.Module):
             self.latent, total * (self.nope + self.value), prefix=f"{prefix}.kv_b_proj", **options
         )
         self.o_proj = RowParallelLinear(total * self.value, hidden, prefix=f"{prefix}.o_proj", **options)
-        scale, rope = (self.nope + self.rope) ** -0.5, dict(config.rope_parameters)
+        scale, rope = (self.nope + self.rope) ** -0.5, config.rope_parameters
         if rope["rope_type"] != "default":
-            rope["rope_type"] = "deepseek_yarn"
             scale *= (0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1) ** 2
-        self.rotary = get_rope(self.rope, config.max_position_embeddings, is_neox_style=False, rope_parameters=rope)
+        self.register_buffer("frequency_P", rotary_frequencies(rope, self.rope), persistent=False)
         self.attn = CachedAttention(
             self.heads, self.width, scale, num_kv_heads=self.heads, cache_config=vllm_config.cache_config,
             quant_config=vllm_config.quant_config, prefix=f"{prefix}.attn",
@@ -71,11 +70,39 @@ class Attention(nn.Module):
         unpacked = self.kv_b_proj(self.kv_a_layernorm(latent.contiguous())).unflatten(-1, (self.heads, -1))
         query_nope, query_rope = query.split((self.nope, self.rope), dim=-1)
         key_nope, value = unpacked.split((self.nope, self.value), dim=-1)
-        query_rope, key_rope = self.rotary(positions_T, query_rope.contiguous(), key_rope.unsqueeze(1).contiguous())
-        query = torch.cat((query_nope, query_rope), dim=-1)
-        key = torch.cat((key_nope, key_rope.expand(-1, self.heads, -1)), dim=-1)
+        angle_TP = positions_T.unsqueeze(1) * self.get_buffer("frequency_P")
+        query = torch.cat((query_nope, rotated(query_rope, angle_TP)), dim=-1)
+        key = torch.cat((key_nope, rotated(key_rope.unsqueeze(1), angle_TP).expand(-1, self.heads, -1)), dim=-1)
         mixed = self.attn(*(F.pad(part, (0, self.width - part.shape[-1])) for part in (query, key, value)))
         return self.o_proj(mixed.view(-1, self.heads, self.width)[..., : self.value].flatten(1))
+
+
+def rotary_frequencies(rope: dict[str, Any], columns: int) -> Tensor:
+    """Angle per position of each pair of columns [P], in fp32; with YaRN (arXiv 2309.00071) interpolated.
+
+    vLLM's own rotary positions end at YaRN's factor times its original length, which training need not keep to.
+    """
+    theta = rope["rope_theta"]
+    frequency = theta ** -(torch.arange(0, columns, 2, dtype=torch.float32) / columns)
+    if rope["rope_type"] == "default":
+        return frequency
+    length = rope["original_max_position_embeddings"]
+
+    def pair_that_turns(times: float) -> float:
+        return columns * math.log(length / (2 * math.pi * times)) / (2 * math.log(theta))
+
+    first = max(math.floor(pair_that_turns(rope["beta_fast"])), 0)
+    last = min(math.ceil(pair_that_turns(rope["beta_slow"])), columns - 1)
+    pair = torch.arange(columns // 2, dtype=torch.float32)
+    share = ((pair - first) / (last - first if last > first else 1e-3)).clamp(0, 1)
+    return frequency * (1 - share) + frequency / rope["factor"] * share
+
+
+def rotated(x_THR: Tensor, angle_TP: Tensor) -> Tensor:
+    """Turns each pair of columns (2p, 2p + 1) by its angle."""
+    even, odd = x_THR[..., 0::2].float(), x_THR[..., 1::2].float()
+    cosine, sine = angle_TP.cos().unsqueeze(1), angle_TP.sin().unsqueeze(1)
+    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2).to(x_THR.dtype)
 
 
 def padded_width(width: int) -> int:

@@ -142,7 +142,7 @@ def port(vllm: Vllm, served: Served) -> Iterator[int]:
     """A server of the export."""
     port = free_port()
     options = ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
-    command = [str(vllm.python), str(vllm.python.with_name("vllm")), "serve", str(served.folder), *options]
+    command = [str(vllm.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(served.folder), *options]
     with subprocess.Popen(command, env=vllm.variables, text=True, cwd="/") as server:
         try:
             wait_for(port, server)
