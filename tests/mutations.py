@@ -126,8 +126,8 @@ MUTATIONS = [
     Mutation(
         "sharding: a rank takes the first row of the next",
         "offload/plan/sharding.py",
-        "(ids < base + owned.stop)",
-        "(ids <= base + owned.stop)",
+        "ends += [base + owned.start, base + owned.stop]",
+        "ends += [base + owned.start, base + owned.stop + 1]",
         "tests/offload/plan",
     ),
     Mutation(
@@ -140,8 +140,8 @@ MUTATIONS = [
     Mutation(
         "exchange: one rank does not round what several would",
         "offload/plan/exchange.py",
-        "return owned_OD.to(dtype).to(torch.float32)",
-        "return owned_OD",
+        "return owned if dtype == torch.float32 else RowValues(owned.tensor().to(dtype).to(torch.float32))",
+        "return owned",
         "tests/offload/test_tables.py",
     ),
     Mutation(
@@ -153,7 +153,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loader: its identity forgets the seed",
-        "train/data/loader.py",
+        "train/data/timetable.py",
         '            "seed": self.seed,\n',
         "",
         "tests/train/data/test_loader.py",

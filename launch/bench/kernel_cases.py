@@ -130,7 +130,7 @@ def gather_cases(sizes: Sizes) -> Iterator[Case]:
             "gather backward",
             name,
             4 * (2 * lookups + unique) + 4 * unique * _DIM + grad_ND.nbytes,
-            _bind(backward, grad_ND, *index, torch.float32),
+            _bind(backward, grad_ND, *index.tensors, index.num_rows, torch.float32),
             _bind(_summed, grad_ND, index) if sizes.on_gpu else None,
         )
 

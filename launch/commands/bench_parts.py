@@ -177,11 +177,12 @@ def checkpoint(lookups: int, folder: str, **chosen: Any) -> None:
 
 
 @click.command(
+    short_help="Time the preparation of text, and the loader.",
     epilog="""\b
 Examples:
   engram bench data
   engram bench data --run runs/tiny --rounds 5 --json
-"""
+""",
 )
 @click.option(
     "--folder", type=click.Path(file_okay=False), default="runs", show_default=True, help="Where to write and read."

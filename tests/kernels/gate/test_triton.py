@@ -160,7 +160,7 @@ def test_public_function_reaches_the_kernels(kernel_device: torch.device, monkey
     monkeypatch.setattr(public, "_fused", lambda *_: True)
     *five, _ = _inputs((2, 3, 2, 24), FP32, kernel_device)
     leaves = [t.requires_grad_() for t in five]
-    gated = public.engram_gate(*leaves, eps=EPS, signed_sqrt=True)
+    gated, _ = public.engram_gate(*leaves, eps=EPS, signed_sqrt=True)
     gated.sum().backward()
     ones = torch.ones((), device=kernel_device).expand_as(gated)
     expected = _run([*(t.detach() for t in leaves), ones], signed_sqrt=True)
@@ -174,7 +174,7 @@ def test_picked_on_a_gpu_and_compiled_whole() -> None:
     expected = _run([*five, grad], signed_sqrt=True)
     leaves = [t.requires_grad_() for t in five]
     for function in (public.engram_gate, torch.compile(public.engram_gate, fullgraph=True)):
-        gated = function(*leaves, eps=EPS, signed_sqrt=True)
+        gated, _ = function(*leaves, eps=EPS, signed_sqrt=True)
         actual = (gated, *torch.autograd.grad(gated, leaves, grad))
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
