@@ -40,7 +40,11 @@ Examples:
     "--warmup", type=click.IntRange(min=1), default=5, show_default=True, help="Steps before those, not timed."
 )
 @click.option(
-    "--optimizer", type=click.Choice([*OPTIMIZERS]), default="adam", show_default=True, help="Optimizer of our tables."
+    "--optimizer",
+    type=click.Choice([*OPTIMIZERS]),
+    default="adam",
+    show_default=True,
+    help="Optimizer of our tables; part path also races others.",
 )
 @click.option("--mode", type=click.Choice(_MODES), default="window", show_default=True, help="Mode of our tables.")
 @click.option("--depth", type=click.IntRange(0, 64), default=1, show_default=True, help="Look-ahead in steps.")
