@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch.distributed as dist
+
 from train.checkpoint.checkpoints import Checkpoints
 from train.checkpoint.content import Now
 from train.checkpoint.together import Failed
@@ -102,7 +104,10 @@ class RunSaves:
         self.tell(wait=True)
         if step == self._kept:
             return ""
-        return f"; {step} steps are saved in {self.now(step)}, the same command goes on from there"
+        path = self.now(step)
+        # The first rank that ends has the launcher end all; rank 0 may only now be writing down that it saved.
+        dist.barrier(self._checkpoints.nodes.group)
+        return f"; {step} steps are saved in {path}, the same command goes on from there"
 
     def interrupt(self, done: int, signum: int) -> NoReturn:
         """Ends the run after `done` steps, once they are saved."""

@@ -35,7 +35,8 @@ def test_json_is_the_only_thing_on_stdout_and_tells_how_it_was_measured() -> Non
         f"engram, {each}, {mode}" for each in ("rowwise-adagrad", "adam") for mode in ("resident", "window")
     ]
     for row in part["rows"]:
-        assert row.keys() == {"contender", "step_ms", "times_ours", "background_ms", "cpu_ms", "status"}
+        assert row.keys() == {"contender", "step_ms", "background_ms", "cpu_ms", "cpu_of_fbgemm", "of_fbgemm",
+                              "least_mb", "least_ms", "status"}  # fmt: skip
         if row["status"] == "measured":
             assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
 
