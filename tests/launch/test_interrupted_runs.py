@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from launch.local.environment import may_use_gpus
 from tests.command_line import backbone, losses, table_rows, train, write_job
+from tests.distributed import free_port
 from tests.launch.ranks import assert_gone
 from tests.signals import skip_if_ignored
 from tests.warm_command import WarmCommand, started_warm
@@ -144,6 +145,29 @@ class TestASignalInTraining:
         assert 2 <= done < 12
         assert_goes_on_like(straight, run, job)
 
+    def test_reaches_the_ranks_of_another_launcher(self, job: Path, straight: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        with ExitStack() as both:
+            ranks = [
+                both.enter_context(
+                    started_warm(
+                        ["train", str(job)],
+                        cwd=None,
+                        environment=world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+                    )
+                )
+                for rank in "01"
+            ]
+            wait_until(lambda: steps_done(run) >= 2, ranks[0])
+            for rank in ranks:
+                rank.process.terminate()
+            first, _ = [rank.result(LIMIT_S) for rank in ranks]
+        assert "interrupted by SIGTERM after step" in first.stdout
+        assert state(run)["state"] == "interrupted"
+        assert_goes_on_like(straight, run, job)
+
+    @pytest.mark.long
     def test_reaches_the_run_under_torchrun(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         with started_by_torchrun(job) as process:

@@ -42,6 +42,8 @@ SETTINGS = [
     Setting(3, None, 1),
     Setting(3, 2, 4),
 ]
+CHEAP = {Setting(1, None, 1), Setting(2, 1, 4), Setting(3, 2, 4)}
+"""Each value once."""
 MODEL = ModelConfig(
     vocab_size=VOCABULARY,
     hidden_size=16,
@@ -196,8 +198,8 @@ def train(setting: Setting, steps: int) -> dict[str, Any]:
     return {"steps": notes.steps, "moved": notes.moved, "muon": engine.muon_parameters}
 
 
-def train_all(steps: int) -> list[dict[str, Any]]:
-    return [train(setting, steps) for setting in SETTINGS]
+def train_all(settings: list[Setting], steps: int) -> dict[Setting, dict[str, Any]]:
+    return {setting: train(setting, steps) for setting in settings}
 
 
 @pytest.fixture(scope="module", params=STEPS)
@@ -206,9 +208,11 @@ def steps(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(steps: int) -> list[dict[Setting, dict[str, Any]]]:
-    """For each rank what each setting came to: all of them in one start of processes."""
-    return [dict(zip(SETTINGS, results, strict=True)) for results in run_ranks(train_all, RANKS, steps)]
+def runs(steps: int, request: pytest.FixtureRequest) -> list[dict[Setting, dict[str, Any]]]:
+    """For each rank what each setting that is asked for came to: all of them in one start of processes."""
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    asked = {callspec.params.get("setting") for callspec in callspecs if callspec}
+    return run_ranks(train_all, RANKS, [setting for setting in SETTINGS if setting in asked], steps)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +225,11 @@ def expected(plain: PlainTrainer) -> list[Step]:
     return list(plain.fit())
 
 
-each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(map(str, s)))
+each_setting = pytest.mark.parametrize(
+    "setting",
+    [pytest.param(setting, marks=() if setting in CHEAP else pytest.mark.long) for setting in SETTINGS],
+    ids=lambda s: "-".join(map(str, s)),
+)
 
 
 @each_setting
