@@ -21,6 +21,7 @@ from tests.distributed import free_port
 from tests.launch.ranks import assert_gone
 from tests.signals import skip_if_ignored
 from tests.warm_command import WarmCommand, started_warm
+from train import validation
 from train.watch.heartbeat import Beat, beat_path
 
 SLOW = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.1}}
@@ -90,6 +91,18 @@ def assert_goes_on_like(straight: Path, run: Path, job: Path, *overrides: str) -
     assert losses(run) == losses(straight)
     assert table_rows(run) == table_rows(straight)
     assert backbone(run) == backbone(straight)
+
+
+def evaluate_slowly() -> None:
+    """Every micro-batch of an evaluation lasts a tenth of a second, and waits rather than computes."""
+    batches = validation.batches
+
+    def slowly(*arguments: Any) -> Iterator[Any]:
+        for batch in batches(*arguments):
+            time.sleep(0.1)
+            yield batch
+
+    validation.batches = slowly
 
 
 def write_slow_job(folder: Path, corpus: Path) -> Path:
@@ -211,9 +224,9 @@ class TestARun:
 
     def test_that_evaluates_ends_within_that_and_evaluates_when_it_goes_on(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        overrides = ("train.steps=3", "eval.every=2", "eval.sequences=400")
+        overrides = ("train.steps=3", "eval.every=2", "eval.sequences=40")
         overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=1e-6")
-        with started_quickly(job, *overrides) as command:
+        with started_quickly(job, *overrides, prepare=evaluate_slowly) as command:
             wait_until(lambda: steps_done(run) == 1, command)
             time.sleep(1)  # step 2 is done, and has no record before it is evaluated
             command.process.terminate()
@@ -292,7 +305,7 @@ KILLS = (kill_a_rank, kill_all, kill_the_launcher)
 @pytest.mark.parametrize(
     ("ends", "times"),
     [
-        pytest.param(KILLS, 3, id="kills"),
+        pytest.param(KILLS, 2, id="kills"),
         pytest.param(KILLS, 21, id="many-kills", marks=pytest.mark.long),
         pytest.param((send_a_signal,), 20, id="signals", marks=pytest.mark.long),
     ],
@@ -306,7 +319,7 @@ def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_sa
     run = tmp_path / "runs" / "small"
     for number in range(times):
         end_somewhere(job, run, ends[number % len(ends)], choice, in_its_start=number % 4 == 3)
-    assert_goes_on_like(left_alone(job, run), run, job)
+    assert_goes_on_like(left_alone(job, run, "checkpoint.every=1000"), run, job)
 
 
 def end_somewhere(job: Path, run: Path, end: End, choice: Random, *, in_its_start: bool) -> None:
