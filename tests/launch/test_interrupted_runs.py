@@ -160,7 +160,13 @@ class TestASignalInTraining:
 
     def test_reaches_the_ranks_of_another_launcher(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        world = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        world["ENGRAM_LOGS"] = str(tmp_path / "logs")
         with ExitStack() as both:
             ranks = [
                 both.enter_context(
@@ -175,8 +181,9 @@ class TestASignalInTraining:
             wait_until(lambda: steps_done(run) >= 2, ranks[0])
             for rank in ranks:
                 rank.process.terminate()
-            first, _ = [rank.result(LIMIT_S) for rank in ranks]
+            first, second = [rank.result(LIMIT_S) for rank in ranks]
         assert "interrupted by SIGTERM after step" in first.stdout
+        assert (second.stdout, (tmp_path / "logs" / "rank1.log").exists()) == ("", True)
         assert state(run)["state"] == "interrupted"
         assert_goes_on_like(straight, run, job)
 

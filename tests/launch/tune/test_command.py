@@ -28,7 +28,7 @@ def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(
     assert job.read_text() == before, "nobody asked to write"
     assert not (tmp_path / "runs" / "small").exists(), "the run's own folder is touched"
 
-    whole = engram("tune", job, "--minutes", "0.25", "--write")
+    whole = engram("tune", job, "--minutes", "0.15", "--write")
     assert whole.returncode == 0, whole.stderr
     assert f"going on from {len(first['turns'])} turns" in whole.stderr
     assert "configured" in whole.stdout
