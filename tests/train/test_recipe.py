@@ -1,5 +1,6 @@
 """The whole recipe, trained for real on two ranks, loses what a plain trainer of one process loses, step by step."""
 
+import gc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -192,6 +193,7 @@ def train(setting: Setting, steps: int) -> dict[str, Any]:
         reporter=reporter,
     )
     trainer.fit()
+    gc.freeze()  # at its end, collections visit again all that ranks were forked with
     assert tables is not None
     tables.close()
     engine.close()
