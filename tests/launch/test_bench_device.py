@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from launch.bench import kernel_times, links
 from launch.bench.clock import CpuClock
@@ -18,28 +17,29 @@ from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
 from launch.bench.report import Measure
-from launch.cli import main
-from tests.command_line import engram
+from tests.command_line import TIMEOUT_S, engram
+from tests.warm_command import started_warm
 from train.progress import Progress
 
 CPU = Sizes(torch.device("cpu"), tokens=8, hidden=16, host_bytes=1 << 22)
 
 
-@pytest.fixture
-def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def time_briefly() -> None:
     """Nothing is timed for longer than it takes to run it a few times."""
     for part in (kernel_times, links):
-        monkeypatch.setitem(part._SECONDS, "cpu", 0.0)
+        part._SECONDS["cpu"] = 0.0
 
 
 def bench(*arguments: str) -> dict[str, Any]:
-    """What `engram bench` answers in JSON, in this process."""
-    result = CliRunner().invoke(main, ["bench", *arguments, "--device", "cpu", "--json"])
-    assert result.exit_code == 0, result.stderr
+    """What `engram bench` answers in JSON."""
+    command, environment = ["bench", *arguments, "--device", "cpu", "--json"], {"OMP_NUM_THREADS": "1"}
+    with started_warm(command, cwd=None, environment=environment, prepare=time_briefly) as started:
+        result = started.result(TIMEOUT_S)
+    assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
-def test_every_kernel_is_timed_beside_the_limit_that_was_measured(few_runs: None) -> None:
+def test_every_kernel_is_timed_beside_the_limit_that_was_measured() -> None:
     answer = bench("kernels", "--tokens", "4", "--seconds", "600")
     assert answer["options"]["device"] == "cpu"
     (part,) = answer["parts"].values()
@@ -109,7 +109,8 @@ def test_an_update_and_its_reference_do_the_same(case: Case) -> None:
     assert not torch.equal(results[0], before_CW)
 
 
-def test_links_on_a_cpu_are_named_as_copies_from_host_to_host(few_runs: None) -> None:
+def test_links_on_a_cpu_are_named_as_copies_from_host_to_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(links._SECONDS, "cpu", 0.0)
     with Progress("links", active=False) as progress:
         section = measure_links(BenchOptions(memory_mib=4), progress)
     assert section.title == "Copies from host to host"
@@ -119,7 +120,7 @@ def test_links_on_a_cpu_are_named_as_copies_from_host_to_host(few_runs: None) ->
     assert "no GPU" in section.notes[-1]
 
 
-def test_links_of_chosen_records(few_runs: None) -> None:
+def test_links_of_chosen_records() -> None:
     answer = bench("links", "--memory-mib", "4", "--programs", "4,16", "--record-bytes", "964,512")
     assert (answer["options"]["programs"], answer["options"]["record_bytes"]) == ([4, 16], [964, 512])
     (part,) = answer["parts"].values()
