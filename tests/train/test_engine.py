@@ -34,9 +34,9 @@ COMBINATIONS = [
 # Every wrapper of DeepSpeed's, and every stage with both optimizers.
 CHEAP = {
     (stage, dtype, name, "none")
-    for stage, dtype, name in itertools.product(range(4), DTYPES, ("adamw", "muon"))
+    for stage, dtype, name in itertools.product(range(3), DTYPES, ("adamw", "muon"))
     if (stage % 2 == 0) == ((dtype, name) in {("fp32", "adamw"), ("bf16", "muon")})
-} | {(1, "bf16", "muon", "cpu"), (3, "bf16", "muon", "cpu")}
+} | {(3, "fp32", "adamw", "none"), (1, "bf16", "muon", "cpu"), (3, "bf16", "muon", "cpu")}
 WRAPPERS = {
     (0, "fp32"): "BackboneOptimizer",
     (0, "bf16"): "FP16_UnfusedOptimizer",
