@@ -36,7 +36,7 @@ STORES = {
 @contextmanager
 def slow_disk() -> Iterator[threading.Event]:
     """Small pieces and files, of which none gets through before the event."""
-    passes, write_all = threading.Event(), train.checkpoint.parts._write_all
+    passes, write_all = threading.Event(), train.checkpoint.parts.write_all
 
     def write(*args: Any) -> None:
         assert passes.wait(60)
@@ -45,7 +45,7 @@ def slow_disk() -> Iterator[threading.Event]:
     with (
         mock.patch.object(train.checkpoint.content, "PIECE_BYTES", 400),
         mock.patch.object(train.checkpoint.parts, "FILE_BYTES", 1000),
-        mock.patch.object(train.checkpoint.parts, "_write_all", write),
+        mock.patch.object(train.checkpoint.parts, "write_all", write),
         mock.patch.object(snapshot, "_PART_ROWS", 16),
     ):
         try:
