@@ -16,6 +16,8 @@ _PARTS = {
     "optimizer": "master weights, optimizer state",
     "activations": "activations",
     "buffers": "buckets, gathered parameters, Muon",
+    "gathered": "gloo's copies of gathered parameters",
+    "kept": "kept by the C library",
     "cuda": "CUDA, NCCL (assumed)",
     "window": "window, or resident shard",
     "step_rows": "a step's rows and gradients",
