@@ -85,10 +85,8 @@ def device_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Bu
         "optimizer": 0.0 if backbone.optimizer_on_host else backbone.optimizer,
         "activations": kept,
         "buffers": backbone.buffers + backbone.orthogonalised,
-        "cuda": CONTEXT_BYTES,
     }
-    if on_cpu:
-        parts |= processor_parts(job, cluster, matrices(job), backbone, kept)
+    parts |= processor_parts(job, cluster, matrices(job), backbone, kept) if on_cpu else {"cuda": CONTEXT_BYTES}
     if job.model.engram is not None and rows is not None:
         parts |= _rows_on_device(job, cluster, rows)
     return Budget(parts, DEVICE_USABLE * cluster.hardware.device.memory_bytes)

@@ -40,6 +40,7 @@ _STEP = {
     "exchange": "rows' values and gradients",
     "rows": "rows' reads and updates",
     "interference": "lost to copies of rows",
+    "threads": "threads beside the loop, on its core",
 }
 
 

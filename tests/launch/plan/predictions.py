@@ -55,7 +55,7 @@ NOTHING = ("model.hidden_size=16", "model.dense_hidden_size=16", "model.num_laye
 NO_TABLE = (*NOTHING, "model.engram=null")
 LEAST_TABLE = (*NOTHING, "offload.window_rows=100", "model.engram.layers=[1]", "model.engram.orders=[2]",
                "model.engram.heads=1", "model.engram.rows_per_head=64", "model.engram.row_dim=4")  # fmt: skip
-ELSEWHERE = ("cuda", "processes")  # what a GPU and its process take in any case
+ELSEWHERE = "processes"  # what a process takes in any case
 TINY = str(DOCS.parent / "configs/tiny.yaml")
 
 
@@ -89,7 +89,7 @@ def predicted(overrides: list[str], ranks: int, numbers: Path) -> Found:
     cluster = Cluster(1, ranks, catalogue.gpu("here"), None, "here")
     found = assess(load(TINY, overrides, JobConfig), cluster, counted=COUNTED)
     here = found.device.parts, {name: value / ranks for name, value in found.host.parts.items()}
-    memory = sum(value for parts in here for name, value in parts.items() if name not in ELSEWHERE)
+    memory = sum(value for parts in here for name, value in parts.items() if name != ELSEWHERE)
     return Found(1e3 * found.seconds, 1e3 * found.time.stages.stall(1), memory / 2**20)
 
 

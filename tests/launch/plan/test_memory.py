@@ -18,6 +18,7 @@ from launch.plan.cluster import Cluster
 from launch.plan.hardware import Kept, read_catalogue
 from launch.plan.launches import launch_count
 from launch.plan.memory import device_budget, record_bytes
+from launch.plan.report_machines import _PARTS
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
 from tests.distributed import run_ranks
@@ -170,6 +171,7 @@ def test_a_processors_rank_keeps_memory_and_gloo_copies_of_what_it_gathers() -> 
     taken = activations(job.model, 8 * 32, 4, on_cpu=True).peak(recompute=False)
     alone, shared = (device_budget(job, Cluster(1, ranks, here, None), None).parts for ranks in (1, 2))
     model = 4 * counted.total
+    assert alone.keys() <= _PARTS.keys() - {"cuda"}
     assert (alone["gradients"], alone["gathered"]) == (model, 0)
     assert alone["kept"] == pytest.approx(9 + 0.5 * (model + taken + model))
     twice = load(TINY, [*DENSE, "model.vocab_size=64", "train.global_batch_size=32"], JobConfig)

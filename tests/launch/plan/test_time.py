@@ -12,6 +12,7 @@ from launch.plan.figures import plan
 from launch.plan.hardware import read_catalogue
 from launch.plan.memory import StepRows
 from launch.plan.planning import Planned
+from launch.plan.report_machines import _STEP
 from launch.plan.stall import Stages, least_depth
 from launch.plan.step_time import Moved, copy_seconds, step_time
 from launch.plan.traffic import OwnerTraffic, Replayed
@@ -167,7 +168,9 @@ def test_threads_beside_the_loop_take_its_core_where_there_is_no_other() -> None
     for cores in (1, 4):
         here = H100.model_copy(update={"device": device, "node": H100.node.model_copy(update={"cores": cores})})
         arguments = plan(job, 1).flops, count_matrices(job), StepRows(1e6, 1e5, 1e5, 1e5), Moved(1e4, 1e4, 0.5)
-        parts[cores] = step_time(job, Cluster(1, 1, here, None), *arguments).parts["threads"]
+        found = step_time(job, Cluster(1, 1, here, None), *arguments).parts
+        assert found.keys() <= _STEP.keys(), "a part without a name in the report"
+        parts[cores] = found["threads"]
     copied = 1e4 * 964 * (1 / 35.2e9 + 1 / 43.2e9)
     assert parts == {1: pytest.approx(0.5 + 1e5 * here.host.decide_seconds + copied), 4: 0.0}
 
