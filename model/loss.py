@@ -77,13 +77,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += losses_C1.sum()
             if losses_N is not None:
                 losses_N[part] = losses_C1.squeeze(1)
-            if not any(wanted):
-                continue
-            dlogits_CV = logits_CV.to(hidden_ND.dtype)
-            if dhidden_ND is not None:
-                torch.mm(dlogits_CV, weight_VD, out=dhidden_ND[part])
-            if dweight_VD is not None:
-                _add_product(dweight_VD, dlogits_CV.mT, hidden_ND[part])
+            if any(wanted):
+                dlogits_CV = logits_CV.to(hidden_ND.dtype)
+                if dhidden_ND is not None:
+                    torch.mm(dlogits_CV, weight_VD, out=dhidden_ND[part])
+                if dweight_VD is not None:
+                    _add_product(dweight_VD, dlogits_CV.mT, hidden_ND[part])
+                del dlogits_CV
+            del logits_CV  # before the next chunk's are in memory
         ctx.save_for_backward(dhidden_ND, dweight_VD)
         ctx.weight_dtype = weight_VD.dtype
         return loss

@@ -92,6 +92,7 @@ def calibrate(file: Path) -> None:
     if not file.parent.is_dir():
         raise UserError(f"--calibrate {file}: there is no folder {file.parent}")
 
+    from launch.local.environment import meeting_port, rank_environment
     from launch.plan.calibrate import calibrated
     from launch.plan.hardware import Catalogue
     from train.config import yaml_text
@@ -99,7 +100,8 @@ def calibrate(file: Path) -> None:
 
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
-        numbers = calibrated(lambda what: progress(f"measuring {what}"), f"{folder}/ranks")
+        alone = rank_environment(0, 1, meeting_port(None), gpus=0)
+        numbers = calibrated(lambda what: progress(f"measuring {what}"), f"{folder}/ranks", alone)
     progress.end()
     Catalogue.model_validate(numbers)
     with new_file(file) as partial:

@@ -11,9 +11,9 @@ products, norms and gates:
     two norms   2 D b
     branches    (M + 2) D b + 4 (7 M^2 + 16 M + 3), model/hyper_connections.py
     Engram      (E_m + M D + D + M D) b + 12 M, and of the convolution M D (2 b + 4 (k + 1))
-    ends        2 D b, and the gradients of the head, 4 V D (not per token)
+    ends        a norm, 2 D b of the stream and its gradient, and the gradients of the head, 4 V D (not per token)
 
-E_m is the memory's width, k the taps. A norm on a GPU keeps its input; on a CPU, in bf16, two fp32 numbers instead.
+E_m is the memory's width, k the taps. A norm on a GPU keeps its input; on a CPU two fp32 numbers instead.
 With `train.recompute` only the stream before each block is kept, and one block's worth beside it.
 """
 
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 from launch.plan.launches import loss_chunk
 from model.config import ModelConfig
+
+_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,17 @@ class Activations:
         return (self.kept_with_recompute if recompute else self.kept) + max(self.loss, self.backward)
 
 
-def activations(model: ModelConfig, tokens: int, width: int) -> Activations:
-    """Counts for a micro-batch of `tokens` tokens in numbers of `width` bytes, on a GPU."""
-    blocks = [block_bytes(model, layer, width) for layer in range(model.num_layers)]
+def activations(model: ModelConfig, tokens: int, width: int, *, on_cpu: bool = False) -> Activations:
+    """Counts for a micro-batch of `tokens` tokens in numbers of `width` bytes."""
+    blocks = [block_bytes(model, layer, width, on_cpu=on_cpu) for layer in range(model.num_layers)]
     stream = model.branches * model.hidden_size * width
-    ends = 3 * model.hidden_size * width
-    chunk = min(tokens, loss_chunk(model))
+    ends = model.hidden_size * (_norm_bytes(width, on_cpu) + 2 * width)
+    chunk = min(tokens, loss_chunk(model, on_cpu=on_cpu))
     head = model.vocab_size * model.hidden_size
     # Logits as they are computed, in fp32, and their gradient; the head's gradient in fp32, and a chunk's part of it.
-    loss = chunk * model.vocab_size * (2 * width + 4) + head * (4 + width)
+    # In fp32 the first three are one tensor, and the parts are added where they are computed.
+    copies = 2 * width if width < _FLOAT else 0
+    loss = chunk * model.vocab_size * (copies + _FLOAT) + head * (_FLOAT + copies / 2)
     return Activations(
         tokens * (sum(blocks) + ends),
         tokens * (stream * model.num_layers + max(blocks) + ends),

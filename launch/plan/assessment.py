@@ -1,5 +1,6 @@
 """A job on machines: memory, traffic, time, cost and what to set, joined from the parts of this folder."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,8 @@ _LOOKUPS, _MOST_STEPS, _COUNTED = 1 << 27, 24, 3
 
 @dataclass(frozen=True)
 class Assessment:
-    """Everything that `engram plan` shows. `replayed` and what follows from rows are None for a job without tables."""
+    """Everything that `engram plan` shows. `replayed` and what follows from rows are None for a job without tables.
+    `early`: of the steps that were replayed, a run's first, in which rows that are new are drawn instead of fetched."""
 
     figures: Figures
     cluster: Cluster
@@ -32,6 +34,7 @@ class Assessment:
     planned: Planned | None
     tokens: int
     price: float | None
+    early: bool = False
 
     @property
     def job(self) -> JobConfig:
@@ -60,10 +63,17 @@ class Assessment:
             return Moved()
         replayed = self.replayed
         lookups = replayed.lookups / self.cluster.ranks
+        plan_seconds = lookups * self.planned.seconds
+        slots = min(self.job.offload.window_rows, self.shard_rows)
+        rooms = ((slots - owner.owned) / owner.fetched for owner in replayed.owners if owner.fetched)
+        room = max(0.0, min(rooms, default=math.inf))
+        if self.early:
+            stored, written = replayed.most(lambda owner: owner.stored), replayed.most(lambda owner: owner.written)
+            return Moved(stored, written, plan_seconds, room)
         fetched = replayed.most(lambda owner: owner.owned if owner.fetched is None else owner.fetched)
         # In the long run as many leave as enter, unless the window holds the shard.
         whole = self.job.offload.window_rows >= self.shard_rows
-        return Moved(*((0.0, 0.0) if whole else (fetched, fetched)), lookups * self.planned.seconds)
+        return Moved(*((0.0, 0.0) if whole else (fetched, fetched)), plan_seconds, room)
 
     @property
     def shard_rows(self) -> int:
@@ -106,7 +116,7 @@ class Assessment:
         """What look-ahead, window and engine to take."""
         if self.replayed is None or self.rows is None:
             return None
-        _, stride = record_bytes(self.job)
+        _, stride = record_bytes(self.job, self.cluster)
         free = self.device.free + self.device.parts["window"]
         in_file = self.job.offload.host_file is not None
         return advise(self.replayed, self.time.stages, self.shard_rows, stride, free, in_file=in_file)
@@ -142,6 +152,7 @@ def assess(
     tokens: int | None = None,
     price: float | None = None,
     zipf: float | None = None,
+    counted: int | None = None,
     told: Callable[[int, int], object] = lambda step, of: None,
 ) -> Assessment:
     """Computes everything; the replay of a job's steps takes some seconds.
@@ -151,26 +162,32 @@ def assess(
         tokens: to train on; None: those of the config.
         price: of a GPU hour.
         zipf: exponent of drawn tokens; None: the job's own text if it is here.
+        counted: of a run's first steps that are replayed, how many count, the last ones; None: late in a run.
         told: is told of the replay's progress.
     """
     figures = plan(job, cluster.ranks)
     replayed = planned = None
     if job.model.engram is not None:
         stream = open_stream(job, zipf)
-        replayed = replayed_steps(job, stream, cluster.ranks, figures, told)
+        replayed = replayed_steps(job, stream, cluster.ranks, figures, told, counted or _COUNTED)
         planned = measure_planning(stream, job.train.micro_batch_size, figures.step_tokens // cluster.ranks)
     budget = figures.step_tokens * job.train.steps if tokens is None else tokens
-    return Assessment(figures, cluster, replayed, planned, budget, price)
+    return Assessment(figures, cluster, replayed, planned, budget, price, early=counted is not None)
 
 
 def replayed_steps(
-    job: JobConfig, stream: Stream, ranks: int, figures: Figures, told: Callable[[int, int], object]
+    job: JobConfig,
+    stream: Stream,
+    ranks: int,
+    figures: Figures,
+    told: Callable[[int, int], object],
+    counted: int = _COUNTED,
 ) -> Replayed:
     """As many steps as are quickly hashed; the last ones count."""
     assert job.model.engram is not None
     lookups = figures.step_tokens * job.model.engram.lookups_per_token * len(job.model.engram.layers)
     steps = max(_COUNTED, min(_MOST_STEPS, _LOOKUPS // lookups))
-    counted = min(_COUNTED, steps - 1)
+    counted = min(counted, steps - 1)
     return replay(
         stream,
         ranks,
@@ -186,7 +203,7 @@ def replayed_steps(
 def bytes_a_step(found: Assessment) -> dict[str, float]:
     """Of one rank (`pcie`: each way), of one node (`dram`, `network`)."""
     assert found.rows is not None
-    _, stride = record_bytes(found.job)
+    _, stride = record_bytes(found.job, found.cluster)
     values, gradients = exchange_bytes(found.job, found.rows)
     gpus, cluster = found.cluster.gpus_per_node, found.cluster
     return {

@@ -6,6 +6,7 @@ A parameter's bytes, of W ranks that share it (`train/engine/zero/__init__.py` n
     0      b            b                  M                 b: 2 in bf16, 4 in fp32
     1      b            b + 4 (bf16)       M / W             M: 4 or, in fp32 at stage 0, nothing for the master
            b            4 / W (fp32)       M / W                8 of Adam's moments, 4 of Muon's momentum
+           b            4 (fp32)           M / W             where several micro-batches are added up
     2      b            4 / W              M / W
     3      b / W        4 / W              M / W
 
@@ -89,7 +90,8 @@ class BackboneBytes:
     Attributes:
         weights, gradients: in the forward's dtype, and what they are added up in.
         optimizer: master weights and optimizer state.
-        buffers: temporary memory: buckets, gathered parameters, orthogonalisation.
+        buffers: temporary memory: buckets, gathered parameters.
+        orthogonalised: what Muon needs at once, when activations are gone.
         optimizer_on_host: whether `optimizer` is in host memory.
         saved: what a save beside training copies to host memory.
     """
@@ -98,6 +100,7 @@ class BackboneBytes:
     gradients: float
     optimizer: float
     buffers: float
+    orthogonalised: float
     optimizer_on_host: bool
     saved: float
 
@@ -106,8 +109,9 @@ def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> Backb
     """The table above, with experts spread by `expert_parallel` counted separately."""
     zero, expert = job.deepspeed.zero_optimization, job.deepspeed.expert_parallel
     ranks, size = cluster.ranks, expert.autoep_size if expert.enabled else 1
-    rest = _Part(job, counted.total - counted.experts, counted.muon - counted.muon_experts, ranks)
-    spread = _Part(job, counted.experts / size, counted.muon_experts / size, ranks // size)
+    adds = job.train.global_batch_size > ranks * job.train.micro_batch_size
+    rest = _Part(job, counted.total - counted.experts, counted.muon - counted.muon_experts, ranks, adds)
+    spread = _Part(job, counted.experts / size, counted.muon_experts / size, ranks // size, adds)
     parts = (rest, spread)
     optimizer = sum(part.optimizer for part in parts)
     width = 2 if job.train.dtype == "bf16" else _FLOAT
@@ -120,16 +124,17 @@ def backbone_bytes(job: JobConfig, counted: Matrices, cluster: Cluster) -> Backb
         sum(part.weights for part in parts) + kept_whole,
         sum(part.gradients for part in parts),
         optimizer,
-        _buffers(job, counted, held, on_gpu=cluster.hardware.device.overlaps_launches),
+        _buffers(job, counted, held),
+        _orthogonalised(job, counted, on_gpu=not cluster.hardware.device.is_processor),
         zero.offload_optimizer.device == "cpu",
         saved,
     )
 
 
 class _Part:
-    """Parameters that `ranks` share, each holding `parameters` of them."""
+    """Parameters that `ranks` share, each holding `parameters` of them; `adds` says whether micro-batches add up."""
 
-    def __init__(self, job: JobConfig, parameters: float, muon: float, ranks: int) -> None:
+    def __init__(self, job: JobConfig, parameters: float, muon: float, ranks: int, adds: bool) -> None:
         stage, bf16 = job.deepspeed.zero_optimization.stage, job.train.dtype == "bf16"
         width = 2 if bf16 else _FLOAT
         self.parameters, self.ranks = parameters, ranks
@@ -137,14 +142,15 @@ class _Part:
         self.state = _FLOAT * parameters + states
         """Master weights and optimizer state of all: what is saved."""
         self.weights = width * parameters / (ranks if stage == 3 else 1)
-        self.gradients = {0: width, 1: width + _FLOAT if bf16 else _FLOAT / ranks}.get(
+        whole_or_part = _FLOAT if adds else _FLOAT / ranks
+        self.gradients = {0: width, 1: width + _FLOAT if bf16 else whole_or_part}.get(
             stage, _FLOAT / ranks
         ) * parameters
         has_masters = stage > 0 or bf16
         self.optimizer = (self.state if has_masters else states) / (ranks if stage else 1)
 
 
-def _buffers(job: JobConfig, counted: Matrices, held: float, *, on_gpu: bool) -> float:
+def _buffers(job: JobConfig, counted: Matrices, held: float) -> float:
     zero, width = job.deepspeed.zero_optimization, 2 if job.train.dtype == "bf16" else _FLOAT
     overlapped = zero.stage == 3 if zero.overlap_comm is None else zero.overlap_comm
     total = 0.0
@@ -153,12 +159,16 @@ def _buffers(job: JobConfig, counted: Matrices, held: float, *, on_gpu: bool) ->
     if zero.stage == 3:
         gathered = max(counted.largest_block, zero.stage3_max_live_parameters) + zero.stage3_prefetch_bucket_size
         total += min(held, gathered) * width
-    if job.optimizer.name == "muon":
-        # The batch, its Gram matrices and the products beside it: about four times the batch.
-        of_auto = 2 if on_gpu else _FLOAT
-        element = {"bf16": 2, "fp32": _FLOAT}.get(job.optimizer.newton_schulz_dtype, of_auto)
-        total += 4 * element * min(counted.muon, _ORTHOGONALISED)
     return total
+
+
+def _orthogonalised(job: JobConfig, counted: Matrices, *, on_gpu: bool) -> float:
+    if job.optimizer.name != "muon":
+        return 0.0
+    # The batch, its Gram matrices and the products beside it: about four times the batch.
+    of_auto = 2 if on_gpu else _FLOAT
+    element = {"bf16": 2, "fp32": _FLOAT}.get(job.optimizer.newton_schulz_dtype, of_auto)
+    return 4 * element * min(counted.muon, _ORTHOGONALISED)
 
 
 def _newton_schulz(name: str, shape: tuple[int, ...]) -> float:

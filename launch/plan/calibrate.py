@@ -6,13 +6,14 @@ A rank computes on one core. Each number is the median of some rounds, as a run'
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
+from launch.plan.calibrate_memory import memory_kept
 from launch.plan.calibrate_network import ROUNDS, WIDTHS, Network, typical
 from launch.plan.calibrate_ranks import exchange_rates, rate_with_all_busy
 from offload.config import TableOptimizerConfig
@@ -24,12 +25,13 @@ from train.machine import usable_cores
 _COLUMNS, _ROWS = 80, 1 << 15
 
 
-def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]:
-    """A catalogue with one machine, `here`, and one network, `loopback`; about a minute.
+def calibrated(told: Callable[[str], object], rendezvous: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """A catalogue with one machine, `here`, and one network, `loopback`; about two minutes.
 
     Args:
         told: is told what is measured.
         rendezvous: a path that does not exist, at which two ranks meet.
+        environment: of the only rank of a job.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -46,6 +48,8 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
         decide = _decide_seconds()
         told("two ranks' exchange")
         exchanged, gathered = exchange_rates(rendezvous)
+        told("memory that is kept")
+        kept, adding = (memory_kept(environment, micro_batches) for micro_batches in (1, 2))
     finally:
         torch.set_num_threads(before)
     link = dict.fromkeys(
@@ -61,6 +65,8 @@ def calibrated(told: Callable[[str], object], rendezvous: str) -> dict[str, Any]
                     "rate_with_all_busy": busy,
                     "memory_bytes": float(psutil.virtual_memory().total),
                     "memory_bytes_per_second": copied,
+                    "kept": kept,
+                    "kept_adding": adding,
                     "exchange_bytes_per_second": exchanged,
                     "gather_bytes_per_second": gathered,
                 },

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from launch.plan.calibrate_network import ROUNDS, SEQUENCES, WIDTHS, Network, typical
+from launch.plan.calibrate_network import SEQUENCES, WIDTHS, Network, typical
 from train.machine import usable_cores
 
+_TURNS = 12
 _EXCHANGED = 1 << 22
 """Bytes that each of two ranks sends the other."""
 
@@ -40,18 +41,24 @@ def _exchange(_: int) -> tuple[float, float]:
 
 
 def _alone_and_together(rank: int) -> tuple[float, float]:
+    """In turns. Other work on the machine delays most what uses all cores: the faster rounds have little of it."""
     work = Network(WIDTHS[0]).work(SEQUENCES)
-    dist.barrier()
-    alone = typical(work) if rank == 0 else 0.0
-    slowest = []
-    for _ in range(ROUNDS):
-        dist.barrier()
-        started = time.perf_counter()
-        work()
-        seconds = torch.tensor(time.perf_counter() - started)
-        dist.all_reduce(seconds, dist.ReduceOp.MAX)
-        slowest.append(float(seconds))
-    return alone, statistics.median(slowest)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(_TURNS):
+        for alone in times:
+            dist.barrier()
+            started = time.perf_counter()
+            if rank == 0 or not alone:
+                work()
+            seconds = torch.tensor(time.perf_counter() - started)
+            dist.all_reduce(seconds, dist.ReduceOp.MAX)
+            times[alone].append(float(seconds))
+    return faster(times[True]), faster(times[False])
+
+
+def faster(times: list[float]) -> float:
+    """The time that a quarter of them reach."""
+    return statistics.quantiles(times, n=4)[0]
 
 
 def _on_ranks(count: int, rendezvous: str, measure: Callable[[int], tuple[float, float]]) -> tuple[float, float]:

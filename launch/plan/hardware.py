@@ -19,6 +19,13 @@ class _Numbers(BaseModel, extra="forbid", frozen=True):
     pass
 
 
+class Kept(_Numbers):
+    """What a rank's process keeps beyond its tensors, of what comes and goes in a step."""
+
+    bytes: float = Field(0.0, ge=0)
+    share: float = Field(0.0, ge=0)
+
+
 class Device(_Numbers):
     """A GPU, or a processor in place of one."""
 
@@ -30,6 +37,13 @@ class Device(_Numbers):
     memory_bytes_per_second: float = Field(gt=0)
     exchange_bytes_per_second: float = Field(gt=0)
     gather_bytes_per_second: float | None = Field(None, gt=0)
+    kept: Kept = Kept()
+    kept_adding: Kept = Kept()
+
+    @property
+    def is_processor(self) -> bool:
+        """Whether the ranks compute on the machine's processor, and their tensors are in its memory."""
+        return not self.overlaps_launches
 
 
 class Link(_Numbers):

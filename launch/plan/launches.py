@@ -12,7 +12,7 @@ _ENDS, _LOSS_CHUNK = 93, 24
 _DENSE, _EXPERTS, _SHARED, _QUERY_LATENT = 173, 222, 20, 30
 _BRANCHES_ENDS, _BRANCHES = 3, 48
 _ENGRAM, _KEY_PROJECTION, _CONVOLUTION, _TAP = 22, 5, 25, 15
-_GPU_CHUNK, _LEAST_TOKENS = 2**27, 128  # of model/loss.py
+_CPU_CHUNK, _GPU_CHUNK, _LEAST_TOKENS = 2**21, 2**27, 128  # of model/loss.py
 
 
 def launch_count(model: ModelConfig, tokens: int) -> int:
@@ -33,9 +33,9 @@ def loss_chunks(model: ModelConfig, tokens: int) -> int:
     return ceil(tokens / loss_chunk(model))
 
 
-def loss_chunk(model: ModelConfig) -> int:
-    """Tokens of such a part on a GPU."""
-    return max(_LEAST_TOKENS, _GPU_CHUNK // model.vocab_size)
+def loss_chunk(model: ModelConfig, *, on_cpu: bool = False) -> int:
+    """Tokens of such a part."""
+    return max(_LEAST_TOKENS, (_CPU_CHUNK if on_cpu else _GPU_CHUNK) // model.vocab_size)
 
 
 def _engram(model: ModelConfig) -> int:

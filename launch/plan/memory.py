@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launch.plan.activations import activations
 from launch.plan.backbone import BackboneBytes, Matrices, backbone_bytes, count_matrices
 from launch.plan.cluster import Cluster
+from launch.plan.processor import processor_parts
 from launch.plan.tables import GPU, Table, count_tables, largest_shard
 from offload.rows.records import RecordLayout
 from train.config.job import JobConfig
@@ -75,16 +76,17 @@ _memo: dict[tuple[str, str], Matrices] = {}
 def device_budget(job: JobConfig, cluster: Cluster, rows: StepRows | None) -> Budget:
     """Of one rank's device."""
     backbone = backbone_bytes(job, matrices(job), cluster)
-    width = 2 if job.train.dtype == "bf16" else _FLOAT
-    kept = activations(job.model, job.train.micro_batch_size * job.data.sequence_length, width)
+    width, on_cpu = 2 if job.train.dtype == "bf16" else _FLOAT, cluster.hardware.device.is_processor
+    tokens = job.train.micro_batch_size * job.data.sequence_length
+    kept = activations(job.model, tokens, width, on_cpu=on_cpu).peak(job.train.recompute)
     parts = {
         "weights": backbone.weights,
         "gradients": backbone.gradients,
         "optimizer": 0.0 if backbone.optimizer_on_host else backbone.optimizer,
-        "activations": kept.peak(job.train.recompute),
-        "buffers": backbone.buffers,
-        "cuda": CONTEXT_BYTES,
+        "activations": kept,
+        "buffers": backbone.buffers + backbone.orthogonalised,
     }
+    parts |= processor_parts(job, cluster, matrices(job), backbone, kept) if on_cpu else {"cuda": CONTEXT_BYTES}
     if job.model.engram is not None and rows is not None:
         parts |= _rows_on_device(job, cluster, rows)
     return Budget(parts, DEVICE_USABLE * cluster.hardware.device.memory_bytes)
@@ -108,11 +110,11 @@ def window_slots(job: JobConfig, tables: list[Table], ranks: int) -> int:
     return min(job.offload.window_rows, shard) if job.offload.mode == "window" else shard
 
 
-def record_bytes(job: JobConfig) -> tuple[int, int]:
-    """Bytes of the weights and of a whole record, as it is in memory for a GPU."""
+def record_bytes(job: JobConfig, cluster: Cluster) -> tuple[int, int]:
+    """Bytes of the weights and of a whole record, as it is in memory for such devices."""
     assert job.model.engram is not None
     layout = RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype)
-    return 4 * layout.weight_words, layout.stride_bytes(GPU)
+    return 4 * layout.weight_words, layout.bytes if cluster.hardware.device.is_processor else layout.stride_bytes(GPU)
 
 
 def packed_bytes(job: JobConfig) -> int:
@@ -125,7 +127,7 @@ def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[st
     assert job.model.engram is not None
     columns = _FLOAT * job.model.engram.row_dim
     tables = count_tables(job.model.engram)
-    _, stride = record_bytes(job)
+    _, stride = record_bytes(job, cluster)
     replayed = 2 * columns if job.offload.optimizer.type == "adam" else 0
     exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
     staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0
@@ -146,7 +148,7 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
     plans = (depth + 2) * (rows.index_bytes * rows.lookups + 8 * rows.owned)
     if job.offload.mode == "resident":
         return {"plans": plans}
-    weights, stride = record_bytes(job)
+    weights, stride = record_bytes(job, cluster)
     in_memory = job.offload.host_file is None
     return {
         "table_weights": shard * weights if in_memory else 0.0,

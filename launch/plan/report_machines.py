@@ -16,6 +16,8 @@ _PARTS = {
     "optimizer": "master weights, optimizer state",
     "activations": "activations",
     "buffers": "buckets, gathered parameters, Muon",
+    "gathered": "gloo's copies of gathered parameters",
+    "kept": "kept by the C library",
     "cuda": "CUDA, NCCL (assumed)",
     "window": "window, or resident shard",
     "step_rows": "a step's rows and gradients",
@@ -38,6 +40,7 @@ _STEP = {
     "exchange": "rows' values and gradients",
     "rows": "rows' reads and updates",
     "interference": "lost to copies of rows",
+    "threads": "threads beside the loop, on its core",
 }
 
 

@@ -118,7 +118,7 @@ class Scaled:
         )
         rows = step_rows(replayed, self.planned)
         cluster = self.machines.cluster(ranks)
-        _, stride = record_bytes(job)
+        _, stride = record_bytes(job, cluster)
         resident = job.model_copy(update={"offload": job.offload.model_copy(update={"mode": "resident"})})
         plan_seconds = rows.lookups * self.planned.seconds
         found = step_time(resident, cluster, self.figures.flops, self.counted, rows, Moved(0, 0, plan_seconds))

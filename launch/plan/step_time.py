@@ -17,6 +17,7 @@ Collectives are counted as if no part of them overlapped the computation, which 
 travel beside the step: `launch.plan.stall`.
 """
 
+import math
 from dataclasses import dataclass
 
 from launch.plan.backbone import Matrices
@@ -38,11 +39,13 @@ class Moved:
     Attributes:
         fetched, written: rows.
         plan_seconds: to plan a step.
+        room: slots that a step leaves to others, as a multiple of those that it fills.
     """
 
     fetched: float = 0.0
     written: float = 0.0
     plan_seconds: float = 0.0
+    room: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,10 @@ def step_time(
         if job.offload.mode == "window":
             parts["interference"] = min(hardware.link.lost_to_copies * (fetch + write), parts["model"])
             decide, disk = rows.owned * hardware.host.decide_seconds, disk_seconds(job, cluster, moved)
-            stages = Stages(0.0, moved.plan_seconds, decide, max(fetch, disk), max(write, disk))
-            if not hardware.device.overlaps_launches:
+            in_loop = hardware.device.is_processor
+            room = moved.room if in_loop else None
+            stages = Stages(0.0, moved.plan_seconds, decide, max(fetch, disk), max(write, disk), room)
+            if in_loop:
                 beside = moved.plan_seconds + decide + _copying_seconds(job, cluster, moved)
                 parts["threads"] = _waiting_for_cores(sum(parts.values()), beside, cluster)
         else:
@@ -110,7 +115,7 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
         )
         return fetch, write
     link, node = cluster.hardware.link, cluster.hardware.node
-    _, stride = record_bytes(job)
+    _, stride = record_bytes(job, cluster)
     by_kernels = {"staged": (False, False), "mixed": (True, False)}.get(job.offload.engine, (True, True))
     rates = link.fetch_bytes_per_second, link.write_back_bytes_per_second
     both = link.both_directions if moved.fetched and moved.written and all(by_kernels) else 1.0
@@ -133,7 +138,7 @@ def disk_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> float:
 
 def _copying_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> float:
     """Of a processor that moves a step's records itself."""
-    link, (_, stride) = cluster.hardware.link, record_bytes(job)
+    link, (_, stride) = cluster.hardware.link, record_bytes(job, cluster)
     return stride * (moved.fetched / link.fetch_bytes_per_second + moved.written / link.write_back_bytes_per_second)
 
 

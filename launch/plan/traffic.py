@@ -23,6 +23,8 @@ class OwnerTraffic:
         asked: rows that ranks request from it.
         owned: rows of it that the step uses; the most of any step in `most`.
         fetched, written: rows into the window and out of it; None where the window is too small for a step.
+        stored: of the fetched, those that an earlier step of the replay used. Others are drawn in the window as long as
+            a run has not got far.
         unions: by depth, the most rows that a step and as many later ones use together.
     """
 
@@ -33,6 +35,7 @@ class OwnerTraffic:
     fetched: float | None
     written: float | None
     unions: dict[int, float]
+    stored: float | None = None
 
     @property
     def hit_rate(self) -> float | None:
@@ -113,6 +116,7 @@ def owner_traffic(
         None if moved is None else mean([moved[step][0] for step in counted]),
         None if moved is None else mean([moved[step][1] for step in counted]),
         {ahead: thinned * _union(used, ahead) for ahead in DEPTHS if ahead < len(used)},
+        None if moved is None else mean([moved[step][2] for step in counted]),
     )
 
 
@@ -125,14 +129,16 @@ def _union(used: Sequence[Ids], ahead: int) -> int:
     return max(len(each_once(*used[start : start + ahead + 1])) for start in starts)
 
 
-def _moved(used: Sequence[Ids], slots: int) -> list[tuple[int, int]] | None:
-    """Rows fetched and written back for each step by a real directory; None if a step does not fit.
+def _moved(used: Sequence[Ids], slots: int) -> list[tuple[int, int, int]] | None:
+    """Rows fetched and written back for each step by a real directory, and how many of the fetched were used before;
+    None if a step does not fit.
 
     Steps are admitted one at a time: a look-ahead changes when rows travel, but not which, as those that leave are the
     least recently used either way (a test holds it to real tables that look ahead).
     """
     known = each_once(*used)  # the others are never in a slot: a directory of these alone decides the same
     directory = open_directory(max(1, len(known)), slots)
+    before = np.zeros(len(known), bool)
     moved = []
     for step, rows in enumerate(np.searchsorted(known, rows) for rows in used):
         leaving = directory.evict(max(0, directory.keep(step, rows) - directory.num_free))
@@ -143,5 +149,6 @@ def _moved(used: Sequence[Ids], slots: int) -> list[tuple[int, int]] | None:
         fetched, taken = admission
         directory.fetched(taken)
         directory.finish(step, directory.slots(rows))
-        moved.append((len(fetched), len(leaving)))
+        moved.append((len(fetched), len(leaving), int(before[fetched].sum())))
+        before[rows] = True
     return moved

@@ -1,5 +1,7 @@
 """The loss against PyTorch's on whole logits, and what it keeps in memory."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,22 @@ def test_gradients_in_bf16_are_as_near_as_those_of_whole_logits() -> None:
     for ours, theirs, exactly in zip(torch.autograd.grad(found, inputs[:2]), plain, right, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - exactly).norm() <= 1.1 * (theirs - exactly).norm()
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_one_chunks_logits_are_in_memory_at_a_time(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before: list[weakref.ref[Tensor]] = []
+    product = F.linear
+
+    def counted(*arguments: Tensor) -> Tensor:
+        assert not any(logits() is not None for logits in before), "an earlier chunk's are still there"
+        before.append(weakref.ref(found := product(*arguments)))
+        return found
+
+    monkeypatch.setattr(F, "linear", counted)
+    with torch.set_grad_enabled(trains):
+        linear_cross_entropy(*_inputs(20, 8, 50, torch.float32), 6)
+    assert len(before) == 4
 
 
 def test_a_frozen_head_and_evaluation_compute_no_gradients_for_it() -> None:

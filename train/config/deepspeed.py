@@ -159,13 +159,17 @@ class DeepSpeedConfig(
                     f"choose one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
                 )
 
-    def build(self, dtype: Literal["bf16", "fp32"], accumulation_steps: int, world_size: int) -> dict[str, Any]:
-        """The whole config for `deepspeed.initialize`.
+    def build(
+        self, dtype: Literal["bf16", "fp32"], accumulation_steps: int, world_size: int, elements: int
+    ) -> dict[str, Any]:
+        """The whole config for `deepspeed.initialize`, for a model of so many elements.
 
         Batch sizes are in micro-batches (one "sample" each): DeepSpeed needs them for nothing but its own counters.
         """
         config = self.model_dump()
         zero = config["zero_optimization"]
+        # DeepSpeed allocates a bucket whole, also where all gradients together fill a part of it.
+        zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], elements)
         if zero["overlap_comm"] is None:
             zero["overlap_comm"] = zero["stage"] == 3
         if not self.expert_parallel.enabled:

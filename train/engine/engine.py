@@ -76,7 +76,7 @@ class Engine:
         self._engine, wrapped, _, _ = deepspeed.initialize(
             model=model,
             optimizer=lambda _: self._build_optimizer(model, optimizer),
-            config=deepspeed_config.build(dtype, accumulation_steps, world_size),
+            config=deepspeed_config.build(dtype, accumulation_steps, world_size, sum(map(math.prod, shapes.values()))),
         )
         self._wrapper = wrap(wrapped)
         self._wrapper.trust_gradients()

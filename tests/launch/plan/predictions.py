@@ -1,26 +1,33 @@
-"""Predicted against measured on this machine's CPU: `python -m tests.launch.plan.predictions [--write]`.
+"""Predicted against measured on this machine's CPU: `python -m tests.launch.plan.predictions [CASE ...] [--write]`.
 
 Measures the machine (`engram plan --calibrate`), trains small jobs on one and two ranks behind emulated links, and puts
 what `plan` says of them beside it: medians of the last steps, and a rank's memory beyond that of one that trains
-next to nothing. `--write` keeps the table in docs/plan.md. Some minutes.
+next to nothing. CASE chooses some: `tiny`, `tiny,none` or `tiny,none,2`. `--hardware FILE` takes what was calibrated
+before. `--write` keeps the rows in docs/plan.md, with those of other cases that are there. All take about ten minutes.
+Ends with status 1 if a case is further off than the goals in `tests.launch.plan.compared` allow.
 """
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from launch.plan.assessment import assess
 from launch.plan.cluster import Cluster
 from launch.plan.hardware import read_catalogue
+from tests.launch.plan.compared import Case, Compared, Found, table, told, written
 from tests.launch.plan.scale_page import DOCS, put
 from train.config.file import load
 from train.config.job import JobConfig
+from train.data.corpus import default_corpus
 
+PAGE, MARK = DOCS / "plan.md", "predictions"
 STEPS, COUNTED = 24, 12
 SHAPES = {
     "tiny": (),
@@ -31,12 +38,16 @@ SHAPES = {
 LINKS = {"none": (), "100 MB/s": ("offload.emulate_link.bytes_per_second=1.0e+8",),
          "20 MB/s": ("offload.emulate_link.bytes_per_second=2.0e+7",)}  # fmt: skip
 CASES = [
-    ("tiny", "none"),
-    ("tiny", "20 MB/s"),
-    ("wide", "none"),
-    ("medium", "none"),
-    ("memory", "20 MB/s"),
-    ("tiny", "100 MB/s"),
+    Case(shape, link, ranks)
+    for shape, link in (
+        ("tiny", "none"),
+        ("tiny", "20 MB/s"),
+        ("wide", "none"),
+        ("medium", "none"),
+        ("memory", "20 MB/s"),
+        ("tiny", "100 MB/s"),
+    )
+    for ranks in (1, 2)
 ]
 NOTHING = ("model.hidden_size=16", "model.dense_hidden_size=16", "model.num_layers=2", "model.moe=null",
            "model.attention={heads: 1, kv_lora_rank: 16, qk_nope_dim: 16, qk_rope_dim: 16, v_dim: 16}",
@@ -44,21 +55,19 @@ NOTHING = ("model.hidden_size=16", "model.dense_hidden_size=16", "model.num_laye
 NO_TABLE = (*NOTHING, "model.engram=null")
 LEAST_TABLE = (*NOTHING, "offload.window_rows=100", "model.engram.layers=[1]", "model.engram.orders=[2]",
                "model.engram.heads=1", "model.engram.rows_per_head=64", "model.engram.row_dim=4")  # fmt: skip
-ELSEWHERE = ("cuda", "processes")  # what a GPU and its process take in any case
+ELSEWHERE = "processes"  # what a process takes in any case
 TINY = str(DOCS.parent / "configs/tiny.yaml")
 
 
-class Found(NamedTuple):
-    """Milliseconds of a step and of its stall; MiB of a rank."""
-
-    step: float
-    stall: float
-    memory: float
+@cache
+def text() -> Path:
+    """The default corpus: named as a store, `plan` replays it."""
+    return default_corpus(DOCS.parent / "data", bpe_vocab=load(TINY, (), JobConfig).data.bpe_vocab).absolute()
 
 
 def settings(*overrides: str) -> list[str]:
     quiet = [f"train.steps={STEPS}", "train.log_every=1", "eval.every=1000", "checkpoint.every=null", "offload.depth=1",
-             "eval.sequences=16", "eval.sample_tokens=0"]  # fmt: skip
+             "eval.sequences=16", "eval.sample_tokens=0", f"data.path={text()}"]  # fmt: skip
     return [*quiet, *overrides]
 
 
@@ -77,34 +86,55 @@ def measured(overrides: list[str], ranks: int) -> Found:
 def predicted(overrides: list[str], ranks: int, numbers: Path) -> Found:
     """The same by `plan`: of a processor, the device's memory is the host's."""
     catalogue = read_catalogue(numbers)
-    found = assess(load(TINY, overrides, JobConfig), Cluster(1, ranks, catalogue.gpu("here"), None, "here"))
+    cluster = Cluster(1, ranks, catalogue.gpu("here"), None, "here")
+    found = assess(load(TINY, overrides, JobConfig), cluster, counted=COUNTED)
     here = found.device.parts, {name: value / ranks for name, value in found.host.parts.items()}
-    memory = sum(value for parts in here for name, value in parts.items() if name not in ELSEWHERE)
+    memory = sum(value for parts in here for name, value in parts.items() if name != ELSEWHERE)
     return Found(1e3 * found.seconds, 1e3 * found.time.stages.stall(1), memory / 2**20)
 
 
-def main() -> None:
+def compared(case: Case, numbers: Path, idle: dict[tuple[str, ...], float]) -> Compared:
+    """One case; `idle` keeps what a rank takes that trains next to nothing, with a table and without."""
+    asked = settings(*SHAPES[case.shape], *LINKS[case.link])
+    least = NO_TABLE if "model.engram=null" in asked else LEAST_TABLE
+    if least not in idle:
+        idle[least] = measured(settings(*least), 1).memory
+    took = measured(asked, case.ranks)
+    beyond = took._replace(memory=took.memory - idle[least])
+    return Compared(case, predicted(asked, case.ranks, numbers), beyond)
+
+
+def chosen(names: Sequence[str]) -> list[Case]:
+    """The cases of these names, all for none."""
+    found = [case for case in CASES if not names or any(case.named(name) for name in names)]
+    if unknown := [name for name in names if not any(case.named(name) for case in CASES)]:
+        raise SystemExit(f"no case {unknown[0]!r}; there are {', '.join(map(str, CASES))}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.launch.plan.predictions")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="some: SHAPE, SHAPE,LINK or SHAPE,LINK,RANKS")
+    parser.add_argument("--hardware", type=Path, metavar="FILE", help="calibrated before, or else now into that file")
+    parser.add_argument("--write", action="store_true", help="keep the rows in docs/plan.md")
+    asked = parser.parse_args()
+    cases = chosen(asked.cases)
+    rows: list[Compared] = []
+    idle: dict[tuple[str, ...], float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        numbers = Path(folder, "here.yaml")
-        subprocess.run([sys.executable, "-m", "launch", "plan", "--calibrate", str(numbers)], check=True)
-        rows = ["| shape | link | ranks | step, predicted | measured | off | stall, predicted | measured | memory, "
-                "predicted | measured | off |", "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-        idle = {least: measured(settings(*least), 1).memory for least in (NO_TABLE, LEAST_TABLE)}
-        for shape, link in CASES:
-            for ranks in (1, 2):
-                asked = settings(*SHAPES[shape], *LINKS[link])
-                says, took = predicted(asked, ranks, numbers), measured(asked, ranks)
-                memory = took.memory - idle[NO_TABLE if "model.engram=null" in asked else LEAST_TABLE]
-                # fmt: off
-                rows.append(f"| {shape} | {link} | {ranks} | {says.step:.0f} ms | {took.step:.0f} ms | "
-                            f"{says.step / took.step - 1:+.0%} | {says.stall:.0f} ms | {took.stall:.0f} ms | "
-                            f"{says.memory:.0f} MiB | {memory:.0f} MiB | {says.memory / memory - 1:+.0%} |")
-                # fmt: on
-                print(rows[-1], flush=True)
-    if "--write" in sys.argv:
-        page = DOCS / "plan.md"
-        page.write_text(put(page.read_text(), "predictions", "\n".join(rows)))
+        numbers = asked.hardware or Path(folder, "here.yaml")
+        if not numbers.exists():
+            subprocess.run([sys.executable, "-m", "launch", "plan", "--calibrate", str(numbers)], check=True)
+        for case in cases:
+            rows.append(compared(case, numbers, idle))
+            print(rows[-1].row(), flush=True)
+    if asked.write:
+        page = PAGE.read_text()
+        kept = {row.case: row for row in written(page, MARK)} | {row.case: row for row in rows}
+        PAGE.write_text(put(page, MARK, table([kept[case] for case in CASES if case in kept], len(CASES))))
+    print("\n".join(told(rows)), flush=True)
+    return 0 if all(row.met for row in rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from launch.cli import main
+from launch.plan.calibrate_memory import kept_of
 from launch.plan.hardware import read_catalogue
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
@@ -23,6 +24,8 @@ def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_p
     here = catalogue.gpu("here")
     assert 1e8 < here.device.flops_per_second < 1e13
     assert 1e8 < here.link.fetch_bytes_per_second < here.device.memory_bytes_per_second < 1e12
+    for kept in (here.device.kept, here.device.kept_adding):
+        assert 2**22 < kept.bytes + kept.share * 2**28 < 2**29
     assert 1e-7 < here.host.launch_seconds < 1e-2
     assert 0 < here.host.decide_seconds < 1e-4
     assert 0 < here.rows.read_seconds < 1e-4
@@ -31,6 +34,12 @@ def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_p
     told = run(TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
     assert told.exit_code == 0, told.output
     assert "A GPU's memory, of 1 x 2 here" in told.stdout
+
+
+def test_what_a_process_keeps_is_a_line_through_two_models_and_never_negative() -> None:
+    assert kept_of([(100.0, 50.0), (300.0, 110.0)]) == {"bytes": pytest.approx(20), "share": pytest.approx(0.3)}
+    assert kept_of([(100.0, 30.0), (300.0, 120.0)]) == {"bytes": 0.0, "share": pytest.approx(0.45)}
+    assert kept_of([(100.0, 50.0), (300.0, 40.0)]) == {"bytes": 40.0, "share": 0.0}
 
 
 @pytest.mark.parametrize(

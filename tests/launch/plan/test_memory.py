@@ -1,19 +1,24 @@
 """Predicted bytes and counts against those of real engines, real forwards and real launches."""
 
 import gc
+import json
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from kernels.gather import row_index
 from launch.plan.activations import activations, block_bytes
 from launch.plan.backbone import backbone_bytes, count_matrices
 from launch.plan.cluster import Cluster
-from launch.plan.hardware import read_catalogue
+from launch.plan.hardware import Kept, read_catalogue
 from launch.plan.launches import launch_count
+from launch.plan.memory import device_budget, record_bytes
+from launch.plan.report_machines import _PARTS
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
 from tests.distributed import run_ranks
@@ -124,6 +129,67 @@ def test_activations_are_within_a_tenth_of_what_a_forward_keeps(overrides: tuple
     kept = saved_by_blocks(job, 2, 128)
     for layer in range(job.model.num_layers):
         assert block_bytes(job.model, layer, width, on_cpu=True) == pytest.approx(kept[layer], rel=0.1)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_what_a_steps_tensors_take_at_once_is_within_a_tenth_of_a_real_steps(
+    micro_batches: int, tmp_path: Path
+) -> None:
+    job = load(TINY, ["data.sequence_length=128"], JobConfig)
+    torch.manual_seed(0)
+    network = LanguageModel(job.model)
+    tokens_BT = torch.randint(job.model.vocab_size, (8, 128))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in range(micro_batches):
+            network(tokens_BT, torch.arange(128).expand(8, 128), memory_of(job, tokens_BT), tokens_BT).backward()
+    profiled.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    gradients = 4 * sum(parameter.numel() for parameter in network.parameters())
+    predicted = activations(job.model, 8 * 128, 4, on_cpu=True).peak(recompute=False)
+    assert max(accumulate(nbytes for _, nbytes in changes)) == pytest.approx(
+        predicted + (micro_batches - 1) * gradients, rel=0.1
+    )
+
+
+def test_a_processors_rank_keeps_memory_and_gloo_copies_of_what_it_gathers() -> None:
+    """Muon's matrices are the larger of two groups. On one rank two micro-batches are added up; on two there is one."""
+    device = (
+        read_catalogue()
+        .gpu("h100")
+        .device.model_copy(
+            update={
+                "overlaps_launches": False,
+                "kept": Kept(bytes=7, share=0.25),
+                "kept_adding": Kept(bytes=9, share=0.5),
+            }
+        )
+    )
+    here = read_catalogue().gpu("h100").model_copy(update={"device": device})
+    job = load(TINY, [*DENSE, "model.vocab_size=64"], JobConfig)
+    counted = count_matrices(job)
+    taken = activations(job.model, 8 * 32, 4, on_cpu=True).peak(recompute=False)
+    alone, shared = (device_budget(job, Cluster(1, ranks, here, None), None).parts for ranks in (1, 2))
+    model = 4 * counted.total
+    assert alone.keys() <= _PARTS.keys() - {"cuda"}
+    assert (alone["gradients"], alone["gathered"]) == (model, 0)
+    assert alone["kept"] == pytest.approx(9 + 0.5 * (model + taken + model))
+    twice = load(TINY, [*DENSE, "model.vocab_size=64", "train.global_batch_size=32"], JobConfig)
+    assert device_budget(twice, Cluster(1, 2, here, None), None).parts["gradients"] == model
+    # The part of the reduced gradients, and Muon's copies, where activations were.
+    assert (shared["gradients"], shared["gathered"]) == (0, 2 * 4 * counted.muon)
+    assert shared["kept"] == pytest.approx(7 + 0.25 * (taken + model))
+    assert shared["buffers"] == model + max(0, 4 * 4 * counted.muon + model / 2 - taken)
+
+
+def test_records_lie_side_by_side_on_a_processor() -> None:
+    gpu = read_catalogue().gpu("h100")
+    device = gpu.device.model_copy(update={"overlaps_launches": False})
+    cpu = gpu.model_copy(update={"device": device})
+    job = load(TINY, [], JobConfig)
+    numbers = 32 * 3 + 1  # weights, Adam's moments, version
+    assert record_bytes(job, Cluster(1, 1, cpu, None)) == (4 * 32, 4 * numbers)
+    assert record_bytes(job, Cluster(1, 1, gpu, None)) == (4 * 32, 4 * 104)  # whole sectors of eight
 
 
 def test_recompute_keeps_the_stream_and_one_block() -> None:

@@ -117,7 +117,7 @@ def test_hits_are_those_of_real_tables(depth: int) -> None:
             batches=lambda step: [Tokens(*next(iter(stream.pieces(step)))[1:])],
             num_steps=steps,
         )
-    fetched = requested = 0
+    fetched = requested = stored = 0
     for step in range(steps):
         begun = opened.begin(step)
         begun.reduce()
@@ -125,10 +125,13 @@ def test_hits_are_those_of_real_tables(depth: int) -> None:
         traffic = opened.take_traffic()
         requested += traffic.requested
         fetched += traffic.requested - traffic.hits
+        stored += traffic.fetched
     opened.close()
     (owner,) = found.owners
     assert owner.owned == requested / steps
     assert owner.fetched == fetched / steps
+    assert owner.stored == stored / steps
+    assert 0 < owner.stored < owner.fetched
     assert 0 < owner.hit_rate < 1
     assert owner.written
 

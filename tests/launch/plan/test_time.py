@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from launch.plan.advice import advise
+from launch.plan.assessment import Assessment
 from launch.plan.backbone import count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.figures import plan
 from launch.plan.hardware import read_catalogue
 from launch.plan.memory import StepRows
+from launch.plan.planning import Planned
+from launch.plan.report_machines import _STEP
 from launch.plan.stall import Stages, least_depth
 from launch.plan.step_time import Moved, copy_seconds, step_time
 from launch.plan.traffic import OwnerTraffic, Replayed
@@ -22,9 +25,26 @@ H100, IB = read_catalogue().gpu("h100"), read_catalogue().network("ib400")
 
 @pytest.mark.parametrize(("depth", "measured"), [(0, 0.410), (1, 0.251), (2, 0.0001), (4, 0.0001)])
 def test_stalls_are_those_that_were_measured_on_an_emulated_link(depth: int, measured: float) -> None:
-    """docs/performance.md, "Stall by look-ahead": one rank; the link was chosen for 41 % at depth 0."""
-    stages = Stages(step=0.1, plan=0.008, decide=0.0, fetch=0.0695, write_back=0.0695)
-    assert stages.stall(depth) / stages.period(depth) == pytest.approx(measured, abs=0.03)
+    """docs/performance.md, "Stall by look-ahead": one rank on a CPU; the link was chosen for 41 % at depth 0."""
+    stages = Stages(step=0.1, plan=0.008, decide=0.0, fetch=0.0345, write_back=0.0345, room=10.0)
+    assert stages.stall(depth) / stages.period(depth) == pytest.approx(measured, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("room", "periods"),
+    [
+        (5.0, (1.75, 1.25, 1.0)),  # after the step, and after its write-back during a step; before
+        (0.25, (1.75, 1.625, 1.625)),  # the write-back but for a quarter, and the fetch
+        (0.0, (1.75, 1.75, 1.75)),
+    ],
+)
+def test_a_loop_that_decides_itself_fetches_when_it_comes_to_it_and_slots_are_free(
+    room: float, periods: tuple[float, ...]
+) -> None:
+    stages = Stages(step=1.0, plan=0.1, decide=0.0, fetch=0.25, write_back=0.5, room=room)
+    assert [stages.period(depth) for depth in (0, 1, 2)] == pytest.approx(periods)
+    assert Stages(1.0, 3.0, 0.0, 0.25, 0.5, room).period(1) == 3.0
+    assert Stages(1.0, 0.1, 0.0, 0.0, 0.0, float("inf")).period(1) == 1.0
 
 
 def test_the_slowest_of_who_work_beside_the_loop_decides() -> None:
@@ -80,12 +100,23 @@ def test_what_fits_stays_on_the_device_and_else_a_window_for_the_depth_is_advise
     assert "use more devices" in dense.reason
 
 
+@pytest.mark.parametrize(("early", "moved"), [(False, (6.0, 6.0)), (True, (4.0, 5.0))])
+def test_early_in_a_run_rows_that_are_new_cross_no_link(early: bool, moved: tuple[float, float]) -> None:
+    """Of 6 rows that enter the window 4 were used before; 5 leave it. Late, all were, and as many leave as enter."""
+    owner = OwnerTraffic(0, 9, 8, 9, fetched=6.0, written=5.0, unions={}, stored=4.0)
+    replayed = Replayed("", 1, 0, 1, (owner,), 1, 1000)
+    figures = plan(load(CONFIGS / "tiny.yaml", [], JobConfig), 1)
+    found = Assessment(figures, Cluster(1, 1, H100, None), replayed, Planned(1e-6, 16, 1), 0, None, early)
+    assert found.moved == Moved(*moved, 1e-3, (50_000 - 8) / 6)
+
+
 def test_a_processor_launches_and_computes_one_after_the_other_and_an_emulated_link_carries_packed_records() -> None:
     job = load(CONFIGS / "bench.yaml", ["offload.emulate_link={bytes_per_second: 1.0e+8, latency_s: 0.5}"], JobConfig)
     here = H100.model_copy(update={"device": H100.device.model_copy(update={"overlaps_launches": False})})
-    arguments = plan(job, 1).flops, count_matrices(job), StepRows(1.0, 1.0, 1.0, 1.0), Moved(1000, 0)
+    arguments = plan(job, 1).flops, count_matrices(job), StepRows(1.0, 1.0, 1.0, 1.0), Moved(1000, 0, room=3.0)
     found = step_time(job, Cluster(1, 1, here, None), *arguments)
     assert found.parts["model"] == found.compute + found.launches
+    assert (found.stages.room, step_time(job, Cluster(1, 1, H100, None), *arguments).stages.room) == (3.0, None)
     assert (found.stages.fetch, found.stages.write_back) == (0.5 + 1000 * 964 / 1e8, 0.0)
 
 
@@ -137,8 +168,10 @@ def test_threads_beside_the_loop_take_its_core_where_there_is_no_other() -> None
     for cores in (1, 4):
         here = H100.model_copy(update={"device": device, "node": H100.node.model_copy(update={"cores": cores})})
         arguments = plan(job, 1).flops, count_matrices(job), StepRows(1e6, 1e5, 1e5, 1e5), Moved(1e4, 1e4, 0.5)
-        parts[cores] = step_time(job, Cluster(1, 1, here, None), *arguments).parts["threads"]
-    copied = 1e4 * 1024 * (1 / 35.2e9 + 1 / 43.2e9)
+        found = step_time(job, Cluster(1, 1, here, None), *arguments).parts
+        assert found.keys() <= _STEP.keys(), "a part without a name in the report"
+        parts[cores] = found["threads"]
+    copied = 1e4 * 964 * (1 / 35.2e9 + 1 / 43.2e9)
     assert parts == {1: pytest.approx(0.5 + 1e5 * here.host.decide_seconds + copied), 4: 0.0}
 
 

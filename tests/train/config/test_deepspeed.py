@@ -87,13 +87,18 @@ def test_experts_that_can_be_spread_pass():
 
 
 def test_what_we_rely_on_is_written_out():
-    config = DeepSpeedConfig.model_validate({"zero_optimization": {"stage": 3}}).build("bf16", 4, 2)
+    config = DeepSpeedConfig.model_validate({"zero_optimization": {"stage": 3}}).build("bf16", 4, 2, 1000)
     assert config["gradient_clipping"] == 0.0
     assert config["bf16"] == {"enabled": True, "check_grad_overflow": False, "immediate_grad_update": False}
     assert config["data_types"]["grad_accum_dtype"] == "fp32"
     assert config["zero_optimization"]["overlap_comm"] is True
     assert config["train_batch_size"] == 8
-    assert DeepSpeedConfig().build("fp32", 1, 1)["zero_optimization"]["overlap_comm"] is False
+    assert DeepSpeedConfig().build("fp32", 1, 1, 1000)["zero_optimization"]["overlap_comm"] is False
+
+
+@pytest.mark.parametrize(("elements", "size"), [(1000, 1000), (10**9, 50_000_000)])
+def test_a_bucket_is_no_larger_than_all_gradients(elements, size):
+    assert DeepSpeedConfig().build("fp32", 1, 1, elements)["zero_optimization"]["reduce_bucket_size"] == size
 
 
 class Spy(dict):
@@ -164,7 +169,7 @@ def test_contract_deepspeed_takes_the_whole_config(deepspeed):
     from deepspeed.runtime.config import DeepSpeedConfig as Theirs
 
     section = {"expert_parallel": {"enabled": True}, "zero_optimization": {"stage": 2}}
-    built = DeepSpeedConfig.model_validate(section).build("bf16", 2, 1)
+    built = DeepSpeedConfig.model_validate(section).build("bf16", 2, 1, 1000)
     parsed = Theirs(copy.deepcopy(built))
     assert parsed.gradient_clipping == 0.0
     assert parsed.zero_optimization_stage == 2
