@@ -256,7 +256,7 @@ def save_and_resume(job: Job, config: OffloadConfig, stop: int) -> tuple[list[fl
 @pytest.mark.parametrize("name", TABLES)
 def test_resuming_from_saved_rows_continues_bitwise(name: str) -> None:
     config = TABLES[name].model_copy(update={"depth": 2, "window_rows": TINY})
-    straight = run_job(JOB, config)
+    straight = resident(name)
     losses, rows = save_and_resume(JOB, config, 6)
     assert losses == straight.losses[6:]
     assert rows == straight.rows
