@@ -48,8 +48,8 @@ class Compared(NamedTuple):
 
     @property
     def within(self) -> tuple[bool, bool, bool]:
-        """Which of the three goals are met, as precisely as the table shows them."""
-        step, stall, memory = (abs(round(share, 2)) for share in self.off)
+        """Which of the three goals are met."""
+        step, stall, memory = map(abs, self.off)
         return step <= STEP, stall <= STALL, memory <= MEMORY
 
     @property
@@ -79,7 +79,7 @@ def told(rows: Sequence[Compared]) -> list[str]:
 
 def table(rows: Sequence[Compared], cases: int) -> str:
     """Of Markdown, and which of the goals it meets."""
-    missing = [f"{cases - len(rows)} of {cases} cases were not run."] if len(rows) < cases else []
+    missing = [f"* {cases - len(rows)} of {cases} cases were not run"] if len(rows) < cases else []
     return "\n".join([*_HEADS, *(row.row() for row in rows), "", *(f"* {line}" for line in told(rows)), *missing])
 
 
