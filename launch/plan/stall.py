@@ -108,10 +108,8 @@ class _Loop:
 
     def _release(self) -> None:
         self._unused += 1.0
-        if self._waiting:
-            self._admit()
-        else:
-            self._make_room()
+        self._make_room()
+        self._admit()
 
 
 def least_depth(stages: Stages, depths: tuple[int, ...] = (0, 1, 2, 4), share: float = 0.005) -> int:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 STEP, STALL, MEMORY = 0.15, 0.05, 0.10
 """The goals: of the measured step, of the measured step again, of the measured memory."""
-_HEADS = ("| shape | link | ranks | step, predicted | measured | off | stall, predicted | measured | off, of the step "
-          "| memory, predicted | measured | off |", "|---|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+_HEADS = (
+    "| shape | link | ranks | step, predicted | measured | off | stall, predicted | measured | off, of the step "
+    "| memory, predicted | measured | off | other work |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
 
 
 class Case(NamedTuple):
@@ -34,11 +37,12 @@ class Found(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A case's two."""
+    """A case's two, and the share of the machine's cores that other work took while it was measured, if known."""
 
     case: Case
     says: Found
     took: Found
+    others: float | None = None
 
     @property
     def off(self) -> tuple[float, float, float]:
@@ -48,8 +52,8 @@ class Compared(NamedTuple):
 
     @property
     def within(self) -> tuple[bool, bool, bool]:
-        """Which of the three goals are met, as precisely as the table shows them."""
-        step, stall, memory = (abs(round(share, 2)) for share in self.off)
+        """Which of the three goals are met."""
+        step, stall, memory = map(abs, self.off)
         return step <= STEP, stall <= STALL, memory <= MEMORY
 
     @property
@@ -62,7 +66,8 @@ class Compared(NamedTuple):
         units = ("ms", "ms", "MiB")
         cells = (f"{says:.0f} {unit} | {took:.0f} {unit} | {off:+.0%}" for says, took, off, unit in
                  zip(self.says, self.took, self.off, units, strict=True))  # fmt: skip
-        return f"| {self.case.shape} | {self.case.link} | {self.case.ranks} | {' | '.join(cells)} |"
+        others = "?" if self.others is None else f"{self.others:.0%}"
+        return f"| {self.case.shape} | {self.case.link} | {self.case.ranks} | {' | '.join(cells)} | {others} |"
 
 
 def told(rows: Sequence[Compared]) -> list[str]:
@@ -79,7 +84,7 @@ def told(rows: Sequence[Compared]) -> list[str]:
 
 def table(rows: Sequence[Compared], cases: int) -> str:
     """Of Markdown, and which of the goals it meets."""
-    missing = [f"{cases - len(rows)} of {cases} cases were not run."] if len(rows) < cases else []
+    missing = [f"* {cases - len(rows)} of {cases} cases were not run"] if len(rows) < cases else []
     return "\n".join([*_HEADS, *(row.row() for row in rows), "", *(f"* {line}" for line in told(rows)), *missing])
 
 
@@ -90,7 +95,8 @@ def written(page: str, mark: str) -> list[Compared]:
     for line in rest.partition(f"<!-- /{mark} -->")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         numbers = [float(match[1]) for cell in cells[3:] if (match := re.fullmatch(r"(\d+) (?:ms|MiB)", cell))]
-        if len(cells) == 12 and len(numbers) == 6:
+        if len(numbers) == 6:
             case = Case(cells[0], cells[1], int(cells[2]))
-            found.append(Compared(case, Found(*numbers[::2]), Found(*numbers[1::2])))
+            others = None if cells[-1] == "?" else float(cells[-1].rstrip("%")) / 100
+            found.append(Compared(case, Found(*numbers[::2]), Found(*numbers[1::2]), others))
     return found

@@ -1,22 +1,26 @@
 """Predicted against measured on this machine's CPU: `python -m tests.launch.plan.predictions [CASE ...] [--write]`.
 
 Measures the machine (`engram plan --calibrate`), trains small jobs on one and two ranks behind emulated links, and puts
-what `plan` says of them beside it: medians of the last steps, and a rank's memory beyond that of one that trains
-next to nothing. CASE chooses some: `tiny`, `tiny,none` or `tiny,none,2`. `--hardware FILE` takes what was calibrated
-before. `--write` keeps the rows in docs/plan.md, with those of other cases that are there. All take about ten minutes.
-Ends with status 1 if a case is further off than the goals in `tests.launch.plan.compared` allow.
+what `plan` says of them beside it: medians of the last steps, a rank's memory beyond that of one that trains next to
+nothing, and what share of the cores other work took meanwhile. CASE chooses some: `tiny`, `tiny,none` or `tiny,none,2`.
+`--hardware FILE` takes what was calibrated before. `--write` keeps the rows in docs/plan.md, with those of other cases
+that are there. All take about ten minutes. Ends with status 1 if a case misses a goal of `tests.launch.plan.compared`.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 from launch.plan.assessment import assess
 from launch.plan.cluster import Cluster
@@ -71,8 +75,9 @@ def settings(*overrides: str) -> list[str]:
     return [*quiet, *overrides]
 
 
-def measured(overrides: list[str], ranks: int) -> Found:
-    """What a run of them takes."""
+def measured(overrides: list[str], ranks: int) -> tuple[Found, float]:
+    """What a run of them takes, and the share of the machine's cores that anything else took meanwhile."""
+    others = OtherWork()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "launch", "train", TINY, *overrides, f"run.dir={folder}", f"run.nproc={ranks}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -80,7 +85,23 @@ def measured(overrides: list[str], ranks: int) -> Found:
         lines = [json.loads(line) for line in (Path(folder) / "tiny/metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_ms" in line][-COUNTED:]
     step, stall = (statistics.median(line.get(key, 0.0) for line in steps) for key in ("step_ms", "offload.stall_ms"))
-    return Found(step, stall, steps[-1]["memory.host_bytes"] / 2**20)
+    return Found(step, stall, steps[-1]["memory.host_bytes"] / 2**20), others.share()
+
+
+class OtherWork:
+    """What other processes have taken of this machine since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Of all cores."""
+        busy, children, seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
+        return max(0.0, busy - children) / (seconds * (os.cpu_count() or 1))
+
+    def _now(self) -> tuple[float, float, float]:
+        times, mine = psutil.cpu_times(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(times) - times.idle - times.iowait, mine.ru_utime + mine.ru_stime, time.monotonic()
 
 
 def predicted(overrides: list[str], ranks: int, numbers: Path) -> Found:
@@ -98,10 +119,10 @@ def compared(case: Case, numbers: Path, idle: dict[tuple[str, ...], float]) -> C
     asked = settings(*SHAPES[case.shape], *LINKS[case.link])
     least = NO_TABLE if "model.engram=null" in asked else LEAST_TABLE
     if least not in idle:
-        idle[least] = measured(settings(*least), 1).memory
-    took = measured(asked, case.ranks)
+        idle[least] = measured(settings(*least), 1)[0].memory
+    took, others = measured(asked, case.ranks)
     beyond = took._replace(memory=took.memory - idle[least])
-    return Compared(case, predicted(asked, case.ranks, numbers), beyond)
+    return Compared(case, predicted(asked, case.ranks, numbers), beyond, others)
 
 
 def chosen(names: Sequence[str]) -> list[Case]:

@@ -198,6 +198,8 @@ def test_recompute_keeps_the_stream_and_one_block() -> None:
     blocks = [block_bytes(model, layer, 2) for layer in range(3)]
     assert found.kept - found.kept_with_recompute == 100 * (sum(blocks) - max(blocks) - 3 * 4 * 128 * 2)
     assert found.peak(recompute=True) < found.peak(recompute=False)
+    on_cpu = [block_bytes(model, layer, 2, on_cpu=True) for layer in range(3)]
+    assert activations(model, 100, 2, on_cpu=True).kept == 100 * (sum(on_cpu) + 128 * (8 + 2 * 2))
 
 
 @pytest.mark.parametrize("overrides", [(), (BRANCHES, "model.attention.q_lora_rank=16", "model.engram.kernel_size=3")])
