@@ -3,12 +3,14 @@
 import gc
 import threading
 
-import torch._dynamo  # noqa: F401  what the first optimizer step imports
+import torch
+import torch._dynamo  # what the first optimizer step imports
 
 import launch.commands.train
 import launch.local.rank
 import launch.local.start
 import train.run
+from kernels.gather import gather
 from offload.config import OffloadConfig
 from tests.offload.tables_job import Job, open_tables
 
@@ -20,7 +22,11 @@ def _load_compiled_loops() -> None:
     tables = open_tables(Job(steps=6), OffloadConfig(window_rows=100))
     for step in range(6):
         begun = tables.begin(step)
-        begun.reduce()  # no backward: it would forbid one in forked processes
+        for leaf, index in begun.rows.of(0):
+            values_ND = gather(leaf.detach(), index)
+            # What a backward calls: one by autograd would forbid any in forked processes.
+            torch.ops.engram.gather_backward(values_ND, *index.tensors, index.num_rows, torch.float32)
+        begun.reduce()
         begun.apply(lr=0.01)
     tables.close()
 
