@@ -1,12 +1,18 @@
 """`engram plan --calibrate`: numbers of this machine, of which another plan is made."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from launch.cli import main
+from launch.plan import calibrate_disk
 from launch.plan.hardware import read_catalogue
+from offload.host import file_records
+from train.errors import UserError
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 
@@ -26,11 +32,36 @@ def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_p
     assert 1e-7 < here.host.launch_seconds < 1e-2
     assert 0 < here.host.decide_seconds < 1e-4
     assert 0 < here.rows.read_seconds < 1e-4
+    assert 100 < here.node.disk_records_per_second < 1e7
     assert 1e6 < catalogue.network("loopback").bytes_per_second < 1e12
     assert catalogue.gpu("h100").device.overlaps_launches
     told = run(TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
     assert told.exit_code == 0, told.output
     assert "A GPU's memory, of 1 x 2 here" in told.stdout
+
+
+def test_a_disk_s_rate_counts_what_it_reads_and_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[str, int]] = []
+
+    def mover(what: str) -> Callable[..., int]:
+        def move(*arguments: Any) -> int:
+            time.sleep(0.01 if what == "writing" else 0.0)
+            moved.append((what, arguments[-1] - arguments[-2]))
+            return 0
+
+        return move
+
+    def half_a_second(work: Callable[[], object]) -> float:
+        work()
+        assert [sum(count for what, count in moved if what == way) for way in ("reading", "writing")] == [100, 100]
+        return 0.5
+
+    monkeypatch.setattr(file_records, "_mover", mover)
+    monkeypatch.setattr(calibrate_disk, "_MOVED", 100)
+    monkeypatch.setattr(calibrate_disk, "typical", half_a_second)
+    assert calibrate_disk.disk_rate(5, str(tmp_path), rows=400) == 2 * 100 / 0.5
+    with pytest.raises(UserError, match=r"^--calibrate measures the disk that its file is on: .*nowhere"):
+        calibrate_disk.disk_rate(5, str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
