@@ -8,7 +8,8 @@ from numba.extending import intrinsic
 
 from kernels.compiled_cache import keep_compiled
 
-_AHEAD = 4  # rows
+AHEAD = 4
+"""How many rows ahead of their use records are asked for."""
 _LINE = 64  # bytes of a cache line
 
 
@@ -77,8 +78,14 @@ def ask_ahead(records, rows, place, end):  # type: ignore[no-untyped-def]
 
     Rows are scattered, so the processor cannot guess where the next one is.
     """
-    if place + _AHEAD < end:
-        ask(records, rows[place + _AHEAD], records.shape[1])
+    if place + AHEAD < end:
+        ask(records, rows[place + AHEAD], records.shape[1])
+
+
+@inlined
+def ask_word(records, row, word):  # type: ignore[no-untyped-def]
+    """Prefetches one word of a record into the cache."""
+    _prefetch(records.ctypes.data + row * records.strides[0] + word * records.itemsize)
 
 
 @inlined

@@ -23,14 +23,15 @@ def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     Returns:
         the unique rows, ascending, int64 [U]; and for each micro-batch the index of its lookups into them.
     """
-    ids_N = torch.cat([part.flatten() for part in rows])
+    ids_N = rows[0].flatten() if len(rows) == 1 else torch.cat([part.flatten() for part in rows])
     sizes = [part.numel() for part in rows]
-    # The radix sort takes 32-bit rows, which those of all but the largest tables are.
-    if not compiled_loops.available() or (ids_N.numel() and int(ids_N.max()) >= 2**31):
+    highest = int(ids_N.max()) if ids_N.numel() else 0
+    # The radix sort takes rows of 31 bits, which those of all but the largest tables have.
+    if not compiled_loops.available() or highest >= 2**31:
         return deduplicate_reference(ids_N, sizes)
     from kernels.deduplicate.numba import deduplicate_compiled
 
-    unique_U, indices = deduplicate_compiled(ids_N.to(torch.int32).numpy(), sizes)
+    unique_U, indices = deduplicate_compiled(ids_N.numpy(), highest, sizes)
     return torch.from_numpy(unique_U), tuple(_as_tensors(*index, len(unique_U)) for index in indices)
 
 

@@ -7,35 +7,37 @@ from kernels.numba_intrinsics import compiled
 
 _BITS = 11
 _BINS = 1 << _BITS
+PLACE_BITS = np.uint64(32)
 
 
-def sort_rows(rows_N: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Sorts non-negative integers; equal ones keep their order.
+def sort_rows(rows_N: NDArray[np.int64], highest: int) -> NDArray[np.uint64]:
+    """Sorts integers from 0 to `highest`, below 2**31; equal ones keep their order.
 
     Returns:
-        the sorted integers, and the original position of each.
+        row and original position of each, in one word: the position in its lower `PLACE_BITS`.
     """
-    highest = int(rows_N.max(initial=0))
     return _sort(rows_N, -(-max(1, highest.bit_length()) // _BITS))
 
 
 @compiled
 def _sort(rows, passes):  # type: ignore[no-untyped-def]
-    order = np.arange(len(rows), dtype=np.int32)
-    rows = rows.copy()
-    sorted_rows, sorted_order = np.empty_like(rows), np.empty_like(order)
+    ends = np.zeros((passes, _BINS + 1), np.int32)
+    for row in rows:
+        for turn in range(passes):
+            ends[turn, ((row >> (turn * _BITS)) & (_BINS - 1)) + 1] += 1
     for turn in range(passes):
-        shift = turn * _BITS
-        ends = np.zeros(_BINS + 1, np.int64)
-        for row in rows:
-            ends[((row >> shift) & (_BINS - 1)) + 1] += 1
         for digit in range(_BINS):
-            ends[digit + 1] += ends[digit]
-        for place in range(len(rows)):
-            digit = (rows[place] >> shift) & (_BINS - 1)
-            target = ends[digit]
-            ends[digit] += 1
-            sorted_rows[target], sorted_order[target] = rows[place], order[place]
-        rows, sorted_rows = sorted_rows, rows
-        order, sorted_order = sorted_order, order
-    return rows, order
+            ends[turn, digit + 1] += ends[turn, digit]
+    words, sorted_words = np.empty(len(rows), np.uint64), np.empty(len(rows), np.uint64)
+    for place in range(len(rows)):
+        digit = rows[place] & (_BINS - 1)
+        words[ends[0, digit]] = (np.uint64(rows[place]) << PLACE_BITS) | np.uint64(place)
+        ends[0, digit] += 1
+    for turn in range(1, passes):
+        shift = PLACE_BITS + np.uint64(turn * _BITS)
+        for word in words:
+            digit = (word >> shift) & np.uint64(_BINS - 1)
+            sorted_words[ends[turn, digit]] = word
+            ends[turn, digit] += 1
+        words, sorted_words = sorted_words, words
+    return words

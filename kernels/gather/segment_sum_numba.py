@@ -65,6 +65,7 @@ def _sum_part(values, segments, offsets, starts, left, counts, sums, later, part
     num_left = first
     for lookup in range(first, end):
         ask(sums, segments[min(lookup + _AHEAD, end - 1)], dim)
+        ask(values, min(lookup + _AHEAD, end - 1), dim)  # the processor itself stops at the end of each page
         segment = segments[lookup]
         turn = turns[segment]
         turns[segment] = turn + 1

@@ -39,6 +39,7 @@ def draw_fp32_records(
 def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
     for place in range(len(rows)):
         ask_ahead(source, rows, place, len(rows))
+        ask_ahead(target, slots, place, len(rows))
         row, slot = rows[place], slots[place]
         # Not by slices: assigning these, Numba first makes sure that they do not overlap.
         for word in range(source.shape[1]):
@@ -48,6 +49,7 @@ def _copy(source, rows, target, slots):  # type: ignore[no-untyped-def]
 @compiled
 def _draw_all(target, slots, ids, column_keys, key, scale):  # type: ignore[no-untyped-def]
     for place in range(len(slots)):
+        ask_ahead(target, slots, place, len(slots))
         slot = slots[place]
         _draw(target[slot, : len(column_keys)], counter_key(ids[place], key), column_keys, scale)
         target[slot, len(column_keys) :] = np.float32(0.0)

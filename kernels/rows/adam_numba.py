@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.numba_intrinsics import ask_ahead, compiled, fma, inlined
+from kernels.numba_intrinsics import AHEAD, ask, ask_ahead, ask_word, compiled, fma, inlined
 from kernels.rows.adam_closed import GapSums
 from kernels.rows.adam_gap_numba import close, constants, replay
 from kernels.rows.adam_rates import AdamRates
@@ -22,6 +22,8 @@ from kernels.rows.caught_up import CaughtUp
 from kernels.rows.records_numba import pack, row_step, unpack
 from kernels.rows.row_update import RowUpdate
 from kernels.threads import split_rows
+
+_VERSIONS_AHEAD = 16  # rows
 
 
 def find_rows(
@@ -95,12 +97,16 @@ def _find(  # type: ignore[no-untyped-def]
     records, versions, halves, slots, bf16, bf16_state, weights, state, places, constants, step_sizes, roots, now,
     closed, sums, offsets, decays, start, end,
 ):  # fmt: skip
-    dim = weights.shape[1]
+    dim, version = weights.shape[1], versions.shape[1] - 1
     roots_of_row, moves = np.empty(dim, np.float32), np.empty(dim, np.float32)
     for row in range(start, end):
-        ask_ahead(records, slots, row, end)
+        # Of a row that missed nothing, the version alone is read.
+        if row + _VERSIONS_AHEAD < end:
+            ask_word(versions, slots[row + _VERSIONS_AHEAD], version)
+        if row + AHEAD < end and 0 < versions[slots[row + AHEAD], version] < now:
+            ask(records, slots[row + AHEAD], version)
         slot = slots[row]
-        last = versions[slot, versions.shape[1] - 1]
+        last = versions[slot, version]
         # A row that never had a gradient has moments of 0, which move nothing.
         if last == 0 or last >= now:
             places[row] = slot

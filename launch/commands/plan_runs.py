@@ -85,7 +85,7 @@ def calibrate(file: Path) -> None:
     """Measures this machine and writes its numbers.
 
     Raises:
-        UserError: the file's folder does not exist.
+        UserError: the file's folder does not exist, or its disk has too little space to be measured.
     """
     from train.errors import UserError
 
@@ -101,7 +101,9 @@ def calibrate(file: Path) -> None:
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
         alone = rank_environment(0, 1, meeting_port(None), gpus=0)
-        numbers = calibrated(lambda what: progress(f"measuring {what}"), f"{folder}/ranks", alone)
+        numbers = calibrated(
+            lambda what: progress(f"measuring {what}"), f"{folder}/ranks", environment=alone, disk=str(file.parent)
+        )
     progress.end()
     Catalogue.model_validate(numbers)
     with new_file(file) as partial:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 
+from launch.plan.calibrate_disk import disk_rate
 from launch.plan.calibrate_memory import memory_kept
 from launch.plan.calibrate_network import ROUNDS, WIDTHS, Network, typical
 from launch.plan.calibrate_ranks import exchange_rates, rate_with_all_busy
@@ -25,13 +26,19 @@ from train.machine import usable_cores
 _COLUMNS, _ROWS = 80, 1 << 15
 
 
-def calibrated(told: Callable[[str], object], rendezvous: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def calibrated(
+    told: Callable[[str], object], rendezvous: str, *, environment: Mapping[str, str], disk: str
+) -> dict[str, Any]:
     """A catalogue with one machine, `here`, and one network, `loopback`; about two minutes.
 
     Args:
         told: is told what is measured.
         rendezvous: a path that does not exist, at which two ranks meet.
         environment: of the only rank of a job.
+        disk: a folder on the disk that tables in a file would be on.
+
+    Raises:
+        UserError: the folder cannot be written to, or has too little space.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,6 +49,8 @@ def calibrated(told: Callable[[str], object], rendezvous: str, environment: Mapp
         busy = rate_with_all_busy(f"{rendezvous}-busy")
         told("memory")
         copied, records = _copy_rate(), _record_rate()
+        told("the disk")
+        in_file = disk_rate(RecordLayout.of(_COLUMNS, TableOptimizerConfig()).words, disk)
         told("rows")
         read, update = _row_seconds()
         told("slots")
@@ -77,7 +86,7 @@ def calibrated(told: Callable[[str], object], rendezvous: str, environment: Mapp
                 "rows": {"read_seconds": read, "update_seconds": update, "draw_seconds": 4 * _COLUMNS / copied},
                 "backbone": {"optimizer_bytes": 30.0, "optimizer_launches": 200},
                 "node": {"memory_bytes": float(psutil.virtual_memory().total), "dram_bytes_per_second": copied,
-                         "cores": usable_cores()},
+                         "cores": usable_cores(), "disk_records_per_second": in_file},
             }
         },
         "networks": {"loopback": {"bytes_per_second": exchanged, "ports": "node", "latency_seconds": 1e-4}},

@@ -205,7 +205,7 @@ def _mover(what: str) -> Callable[..., int]:
 
 def _read(file, buffer, stride, rows, slots, window, most, start, end):  # type: ignore[no-untyped-def]
     for place in range(start, end):
-        if os.preadv(file, [buffer[:stride]], rows[place] * stride) != stride:
+        if not _whole(os.preadv, file, buffer[:stride], rows[place] * stride):
             return -1 - place
         window[slots[place]] = buffer[: 4 * window.shape[1]].view(np.float32)
     return 0
@@ -214,6 +214,13 @@ def _read(file, buffer, stride, rows, slots, window, most, start, end):  # type:
 def _write(file, buffer, stride, rows, slots, window, most, start, end):  # type: ignore[no-untyped-def]
     for place in range(start, end):
         buffer[: 4 * window.shape[1]] = window[slots[place]].view(np.uint8)
-        if os.pwritev(file, [buffer[:stride]], rows[place] * stride) != stride:
+        if not _whole(os.pwritev, file, buffer[:stride], rows[place] * stride):
             return -1 - place
     return 0
+
+
+def _whole(move: Callable[..., int], file: int, record: NDArray[np.uint8], at: int) -> bool:
+    try:
+        return move(file, [record], at) == len(record)
+    except OSError:  # `FileRecords._failure` says which
+        return False

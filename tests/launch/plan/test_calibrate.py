@@ -1,13 +1,19 @@
 """`engram plan --calibrate`: numbers of this machine, of which another plan is made."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from launch.cli import main
 from launch.plan.calibrate_memory import kept_of
+from launch.plan import calibrate_disk
 from launch.plan.hardware import read_catalogue
+from offload.host import file_records
+from train.errors import UserError
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 
@@ -29,6 +35,7 @@ def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_p
     assert 1e-7 < here.host.launch_seconds < 1e-2
     assert 0 < here.host.decide_seconds < 1e-4
     assert 0 < here.rows.read_seconds < 1e-4
+    assert 100 < here.node.disk_records_per_second < 1e7
     assert 1e6 < catalogue.network("loopback").bytes_per_second < 1e12
     assert catalogue.gpu("h100").device.overlaps_launches
     told = run(TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
@@ -40,6 +47,30 @@ def test_what_a_process_keeps_is_a_line_through_two_models_and_never_negative() 
     assert kept_of([(100.0, 50.0), (300.0, 110.0)]) == {"bytes": pytest.approx(20), "share": pytest.approx(0.3)}
     assert kept_of([(100.0, 30.0), (300.0, 120.0)]) == {"bytes": 0.0, "share": pytest.approx(0.45)}
     assert kept_of([(100.0, 50.0), (300.0, 40.0)]) == {"bytes": 40.0, "share": 0.0}
+
+
+def test_a_disk_s_rate_counts_what_it_reads_and_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[str, int]] = []
+
+    def mover(what: str) -> Callable[..., int]:
+        def move(*arguments: Any) -> int:
+            time.sleep(0.01 if what == "writing" else 0.0)
+            moved.append((what, arguments[-1] - arguments[-2]))
+            return 0
+
+        return move
+
+    def half_a_second(work: Callable[[], object]) -> float:
+        work()
+        assert [sum(count for what, count in moved if what == way) for way in ("reading", "writing")] == [100, 100]
+        return 0.5
+
+    monkeypatch.setattr(file_records, "_mover", mover)
+    monkeypatch.setattr(calibrate_disk, "_MOVED", 100)
+    monkeypatch.setattr(calibrate_disk, "typical", half_a_second)
+    assert calibrate_disk.disk_rate(5, str(tmp_path), rows=400) == 2 * 100 / 0.5
+    with pytest.raises(UserError, match=r"^--calibrate measures the disk that its file is on: .*nowhere"):
+        calibrate_disk.disk_rate(5, str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Records in a file: what was written is read, in any order and by several threads, and the disk's errors are told."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,10 @@ def test_what_was_written_is_read(records: FileRecords) -> None:
     window_CW = torch.randn(2000, WORDS, generator=generator)
     for rows in (torch.randperm(ROWS, generator=generator)[:500], torch.arange(ROWS - 300, ROWS).flip(0)):
         slots = torch.randperm(2000, generator=generator)[: len(rows)]
-        records.write(window_CW, slots, rows)
         expected_RW[rows] = window_CW[slots]
-    records[torch.tensor([5, 4, 9])] = expected_RW[[5, 4, 9]] = torch.randn(3, WORDS, generator=generator)
+        records.write(window_CW, slots, rows)
+    expected_RW[[5, 4, 9]] = torch.randn(3, WORDS, generator=generator)
+    records[torch.tensor([5, 4, 9])] = expected_RW[[5, 4, 9]]
     assert torch.equal(records.index_select(0, torch.arange(ROWS)), expected_RW)
     rows, slots = (torch.randperm(size, generator=generator)[:700] for size in (ROWS, 2000))
     before_CW = window_CW.clone()
@@ -58,13 +62,86 @@ def test_records_begin_a_sector_and_share_none(tmp_path: Path) -> None:
 
 
 def test_rows_side_by_side_travel_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by a disk that ends in the middle of a run: all that was to be read with it is missing."""
+    """In whatever order they are given to be written, and never more than a buffer holds."""
     pytest.importorskip("numba")
-    from offload.host.file_records_numba import _run
+    stride = file_stride(WORDS, 512)
+    monkeypatch.setattr(file_records, "_RUN_BYTES", 8 * stride)
+    records = FileRecords(ROWS, WORDS, str(tmp_path))
+    most = max(1, 8 * stride // (records.nbytes // ROWS))
+    parts = file_records._PARTS * file_records.IN_FLIGHT
+    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
+    window_CW = torch.randn(ROWS, WORDS)
+    before = calls()
+    records.write(window_CW, torch.arange(ROWS), shuffled)
+    between = calls()
+    records.fetch(torch.arange(ROWS), torch.empty(ROWS, WORDS), torch.arange(ROWS))
+    after = calls()
+    for done in (between["syscw"] - before["syscw"], after["syscr"] - between["syscr"]):
+        assert ROWS // most <= done <= ROWS // most + parts + 20  # what else this process does meanwhile
+    assert torch.equal(records.index_select(0, shuffled), window_CW)
+    records.close()
 
-    rows = torch.tensor([3, 4, 5, 7, 8, 20]).numpy()
-    assert [_run(rows, place, 6) for place in range(6)] == [3, 2, 1, 2, 1, 1]
-    assert _run(rows, 0, 2) == 2
+
+def calls() -> dict[str, int]:
+    """What all threads of this process read and wrote, and by how many calls."""
+    counts = Path("/proc/self/io")
+    if not counts.exists():
+        pytest.skip("the system does not count calls")
+    return {name: int(value) for name, value in (line.split(": ") for line in counts.read_text().splitlines())}
+
+
+def test_the_whole_file_is_written_at_the_start(tmp_path: Path) -> None:
+    """Into blocks that were only reserved, file systems let one write in at a time."""
+    before = calls()["wchar"]
+    records = FileRecords(ROWS, WORDS, str(tmp_path))
+    assert calls()["wchar"] - before >= records.nbytes
+    records.close()
+
+
+def test_reads_and_writes_are_under_way_at_a_time(records: FileRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of each as a disk needs, and of both together."""
+    together = threading.Barrier(2 * file_records.IN_FLIGHT)
+
+    def move(*arguments: Any) -> int:
+        together.wait(timeout=20)
+        return 0
+
+    monkeypatch.setattr(file_records, "_mover", lambda what: move)
+    rows = torch.arange(ROWS)
+    with ThreadPoolExecutor(1) as other:
+        written = other.submit(records.write, torch.empty(ROWS, WORDS), rows, rows)
+        records.fetch(rows, torch.empty(ROWS, WORDS), rows)
+        written.result()
+
+
+def test_the_systems_cache_keeps_nothing_of_it(records: FileRecords, tmp_path: Path) -> None:
+    try:
+        os.close(os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system does not go past the cache")
+    assert fcntl.fcntl(records._file, fcntl.F_GETFL) & os.O_DIRECT
+
+
+@pytest.mark.parametrize("smallest", [512, 4096, None])
+def test_the_smallest_sector_that_the_disk_takes_is_found(
+    smallest: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it takes none, the system's cache is used after all."""
+    read = os.preadv
+
+    def reading(file: int, buffers: list[Any], offset: int) -> int:
+        if smallest is None or len(buffers[0]) % smallest or offset % smallest:
+            raise OSError(errno.EINVAL, "not a sector")
+        return read(file, buffers, offset)
+
+    monkeypatch.setattr(file_records.os, "preadv", reading)
+    file = file_records.open_unnamed(str(tmp_path))
+    try:
+        assert file_records._sector_of(file) == (smallest or 512)
+        if smallest is None:
+            assert not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT
+    finally:
+        os.close(file)
 
 
 def test_a_disk_that_fails_is_named_with_its_folder(records: FileRecords, tmp_path: Path) -> None:
@@ -72,6 +149,11 @@ def test_a_disk_that_fails_is_named_with_its_folder(records: FileRecords, tmp_pa
     with pytest.raises(OSError, match=rf"^\[Errno {errno.EIO}\] offload.host_file: reading the tables' file in {tmp_path} failed"):  # fmt: skip # noqa: E501
         records.index_select(0, torch.tensor([ROWS - 1]))
     assert torch.equal(records.index_select(0, torch.tensor([3])), torch.zeros(1, WORDS))
+    only_read = os.open(f"/proc/self/fd/{records._file}", os.O_RDONLY)
+    os.dup2(only_read, records._file)
+    os.close(only_read)
+    with pytest.raises(OSError, match=f"writing the tables' file in {tmp_path} failed"):
+        records[torch.tensor([3])] = torch.ones(1, WORDS)
 
 
 def test_a_file_system_in_memory_holds_records_too(tmp_path: Path) -> None:
