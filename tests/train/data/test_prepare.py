@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import zstandard
+from tokenizers import models, pre_tokenizers
 
 from tests.signals import skip_if_ignored
 from tests.train.data.text import SENTENCES, small_tokenizer
@@ -24,6 +26,7 @@ from train.data import prepare as module
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
 from train.data.store import TokenStore
+from train.data.tokenizer import Tokenizer
 from train.errors import UserError
 
 TOKENIZER = small_tokenizer()
@@ -45,6 +48,24 @@ def test_result_does_not_depend_on_the_number_of_processes(source, tmp_path, mon
     for workers in (1, 2):
         prepare([source], tmp_path / str(workers), tokenizer=TOKENIZER, workers=workers, progress=False)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_long_document_is_tokenized_in_parts_and_its_tokens_are_those_of_the_whole(tmp_path, monkeypatch):
+    # By these words white space has no tokens: neither a part of it alone, nor the document.
+    words = tokenizers.Tokenizer(models.WordLevel({"<|endoftext|>": 0, "?": 1, "fox": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    texts = [SENTENCES[0], "fox " * 90 + " " * 90 + "dog", " " * 200, "".join(SENTENCES), "fox"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, tokenizer in ("bpe", TOKENIZER), ("words", Tokenizer(words.to_str(), name="words")):
+        made = {}
+        for workers, chars in (1, 1 << 19), (1, 50), (2, 50):
+            monkeypatch.setattr(encode, "_CHUNK_CHARS", chars)
+            out = tmp_path / f"{name}-{workers}-{chars}"
+            prepare([tmp_path / "text.jsonl"], out, tokenizer=tokenizer, workers=workers, progress=False)
+            made[out] = contents(out)
+        first, *others = made.values()
+        assert others == [first] * 2
+        assert max(len(text) for batch in encode.batches_of(texts, tokenizer) for text in encode.texts_of(batch)) < 250
 
 
 def test_manifest_tells_what_is_there(source, tmp_path):
