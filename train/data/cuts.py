@@ -6,6 +6,7 @@ derived from the tokenizer's description, never tried; a tokenizer with anything
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def _joined(added_tokens: list[dict[str, Any]], backend: tokenizers.Tokenizer) -
     names = {token["content"] for token in added_tokens}
     if backend.normalizer is not None:
         names |= {backend.normalizer.normalize_str(name) for name in names}
-    return frozenset(pair for name in names for pair in map("".join, zip(name, name[1:], strict=False)))
+    return frozenset(pair for name in names for pair in map("".join, itertools.pairwise(name)))
 
 
 def _stages(pre_tokenizer: dict[str, Any] | None) -> Iterator[_Stage]:

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.config import ModelConfig
 from tests.command_line import JOB, engram, losses, train, write_job
 from tests.train.huggingface.exports import KINDS, Exported
 from train.checkpoint.checked import Damaged
 from train.checkpoint.huggingface_image import HuggingFaceImage
 from train.checkpoint.identity import Identity
-from train.use.saved_run import SavedRun
+from train.tables import addresses_of, compressed_vocabulary
+from train.use.saved_run import RunTokens, SavedRun
 
 STILL = {"learning_rate": 1e-30}
 
@@ -112,18 +114,98 @@ def deepseek_v41(folder: Path, addresses: dict[str, Any], dim: int) -> Tensor:
     return torch.cat(values)
 
 
+def fp8(*block: int) -> dict[str, Any]:
+    """What DeepSeek-V3's config says of its weights."""
+    return {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [*block]}
+
+
+def in_fp8(source: Path, folder: Path, rows: int, columns: int) -> dict[str, Tensor]:
+    """Writes a copy whose projections are 8-bit values with a scale for each block; returns what they stand for."""
+    shutil.copytree(source, folder)
+    change(quantization_config=fp8(rows, columns))(folder)
+    generator, meant = torch.Generator().manual_seed(0), {}
+    for file in folder.glob("*.safetensors"):
+        entries = load_file(file)
+        for name, weight in list(entries.items()):
+            meant[name] = weight.float()
+            if not name.endswith("_proj.weight"):
+                continue
+            entries[name] = (weight * 100).to(torch.float8_e4m3fn)
+            meant[name] = entries[name].float()
+            down, across = math.ceil(weight.shape[0] / rows), math.ceil(weight.shape[1] / columns)
+            scales = torch.rand(down, across, generator=generator) / 50
+            for i in range(down):
+                for j in range(across):
+                    meant[name][i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] *= scales[i, j]
+            entries[f"{name}_scale_inv"] = scales
+        save_file(entries, file)
+    return meant
+
+
+def taken(folder: Path) -> dict[str, Tensor]:
+    """Each tensor that an image of the folder has, by its name there."""
+    image = HuggingFaceImage(folder)
+    found: dict[str, list[Tensor]] = {}
+    for place in image.ranges:
+        found.setdefault(place.file, []).append(image.piece(place).values)
+    return {name: torch.cat(pieces) for name, pieces in found.items()}
+
+
+@pytest.mark.parametrize("block", [(128, 128), (16, 24)])
+def test_8_bit_weights_with_a_scale_a_block_stand_for_their_products(
+    block: tuple[int, int], plain_export: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.checkpoint.huggingface_image.PIECE_BYTES", 4 * 100)  # pieces begin within rows
+    meant = in_fp8(plain_export.folder, tmp_path / "fp8", *block)
+    found = taken(tmp_path / "fp8")
+    assert found.keys() == meant.keys()
+    for name, values in found.items():
+        assert torch.equal(values, meant[name].flatten()), name
+
+
+def test_a_run_begins_with_8_bit_weights(plain_export: Exported, corpus: Path, tmp_path: Path) -> None:
+    meant = in_fp8(plain_export.folder, tmp_path / "fp8", 16, 24)
+    run = begin(tmp_path, corpus, tmp_path / "fp8", "--nproc", "1", model=KINDS["plain"], optimizer=STILL)
+    after = weights(run)
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    assert torch.equal(after[name], meant[name])
+    up = next(name for name in meant if name.endswith("experts.0.up_proj.weight"))
+    stacked = after[up.replace("0.up_proj.weight", "gate_up_proj")]
+    assert torch.equal(stacked[0, stacked.shape[1] // 2 :], meant[up])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda entries, name: entries.pop(f"{name}_scale_inv"), "is F8_E4M3, without "),
+        (lambda entries, name: entries.update({f"{name}_scale_inv": torch.ones(1, 9)}), "_scale_inv has shape [1, 9]"),
+        (lambda entries, name: entries.update({name: torch.ones(entries[name].shape)}), "has a tensor "),
+    ],
+)  # fmt: skip
+def test_8_bit_weights_without_their_scales_are_refused(
+    spoil: Callable[[dict[str, Tensor], str], None], told: str, plain_export: Exported, tmp_path: Path
+) -> None:
+    in_fp8(plain_export.folder, tmp_path / "fp8", 128, 128)
+    file = min((tmp_path / "fp8").glob("*.safetensors"))
+    entries = load_file(file)
+    spoil(entries, next(name for name in entries if name.endswith("_proj.weight")))
+    save_file(entries, file)
+    with pytest.raises(Damaged, match=re.escape(told)):
+        HuggingFaceImage(tmp_path / "fp8")
+
+
 def test_the_tables_of_deepseek_v41(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    addresses = SavedRun.open(trained).image.manifest.addresses
-    assert addresses is not None
-    values = deepseek_v41(tmp_path / "v41", addresses, dim=8)
+    """Two layers, and n-grams of 2 to 4 tokens."""
+    model = JOB["model"] | {"engram": JOB["model"]["engram"] | {"orders": [2, 3, 4], "row_dim": 8, "pad_id": 1}}
+    config = ModelConfig.model_validate(model)
+    assert config.engram is not None
+    vocabulary = compressed_vocabulary(config, RunTokens(SavedRun.open(trained).tokenizer))
+    values = deepseek_v41(tmp_path / "v41", addresses_of(config.engram, vocabulary).fingerprint, dim=8)
     image = HuggingFaceImage(tmp_path / "v41")
     found = [image.rows(span) for span in image.spans]
     assert torch.equal(torch.cat([each.ids_N for each in found]), torch.arange(len(values)))
     assert torch.equal(torch.cat([each.records_NW for each in found]), values)
-    memory = JOB["model"]["engram"] | {"row_dim": 8, "pad_id": 1}
-    run = begin(
-        tmp_path, corpus, tmp_path / "v41", "--nproc", "2", model=JOB["model"] | {"engram": memory}, optimizer=STILL
-    )
+    run = begin(tmp_path, corpus, tmp_path / "v41", "--nproc", "2", model=model, optimizer=STILL)
     assert torch.equal(rows(run), values)
     assert weights(run)["model.layers.0.engram.value_proj.weight"].std() == pytest.approx(0.02, rel=0.2)
 
@@ -165,7 +247,8 @@ def drop(name: str) -> Callable[[Path], None]:
     [
         (change(model_type="llama"), "model_type is llama; models of deepseek_v3 and engram, and tables of "),
         (change(n_group=8), "n_group is 8, but this model has 1 alone"),
-        (change(quantization_config={"quant_method": "fp8"}), "its weights are quantized; convert them to bf16 first"),
+        (change(quantization_config={"quant_method": "gptq"}), "its weights are quantized (gptq); convert them to "),
+        (change(quantization_config=fp8(128, 128) | {"fmt": "e5m2"}), "its weights are quantized (fp8); convert them"),
         (change(model_type="deepseek_v3", rms_norm_eps=1e-5), "rms_norm_eps is 1e-05, but 1e-06 under the latents'"),
         (change(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is not there, but config.json "),
         (change(kv_lora_rank=8), "has shape [24, 32], but config.json asks for [16, 32]"),
