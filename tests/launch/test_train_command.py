@@ -16,8 +16,8 @@ import pytest
 
 from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
 from tests.warm_command import started_warm
-from train.report.profile import STEPS_KEY, TRACE_FILE
 from train.page.told_run import ToldRun, flat
+from train.report.profile import STEPS_KEY, TRACE_FILE
 from train.report.trace import LANE, LANES
 
 

@@ -200,7 +200,7 @@ class JobConfig(
 
 
 def anchored(values: dict[str, Any]) -> dict[str, Any]:
-    """What a config file says, with the absolute paths that a run's config has; as it is where the text is told wrong."""
+    """What a config file says, with absolute paths, as a run has it; unchanged where `data` is no section by itself."""
     try:
         data = DataConfig.model_validate_json(json.dumps(values.get("data", {})))
     except ValidationError:  # a base may need what a file that extends it adds

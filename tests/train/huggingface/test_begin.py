@@ -200,7 +200,7 @@ def test_the_tables_of_deepseek_v41(trained: Path, corpus: Path, tmp_path: Path)
     config = ModelConfig.model_validate(model)
     assert config.engram is not None
     vocabulary = compressed_vocabulary(config, RunTokens(SavedRun.open(trained).tokenizer))
-    values = deepseek_v41(tmp_path / "v41", addresses_of(config.engram, vocabulary).fingerprint, dim=8)
+    values = deepseek_v41(tmp_path / "v41", addresses_of(config.engram, vocabulary).fingerprint(), dim=8)
     image = HuggingFaceImage(tmp_path / "v41")
     found = [image.rows(span) for span in image.spans]
     assert torch.equal(torch.cat([each.ids_N for each in found]), torch.arange(len(values)))
