@@ -375,6 +375,43 @@ def test_a_preparation_goes_on_after_a_break(tokenizer, tmp_path, monkeypatch, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts", "whole"]
 
 
+KILLED = """
+import os, signal, sys
+from train.data import encode, unfinished
+from train.data.prepare import prepare
+
+unfinished.EVERY_S, encode._CHUNK_CHARS = 0.0, 300
+write, records = unfinished.Unfinished.write, int(sys.argv[4])
+
+
+def last_words(self, folder):
+    global records
+    write(self, folder)
+    records -= 1
+    if not records:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+unfinished.Unfinished.write = last_words
+prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], workers=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize("records", [2, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 7))])
+def test_a_preparation_killed_right_after_a_record_goes_on_to_an_equal_store(records, source, tmp_path, capfd):
+    TOKENIZER.save(tmp_path)
+    command = [sys.executable, "-c", KILLED, source, tmp_path / "out", tmp_path / "tokenizer.json", str(records)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    for _ in range(2):  # the second goes on from the first, and is killed as well
+        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    options = {"tokenizer": str(tmp_path / "tokenizer.json"), "workers": 1}
+    made = prepare([source], tmp_path / "out", **options)
+    assert "going on after a break: " in capfd.readouterr().err
+    whole = prepare([source], tmp_path / "whole", progress=False, **options)
+    assert made == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
     monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
