@@ -210,6 +210,35 @@ def test_the_tables_of_deepseek_v41(trained: Path, corpus: Path, tmp_path: Path)
     assert weights(run)["model.layers.0.engram.value_proj.weight"].std() == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            lambda entries: entries.pop("layers.0.engram.embed.scale"),
+            "has no layers.0.engram.embed.weight with its .scale",
+        ),
+        (
+            lambda entries: entries.update({"layers.0.engram.embed.weight": torch.ones(6, 8)}),
+            "layers.0.engram.embed is F32 [6, 8] with F8_E8M0 [6, 2], but F8_E4M3 [6, 8] with F8_E8M0 scales of its ",
+        ),
+        (
+            lambda entries: entries.update({"layers.0.engram.embed.scale": torch.ones(5, 2).to(torch.float8_e8m0fnu)}),
+            "layers.0.engram.embed is F8_E4M3 [6, 8] with F8_E8M0 [5, 2], but",
+        ),
+    ],
+)
+def test_tables_of_deepseek_v41_that_are_not_what_their_config_says_are_refused(
+    changed: Callable[[dict[str, Tensor]], object], told: str, tmp_path: Path
+) -> None:
+    addresses = {"layers": [0, 3], "primes": [[6], [5]], "heads": 1, "orders": [2], "rows_per_head": [5]}
+    deepseek_v41(tmp_path / "v41", addresses | {"compressed_vocabulary": 9}, dim=8)
+    HuggingFaceImage(tmp_path / "v41")
+    redo("*.safetensors", changed)(tmp_path / "v41")
+    with pytest.raises(Damaged, match=re.escape(told)) as refused:
+        HuggingFaceImage(tmp_path / "v41")
+    assert "\n" not in str(refused.value)
+
+
 @pytest.fixture
 def copy(engram_export: Exported, tmp_path: Path) -> Path:
     shutil.copytree(engram_export.folder, tmp_path / "copy")
@@ -230,6 +259,30 @@ def cut(pattern: str) -> Callable[[Path], None]:
         file.write_bytes(file.read_bytes()[:-8])
 
     return cut_first
+
+
+def redo(pattern: str, changed: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def redo_first(folder: Path) -> None:
+        file = min(folder.glob(pattern))
+        entries = load_file(file)
+        changed(entries)
+        save_file(entries, file)
+
+    return redo_first
+
+
+def forget(name: str) -> Callable[[Path], None]:
+    def forget_setting(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config.pop(name)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return forget_setting
+
+
+def without_weights(folder: Path) -> None:
+    for file in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        file.unlink()
 
 
 def drop(name: str) -> Callable[[Path], None]:
@@ -259,7 +312,16 @@ def drop(name: str) -> Callable[[Path], None]:
         (cut("model-*"), "is cut short within"),
         (cut("tables/*"), "is cut short within rows; copy it anew"),
         (lambda folder: min(folder.glob("tables/*")).unlink(), "cannot be read (No such file or directory)"),
-        (lambda folder: (folder / "config.json").write_text("["), "config.json: no JSON"),
+        (lambda folder: (folder / "config.json").write_text("["), "config.json: no JSON ("),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read (No such file"),
+        (without_weights, "has no safetensors file; give a folder with a model's weights"),
+        (redo("model-*", lambda entries: entries.update(x=torch.ones(1).short())), "x is I16; convert it to "),
+        (forget("kv_lora_rank"), "has no kv_lora_rank"),
+        (change(hidden_act="gelu"), "hidden_act is gelu, but this model has silu alone"),
+        (redo("tables/*", lambda entries: entries.update(rows=torch.ones(3, 5))), "has no tensor rows with 4 columns"),
+        (redo("tables/*", lambda entries: entries.update(x=entries.pop("rows"))), "has no tensor rows with 4 columns"),
+        (redo("tables/*", lambda entries: entries.update(rows=entries["rows"][1:])), "the files of layer 0 have "),
         (lambda folder: min(folder.glob("model-*")).write_text("no"), "no safetensors file, or cut short; copy "),
     ],
 )  # fmt: skip

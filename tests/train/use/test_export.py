@@ -2,6 +2,7 @@
 tests/train/huggingface."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,17 @@ def test_a_failed_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(train.use.export, "write_tensors", fails)
     with pytest.raises(OSError, match="disk"):
+        export(SavedRun.open(trained), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    monkeypatch.setattr(train.use.export, "write_tensors", None)
+    with pytest.raises(UserError, match=r"0\.0 GB are needed, but 0\.0 GB are free"):
         export(SavedRun.open(trained), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
