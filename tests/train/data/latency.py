@@ -91,8 +91,8 @@ def main() -> None:
     """Prints a line of JSON for each way to read the store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency-ms", type=float, default=20.0)
-    parser.add_argument("--step-ms", type=float, default=100.0)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--step-ms", type=float, default=1000.0)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--shards", type=int, default=128)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

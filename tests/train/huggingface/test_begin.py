@@ -166,12 +166,12 @@ def test_8_bit_weights_with_a_scale_a_block_stand_for_their_products(
 def test_a_run_begins_with_8_bit_weights(plain_export: Exported, corpus: Path, tmp_path: Path) -> None:
     meant = in_fp8(plain_export.folder, tmp_path / "fp8", 16, 24)
     run = begin(tmp_path, corpus, tmp_path / "fp8", "--nproc", "1", model=KINDS["plain"], optimizer=STILL)
-    after = weights(run)
+    after, close = weights(run), {"rtol": 0, "atol": 1e-20}  # some are zero, which any learning rate moves
     name = "model.layers.1.self_attn.kv_b_proj.weight"
-    assert torch.equal(after[name], meant[name])
+    torch.testing.assert_close(after[name], meant[name], **close)
     up = next(name for name in meant if name.endswith("experts.0.up_proj.weight"))
     stacked = after[up.replace("0.up_proj.weight", "gate_up_proj")]
-    assert torch.equal(stacked[0, stacked.shape[1] // 2 :], meant[up])
+    torch.testing.assert_close(stacked[0, stacked.shape[1] // 2 :], meant[up], **close)
 
 
 @pytest.mark.parametrize(
