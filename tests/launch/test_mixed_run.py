@@ -160,7 +160,7 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
 def test_a_compiled_mixed_run_has_the_losses_of_each_source(corpus: Path, other: Path, tmp_path: Path) -> None:
     job, runs = phased(tmp_path, corpus, other), tmp_path / "runs"
     for name, compiled in ("plain", "false"), ("compiled", "true"):
-        train(job, f"run.name={name}", f"train.compile={compiled}", "--nproc", "1")
+        train(job, f"run.name={name}", f"train.compile={compiled}", "offload.window_rows=4000", "--nproc", "1")
     keys = ["loss", "loss.library", "loss.mail", "val_loss.library", "val_loss.mail", "tokens.mail", "gate.0.mean"]
     for plain, compiled in zip(records(runs / "plain"), records(runs / "compiled"), strict=True):
         told = [key for key in keys if key in plain]
