@@ -99,8 +99,8 @@ def main() -> None:
         folder = Path(place)
         write_store(folder / "web", told.shards << 19)
         with served(folder / "web", told.latency_ms / 1e3) as url:
-            # Room for an eighth of the store: nearly each document needs a shard that is not there.
-            limit = told.shards << 17
+            # Room for half of the store: every other sequence needs a shard that is not there.
+            limit = told.shards << 19
             for name, path, ahead, fetch_ahead in (
                 ("local", str(folder / "web"), _LOOK_AHEAD, 16),
                 ("by URL, nothing ahead", url, 0, 0),
