@@ -18,6 +18,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 64  # beyond it a connection waits for a second
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
