@@ -1,7 +1,7 @@
 """Continues prompts with vLLM: run by the Python of vLLM's environment, which has nothing else of this repository.
 
 Reads from stdin a JSON object with `folder`, `prompts` (token ids), `tokens` (how many more) and `rounds`: for each,
-`options` of vLLM's LLM, `times`, and perhaps whether prompts are `scored`. Writes to the file it is given, for each time
+`options` of vLLM's LLM, `times`, and perhaps whether prompts are `scored`. Writes to a file, for each time
 of every round, the tokens, the number of prompt tokens that came from the prefix cache, and if they are scored the
 log-probability of each prompt's tokens but the first.
 """
