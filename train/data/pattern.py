@@ -43,7 +43,7 @@ class Matches(NamedTuple):
     """Atoms whose character is a match wherever it is tried."""
 
 
-_NOTHING = Matches(True, True, *[frozenset()] * 4)
+_NOTHING = Matches(True, True, frozenset(), frozenset(), frozenset(), frozenset())
 
 
 def matches_of(pattern: str) -> Matches:
@@ -88,7 +88,10 @@ def _either(left: Matches, right: Matches) -> Matches:
     return Matches(
         left.empty or right.empty,
         left.surely_empty or right.surely_empty,
-        *(a | b for a, b in zip(left[2:], right[2:], strict=True)),
+        left.first | right.first,
+        left.last | right.last,
+        left.next | right.next,
+        left.alone | right.alone,
     )
 
 
