@@ -19,7 +19,7 @@ from train.checkpoint.identity import Identity
 from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
 from train.checkpoint.together import on_rank_0
 from train.config.file import dump
-from train.config.job import JobConfig
+from train.config.job import JobConfig, anchored
 from train.config.yaml_text import render
 from train.data.blend import Blend, check_all
 from train.data.packing import IGNORED
@@ -91,7 +91,7 @@ class Parts:
             # A run that goes on from its own config keeps the base that it had.
             if base is not None and Path(base[0]).resolve() != (self.folder / CONFIG_FILE).resolve():
                 with new_file(self.folder / BASE_FILE) as partial:
-                    partial.write_text(render({"name": base[0], "values": base[1]}), encoding="utf-8")
+                    partial.write_text(render({"name": base[0], "values": anchored(base[1])}), encoding="utf-8")
             dump(self.job.model_copy(update={"data": self.job.data.anchored()}), self.folder / CONFIG_FILE)
             self.store.tokenizer().save(self.folder)
 

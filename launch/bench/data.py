@@ -20,7 +20,7 @@ from train.config.file import load
 from train.config.job import JobConfig
 from train.data.blend import Blend
 from train.data.corpus import PythonCorpus
-from train.data.encode import chunks
+from train.data.encode import batches_of, texts_of
 from train.data.interruptible import interruptible
 from train.data.loader import Loader
 from train.data.manifest import Manifest
@@ -101,7 +101,7 @@ def _texts(size: int) -> Iterator[str]:
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> None:
-    for batch in chunks(texts):
+    for batch in map(texts_of, batches_of(texts, tokenizer)):
         # On a thread of its own, as a preparation does: that takes less time than on the main one.
         interruptible(lambda batch=batch: tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False))  # type: ignore[misc]
 

@@ -17,10 +17,11 @@ def show(found: list[Contender], console: Console, step: int | None = None) -> N
     """
     first = found[0]
     at = "" if step is None else f" after step {step:,}, which all have reached"
-    table = Table(title=f"Validation loss{at}, nats/token: mean (lowest to highest)", title_justify="left")
-    table.add_column("run")
+    title = f"Validation loss{at}, nats/token: mean (lowest to highest)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
     for heading in ("seeds", "parameters", "active", "in tables", "loss", f"to {first.name}", "bits/byte"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for each in found:
         gap = each.gap(_LOSS, first)
         table.add_row(
@@ -51,7 +52,10 @@ def _contender(each: Contender, first: Contender) -> dict[str, Any]:
 
 
 def _count(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
+    """In a few characters; --json has all of them."""
+    if number is None or number < 10**6:
+        return "" if number is None else f"{number:,}"
+    return f"{number / 1e6:,.1f}M" if number < 10**9 else f"{number / 1e9:,.2f}B"
 
 
 def _spread(value: Spread | None, form: str) -> str:

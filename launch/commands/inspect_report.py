@@ -19,10 +19,11 @@ def show_tokens(views: Sequence[TokenView]) -> None:
         console.print(Text.assemble((quoted(view.text), "bold"), "  next ", _next(view.likeliest_with, view.next_with)))
         console.print(Text(f"  without memory  {_next(view.likeliest_without, view.next_without)}", "dim"))
         for layer in view.layers:
-            console.print(_layer(layer))
+            console.print(_layer(layer, console.width))
 
 
-def _layer(layer: LayerView) -> Text:
+def _layer(layer: LayerView, width: int) -> Text:
+    """A layer's line; where it is longer than `width`, an n-gram begins another with its counts."""
     shade = round(255 * (1 - layer.opening))
     line = Text.assemble(
         f"  layer {layer.layer}  gate ",
@@ -30,9 +31,15 @@ def _layer(layer: LayerView) -> Text:
     )
     if layer.next_without is not None:
         line.append(f"  without it {layer.next_without:.3f}")
+    used = line.cell_len
     for ngram in layer.ngrams:
-        line.append(f"  {quoted(ngram.text)} ")
-        line.append(" ".join("?" if count == UNKNOWN else str(count) for count in ngram.counts), "dim")
+        part = Text(f"  {quoted(ngram.text)} ")
+        part.append(" ".join("?" if count == UNKNOWN else str(count) for count in ngram.counts), "dim")
+        if used + part.cell_len > width:
+            line.append("\n    ")
+            used = 4
+        line.append(part)
+        used += part.cell_len
     return line
 
 

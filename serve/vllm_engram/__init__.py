@@ -5,7 +5,7 @@ Every process of vLLM calls `register`, by the entry point `vllm.general_plugins
 | file | what it has |
 |---|---|
 | `config.py` | the export's config, under the names that vLLM's DeepSeek layers read |
-| `settings.py` | the settings of vLLM that are refused |
+| `refusals.py`, `settings.py` | the settings of vLLM that are refused |
 | `addresses.py`, `tables.py` | token ids to rows, and their values from the memory-mapped files |
 | `pages.py`, `history.py` | what tokens look back to: in the cache of keys and values, beside these |
 | `layers.py`, `model.py` | the network |

@@ -156,6 +156,18 @@ def test_a_mixed_run_in_phases_and_how_it_may_be_changed(corpus: Path, other: Pa
     assert len(checkpoints_in(straight / "checkpoints")) == 4
 
 
+@pytest.mark.long
+def test_a_compiled_mixed_run_has_the_losses_of_each_source(corpus: Path, other: Path, tmp_path: Path) -> None:
+    job, runs = phased(tmp_path, corpus, other), tmp_path / "runs"
+    for name, compiled in ("plain", "false"), ("compiled", "true"):
+        train(job, f"run.name={name}", f"train.compile={compiled}", "offload.window_rows=4000", "--nproc", "1")
+    keys = ["loss", "loss.library", "loss.mail", "val_loss.library", "val_loss.mail", "tokens.mail", "gate.0.mean"]
+    for plain, compiled in zip(records(runs / "plain"), records(runs / "compiled"), strict=True):
+        told = [key for key in keys if key in plain]
+        assert len(told) >= 5
+        assert [compiled[key] for key in told] == pytest.approx([plain[key] for key in told], rel=1e-4)
+
+
 def test_data_verify_reads_all_of_the_text_before_the_first_step(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     with StoreWriter(tmp_path / "bad", TokenStore.open(corpus).tokenizer()) as writer:

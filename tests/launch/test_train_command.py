@@ -16,14 +16,21 @@ import pytest
 
 from tests.command_line import ENGRAM, TIMEOUT_S, backbone, engram, losses, table_rows, train, write_job
 from tests.warm_command import started_warm
+from train.page.told_run import ToldRun, flat
 from train.report.profile import STEPS_KEY, TRACE_FILE
 from train.report.trace import LANE, LANES
 
 
 def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, corpus, eval={"prompts": ["def "], "sample_tokens": 3})
+    here = Path(os.path.relpath(corpus))
+    write_job(tmp_path, here, eval={"prompts": ["def "], "sample_tokens": 3})
+    job = tmp_path / "seeded.yaml"
+    job.write_text("extends: job.yaml\ntrain: {seed: 3}\n")
     result = train(job)
     run = tmp_path / "runs" / "small"
+    told = ToldRun(run, 0)
+    assert {key for key, value in flat(told.job).items() if value != told.base[0][key]} == {"train.seed"}
+    assert told.job.data.path == str(here.absolute())
     names = {"config.yaml", "metrics.jsonl", "summary.json", "log.txt", "checkpoints"}
     assert {path.name for path in run.iterdir()} >= names
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from tests.command_line import engram, train, write_job
 from tests.distributed import free_port
@@ -117,6 +119,37 @@ def test_greedy_tokens_are_ours_in_all_batches(
     assert again["cached"] > first["cached"] + 1000
     for found in (first, again, chunks, guessed):
         assert found["tokens"] == served.tokens
+
+
+@torch.no_grad()
+def scores(run: SavedRun, prompt: list[int], *, memory: bool = True) -> Tensor:
+    """Log-probability of each of a prompt's tokens but the first, by training's forward in fp32."""
+    tables = run.tables()
+    assert tables is not None
+    tokens_BT, positions_BT = torch.tensor([prompt[:-1]]), torch.arange(len(prompt) - 1)[None]
+    rows = tables.look_up(tokens_BT, positions_BT)
+    if not memory:
+        rows = [table._replace(rows_UD=torch.zeros_like(table.rows_UD)) for table in rows]
+    logits = run.model()(tokens_BT, positions_BT, rows)[0]
+    return logits.log_softmax(-1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["engram", "branched"])
+def test_in_bf16_prompts_are_as_likely_as_ours_but_for_rounding(
+    kind: str, vllm: Vllm, served: Served, corpus: Path, tmp_path: Path
+) -> None:
+    served = served if kind == "engram" else make(kind, corpus, tmp_path)
+    prompts = [prompt for prompt in served.prompts if len(prompt) > 1]
+    rounds = [{"options": {"dtype": "bfloat16"}, "times": 1, "scored": True}]
+    job = {"folder": str(served.folder), "prompts": prompts, "tokens": 1, "rounds": rounds}
+    result = vllm.run(ROOT / "tests/serve/served.py", tmp_path / "found.json", input=json.dumps(job))
+    assert result.returncode == 0, result.stderr[-4000:]
+    ((found,),) = json.loads((tmp_path / "found.json").read_text())
+    theirs = torch.tensor([score for each in found["scores"] for score in each])
+    ours, without = (torch.cat([scores(served.run, each, memory=on) for each in prompts]) for on in (True, False))
+    assert (theirs - ours).abs().mean() < 0.02
+    assert (theirs - ours).abs().quantile(0.99) < 0.1
+    assert (theirs - without).abs().mean() > 0.1, "it would not be seen if rows were wrong"
 
 
 def post(port: int, route: str, body: dict[str, Any]) -> Any:

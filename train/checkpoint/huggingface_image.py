@@ -22,6 +22,7 @@ from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.piece_list import PieceList
 from train.checkpoint.saved_image import Home, Rows, SavedParts
 from train.errors import UserError
+from train.huggingface.block_scaled import BlockScaled, weights_of
 from train.huggingface.folder import Stored, TensorFolder
 from train.huggingface.names import COMPRESSED_IDS, CONFIG, INDEX, published
 from train.huggingface.settings import Settings, settings_of
@@ -47,6 +48,7 @@ class HuggingFaceImage:
         try:
             self._folder = TensorFolder(path)
             self.settings: Settings = settings_of(self._folder.config)
+            self._weights = weights_of(self._folder, self.settings.block) if self.settings.backbone else {}
             self._parts = dict(self._match()) if self.settings.backbone else {}
             self._tables = tables_of(self._folder)
         except UserError as error:
@@ -121,12 +123,12 @@ class HuggingFaceImage:
         """
         layers = self.settings.model["num_layers"]
         beyond = tuple(f"model.layers.{layer}." for layer in range(layers, layers + 9))  # of multi-token prediction
-        left = {name for name in self._folder.tensors if not name.startswith(beyond)}
+        left = {name for name in self._weights if not name.startswith(beyond)}
         left -= {COMPRESSED_IDS, *(("lm_head.weight",) if self.settings.model["tie_embeddings"] else ())}
         for kind, name, shape in self._wanted():
             places = []
             for part in published(name, shape):
-                there = self._folder.tensors.get(part.name)
+                there = self._weights.get(part.name)
                 if there is None or there.shape != part.shape:
                     what = "is not there" if there is None else f"has shape {list(there.shape)}"
                     raise UserError(f"{part.name} {what}, but {CONFIG} asks for {list(part.shape)}")
@@ -151,10 +153,10 @@ class HuggingFaceImage:
                 yield BUFFER if name in buffers else WEIGHT, name, tuple(tensor.shape)
 
     @cached_property
-    def _stored(self) -> dict[str, tuple[int, Stored]]:
+    def _stored(self) -> dict[str, tuple[int, Stored | BlockScaled]]:
         """By name in the folder, where the tensor starts in training's, and where it is."""
         places = (place for _, each in self._parts.values() for place in each)
-        return {name: (start, self._folder.tensors[name]) for name, start, _ in places}
+        return {name: (start, self._weights[name]) for name, start, _ in places}
 
     def _cut(self) -> Iterator[Range]:
         step = PIECE_BYTES // 4

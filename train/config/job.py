@@ -1,8 +1,9 @@
 """A job's config: one section per room, each validated by the schema beside the code that it configures."""
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.config import ModelConfig
 from offload.config import OffloadConfig
@@ -196,3 +197,12 @@ class JobConfig(
     def _phases_ascend(self) -> "JobConfig":
         begun_at(self.data, self.train.global_batch_size)
         return self
+
+
+def anchored(values: dict[str, Any]) -> dict[str, Any]:
+    """What a config file says, with absolute paths, as a run has it; unchanged where `data` is no section by itself."""
+    try:
+        data = DataConfig.model_validate_json(json.dumps(values.get("data", {})))
+    except ValidationError:  # a base may need what a file that extends it adds
+        return values
+    return values | {"data": data.anchored().model_dump(mode="json", exclude_unset=True)}

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import active_children, connection, current_process, get_context, parent_process
 from typing import NamedTuple
 
 import numpy as np
 
+from train.data.cuts import Part, parts
 from train.data.indexed import token_dtype
 from train.data.interruptible import interruptible
 from train.data.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ from train.errors import UserError
 from train.machine import usable_cores
 
 _CHUNK_CHARS = 1 << 19
+"""Characters that are tokenized at a time. A longer document is cut, if that leaves its tokens as they are."""
 _CHUNK_TEXTS = 8192
 _TO_ONE_PROCESS = {signal.SIGTERM, signal.SIGHUP}
 # Starting a process costs about as much as tokenizing this much text.
@@ -39,8 +41,18 @@ class Chunk(NamedTuple):
     """UTF-8 bytes of the documents."""
 
 
-def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> Chunk:
-    """Tokenizes documents in this process."""
+Batch = list[str] | Part
+"""What is tokenized at a time: documents, or a part of one."""
+
+
+def texts_of(batch: Batch) -> list[str]:
+    """The texts of a batch."""
+    return [batch.text] if isinstance(batch, Part) else batch
+
+
+def encode_chunk(tokenizer: Tokenizer, batch: Batch) -> Chunk:
+    """Tokenizes documents in this process, or a part of one, which then counts as a document."""
+    texts = texts_of(batch)
     encoded = [ids for ids in tokenizer.encode_batch(texts) if ids]
     lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int32, count=len(encoded))
     tokens = np.empty(int(lengths.sum()), dtype=token_dtype(tokenizer.vocab_size))
@@ -69,16 +81,40 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
     """Tokenizes a stream of documents with `workers` processes; the result does not depend on their number.
 
     With 1, this process does it by itself, on all cores as far as the library's own threads reach. At most two chunks
-    per worker (about 0.5 M characters each) are held at a time. Close it to end the processes before their work is
-    done.
+    per worker (about 0.5 M characters each, or a document that may not be cut) are held at a time, and the tokens of
+    one document. Close it to end the processes before their work is done.
 
     Raises:
         UserError: a process was killed.
     """
-    batches = chunks(texts)
+    parts_before: list[Chunk] = []
+    with closing(_encoded(tokenizer, batches_of(texts, tokenizer), workers)) as encoded:
+        for batch, chunk in encoded:
+            if not isinstance(batch, Part):
+                yield chunk
+                continue
+            parts_before.append(chunk)
+            if batch.last:
+                yield _joined(parts_before)
+                parts_before = []
+
+
+def _joined(parts: list[Chunk]) -> Chunk:
+    """The chunk of a document of which each part was taken for one."""
+    some = [chunk.tokens for chunk in parts if len(chunk.tokens)]
+    # Each ends with an end of document.
+    tokens = np.concatenate([*(each[:-1] for each in some[:-1]), *(some[-1:] or [parts[0].tokens])])
+    lengths = np.array([len(tokens)] if some else [], dtype=np.int32)
+    return Chunk(tokens, lengths, empty=int(not some), text_bytes=sum(chunk.text_bytes for chunk in parts))
+
+
+def _encoded(
+    tokenizer: Tokenizer, batches: Iterable[Batch], workers: int
+) -> Generator[tuple[Batch, Chunk], None, None]:
+    """Each batch with its chunk, in order."""
     if workers == 1:
-        for chunk in batches:
-            yield interruptible(lambda chunk=chunk: encode_chunk(tokenizer, chunk))  # type: ignore[misc]
+        for batch in batches:
+            yield batch, interruptible(lambda batch=batch: encode_chunk(tokenizer, batch))  # type: ignore[misc]
         return
     # Spawned, not forked: the caller may have threads (torch, the tokenizers library).
     others = {*active_children()}
@@ -86,14 +122,14 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
         workers, get_context("spawn"), _start_worker, (tokenizer.json, tokenizer.specials["eos_token"])
     )
     try:
-        pending: deque[Future[Chunk]] = deque()
-        for chunk in batches:
+        pending: deque[tuple[Batch, Future[Chunk]]] = deque()
+        for batch in batches:
             with _signals_held():
-                pending.append(pool.submit(_encode_in_worker, chunk))
+                pending.append((batch, pool.submit(_encode_in_worker, batch)))
             if len(pending) > 2 * workers:
-                yield pending.popleft().result()
+                yield _first(pending)
         while pending:
-            yield pending.popleft().result()
+            yield _first(pending)
     except BrokenProcessPool:
         raise UserError("a tokenizing process was killed (out of memory?); try fewer workers") from None
     except BaseException:
@@ -107,18 +143,29 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int) -> G
         pool.shutdown(cancel_futures=True)
 
 
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in the batches that are tokenized at a time."""
-    chunk: list[str] = []
+def _first(pending: deque[tuple[Batch, Future[Chunk]]]) -> tuple[Batch, Chunk]:
+    batch, chunk = pending.popleft()
+    return batch, chunk.result()
+
+
+def batches_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Batch]:
+    """Documents in the batches that are tokenized at a time; long ones in parts, where their tokens allow it."""
+    batch: list[str] = []
     chars = 0
     for text in texts:
-        chunk.append(text)
+        if len(text) > _CHUNK_CHARS and tokenizer.may_cut:
+            if batch:
+                yield batch
+            yield from parts(text, tokenizer.may_cut, _CHUNK_CHARS)
+            batch, chars = [], 0
+            continue
+        batch.append(text)
         chars += len(text)
-        if chars >= _CHUNK_CHARS or len(chunk) >= _CHUNK_TEXTS:
-            yield chunk
-            chunk, chars = [], 0
-    if chunk:
-        yield chunk
+        if chars >= _CHUNK_CHARS or len(batch) >= _CHUNK_TEXTS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
 
 
 _tokenizer: Tokenizer
@@ -151,5 +198,5 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(texts: list[str]) -> Chunk:
-    return encode_chunk(_tokenizer, texts)
+def _encode_in_worker(batch: Batch) -> Chunk:
+    return encode_chunk(_tokenizer, batch)

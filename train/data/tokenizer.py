@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from train.data.config import LARGEST_BPE
+from train.data.cuts import MayCut, cuts_of
 from train.data.hub import from_hub, is_hub_name
 from train.data.interruptible import interruptible
 from train.errors import UserError
@@ -72,6 +73,11 @@ class Tokenizer:
         # token.
         pad_id = self._first_id((*_PAD_NAMES, *((pad,) if pad else ())))
         self.pad_id = eos_id if pad_id is None else pad_id
+
+    @functools.cached_property
+    def may_cut(self) -> MayCut | None:
+        """Whether the tokens of a text are those of its parts before and after a place (`train/data/cuts.py`)."""
+        return cuts_of(self.backend)
 
     @functools.cached_property
     def _spelled_eos(self) -> list[int]:

@@ -1,6 +1,6 @@
 """What the config of a folder says of its model, in the words of a job's `model` section."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from train.errors import UserError
@@ -48,11 +48,13 @@ class Settings:
         model: nested as a job's `model` section; what is not there is free.
         addresses: numbers of its row addresses' fingerprint, all or some; None without memory.
         backbone: whether the folder's backbone is one that this model has.
+        block: rows and columns of a block of weights that have one scale; None for weights as they are.
     """
 
     model: dict[str, Any]
     addresses: dict[str, Any] | None
     backbone: bool = True
+    block: tuple[int, int] | None = None
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
@@ -67,9 +69,18 @@ def settings_of(config: dict[str, Any]) -> Settings:
     kind = config.get("model_type")
     if kind not in (DEEPSEEK_V3, ENGRAM):
         raise UserError(f"model_type is {kind}; models of {DEEPSEEK_V3} and {ENGRAM}, and tables of DeepSeek-V4.1, do")
-    if config.get("quantization_config"):
-        raise UserError("its weights are quantized; convert them to bf16 first")
-    return _own(config, kind)
+    return replace(_own(config, kind), block=_block(config.get("quantization_config")))
+
+
+def _block(quantized: dict[str, Any] | None) -> tuple[int, int] | None:
+    if not quantized:
+        return None
+    method, block = quantized.get("quant_method"), quantized.get("weight_block_size")
+    if (method, quantized.get("fmt", "e4m3")) != ("fp8", "e4m3") or not isinstance(block, list) or len(block) != 2:
+        raise UserError(
+            f"its weights are quantized ({method}); convert them to bf16, or to DeepSeek-V3's fp8 in blocks"
+        )
+    return int(block[0]), int(block[1])
 
 
 def _own(config: dict[str, Any], kind: str) -> Settings:

@@ -1,5 +1,6 @@
 """An HTTP server on the loopback interface, which fails as it is told."""
 
+import functools
 import hashlib
 import threading
 import time
@@ -17,6 +18,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 64  # beyond it a connection waits for a second
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -54,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             status, content = 206, content[int(first) : int(last or whole) + 1]
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(server.files[self.path]).hexdigest()}"')
+        self.send_header("ETag", _etag(server.files[self.path]))
         self.send_header("Accept-Ranges", "bytes" if server.ranges else "none")
         for name, value in server.headers.items():
             self.send_header(name, value)
@@ -70,6 +72,11 @@ class Handler(BaseHTTPRequestHandler):
         server.sent += len(content[:limit])
         if limit is not None:
             self.close_connection = True
+
+
+@functools.lru_cache(64)
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha1(content).hexdigest()}"'
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import zstandard
+from tokenizers import models, pre_tokenizers
 
 from tests.signals import skip_if_ignored
 from tests.train.data.text import SENTENCES, small_tokenizer
@@ -24,6 +26,7 @@ from train.data import prepare as module
 from train.data.manifest import Manifest
 from train.data.prepare import prepare
 from train.data.store import TokenStore
+from train.data.tokenizer import Tokenizer
 from train.errors import UserError
 
 TOKENIZER = small_tokenizer()
@@ -45,6 +48,24 @@ def test_result_does_not_depend_on_the_number_of_processes(source, tmp_path, mon
     for workers in (1, 2):
         prepare([source], tmp_path / str(workers), tokenizer=TOKENIZER, workers=workers, progress=False)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_long_document_is_tokenized_in_parts_and_its_tokens_are_those_of_the_whole(tmp_path, monkeypatch):
+    # By these words white space has no tokens: neither a part of it alone, nor the document.
+    words = tokenizers.Tokenizer(models.WordLevel({"<|endoftext|>": 0, "?": 1, "fox": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    texts = [SENTENCES[0], "fox " * 90 + " " * 90 + "dog", " " * 200, "".join(SENTENCES), "fox"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, tokenizer in ("bpe", TOKENIZER), ("words", Tokenizer(words.to_str(), name="words")):
+        made = {}
+        for workers, chars in (1, 1 << 19), (1, 50), (2, 50):
+            monkeypatch.setattr(encode, "_CHUNK_CHARS", chars)
+            out = tmp_path / f"{name}-{workers}-{chars}"
+            prepare([tmp_path / "text.jsonl"], out, tokenizer=tokenizer, workers=workers, progress=False)
+            made[out] = contents(out)
+        first, *others = made.values()
+        assert others == [first] * 2
+        assert max(len(text) for batch in encode.batches_of(texts, tokenizer) for text in encode.texts_of(batch)) < 250
 
 
 def test_manifest_tells_what_is_there(source, tmp_path):
@@ -352,6 +373,43 @@ def test_a_preparation_goes_on_after_a_break(tokenizer, tmp_path, monkeypatch, c
     assert sum(encoded) < 40, "what was done before is done again"
     assert len(trained) == ("train_bpe" in tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts", "whole"]
+
+
+KILLED = """
+import os, signal, sys
+from train.data import encode, unfinished
+from train.data.prepare import prepare
+
+unfinished.EVERY_S, encode._CHUNK_CHARS = 0.0, 300
+write, records = unfinished.Unfinished.write, int(sys.argv[4])
+
+
+def last_words(self, folder):
+    global records
+    write(self, folder)
+    records -= 1
+    if not records:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+unfinished.Unfinished.write = last_words
+prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], workers=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize("records", [2, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 7))])
+def test_a_preparation_killed_right_after_a_record_goes_on_to_an_equal_store(records, source, tmp_path, capfd):
+    TOKENIZER.save(tmp_path)
+    command = [sys.executable, "-c", KILLED, source, tmp_path / "out", tmp_path / "tokenizer.json", str(records)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    for _ in range(2):  # the second goes on from the first, and is killed as well
+        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    options = {"tokenizer": str(tmp_path / "tokenizer.json"), "workers": 1}
+    made = prepare([source], tmp_path / "out", **options)
+    assert "going on after a break: " in capfd.readouterr().err
+    whole = prepare([source], tmp_path / "whole", progress=False, **options)
+    assert made == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path, monkeypatch, capfd):

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.config import ModelConfig
 from tests.command_line import JOB, engram, losses, train, write_job
 from tests.train.huggingface.exports import KINDS, Exported
 from train.checkpoint.checked import Damaged
 from train.checkpoint.huggingface_image import HuggingFaceImage
 from train.checkpoint.identity import Identity
-from train.use.saved_run import SavedRun
+from train.tables import addresses_of, compressed_vocabulary
+from train.use.saved_run import RunTokens, SavedRun
 
 STILL = {"learning_rate": 1e-30}
 
@@ -112,20 +114,129 @@ def deepseek_v41(folder: Path, addresses: dict[str, Any], dim: int) -> Tensor:
     return torch.cat(values)
 
 
+def fp8(*block: int) -> dict[str, Any]:
+    """What DeepSeek-V3's config says of its weights."""
+    return {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [*block]}
+
+
+def in_fp8(source: Path, folder: Path, rows: int, columns: int) -> dict[str, Tensor]:
+    """Writes a copy whose projections are 8-bit values with a scale for each block; returns what they stand for."""
+    shutil.copytree(source, folder)
+    change(quantization_config=fp8(rows, columns))(folder)
+    generator, meant = torch.Generator().manual_seed(0), {}
+    for file in folder.glob("*.safetensors"):
+        entries = load_file(file)
+        for name, weight in list(entries.items()):
+            meant[name] = weight.float()
+            if not name.endswith("_proj.weight"):
+                continue
+            entries[name] = (weight * 100).to(torch.float8_e4m3fn)
+            meant[name] = entries[name].float()
+            down, across = math.ceil(weight.shape[0] / rows), math.ceil(weight.shape[1] / columns)
+            scales = torch.rand(down, across, generator=generator) / 50
+            for i in range(down):
+                for j in range(across):
+                    meant[name][i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] *= scales[i, j]
+            entries[f"{name}_scale_inv"] = scales
+        save_file(entries, file)
+    return meant
+
+
+def taken(folder: Path) -> dict[str, Tensor]:
+    """Each tensor that an image of the folder has, by its name there."""
+    image = HuggingFaceImage(folder)
+    found: dict[str, list[Tensor]] = {}
+    for place in image.ranges:
+        found.setdefault(place.file, []).append(image.piece(place).values)
+    return {name: torch.cat(pieces) for name, pieces in found.items()}
+
+
+@pytest.mark.parametrize("block", [(128, 128), (16, 24)])
+def test_8_bit_weights_with_a_scale_a_block_stand_for_their_products(
+    block: tuple[int, int], plain_export: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.checkpoint.huggingface_image.PIECE_BYTES", 4 * 100)  # pieces begin within rows
+    meant = in_fp8(plain_export.folder, tmp_path / "fp8", *block)
+    found = taken(tmp_path / "fp8")
+    assert found.keys() == meant.keys()
+    for name, values in found.items():
+        assert torch.equal(values, meant[name].flatten()), name
+
+
+def test_a_run_begins_with_8_bit_weights(plain_export: Exported, corpus: Path, tmp_path: Path) -> None:
+    meant = in_fp8(plain_export.folder, tmp_path / "fp8", 16, 24)
+    run = begin(tmp_path, corpus, tmp_path / "fp8", "--nproc", "1", model=KINDS["plain"], optimizer=STILL)
+    after, close = weights(run), {"rtol": 0, "atol": 1e-20}  # some are zero, which any learning rate moves
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    torch.testing.assert_close(after[name], meant[name], **close)
+    up = next(name for name in meant if name.endswith("experts.0.up_proj.weight"))
+    stacked = after[up.replace("0.up_proj.weight", "gate_up_proj")]
+    torch.testing.assert_close(stacked[0, stacked.shape[1] // 2 :], meant[up], **close)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda entries, name: entries.pop(f"{name}_scale_inv"), "is F8_E4M3, without "),
+        (lambda entries, name: entries.update({f"{name}_scale_inv": torch.ones(1, 9)}), "_scale_inv has shape [1, 9]"),
+        (lambda entries, name: entries.update({name: torch.ones(entries[name].shape)}), "has a tensor "),
+    ],
+)  # fmt: skip
+def test_8_bit_weights_without_their_scales_are_refused(
+    spoil: Callable[[dict[str, Tensor], str], None], told: str, plain_export: Exported, tmp_path: Path
+) -> None:
+    in_fp8(plain_export.folder, tmp_path / "fp8", 128, 128)
+    file = min((tmp_path / "fp8").glob("*.safetensors"))
+    entries = load_file(file)
+    spoil(entries, next(name for name in entries if name.endswith("_proj.weight")))
+    save_file(entries, file)
+    with pytest.raises(Damaged, match=re.escape(told)):
+        HuggingFaceImage(tmp_path / "fp8")
+
+
 def test_the_tables_of_deepseek_v41(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    addresses = SavedRun.open(trained).image.manifest.addresses
-    assert addresses is not None
-    values = deepseek_v41(tmp_path / "v41", addresses, dim=8)
+    """Two layers, and n-grams of 2 to 4 tokens."""
+    model = JOB["model"] | {"engram": JOB["model"]["engram"] | {"orders": [2, 3, 4], "row_dim": 8, "pad_id": 1}}
+    config = ModelConfig.model_validate(model)
+    assert config.engram is not None
+    vocabulary = compressed_vocabulary(config, RunTokens(SavedRun.open(trained).tokenizer))
+    values = deepseek_v41(tmp_path / "v41", addresses_of(config.engram, vocabulary).fingerprint(), dim=8)
     image = HuggingFaceImage(tmp_path / "v41")
     found = [image.rows(span) for span in image.spans]
     assert torch.equal(torch.cat([each.ids_N for each in found]), torch.arange(len(values)))
     assert torch.equal(torch.cat([each.records_NW for each in found]), values)
-    memory = JOB["model"]["engram"] | {"row_dim": 8, "pad_id": 1}
-    run = begin(
-        tmp_path, corpus, tmp_path / "v41", "--nproc", "2", model=JOB["model"] | {"engram": memory}, optimizer=STILL
-    )
+    run = begin(tmp_path, corpus, tmp_path / "v41", "--nproc", "2", model=model, optimizer=STILL)
     assert torch.equal(rows(run), values)
     assert weights(run)["model.layers.0.engram.value_proj.weight"].std() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            lambda entries: entries.pop("layers.0.engram.embed.scale"),
+            "has no layers.0.engram.embed.weight with its .scale",
+        ),
+        (
+            lambda entries: entries.update({"layers.0.engram.embed.weight": torch.ones(6, 8)}),
+            "layers.0.engram.embed is F32 [6, 8] with F8_E8M0 [6, 2], but F8_E4M3 [6, 8] with F8_E8M0 scales of its ",
+        ),
+        (
+            lambda entries: entries.update({"layers.0.engram.embed.scale": torch.ones(5, 2).to(torch.float8_e8m0fnu)}),
+            "layers.0.engram.embed is F8_E4M3 [6, 8] with F8_E8M0 [5, 2], but",
+        ),
+    ],
+)
+def test_tables_of_deepseek_v41_that_are_not_what_their_config_says_are_refused(
+    changed: Callable[[dict[str, Tensor]], object], told: str, tmp_path: Path
+) -> None:
+    addresses = {"layers": [0, 3], "primes": [[6], [5]], "heads": 1, "orders": [2], "rows_per_head": [5]}
+    deepseek_v41(tmp_path / "v41", addresses | {"compressed_vocabulary": 9}, dim=8)
+    HuggingFaceImage(tmp_path / "v41")
+    redo("*.safetensors", changed)(tmp_path / "v41")
+    with pytest.raises(Damaged, match=re.escape(told)) as refused:
+        HuggingFaceImage(tmp_path / "v41")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture
@@ -150,6 +261,30 @@ def cut(pattern: str) -> Callable[[Path], None]:
     return cut_first
 
 
+def redo(pattern: str, changed: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def redo_first(folder: Path) -> None:
+        file = min(folder.glob(pattern))
+        entries = load_file(file)
+        changed(entries)
+        save_file(entries, file)
+
+    return redo_first
+
+
+def forget(name: str) -> Callable[[Path], None]:
+    def forget_setting(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config.pop(name)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return forget_setting
+
+
+def without_weights(folder: Path) -> None:
+    for file in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        file.unlink()
+
+
 def drop(name: str) -> Callable[[Path], None]:
     def drop_tensor(folder: Path) -> None:
         for file in folder.glob("*.safetensors"):
@@ -165,7 +300,8 @@ def drop(name: str) -> Callable[[Path], None]:
     [
         (change(model_type="llama"), "model_type is llama; models of deepseek_v3 and engram, and tables of "),
         (change(n_group=8), "n_group is 8, but this model has 1 alone"),
-        (change(quantization_config={"quant_method": "fp8"}), "its weights are quantized; convert them to bf16 first"),
+        (change(quantization_config={"quant_method": "gptq"}), "its weights are quantized (gptq); convert them to "),
+        (change(quantization_config=fp8(128, 128) | {"fmt": "e5m2"}), "its weights are quantized (fp8); convert them"),
         (change(model_type="deepseek_v3", rms_norm_eps=1e-5), "rms_norm_eps is 1e-05, but 1e-06 under the latents'"),
         (change(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is not there, but config.json "),
         (change(kv_lora_rank=8), "has shape [24, 32], but config.json asks for [16, 32]"),
@@ -176,7 +312,16 @@ def drop(name: str) -> Callable[[Path], None]:
         (cut("model-*"), "is cut short within"),
         (cut("tables/*"), "is cut short within rows; copy it anew"),
         (lambda folder: min(folder.glob("tables/*")).unlink(), "cannot be read (No such file or directory)"),
-        (lambda folder: (folder / "config.json").write_text("["), "config.json: no JSON"),
+        (lambda folder: (folder / "config.json").write_text("["), "config.json: no JSON ("),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read (No such file"),
+        (without_weights, "has no safetensors file; give a folder with a model's weights"),
+        (redo("model-*", lambda entries: entries.update(x=torch.ones(1).short())), "x is I16; convert it to "),
+        (forget("kv_lora_rank"), "has no kv_lora_rank"),
+        (change(hidden_act="gelu"), "hidden_act is gelu, but this model has silu alone"),
+        (redo("tables/*", lambda entries: entries.update(rows=torch.ones(3, 5))), "has no tensor rows with 4 columns"),
+        (redo("tables/*", lambda entries: entries.update(x=entries.pop("rows"))), "has no tensor rows with 4 columns"),
+        (redo("tables/*", lambda entries: entries.update(rows=entries["rows"][1:])), "the files of layer 0 have "),
         (lambda folder: min(folder.glob("model-*")).write_text("no"), "no safetensors file, or cut short; copy "),
     ],
 )  # fmt: skip

@@ -168,6 +168,8 @@ def test_what_it_cannot_do_is_told(engram_export: Exported) -> None:
     cache = model(ids, use_cache=True).cache
     with pytest.raises(RuntimeError, match="call activate_past_recording on the cache before"):
         cache.crop(-1)
+    with pytest.raises(ValueError, match="hidden_act is gelu, but this model has silu alone"):
+        type(model.config)(hidden_act="gelu")
     fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
     with pytest.raises(ValueError, match=r"the model has no tables: load it with from_pretrained, or call open_tables"):
         fresh(ids)

@@ -60,9 +60,24 @@ def test_seeds_are_taken_together_and_gaps_seed_by_seed(runs: list[Path]) -> Non
 def test_a_line_each_for_people(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     lines = compare(*runs).stdout.splitlines()
-    (memory,) = (line for line in lines if line.startswith("│ memory"))
+    (memory,) = (line for line in lines if line.startswith("memory"))
     assert "3.7000 (3.5000 to 3.9000)" in memory
     assert "-0.4000 (-0.5000 to -0.3000)" in memory
+
+
+def test_nothing_is_left_out_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    named = "a-study-with-a-rather-long-name"
+    pair = [finish(tmp_path, f"{named}-{seed}", 4.0 + seed, seed=seed, model=WITHOUT) for seed in range(2)]
+    for run, count in zip(pair, (12_699_904, 2_286_000), strict=True):
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"parameters": 12_699_904, "table_parameters": count}))
+    other = finish(tmp_path, "other", 3.5)
+    told = compare(*pair, other).stdout
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= 80
+    for shown in ("12.7M", "4.5000", "(4.0000", "5.0000)", "-0.5000", "1,000"):
+        assert shown in told
 
 
 def test_runs_without_a_common_seed_have_no_gap(tmp_path: Path) -> None:

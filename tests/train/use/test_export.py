@@ -2,6 +2,7 @@
 tests/train/huggingface."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train.use.export
+from launch.bench.peak_memory import PeakMemory
 from model.config import (
     AttentionConfig,
     EngramConfig,
@@ -19,6 +21,8 @@ from model.config import (
     MoEConfig,
     RopeScalingConfig,
 )
+from tests.command_line import JOB, write_job
+from tests.command_line import train as train_command
 from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import write_tensors
@@ -78,6 +82,20 @@ def test_files_have_a_limit_and_are_streamed(trained: Path, tmp_path: Path, monk
     for file in (tmp_path / "out").rglob("*.safetensors"):
         held = load_file(file)
         assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= limit
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_table(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = JOB["model"]["engram"] | {"rows_per_head": 400_000, "row_dim": 16}
+    offload = {"window_rows": 4000, "optimizer": {"type": "sgd"}}
+    job = write_job(tmp_path, corpus, model=JOB["model"] | {"engram": wide}, train={"steps": 1}, offload=offload)
+    train_command(job, "--nproc", "1")
+    run = SavedRun.open(tmp_path / "runs" / "small")
+    monkeypatch.setattr(train.use.export, "_CHUNK_BYTES", 4 << 20)
+    with PeakMemory() as peak:
+        found = export(run, tmp_path / "out")
+    assert found.bytes > 200e6
+    assert peak.bytes < 50e6
 
 
 def test_a_part_of_a_weight_is_read_from_its_pieces_alone(trained: Path) -> None:
@@ -157,6 +175,17 @@ def test_a_failed_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(train.use.export, "write_tensors", fails)
     with pytest.raises(OSError, match="disk"):
+        export(SavedRun.open(trained), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    monkeypatch.setattr(train.use.export, "write_tensors", None)
+    with pytest.raises(UserError, match=r"0\.0 GB are needed, but 0\.0 GB are free"):
         export(SavedRun.open(trained), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

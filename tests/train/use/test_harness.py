@@ -3,7 +3,10 @@
 import functools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from launch.cli import main
 from tests.command_line import engram
+from tests.train.huggingface.exports import make_export
 from tests.train.use.test_generation import continued
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
@@ -192,6 +196,36 @@ def test_two_ranks_find_what_one_finds(tasks: Path, trained: Path) -> None:
     refused = engram("eval", trained, "--tasks", names, "--include", tasks, "--limit", "1", "--nproc", "2")
     assert refused.returncode == 2
     assert "--limit 1 leaves some of 2 ranks without a question" in refused.stderr
+
+
+@pytest.mark.long
+def test_the_harness_itself_finds_the_same_by_an_export(tasks: Path, trained: Path, tmp_path: Path) -> None:
+    """`lm_eval --model hf`, as docs/serve.md has it: a command of its own, which knows nothing of this project."""
+    names = "local_choice,local_rolling,local_written"
+    model = make_export(trained, tmp_path / "tiny-hf").folder
+    told = subprocess.run(
+        [
+            *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--tasks", names),
+            *("--model_args", f"pretrained={model},trust_remote_code=True", "--include_path", str(tasks)),
+            *("--output_path", str(tmp_path / "found.json")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"},
+    )
+    assert told.returncode == 0, told.stderr
+    (written,) = tmp_path.glob("found*.json")
+    theirs = json.loads(written.read_text())["results"]
+    ours = json.loads(engram("eval", trained, "--tasks", names, "--include", tasks, "--json").stdout)["tasks"]
+    compared = 0
+    for task, found in ours.items():
+        for name, value in found.items():
+            if isinstance(value, float):
+                assert theirs[task][name] == pytest.approx(value, rel=1e-5), (task, name)
+                compared += 1
+    assert compared >= 4
 
 
 def test_unknown_tasks_and_folders_are_told_in_one_line(
