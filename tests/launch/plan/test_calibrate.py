@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from launch.cli import main
-from launch.plan.calibrate_memory import kept_of
 from launch.plan import calibrate_disk
+from launch.plan.calibrate_memory import kept_of
 from launch.plan.hardware import read_catalogue
 from offload.host import file_records
 from train.errors import UserError
