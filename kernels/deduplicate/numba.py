@@ -34,14 +34,14 @@ def deduplicate_compiled(
 def _count(sorted_rows, bounds):  # type: ignore[no-untyped-def]
     """The number of unique rows, and of those that each micro-batch reads."""
     counts = np.zeros(len(bounds) - 1, np.int64)
-    unique, batch, before = 0, 0, -1
+    unique, batch, before = 0, 0, np.int64(-1)
     first, end = bounds[0], bounds[1]
     for word in sorted_rows:
         row, lookup = np.int64(word >> PLACE_BITS), np.int64(word & _PLACE)
         begins = row != before
         unique += begins
         if not first <= lookup < end:  # else the batch of the one before: no search
-            batch, begins = np.searchsorted(bounds, lookup, side="right") - 1, True
+            batch, begins = int(np.searchsorted(bounds, lookup, side="right")) - 1, True
             first, end = bounds[batch], bounds[batch + 1]
         counts[batch] += begins
         before = row
@@ -56,7 +56,7 @@ def _group(sorted_rows, bounds, unique, counts):  # type: ignore[no-untyped-def]
     starts = np.cumsum(counts) - counts  # where each micro-batch's segments begin among all
     numbers = np.full(len(counts), -1, np.int32)  # of the latest segment of each
     ends = bounds[:-1].copy()  # of the lookups that each has got so far
-    unique, batch, before = -1, 0, -1
+    unique, batch, before = -1, 0, np.int64(-1)
     first, end = bounds[0], bounds[1]
     for word in sorted_rows:
         row, lookup = np.int64(word >> PLACE_BITS), np.int64(word & _PLACE)
@@ -65,7 +65,7 @@ def _group(sorted_rows, bounds, unique, counts):  # type: ignore[no-untyped-def]
             unique += 1
             unique_rows[unique] = row
         if not first <= lookup < end:
-            batch, begins = np.searchsorted(bounds, lookup, side="right") - 1, True
+            batch, begins = int(np.searchsorted(bounds, lookup, side="right")) - 1, True
             first, end = bounds[batch], bounds[batch + 1]
         if begins:
             numbers[batch] += 1

@@ -30,14 +30,14 @@ def _sort(rows, passes):  # type: ignore[no-untyped-def]
             ends[turn, digit + 1] += ends[turn, digit]
     words, sorted_words = np.empty(len(rows), np.uint64), np.empty(len(rows), np.uint64)
     for place in range(len(rows)):
-        digit = rows[place] & (_BINS - 1)
-        words[ends[0, digit]] = (np.uint64(rows[place]) << PLACE_BITS) | np.uint64(place)
-        ends[0, digit] += 1
+        first = rows[place] & (_BINS - 1)
+        words[ends[0, first]] = (np.uint64(rows[place]) << PLACE_BITS) | np.uint64(place)
+        ends[0, first] += 1
     for turn in range(1, passes):
         shift = PLACE_BITS + np.uint64(turn * _BITS)
         for word in words:
-            digit = (word >> shift) & np.uint64(_BINS - 1)
-            sorted_words[ends[turn, digit]] = word
-            ends[turn, digit] += 1
+            later = (word >> shift) & np.uint64(_BINS - 1)
+            sorted_words[ends[turn, later]] = word
+            ends[turn, later] += 1
         words, sorted_words = sorted_words, words
     return words

@@ -19,25 +19,48 @@ def gather_rows(
     table_CW: Tensor, places_V: Tensor, apart_UD: Tensor, segment_N: Tensor, out_ND: Tensor, *, bf16: bool
 ) -> None:
     """Writes the row of every lookup to `out_ND`, contiguous, of float32 or bfloat16."""
-    arrays = (
-        table_CW.numpy(), table_CW.view(torch.int16).numpy().view(np.uint16), bf16,
-        places_V.numpy(), apart_UD.numpy(), segment_N.numpy(),
-    )  # fmt: skip
+    places, apart, segments = places_V.numpy(), apart_UD.numpy(), segment_N.numpy()
+    if not bf16 and out_ND.dtype == torch.float32 and _streams(out_ND):
+        rows = table_CW.numpy(), places, apart, segments, out_ND.numpy()
+        split_rows(len(out_ND), lambda start, end: _gather_past_caches(*rows, start, end))
+        return
+    arrays = table_CW.numpy(), table_CW.view(torch.int16).numpy().view(np.uint16), bf16, places, apart, segments
     if out_ND.dtype == torch.bfloat16:
         out = out_ND.view(torch.int16).numpy().view(np.uint16)
         split_rows(len(out), lambda start, end: _gather_rounded(*arrays, out, start, end))
         return
-    streams = not bf16 and out_ND.nbytes >= _STREAMED and not (out_ND.data_ptr() | 4 * out_ND.shape[1]) % _LINE
-    split_rows(len(out_ND), lambda start, end: _gather(*arrays, out_ND.numpy(), streams, start, end))
+    split_rows(len(out_ND), lambda start, end: _gather(*arrays, out_ND.numpy(), start, end))
+
+
+def _streams(out_ND: Tensor) -> bool:
+    return out_ND.nbytes >= _STREAMED and not (out_ND.data_ptr() | 4 * out_ND.shape[1]) % _LINE
 
 
 # What is done for a lookup is written out: calls of functions with arrays would take longer than the copy.
 
 
 @compiled
-def _gather(  # type: ignore[no-untyped-def]  # noqa: C901
-    records, halves, bf16, places, apart, segments, out, streams, start, end
-):  # fmt: skip
+def _gather_past_caches(records, places, apart, segments, out, start, end):  # type: ignore[no-untyped-def]
+    dim = out.shape[1]
+    target = out.ctypes.data + start * out.strides[0]
+    for lookup in range(start, end):
+        if lookup + _AHEAD < end:
+            ahead = places[segments[lookup + _AHEAD]]
+            if ahead >= 0:
+                ask(records, ahead, dim)
+        place = places[segments[lookup]]
+        if place >= 0:
+            source = records.ctypes.data + place * records.strides[0]
+        else:
+            source = apart.ctypes.data + ~place * apart.strides[0]
+        for offset in range(0, 4 * dim, _LINE):
+            stream_line(target + offset, source + offset)
+        target += out.strides[0]
+    fence()
+
+
+@compiled
+def _gather(records, halves, bf16, places, apart, segments, out, start, end):  # type: ignore[no-untyped-def]
     dim = out.shape[1]
     for lookup in range(start, end):
         if lookup + _AHEAD < end:
@@ -48,11 +71,6 @@ def _gather(  # type: ignore[no-untyped-def]  # noqa: C901
         if place < 0:
             for column in range(dim):
                 out[lookup, column] = apart[~place, column]
-        elif streams:
-            source = records.ctypes.data + place * records.strides[0]
-            target = out.ctypes.data + lookup * out.strides[0]
-            for offset in range(0, 4 * dim, _LINE):
-                stream_line(target + offset, source + offset)
         elif bf16:
             bits = out[lookup].view(np.uint32)
             for column in range(dim):
@@ -60,8 +78,6 @@ def _gather(  # type: ignore[no-untyped-def]  # noqa: C901
         else:
             for column in range(dim):
                 out[lookup, column] = records[place, column]
-    if streams:
-        fence()
 
 
 @compiled

@@ -110,17 +110,20 @@ class Admissions:
         self._directory.cleaned(dirty)
 
     def _place(self, step: int, rows: Rows, *, wait: bool) -> tuple[Rows, Slots] | None:
-        """`Directory.admit`, after room was made."""
+        """`Directory.admit`, once there is room."""
         while self.writebacks.oldest_landed():
             self._order_writeback()
-        self._make_room(self._directory.keep(step, rows))
-        while (admission := self._directory.admit(step, rows)) is None:
+        while not self._has_room(step, rows):
             if not (wait and self.writebacks):
                 return None
             self._order_writeback()
-            # More may be missing now: rows of the step itself that were on their way out.
-            self._make_room(self._directory.keep(step, rows))
-        return admission
+        return self._directory.admit(step, rows)
+
+    def _has_room(self, step: int, rows: Rows) -> bool:
+        """Whether as many slots are free as the step's rows miss, after room was made."""
+        missing = self._directory.keep(step, rows)
+        self._make_room(missing)
+        return missing <= self._directory.num_free
 
     def _fetch(self, rows: Rows, fetched: Rows, slots: Slots) -> Admission:
         # A row without a slot has all its updates counted: it had the slot until they were released.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offload import gradients, step, tables
 from offload.transfers.open import CpuTransfers
+from offload.window.admissions import Admissions
 from offload.window.directory import SlotState
 from offload.window.open import open_directory
 
@@ -64,6 +65,7 @@ def random_delays(seed: int, longest_s: float = LONGEST_S, longest_write_back_s:
         patch(CpuTransfers, "write_back", lambda call: _noting(call, lambda slots, _: written.update(slots.tolist())))
         patch(CpuTransfers, "fetch", lambda call: _noting(call, lambda _, slots: _count_reused(slots, written, seen)))
         patch(Directory, "admit", lambda call: _counting_admissions(call, seen))
+        patch(Admissions, "_has_room", lambda call: _counting_full_windows(call, seen))
         patch(Directory, "being_written", lambda call: _counting_waits(call, seen))
         yield seen
 
@@ -112,12 +114,17 @@ def _counting_admissions(admit: Callable[..., Any], seen: Seen) -> Callable[...,
     def counting(self: Directory, step: int, rows: np.ndarray) -> Any:
         slots = self.slots(rows)
         leaving = int((self.state[slots[slots >= 0]] == SlotState.WRITEBACK).sum())
-        admission = admit(self, step, rows)
-        if admission is None:
-            seen.full += 1
-        else:
-            seen.resurrected += leaving
-        return admission
+        seen.resurrected += leaving
+        return admit(self, step, rows)
+
+    return counting
+
+
+def _counting_full_windows(has_room: Callable[..., bool], seen: Seen) -> Callable[..., bool]:
+    def counting(self: Admissions, step: int, rows: np.ndarray) -> bool:
+        room = has_room(self, step, rows)
+        seen.full += not room
+        return room
 
     return counting
 
