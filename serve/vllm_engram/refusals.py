@@ -37,9 +37,9 @@ def _refusals(told: Any, on_cpu: bool) -> list[tuple[bool, str]]:
             "context parallelism would part a request from the tokens that it looks back to; set both to 1",
         ),
         (
-            parallel.data_parallel_size > 1 or parallel.enable_expert_parallel,
-            "--data-parallel-size and --enable-expert-parallel were never tried; leave them out, and start a server "
-            "for each copy of the model",
+            parallel.tensor_parallel_size > 1 or parallel.data_parallel_size > 1 or parallel.enable_expert_parallel,
+            "--tensor-parallel-size, --data-parallel-size and --enable-expert-parallel were never tried; leave them "
+            "out, and start a server for each copy of the model",
         ),
         (
             told.kv_transfer_config is not None or told.cache_config.kv_offloading_size is not None,

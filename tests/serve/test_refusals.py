@@ -36,8 +36,15 @@ def settings(**changed: Any) -> SimpleNamespace:
         ({"cache_dtype": "fp8"}, "--kv-cache-dtype was never tried"),
         ({"decode_context_parallel_size": 2}, "context parallelism would part a request"),
         ({"prefill_context_parallel_size": 2}, "context parallelism would part a request"),
-        ({"data_parallel_size": 2}, "--data-parallel-size and --enable-expert-parallel were never tried"),
-        ({"enable_expert_parallel": True}, "--data-parallel-size and --enable-expert-parallel were never tried"),
+        (
+            {"tensor_parallel_size": 2},
+            "--tensor-parallel-size, --data-parallel-size and --enable-expert-parallel were ",
+        ),
+        ({"data_parallel_size": 2}, "--tensor-parallel-size, --data-parallel-size and --enable-expert-parallel were "),
+        (
+            {"enable_expert_parallel": True},
+            "--tensor-parallel-size, --data-parallel-size and --enable-expert-parallel ",
+        ),
         ({"kv_transfer_config": {}}, "--kv-transfer-config and --kv-offloading-size may leave behind"),
         ({"kv_offloading_size": 4.0}, "--kv-transfer-config and --kv-offloading-size may leave behind"),
     ],
