@@ -1,7 +1,8 @@
 """Work on rows, shared among as many threads as torch would use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 
@@ -38,6 +39,21 @@ def split_rows(num_rows: int, work: Callable[[int, int], None]) -> None:
             work(num_rows * part // parts, num_rows * (part + 1) // parts)
 
     each_thread(threads, take)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """What the calling thread gives to torch inside is done by itself alone, with the same bits on any number of cores.
+
+    After an operation that torch shares, OpenMP's threads wait for the next one without giving up their cores, for
+    milliseconds in which threads of ours want them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -6,6 +6,7 @@ Shape suffixes as in `offload.plan.plan`, and D columns of a row, W words of a r
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from kernels import recycled
 from kernels.gather import RowIndex
 from kernels.gather.values import RowValues
+from kernels.threads import on_one_thread, split_rows
 from offload.device.sender import Sender
 from offload.gradients import ModuleGradient
 from offload.observer import Observer
@@ -151,7 +153,8 @@ class Step:
         parts = [gradient.sum() for gradient in self.rows.gradients]
         shard.observer.reduced(self.number, self._plan, [gradient.total for gradient in self.rows.gradients], parts)
         self._gradient_OD = parts[0] if len(parts) == 1 else _joined(parts)
-        norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
+        with on_one_thread():
+            norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         world_size = shard.sharding.world_size
         if world_size > 1:
             dist.all_reduce(norm_squared, group=shard.group)
@@ -204,4 +207,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))
     # In memory of an earlier step: fresh memory would cost page faults.
     joined_OD = recycled.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
-    return torch.cat(list(parts), out=joined_OD)
+    for part_PD, copy_PD in zip(parts, joined_OD.split([len(part) for part in parts]), strict=True):
+        _copy(part_PD, copy_PD)
+    return joined_OD
+
+
+def _copy(source_PD: Tensor, target_PD: Tensor) -> None:
+    source, target = source_PD.numpy(), target_PD.numpy()
+    split_rows(len(source), lambda start, end: np.copyto(target[start:end], source[start:end]))

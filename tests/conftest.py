@@ -3,6 +3,7 @@
 What takes long to make is made once by each worker, which tests a file whole (Makefile: --dist loadfile).
 """
 
+import gc
 import os
 import sysconfig
 from collections.abc import Generator
@@ -69,6 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {item for item in items if item.get_closest_marker("long") and not item.get_closest_marker("gpu")}
     config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Collections from now on need not visit all that is imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

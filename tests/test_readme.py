@@ -14,9 +14,9 @@ from tests.command_line import engram, fresh_engram
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
-SHORT_TRAINING = ["train.steps=2", "train.global_batch_size=4", "train.micro_batch_size=2", "eval.sequences=4"]
+SHORT_TRAINING = ["train.steps=2", "train.global_batch_size=4", "train.micro_batch_size=2", "data.sequence_length=64"]
 SHORTER = {
-    "train": [*SHORT_TRAINING, "eval.sample_tokens=2", f"data.cache={ROOT / 'data'}"],
+    "train": [*SHORT_TRAINING, "eval.sequences=4", "eval.sample_tokens=2", f"data.cache={ROOT / 'data'}"],
     "eval": ["--sequences", "4"],
     "plan": ["train.global_batch_size=16", "data.sequence_length=64"],
 }
@@ -24,11 +24,13 @@ SHORTER = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to stand in: the repository's configs, and somebody's texts."""
+    """A folder to stand in: the repository's configs, somebody's texts, and modules that nobody means."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("train", "model", "launch"):
+        (folder / f"{name}.py").write_text("raise ImportError('the wrong module')")
     (folder / "my-texts").mkdir()
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")):
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py")):
         (folder / "my-texts" / f"{path.stem}.txt").write_bytes(path.read_bytes())
     return folder
 

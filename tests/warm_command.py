@@ -79,6 +79,7 @@ def _command(arguments: list[str], cwd: Path, output: Path, errors: Path, prepar
     launch.local.process.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=_Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
     )
+    os.execve = _become_rank  # type: ignore[assignment]
     with told_in_one_line():
         main(arguments, prog_name="engram")
 
@@ -105,29 +106,35 @@ class _Forked:
         self.stdin = None  # nothing, as of every rank of these tests
         self.pid = os.fork()
         if self.pid == 0:
-            _become_rank(*command[3:], environment=env, output=stdout, preexec=preexec_fn)
+            _start_rank(command, environment=env, output=stdout, preexec=preexec_fn)
 
     def wait(self) -> None:
         os.waitpid(self.pid, 0)
 
 
-def _become_rank(
-    module: str,
-    *arguments: str,
-    environment: dict[str, str],
-    output: IO[bytes] | None,
-    preexec: Callable[[], None] | None,
+def _start_rank(
+    command: list[str], *, environment: dict[str, str], output: IO[bytes] | None, preexec: Callable[[], None] | None
 ) -> NoReturn:
     try:
         os.setsid()
         if preexec:
             preexec()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if output:
             os.dup2(output.fileno(), 1)
             os.dup2(1, 2)
+        _become_rank(command[0], command, environment)
+    finally:
+        os._exit(1)
+
+
+def _become_rank(path: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+    """What `os.execve` does with a rank's command line."""
+    try:
+        assert command[:3] == [path, "-P", "-m"]
+        module, *arguments = command[3:]
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = [module, *arguments]

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from launch.tune.points import Point
 
@@ -41,12 +42,12 @@ class Turn:
     host_bytes: int
     settled: bool
 
-    @property
+    @cached_property
     def mean_ms(self) -> float:
         """Of a step. The mean, as a deep look-ahead that is too slow waits only now and then, but long."""
         return statistics.fmean(self.step_ms)
 
-    @property
+    @cached_property
     def error(self) -> float:
         """Standard error of the mean, as a share of it."""
         if len(self.step_ms) < 2:

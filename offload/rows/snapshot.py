@@ -121,8 +121,11 @@ class Snapshot:
         return there.nonzero().flatten() + start
 
     def _read(self, rows: Tensor) -> Tensor:
-        records_NW = self._copy(rows)
         first, last = int(rows[0]), int(rows[-1])
+        if last - first == len(rows) - 1 and isinstance(self._records_RW, Tensor):  # no row between them is left out
+            records_NW = self._records_RW[first : last + 1].to("cpu", copy=True)
+        else:
+            records_NW = self._copy(rows)
         with self._progress:
             # What changed while it was copied is in the log: it was preserved before.
             for part in range(first // _PART_ROWS, last // _PART_ROWS + 1):

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from launch.bench import kernel_times, links
 from launch.bench.clock import CpuClock
 from launch.bench.deadline import Deadline
 from launch.bench.kernel_cases import Case, Sizes, gather_cases, hash_cases
@@ -15,16 +17,30 @@ from launch.bench.links import _ways, measure_links
 from launch.bench.optimizer_cases import optimizer_cases
 from launch.bench.options import BenchOptions
 from launch.bench.report import Measure
-from tests.command_line import engram
+from tests.command_line import TIMEOUT_S, engram
+from tests.warm_command import started_warm
 from train.progress import Progress
 
 CPU = Sizes(torch.device("cpu"), tokens=8, hidden=16, host_bytes=1 << 22)
 
 
-def test_every_kernel_is_timed_beside_the_limit_that_was_measured() -> None:
-    result = engram("bench", "kernels", "--device", "cpu", "--tokens", "4", "--seconds", "600", "--json")
+def time_briefly() -> None:
+    """Nothing is timed for longer than it takes to run it a few times."""
+    for part in (kernel_times, links):
+        part._SECONDS["cpu"] = 0.0
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    """What `engram bench` answers in JSON."""
+    command, environment = ["bench", *arguments, "--device", "cpu", "--json"], {"OMP_NUM_THREADS": "1"}
+    with started_warm(command, cwd=None, environment=environment, prepare=time_briefly) as started:
+        result = started.result(TIMEOUT_S)
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
+    return json.loads(result.stdout)
+
+
+def test_every_kernel_is_timed_beside_the_limit_that_was_measured() -> None:
+    answer = bench("kernels", "--tokens", "4", "--seconds", "600")
     assert answer["options"]["device"] == "cpu"
     (part,) = answer["parts"].values()
     assert [row["status"] for row in part["rows"]] == ["measured"] * len(part["rows"])
@@ -93,7 +109,8 @@ def test_an_update_and_its_reference_do_the_same(case: Case) -> None:
     assert not torch.equal(results[0], before_CW)
 
 
-def test_links_on_a_cpu_are_named_as_copies_from_host_to_host() -> None:
+def test_links_on_a_cpu_are_named_as_copies_from_host_to_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(links._SECONDS, "cpu", 0.0)
     with Progress("links", active=False) as progress:
         section = measure_links(BenchOptions(memory_mib=4), progress)
     assert section.title == "Copies from host to host"
@@ -104,10 +121,7 @@ def test_links_on_a_cpu_are_named_as_copies_from_host_to_host() -> None:
 
 
 def test_links_of_chosen_records() -> None:
-    chosen = ("--programs", "4,16", "--record-bytes", "964,512")
-    result = engram("bench", "links", "--device", "cpu", "--memory-mib", "4", *chosen, "--json")
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
+    answer = bench("links", "--memory-mib", "4", "--programs", "4,16", "--record-bytes", "964,512")
     assert (answer["options"]["programs"], answer["options"]["record_bytes"]) == ([4, 16], [964, 512])
     (part,) = answer["parts"].values()
     assert {row["bytes_a_record"] for row in part["rows"]} == {None, 964, 512}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,9 +17,11 @@ import pytest
 
 from launch.local.environment import may_use_gpus
 from tests.command_line import backbone, losses, table_rows, train, write_job
+from tests.distributed import free_port
 from tests.launch.ranks import assert_gone
 from tests.signals import skip_if_ignored
 from tests.warm_command import WarmCommand, started_warm
+from train import validation
 from train.watch.heartbeat import Beat, beat_path
 
 SLOW = {"depth": 0, "emulate_link": {"bytes_per_second": 1e9, "latency_s": 0.1}}
@@ -91,6 +93,18 @@ def assert_goes_on_like(straight: Path, run: Path, job: Path, *overrides: str) -
     assert backbone(run) == backbone(straight)
 
 
+def evaluate_slowly() -> None:
+    """Every micro-batch of an evaluation lasts a tenth of a second, and waits rather than computes."""
+    batches = validation.batches
+
+    def slowly(*arguments: Any) -> Iterator[Any]:
+        for batch in batches(*arguments):
+            time.sleep(0.1)
+            yield batch
+
+    validation.batches = slowly
+
+
 def write_slow_job(folder: Path, corpus: Path) -> Path:
     return write_job(folder, corpus, train={"steps": 12}, checkpoint={"every": 100}, eval={"every": 6}, offload=SLOW)
 
@@ -144,6 +158,36 @@ class TestASignalInTraining:
         assert 2 <= done < 12
         assert_goes_on_like(straight, run, job)
 
+    def test_reaches_the_ranks_of_another_launcher(self, job: Path, straight: Path, tmp_path: Path) -> None:
+        run = tmp_path / "runs" / "small"
+        world = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        world["ENGRAM_LOGS"] = str(tmp_path / "logs")
+        with ExitStack() as both:
+            ranks = [
+                both.enter_context(
+                    started_warm(
+                        ["train", str(job)],
+                        cwd=None,
+                        environment=world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+                    )
+                )
+                for rank in "01"
+            ]
+            wait_until(lambda: steps_done(run) >= 2, ranks[0])
+            for rank in ranks:
+                rank.process.terminate()
+            first, second = [rank.result(LIMIT_S) for rank in ranks]
+        assert "interrupted by SIGTERM after step" in first.stdout
+        assert (second.stdout, (tmp_path / "logs" / "rank1.log").exists()) == ("", True)
+        assert state(run)["state"] == "interrupted"
+        assert_goes_on_like(straight, run, job)
+
+    @pytest.mark.long
     def test_reaches_the_run_under_torchrun(self, job: Path, straight: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
         with started_by_torchrun(job) as process:
@@ -187,9 +231,9 @@ class TestARun:
 
     def test_that_evaluates_ends_within_that_and_evaluates_when_it_goes_on(self, job: Path, tmp_path: Path) -> None:
         run = tmp_path / "runs" / "small"
-        overrides = ("train.steps=3", "eval.every=2", "eval.sequences=400")
+        overrides = ("train.steps=3", "eval.every=2", "eval.sequences=40")
         overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=1e-6")
-        with started_quickly(job, *overrides) as command:
+        with started_quickly(job, *overrides, prepare=evaluate_slowly) as command:
             wait_until(lambda: steps_done(run) == 1, command)
             time.sleep(1)  # step 2 is done, and has no record before it is evaluated
             command.process.terminate()
@@ -268,7 +312,7 @@ KILLS = (kill_a_rank, kill_all, kill_the_launcher)
 @pytest.mark.parametrize(
     ("ends", "times"),
     [
-        pytest.param(KILLS, 3, id="kills"),
+        pytest.param(KILLS, 2, id="kills"),
         pytest.param(KILLS, 21, id="many-kills", marks=pytest.mark.long),
         pytest.param((send_a_signal,), 20, id="signals", marks=pytest.mark.long),
     ],
@@ -282,7 +326,7 @@ def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_sa
     run = tmp_path / "runs" / "small"
     for number in range(times):
         end_somewhere(job, run, ends[number % len(ends)], choice, in_its_start=number % 4 == 3)
-    assert_goes_on_like(left_alone(job, run), run, job)
+    assert_goes_on_like(left_alone(job, run, "checkpoint.every=1000"), run, job)
 
 
 def end_somewhere(job: Path, run: Path, end: End, choice: Random, *, in_its_start: bool) -> None:

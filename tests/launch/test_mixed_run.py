@@ -71,7 +71,7 @@ def watched(folder: Path) -> Iterator[list[int]]:
     cache, found, over = ShardCache(folder, 2**40), [0], threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.002):
+        while not over.wait(0.01):
             with cache.alone(".lock"):
                 found.append(bytes_in(folder))
 

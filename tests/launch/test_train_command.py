@@ -55,10 +55,10 @@ def test_a_run_leaves_what_the_design_promises_and_ends_with_a_summary(corpus: P
 )
 def test_a_sample_is_what_the_finished_run_writes(sharding: str, corpus: Path, tmp_path: Path) -> None:
     prompts = ["def main(argv):\n    import ", ""]
-    asked = {"prompts": prompts, "sample_tokens": 12, "temperature": 0}
-    result = train(write_job(tmp_path, corpus, eval=asked), sharding, "--nproc", "2", "--json")
+    asked = {"prompts": prompts, "sample_tokens": 6, "temperature": 0}
+    result = train(write_job(tmp_path, corpus, eval=asked, train={"steps": 2}), sharding, "--nproc", "2", "--json")
     samples = json.loads(result.stdout)["samples"]
-    greedy = ("--tokens", "12", "--temperature", "0")
+    greedy = ("--tokens", "6", "--temperature", "0")
     written = [engram("generate", tmp_path / "runs" / "small", prompt, *greedy).stdout for prompt in prompts]
     assert [f"{sample}\n" for sample in samples] == written
     assert all(len(sample) > len(prompt) for sample, prompt in zip(samples, prompts, strict=True))
@@ -149,7 +149,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_jobs_of_every_kind_train_and_resume_bitwise(kind: str, corpus: Path, tmp_path: Path) -> None:
     sections = {"train": {"steps": 4}, "optimizer": {"learning_rate": 3e-3}, "checkpoint": {"every": 2}}
-    job = write_job(tmp_path, corpus, **sections)
+    job = write_job(tmp_path, corpus, **sections, eval={"every": 4})
     train(job, *KINDS[kind])
     run = tmp_path / "runs" / "small"
     straight, weights = losses(run), backbone(run)
@@ -299,7 +299,7 @@ def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_window_that_becomes_too_small_saves_the_run_first(corpus: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, corpus, train={"steps": 12}, checkpoint={"every": 100})
+    job = write_job(tmp_path, corpus, train={"steps": 12}, checkpoint={"every": 100}, eval={"every": 12})
     needed = re.search(r"step 1 alone needs ([\d,]+) rows", refusal(job, "offload.window_rows=10"))
     assert needed is not None
     window = f"offload.window_rows={needed[1].replace(',', '')}"

@@ -18,7 +18,7 @@ VARIANTS = {
     "depth-4-tiny": ["offload.depth=4", "offload.window_rows={tiny}"],
     "depth-4-ample": ["offload.depth=4", "offload.window_rows=100000"],
 }
-FEW = ("resident", "depth-0-ample", "depth-1-tiny-file", "depth-4-tiny")
+FEW = ("resident", "depth-1-tiny-file", "depth-4-tiny")
 # What one step of the job needs of one rank, and little more.
 TINY = {1: 1500, 2: 800}
 

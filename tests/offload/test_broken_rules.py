@@ -6,9 +6,9 @@ import pytest
 
 from offload.config import TableOptimizerConfig
 from tests.offload import broken_rules
-from tests.offload.hazard_job import Case, Outcome, merged, run_case
+from tests.offload.hazard_job import Case, Outcome, run_case
 from tests.offload.hazard_reference import reference_rows
-from tests.offload.hazard_runs import JOBS, Runs, variants
+from tests.offload.hazard_runs import JOBS, variants
 
 ADAM = TableOptimizerConfig()
 RULES = {
@@ -49,13 +49,3 @@ def test_a_broken_rule_is_noticed(rule: broken_rules.Rule) -> None:
     expected = run_case(resident)
     assert expected.rows == reference_rows(resident.job, ADAM, 1)
     assert any(noticed(replace(case, broken=rule.__name__), expected) for case in windows)
-
-
-@pytest.mark.parametrize(
-    ("rule", "world_size"),
-    # With two ranks the order of arrival changes nothing: a + b is b + a.
-    [("summed_in_order_of_arrival", 4), ("last_rank_wins", 4)],
-)
-def test_a_broken_rule_between_ranks_is_noticed(runs: Runs, rule: str, world_size: int) -> None:
-    (ranks,) = runs[world_size][rule]
-    assert merged([outcome.rows for outcome in ranks]) != reference_rows(JOBS["quadratic"], ADAM, world_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.gather import gather
 from kernels.gather.values import RowValues
+from kernels.threads import on_one_thread
 from offload import gradients
 from offload.config import OffloadConfig
 from offload.gradients import ModuleGradient
@@ -21,7 +22,7 @@ from offload.plan.finders import HostFinder
 from offload.plan.plan import Plan, make_plan
 from offload.plan.sharding import Sharding
 from tests.distributed import run_ranks
-from tests.offload.tables_job import DIM, Addresses, Job, open_tables
+from tests.offload.tables_job import DIM, Addresses, Job, open_tables, train_step
 
 JOB = Job(steps=2, global_batch=12, micro_batch=2)
 
@@ -92,6 +93,30 @@ def test_a_single_rank_copies_no_rows() -> None:
                     looked_up.square().sum().backward()
             step.reduce()
             step.apply(lr=0.1)
+
+
+def test_the_norm_is_summed_by_one_thread_and_so_are_its_bits_at_any_number() -> None:
+    """OpenMP's threads, once woken, would keep the cores that the update wants."""
+    job, threads, seen = Job(steps=1), torch.get_num_threads(), []
+    norm = torch.linalg.vecdot
+
+    def watched(*tensors: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return norm(*tensors)
+
+    torch.set_num_threads(2)
+    try:
+        with (
+            contextlib.closing(open_tables(job, OffloadConfig())) as tables,
+            mock.patch.object(torch.linalg, "vecdot", watched),
+        ):
+            train_step(tables, job, 0)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with pytest.raises(KeyError), on_one_thread():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_gradient_that_comes_too_late_is_refused() -> None:

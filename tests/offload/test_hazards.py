@@ -34,6 +34,7 @@ from tests.offload.hazard_job import (
 )
 from tests.offload.hazard_reference import reference_rows
 from tests.offload.hazard_runs import (
+    BROKEN_BETWEEN_RANKS,
     JOBS,
     NOTHING,
     Runs,
@@ -146,6 +147,13 @@ def test_6_sums_are_taken_in_lookup_order_then_by_micro_batch_then_by_rank(runs:
     expected = reference_rows(JOBS["quadratic"], EXACT_ADAM, world_size)
     assert rows_of(runs[world_size]["quadratic"][0]) == expected
     assert rows_of(runs[world_size]["quadratic"][1]) == expected
+
+
+# With two ranks the order of arrival changes nothing: a + b is b + a.
+@pytest.mark.parametrize("rule", BROKEN_BETWEEN_RANKS)
+def test_6_a_broken_rule_between_ranks_is_noticed(runs: Runs, rule: str) -> None:
+    (ranks,) = runs[4][rule]
+    assert rows_of(ranks) != reference_rows(JOBS["quadratic"], EXACT_ADAM, 4)
 
 
 @on_one_and_four_ranks

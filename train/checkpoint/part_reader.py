@@ -16,7 +16,7 @@ from train.checkpoint.checked import Checksum, Damaged, checksum, reading
 from train.checkpoint.index import PartFile, Save
 from train.checkpoint.tensor_files import DTYPES, tensor_bytes
 
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 20
 """Bytes that are read, and then added to the checksum while they are in the core's cache."""
 
 

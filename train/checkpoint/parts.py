@@ -15,6 +15,7 @@ from typing import Self
 from torch import Tensor
 
 from train.checkpoint.checked import checksum
+from train.checkpoint.direct import write_all
 from train.checkpoint.index import Index, PartFile, Range, RowRange, Save, Written, index_name
 from train.checkpoint.tensor_files import TensorSource, header, tensor_bytes
 
@@ -104,7 +105,7 @@ class PartWriter:
         with _naming(path), ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("wb", buffering=0))
-                _write_all(file.fileno(), [memoryview(start), *(data for _, data in held)])
+                write_all(file.fileno(), [memoryview(start), *(data for _, data in held)])
             finally:
                 held.clear()
                 self._handed_over.release()
@@ -122,13 +123,6 @@ def write_synced(path: Path, parts: list[bytes]) -> None:
             file.write(part)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_all(descriptor: int, parts: list[memoryview]) -> None:
-    for part in parts:
-        written = 0
-        while written < len(part):
-            written += os.write(descriptor, part[written:])
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from kernels.gather import gather, row_index
 from kernels.gather.segment_sum import segment_sum
 from kernels.gather.triton import gather_rows, sum_gradients
+from tests.grid import grid
 from tests.kernels.own_process import compile_launches
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -43,9 +45,9 @@ def assert_sums(device, grads, index, dtype=FP32):
     assert torch.equal(sums.cpu().view(word), expected.view(word))
 
 
-@pytest.mark.parametrize("dim", [1, 5, 16, 33, 80, 600])
-@pytest.mark.parametrize(("rows_dtype", "out_dtype"), [(FP32, FP32), (FP32, BF16), (BF16, BF16), (BF16, FP32)])
-def test_rows(kernel_device, dim, rows_dtype, out_dtype):
+@pytest.mark.parametrize(("dim", "dtypes"), grid([1, 5, 16, 33, 80, 600, 64], [*product([FP32, BF16], repeat=2)]))
+def test_rows(kernel_device, dim, dtypes):
+    rows_dtype, out_dtype = dtypes
     rows = randn(50, dim, dtype=rows_dtype).to(kernel_device)
     index_N = torch.cat([torch.randint(0, 50, (131,)), torch.tensor([49, 0])])  # a few rows are not read
     out = torch.empty(133, dim, dtype=out_dtype, device=kernel_device)

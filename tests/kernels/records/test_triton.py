@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -29,7 +31,16 @@ PADDED = [
     RecordShape(80, 1, apart=6, padded=True),  # whole sectors
     RecordShape(1500, 3000, apart=11, padded=True),
 ]
+FEW = (SHAPES[2], SHAPES[8], SHAPES[9], PADDED[2])
+"""Of which `make test` takes a single record too; the rest in numbers alone."""
 RANGES = torch.tensor([[0, 2**40], [7, -7], [7, 5], [30, 1]])
+
+
+def single(shapes, many, *singles):
+    """Each shape in many records, few of them also in `singles`; those of the others are long."""
+    marks = {True: (), False: pytest.mark.long}
+    few = [pytest.param(shape, *each, marks=marks[shape in FEW]) for shape, each in product(shapes, singles)]
+    return [(shape, *many) for shape in shapes] + few
 
 
 def everything(records):
@@ -63,8 +74,7 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16)])
+@pytest.mark.parametrize(("shape", "count", "programs"), single(SHAPES, (150, 3), (1, 16)), ids=str)
 def test_fetch_is_that_of_the_reference(kernel_device, shape, count, programs):
     host, window, same_host, same_window = tables(shape, kernel_device)
     count = fewer(count, shape)
@@ -76,8 +86,7 @@ def test_fetch_is_that_of_the_reference(kernel_device, shape, count, programs):
     assert torch.equal(everything(host), everything(same_host))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16)])
+@pytest.mark.parametrize(("shape", "count", "programs"), single(SHAPES, (150, 3), (1, 16)), ids=str)
 def test_write_is_that_of_the_reference(kernel_device, shape, count, programs):
     host, window, same_host, same_window = tables(shape, kernel_device)
     count = fewer(count, shape)
@@ -89,8 +98,7 @@ def test_write_is_that_of_the_reference(kernel_device, shape, count, programs):
     assert torch.equal(window.cpu().view(torch.int32), same_window.view(torch.int32))
 
 
-@pytest.mark.parametrize("shape", SHAPES + PADDED, ids=str)
-@pytest.mark.parametrize("count", [30, 1])
+@pytest.mark.parametrize(("shape", "count"), single(SHAPES + PADDED, (30,), (1,)), ids=str)
 def test_drawn_records_are_those_of_the_reference(kernel_device, shape, count):
     _, window, _, expected = tables(shape, kernel_device)
     around = everything(window).clone()
@@ -103,8 +111,7 @@ def test_drawn_records_are_those_of_the_reference(kernel_device, shape, count):
     assert torch.equal(everything(window), around), "what lies between records was written"
 
 
-@pytest.mark.parametrize("shape", PADDED, ids=str)
-@pytest.mark.parametrize(("count", "programs"), [(150, 3), (1, 16), (17, 2)])
+@pytest.mark.parametrize(("shape", "count", "programs"), single(PADDED, (150, 3), (1, 16), (17, 2)), ids=str)
 def test_padded_records_travel_with_their_padding_and_nothing_else_does(kernel_device, shape, count, programs):
     host, _, same_host, same_window = tables(shape, kernel_device)
     expected_host, expected = whole(same_host).clone(), whole(random_records(shape, 200, seed=1))

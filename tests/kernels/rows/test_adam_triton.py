@@ -1,7 +1,6 @@
 """The Triton form of Adam on rows has the bits of the reference."""
 
 import functools
-from itertools import product
 
 import pytest
 import torch
@@ -352,11 +351,14 @@ def test_what_does_not_fit_is_refused(change, message):
         update_rows(update, rates, given["got"])
 
 
-def compiled_calls():
-    """Launches of every form, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
+# No idle columns, of which the compiler may leave parts.
+COMPILED = ((64, True, False), (1024, False, True), (1024, False, False), (64, True, True))
+
+
+def compiled_calls(forms):
+    """Launches of these forms, each at two steps that nothing may be compiled anew for, with slots from anywhere."""
     slots, ids = torch.arange(40), torch.arange(40)
-    # No idle columns, of which the compiler may leave parts.
-    for dim, bf16, bf16_state in ((64, True, False), (1024, False, False), (1024, False, True), (64, True, True)):
+    for dim, bf16, bf16_state in forms:
         words = Table(dim, 2 * dim, bf16, bf16_state=bf16_state).records.shape[1]
         records, grad = torch.zeros(40, words), torch.zeros(40, dim)
         dtypes = {"bf16": bf16, "bf16_state": bf16_state}
@@ -373,9 +375,10 @@ def compiled_calls():
             update_rows(update, rates, exact)
 
 
-def test_what_is_compiled_for_a_gpu_rounds_as_written():
-    launches = compile_launches(compiled_calls)
-    assert len(launches) == 4 * 2 * 4
+@pytest.mark.parametrize("forms", [COMPILED[:2], pytest.param(COMPILED, marks=pytest.mark.long)], ids=len)
+def test_what_is_compiled_for_a_gpu_rounds_as_written(forms):
+    launches = compile_launches(functools.partial(compiled_calls, forms))
+    assert len(launches) == len(forms) * 2 * 4
     for start in range(0, len(launches), 2 * 4):
         read, closed, lazy, exact = launches[start : start + 4]
         assert [read, closed, lazy, exact] == launches[start + 4 : start + 2 * 4]
@@ -389,10 +392,23 @@ def test_what_is_compiled_for_a_gpu_rounds_as_written():
             assert operations.count("fma.rn.f32") == fused * columns
 
 
-def adam_of_80_columns():
+# With 64 registers, all 32 programs fit that an H100's processor can have at a time; with 72, to round bf16 moments,
+# 28 do.
+REGISTERS = {
+    (False, False): (64, 64, 64),
+    (True, True): (64, 64, 64),
+    (False, True): (64, 64, 72),
+    (True, False): (64, 64, 64),
+}
+each_dtypes = pytest.mark.parametrize(
+    "dtypes", [[*REGISTERS][:2], pytest.param([*REGISTERS], marks=pytest.mark.long)], ids=len
+)
+
+
+def adam_of_80_columns(dtypes):
     """A read and an update of records whose words are aligned to themselves alone, and of bf16 ones."""
     slots = torch.arange(40)
-    for bf16, bf16_state in product((False, True), repeat=2):
+    for bf16, bf16_state in dtypes:
         words = Table(80, 160, bf16, bf16_state=bf16_state).records.shape[1]
         records, grad = torch.zeros(40, words), torch.zeros(40, 80)
         rates, closed = (AdamRates(RateHistory(rates_of(3)), *USUAL, "cpu", closed=closed) for closed in (False, True))
@@ -402,15 +418,17 @@ def adam_of_80_columns():
         update_rows(RowUpdate(records, slots, grad, slots, step=3, bf16=bf16, bf16_state=bf16_state), rates, got)
 
 
-def test_a_warp_reaches_for_neighbouring_columns():
-    launches = columns_side_by_side(adam_of_80_columns)
-    assert launches == [("read_kernel", {"1"}), ("read_kernel", {"1"}), ("update_kernel", {"1"})] * 4
+@each_dtypes
+def test_a_warp_reaches_for_neighbouring_columns(dtypes):
+    launches = columns_side_by_side(functools.partial(adam_of_80_columns, dtypes))
+    assert launches == [("read_kernel", {"1"}), ("read_kernel", {"1"}), ("update_kernel", {"1"})] * len(dtypes)
 
 
-def test_rows_stay_in_registers():
-    # With 64, all 32 programs fit that an H100's processor can have at a time; with 72, to round bf16 moments, 28 do.
-    limits = [64, 64, 64, 64, 64, 72, 64, 64, 64, 64, 64, 64]
-    for (name, needs), registers in zip(resources_of_launches(adam_of_80_columns), limits, strict=True):
+@each_dtypes
+def test_rows_stay_in_registers(dtypes):
+    limits = [registers for each in dtypes for registers in REGISTERS[each]]
+    found = resources_of_launches(functools.partial(adam_of_80_columns, dtypes))
+    for (name, needs), registers in zip(found, limits, strict=True):
         assert (needs.threads, needs.stack, needs.shared) == (32, 0, 0), (name, needs)
         assert needs.registers <= registers, (name, needs)
 

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,29 @@ def test_nodes_ranks_and_grace_are_the_same_on_every_launcher(tmp_path: Path) ->
         assert "module load cuda" in rank
 
 
+def test_agents_meet_at_the_first_host_and_start_ranks_of_the_copied_code(tmp_path: Path) -> None:
+    from torch.distributed.run import parse_args
+
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    job = load(write_job(tmp_path, tmp_path / "corpus"), ["run.nproc=2", "launch.hosts=[n1, n2]"], JobConfig)
+    launch = replace(Launch.next(job), python=str(python))
+    script = tmp_path / "node.sh"
+    script.write_text(LAUNCHERS["hosts"](launch).files["node.sh"])
+    for number, name in enumerate(("n1", "n2")):
+        done = subprocess.run(["bash", script, str(number), "--attached"], capture_output=True, text=True, check=True)
+        path, *words = done.stdout.splitlines()
+        assert path == str(launch.code)
+        assert words[:5] == ["-P", "-m", "launch.cluster.node", "--attached", "--"]
+        assert words[5:9] == [str(python), "-P", "-m", "launch.cluster.agent"]
+        asked = parse_args(words[9:])
+        assert (asked.nnodes, asked.nproc_per_node) == ("2", "2")
+        assert (asked.rdzv_endpoint, asked.local_addr) == (f"n1:{launch.port}", name)
+        assert f"is_host={int(number == 0)}," in asked.rdzv_conf
+        assert [asked.training_script, *asked.training_script_args] == ["bash", str(launch.folder / "rank.sh")]
+
+
 MISSING = {
     "hosts without hosts": ("hosts", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
     "hostfile without hosts": ("hostfile", ["run.nproc=1"], "launch.hosts is empty: name the hosts"),
@@ -218,6 +242,7 @@ def test_a_dry_run_prints_what_would_run_and_touches_nothing(tmp_path: Path) -> 
     assert f"sbatch {folder / 'job.sbatch'}" in told.stdout
     for name in ("job.sbatch", "rank.sh"):
         assert (folder / name).read_text() in dry.stdout
+    assert (folder / "code" / "launch" / "cli.py").exists()
     assert (folder / "rank.sh").stat().st_mode & stat.S_IXUSR
     assert "queue" in engram("launch", job, "--on", "hosts", "--submit", *FULL).stderr
 

@@ -18,6 +18,7 @@ from tests.warm import ROOT
 from train.report.metrics import METRICS_FILE, read_metrics
 
 
+@pytest.mark.long
 def test_torchrun_on_two_hosts_has_the_bits_of_one(shared: Path, corpus: Path, hosts: tuple[Host, Host]) -> None:
     write_shared_job(shared)
     process = launch(hosts[0], "hosts")

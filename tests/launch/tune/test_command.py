@@ -7,7 +7,7 @@ import pytest
 
 from tests.command_line import engram, write_job
 
-LINK = {"bytes_per_second": 1e9, "latency_s": 0.012}
+LINK = {"bytes_per_second": 1e9, "latency_s": 0.02}
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
@@ -28,7 +28,7 @@ def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(
     assert job.read_text() == before, "nobody asked to write"
     assert not (tmp_path / "runs" / "small").exists(), "the run's own folder is touched"
 
-    whole = engram("tune", job, "--minutes", "0.25", "--write")
+    whole = engram("tune", job, "--minutes", "0.15", "--write")
     assert whole.returncode == 0, whole.stderr
     assert f"going on from {len(first['turns'])} turns" in whole.stderr
     assert "configured" in whole.stdout
@@ -36,7 +36,7 @@ def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(
     kept = json.loads((tmp_path / "runs" / "small.tune" / "tune.json").read_text())
     assert kept["turns"][: len(first["turns"])] == first["turns"]
     assert len(kept["turns"]) > len(first["turns"])
-    # The link takes 12 ms each way: only a look-ahead hides them.
+    # The link takes 20 ms each way: only a look-ahead hides them.
     assert kept["best"]["depth"] >= 1
     assert all(turn["fetched"] > 0 for turn in kept["turns"] if turn["point"]["window_rows"] < 4000)
     assert f"offload.depth={kept['best']['depth']}" in whole.stdout

@@ -1,6 +1,7 @@
 """Row optimizers on records: in their slots and in order, over many steps with gaps, in fp32 and bf16."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -60,8 +61,14 @@ def ids(rows: Tensor) -> Tensor:
     return rows * 3 + 2**33
 
 
-def in_order(config: TableOptimizerConfig, row_dtype: RowDtype) -> Tensor:
+def in_order(name: str, row_dtype: RowDtype) -> Tensor:
     """The table after all steps, each on a copy of the rows it uses."""
+    return _in_order(name, row_dtype).clone()
+
+
+@functools.cache
+def _in_order(name: str, row_dtype: RowDtype) -> Tensor:
+    config = OPTIMIZERS[name]
     layout = RecordLayout.of(DIM, config, row_dtype)
     updater, table = RowUpdater(config, layout, seed=SEED), fresh_table(layout)
     for step in range(STEPS):
@@ -102,7 +109,7 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
         assert torch.equal(weights, layout.unpacked.weights(seen))
         grad = gradient(step, len(rows))
         updater.update_at(window, slot_of[rows], grad, rate(step), ids(rows), gradient_scale=0.3)
-    expected = in_order(config, row_dtype)
+    expected = in_order(name, row_dtype)
     assert torch.equal(window[slot_of].view(torch.int32), expected.view(torch.int32))
     free = torch.ones(70, dtype=torch.bool).index_fill_(0, slot_of, False)
     assert (window[free] == 3).all()
@@ -114,7 +121,7 @@ def test_versions_are_the_number_of_the_last_update(name: str) -> None:
     last = torch.zeros(ROWS, dtype=torch.int32)
     for step in range(STEPS):
         last[used_rows(step)] = step + 1
-    assert torch.equal(layout.version(in_order(OPTIMIZERS[name], "fp32")), last)
+    assert torch.equal(layout.version(in_order(name, "fp32")), last)
 
 
 def dense(config: TableOptimizerConfig) -> Tensor:
@@ -132,7 +139,7 @@ def dense(config: TableOptimizerConfig) -> Tensor:
 def test_exact_rows_are_those_of_the_dense_optimizer(kind: str) -> None:
     config = OPTIMIZERS[f"{kind}-exact"]
     layout = RecordLayout.of(DIM, config)
-    table = in_order(config, "fp32")
+    table = in_order(f"{kind}-exact", "fp32")
     # To compare the state, too: one more step, on every row.
     updater = RowUpdater(config, layout)
     updater.load_state(updater.state() | {"learning_rates": [5 * rate(step) for step in range(STEPS)]})
@@ -146,7 +153,7 @@ def test_exact_rows_are_those_of_the_dense_optimizer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["adam", "rowwise_rmsprop"])
 def test_lazy_rows_are_not(kind: str) -> None:
-    lazy, exact = (in_order(OPTIMIZERS[f"{kind}-{untouched}"], "fp32") for untouched in ("lazy", "exact"))
+    lazy, exact = (in_order(f"{kind}-{untouched}", "fp32") for untouched in ("lazy", "exact"))
     assert not torch.equal(lazy[20:], exact[20:])
 
 
@@ -178,7 +185,7 @@ def slow_bf16_adam(config: TableOptimizerConfig) -> tuple[Tensor, Tensor]:
 def test_bf16_rows_replay_in_fp32_and_round_once_at_their_update() -> None:
     config = OPTIMIZERS["adam-exact"]
     layout = RecordLayout.of(DIM, config, "bf16")
-    table = in_order(config, "bf16")
+    table = in_order("adam-exact", "bf16")
     weights, moments = slow_bf16_adam(config)
     assert torch.equal(layout.weights(table).float(), weights)
     assert torch.equal(layout.state(table), torch.cat(list(moments), dim=1))
@@ -188,7 +195,7 @@ def test_bf16_rows_replay_in_fp32_and_round_once_at_their_update() -> None:
 def test_bf16_rows_follow_fp32_rows_at_their_precision(name: str) -> None:
     config = OPTIMIZERS[name]
     parts = [RecordLayout.of(DIM, config, dtype) for dtype in ("bf16", "fp32")]
-    low, high = (layout.weights(in_order(config, layout.row_dtype)).float() for layout in parts)
+    low, high = (layout.weights(in_order(name, layout.row_dtype)).float() for layout in parts)
     assert not torch.equal(low, high)
     # Each of up to 60 roundings is off by less than 2^-8 of the weight, either way.
     error = (low - high).abs() / (high.abs() + 0.02)
@@ -221,7 +228,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
         if step % 13 == 0:
             state, updater = updater.state(), RowUpdater(config, layout, seed=SEED)
             updater.load_state(state)
-    assert torch.equal(table.view(torch.int32), in_order(config, row_dtype).view(torch.int32))
+    assert torch.equal(table.view(torch.int32), in_order(name, row_dtype).view(torch.int32))
     assert updater.read(table, everywhere).tensor().shape == (ROWS, DIM)
 
 

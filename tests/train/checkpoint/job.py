@@ -132,7 +132,7 @@ def messages(folder: Path, act: Callable[[Parts, int], Any], **options: Any) -> 
 
 def with_full_disk(act: Callable[[], Any]) -> Any:
     """Runs `act` on a disk that is full as soon as tensors are written."""
-    import train.checkpoint.parts as module
+    import train.checkpoint.direct as module
 
     def write(*_: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

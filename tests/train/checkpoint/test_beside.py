@@ -36,7 +36,7 @@ STORES = {
 @contextmanager
 def slow_disk() -> Iterator[threading.Event]:
     """Small pieces and files, of which none gets through before the event."""
-    passes, write_all = threading.Event(), train.checkpoint.parts._write_all
+    passes, write_all = threading.Event(), train.checkpoint.parts.write_all
 
     def write(*args: Any) -> None:
         assert passes.wait(60)
@@ -45,7 +45,7 @@ def slow_disk() -> Iterator[threading.Event]:
     with (
         mock.patch.object(train.checkpoint.content, "PIECE_BYTES", 400),
         mock.patch.object(train.checkpoint.parts, "FILE_BYTES", 1000),
-        mock.patch.object(train.checkpoint.parts, "_write_all", write),
+        mock.patch.object(train.checkpoint.parts, "write_all", write),
         mock.patch.object(snapshot, "_PART_ROWS", 16),
     ):
         try:
@@ -92,10 +92,13 @@ def all_bits(path: Path) -> Any:
     return pieces, rows, said
 
 
-def test_what_is_saved_while_many_steps_pass_has_the_bits_of_a_save_that_they_wait_for(tmp_path: Path) -> None:
-    for passed in run_ranks(save_both_ways, 2, tmp_path, STORES):
-        assert passed == [LAST - STEP] * len(STORES), "no step passed during a save: the test would prove nothing"
-    for store in STORES:
+@pytest.mark.parametrize("stores", [("resident", "tiny-2"), pytest.param((*STORES,), marks=pytest.mark.long)], ids=len)
+def test_what_is_saved_while_many_steps_pass_has_the_bits_of_a_save_that_they_wait_for(
+    stores: tuple[str, ...], tmp_path: Path
+) -> None:
+    for passed in run_ranks(save_both_ways, 2, tmp_path, {store: STORES[store] for store in stores}):
+        assert passed == [LAST - STEP] * len(stores), "no step passed during a save: the test would prove nothing"
+    for store in stores:
         saved = [all_bits(tmp_path / store / way / "step-00000003") for way in ("at once", "beside")]
         assert saved[0] == saved[1], store
 
