@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kernels import recycled
 from kernels.gather import RowIndex
-from kernels.gather.squared_norms import squared_norms
 from kernels.gather.values import RowValues
 from kernels.threads import on_one_thread, split_rows
 from offload.device.sender import Sender
@@ -154,9 +153,8 @@ class Step:
         parts = [gradient.sum() for gradient in self.rows.gradients]
         shard.observer.reduced(self.number, self._plan, [gradient.total for gradient in self.rows.gradients], parts)
         self._gradient_OD = parts[0] if len(parts) == 1 else _joined(parts)
-        norms_O = squared_norms(self._gradient_OD)
         with on_one_thread():
-            norm_squared = norms_O.sum(dtype=torch.float64)
+            norm_squared = torch.linalg.vecdot(self._gradient_OD, self._gradient_OD).sum(dtype=torch.float64)
         world_size = shard.sharding.world_size
         if world_size > 1:
             dist.all_reduce(norm_squared, group=shard.group)
