@@ -27,7 +27,7 @@ from train.checkpoint.saved_tables import SavedTables
 from train.checkpoint.saved_weights import SavedWeights
 from train.checkpoint.tensor_files import write_tensors
 from train.errors import UserError
-from train.huggingface.config import why_not_deepseek_v3
+from train.huggingface.config import deepseek_v3_config, why_not_deepseek_v3
 from train.use.export import export
 from train.use.saved_run import SavedRun
 
@@ -52,6 +52,8 @@ def test_every_weight_and_every_row_is_there(trained: Path, tmp_path: Path) -> N
     assert (found.step, found.model_type, found.why) == (6, "engram", "model.engram")
     assert (found.files, found.tensors) == (1 + 2, len(exported))
     assert found.bytes == sum(tensor.nbytes for tensor in exported.values())
+    ends = {"bos_token_id": None, "eos_token_id": saved.tokenizer.eos_id, "pad_token_id": saved.tokenizer.pad_id}
+    assert json.loads((tmp_path / "new" / "out" / "generation_config.json").read_text()) == ends
     for module, entry in enumerate(config["engram"]["tables"]):
         rows = torch.cat([exported.pop(name) for name in entry["files"]])
         assert (entry["layer"], entry["rows"]) == (module, len(rows))
@@ -146,6 +148,14 @@ def test_the_card_tells_what_the_model_is(trained: Path, tmp_path: Path) -> None
 def test_what_deepseek_v3_cannot_express(changed: dict[str, Any], why: str | None) -> None:
     model = ModelConfig.model_validate({"vocab_size": 300, "moe": {}} | changed)
     assert why_not_deepseek_v3(model) == why
+
+
+def test_a_scale_of_yarn_without_mscale_is_said_for_readers_that_would_derive_another() -> None:
+    scaling = {"factor": 8.0, "original_length": 64}
+    for mscale, factor in ((0.0, 1.0), (1.0, None)):
+        attention = {"rope_scaling": scaling | {"mscale": mscale}}
+        model = ModelConfig.model_validate({"vocab_size": 300, "moe": {}, "attention": attention})
+        assert deepseek_v3_config(model, 64)["rope_parameters"].get("attention_factor") == factor
 
 
 SAID = {
