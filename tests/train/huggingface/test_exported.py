@@ -98,32 +98,6 @@ def test_generation_beams_and_lookahead(exported: Exported) -> None:
         assert torch.equal(looked_up, model.generate(tokens[1:], **one))
 
 
-@torch.no_grad()
-def test_what_is_looked_back_to_follows_the_rows_of_a_cache(engram_export: Exported) -> None:
-    model, ids = engram_export.load(), ids_of(engram_export)
-    rows = torch.tensor([ids[:10], ids[10:20]])
-
-    def following(cache: Any, order: list[int]) -> None:
-        new = torch.tensor([[40 + row] for row in range(len(order))])
-        wanted = torch.cat(
-            [model(torch.cat([rows[[row]], new[[at]]], dim=1)).logits[:, -1] for at, row in enumerate(order)]
-        )
-        torch.testing.assert_close(model(new, cache=cache, use_cache=True).logits[:, -1], wanted, **CLOSE)
-
-    for change, order in (
-        (lambda cache: None, [0, 1]),
-        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
-        (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
-        (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
-    ):
-        cache = model(rows, use_cache=True).cache
-        change(cache)
-        following(cache, order)
-    layer = next(layer for layer in cache.layers if getattr(layer, "past", None))
-    layer.reset()
-    assert layer.past == {}, "the next text would look back to this one"
-
-
 def tensors(folder: Path) -> dict[str, Tensor]:
     return {name: each for file in folder.glob("*.safetensors") for name, each in load_file(file).items()}
 
