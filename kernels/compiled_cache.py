@@ -84,7 +84,12 @@ class _SharedCache(FunctionCache):
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        self._lock, self.held = _lock(_folder(self._impl.locator.get_source_stamp())), 0
+        self._folder, self.held = _folder(self._impl.locator.get_source_stamp()), 0
+        _ = self._lock  # the folder counts as used
+
+    @property
+    def _lock(self) -> FileLock:
+        return _lock(self._folder, os.getpid())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code kept for these types; None if this process has to compile it."""
@@ -142,7 +147,8 @@ def _folder(stamp: str) -> Path:
 
 
 @cache
-def _lock(folder: Path) -> FileLock:
+def _lock(folder: Path, process: int) -> FileLock:
+    """One for each process: a forked one may not use its parent's."""
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):

@@ -101,6 +101,22 @@ def test_of_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
     assert sorted(process.output() for process in together) == ["0", "0", "1"]
 
 
+FORKED = """
+import os
+child = os.fork()
+if not child:
+    try:
+        os._exit(total())
+    finally:
+        os._exit(1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_was_forked_compiles_what_its_parent_has_not(tmp_path: Path) -> None:
+    assert InCopy(copy_of_total(tmp_path / "a", 3), FORKED, tmp_path).output() == "3"
+
+
 def test_who_cannot_compile_lets_the_others_go_on(tmp_path: Path) -> None:
     folder = copy_of_total(tmp_path / "a", 3)
     (folder / "kernels" / "value.py").write_text("VALUE = object()")
