@@ -10,13 +10,13 @@ from tests.command_line import engram, write_job
 LINK = {"bytes_per_second": 1e9, "latency_s": 0.02}
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("ranks", "in_file"), [(1, True), pytest.param(2, False, marks=pytest.mark.long)])
 def test_a_tuning_that_was_cut_short_goes_on_and_writes_what_it_recommends(
-    ranks: int, corpus: Path, tmp_path: Path
+    ranks: int, in_file: bool, corpus: Path, tmp_path: Path
 ) -> None:
-    job = write_job(
-        tmp_path, corpus, run={"nproc": ranks}, offload={"depth": 0, "window_rows": 2500, "emulate_link": LINK}
-    )
+    """Tables in memory, or in a file on a disk."""
+    offload = {"depth": 0, "window_rows": 2500, "emulate_link": LINK, "host_file": str(tmp_path) if in_file else None}
+    job = write_job(tmp_path, corpus, run={"nproc": ranks}, offload=offload)
     job.write_text("# My job.\n" + job.read_text())
     before = job.read_text()
 
