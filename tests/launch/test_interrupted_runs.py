@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -93,13 +94,15 @@ def assert_goes_on_like(straight: Path, run: Path, job: Path, *overrides: str) -
     assert backbone(run) == backbone(straight)
 
 
-def evaluate_slowly() -> None:
-    """Every micro-batch of an evaluation lasts a tenth of a second, and waits rather than computes."""
+def evaluate_slowly(evaluated: Path) -> None:
+    """Every micro-batch of an evaluation waits for a tenth of a second, and has a byte in a file."""
     batches = validation.batches
 
     def slowly(*arguments: Any) -> Iterator[Any]:
         for batch in batches(*arguments):
             time.sleep(0.1)
+            with evaluated.open("a") as file:
+                file.write(".")
             yield batch
 
     validation.batches = slowly
@@ -233,7 +236,8 @@ class TestARun:
         run = tmp_path / "runs" / "small"
         overrides = ("train.steps=3", "eval.every=2", "eval.sequences=40")
         overrides += ("train.global_batch_size=2", "train.micro_batch_size=1", "checkpoint.every_minutes=1e-6")
-        with started_quickly(job, *overrides, prepare=evaluate_slowly) as command:
+        evaluated_batches = tmp_path / "evaluated"
+        with started_quickly(job, *overrides, prepare=partial(evaluate_slowly, evaluated_batches)) as command:
             wait_until(lambda: steps_done(run) == 1, command)
             time.sleep(1)  # step 2 is done, and has no record before it is evaluated
             command.process.terminate()
@@ -242,6 +246,7 @@ class TestARun:
         assert "step-00000001" in (run / "log.txt").read_text(), "it was saved by the clock"
         (_, (_, evaluated)) = losses(run)
         assert evaluated is None, "the evaluation had come to its end: the test proves nothing"
+        assert evaluated_batches.stat().st_size < 40, "it was evaluated to the end all the same"
         assert_goes_on_like(left_alone(job, run, *overrides), run, job, *overrides)
         assert sorted(path.name[-1] for path in (run / "checkpoints").iterdir()) == ["2", "3"]
 
