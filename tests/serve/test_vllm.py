@@ -87,7 +87,7 @@ def make(kind: str, corpus: Path, folder: Path) -> Served:
 
 def continued(run: SavedRun, prompts: list[list[int]]) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in prompts]
-    with TextBatch(run.model(), run.tables()) as texts:
+    with TextBatch(run.model(), run.tables(), run.tokenizer.pad_id) as texts:
         new = prompts
         for _ in range(TOKENS):
             new = texts.append(new).argmax(dim=1, keepdim=True).tolist()

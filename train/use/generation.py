@@ -45,7 +45,7 @@ class TextBatch:
     """
 
     def __init__(
-        self, model: LanguageModel, source: RowSource | None, pad_id: int = 0, forward: Model | None = None
+        self, model: LanguageModel, source: RowSource | None, pad_id: int, forward: Model | None = None
     ) -> None:
         self._model, self._source, self._pad_id = model, source, pad_id
         self._forward = forward or model
@@ -123,7 +123,7 @@ class Decoder:
     def __init__(
         self, model: LanguageModel, source: RowSource | None, max_length: int, forward: Model | None = None
     ) -> None:
-        self._open = lambda: TextBatch(model, source, forward=forward)
+        self._open = lambda: TextBatch(model, source, pad_id=0, forward=forward)  # a text alone is not padded
         self._max_length = max_length
         self._texts = ExitStack()
         self._text: TextBatch | None = None

@@ -72,7 +72,7 @@ def test_texts_that_grow_together_are_each_as_if_alone(saved: SavedRun) -> None:
     calls.clear()
     for each in asked:
         each.found = []
-    continue_together(lambda: TextBatch(model, tables), asked, **settings, batch_tokens=40)
+    continue_together(lambda: TextBatch(model, tables, 0), asked, **settings, batch_tokens=40)
     assert calls == [2] * 4 + [1] * 4 + [2] * 8, "a batch has at most so many tokens"
 
 
