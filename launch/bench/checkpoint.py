@@ -1,6 +1,5 @@
 """Part `checkpoint`: saves and loads beside what the disk does without them, and steps beside saves."""
 
-import gc
 import math
 import shutil
 import statistics
@@ -93,8 +92,6 @@ class _Rounds:
 
     def _train(self) -> None:
         """Blocks of steps without a save, and blocks with one, as long as saves lie apart."""
-        gc.collect()
-        gc.freeze()  # as the trainer does
         first = [timed(self._run.step) for _ in range(_WARMUP_STEPS)]
         step_s = statistics.median(first[_WARMUP_STEPS // 2 :])
         count = max(2, math.ceil(_APART * statistics.median(self._seconds["dd"]) / step_s))

@@ -160,4 +160,5 @@ def test_what_was_preserved_first_counts() -> None:
     assert frozen._held_bytes == 4 * layout.bytes, "what is of a later step needs no copy"
     ((ids, found),) = frozen.pieces(1000)
     assert ids.tolist() == [0, 1, 2, 3]
-    assert torch.equal(found.view(torch.int32), before.view(torch.int32))
+    records[:] = 99.0
+    assert torch.equal(found.view(torch.int32), before.view(torch.int32)), "what was read is a copy"

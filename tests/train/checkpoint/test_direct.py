@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
@@ -25,7 +26,9 @@ def written(folder: Path, sizes: Sequence[int]) -> bool:
 
 @given(SIZES)
 def test_on_a_disk_and_in_memory(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
-    assert written(tmp_path_factory.getbasetemp(), sizes)
+    with TemporaryDirectory(dir="/dev/shm") as in_memory:
+        assert written(tmp_path_factory.getbasetemp(), sizes)
+        assert written(Path(in_memory), sizes)
 
 
 def test_where_only_the_first_write_goes_past_the_cache(tmp_path: Path) -> None:
@@ -40,6 +43,12 @@ def test_where_only_the_first_write_goes_past_the_cache(tmp_path: Path) -> None:
     with mock.patch.object(os, "write", write):
         assert written(tmp_path, [BLOCK_BYTES, 100, BLOCK_BYTES, 17])
     assert calls == [BLOCK_BYTES, BLOCK_BYTES, BLOCK_BYTES, 117]
+
+
+def test_a_disk_that_refuses_every_write_is_told(tmp_path: Path) -> None:
+    refused = mock.Mock(side_effect=[OSError(errno.EINVAL, "Invalid argument")] * 2)
+    with mock.patch.object(os, "write", refused), pytest.raises(OSError, match="Invalid argument"):
+        written(tmp_path, [BLOCK_BYTES])
 
 
 def test_a_full_disk_is_told() -> None:
