@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
@@ -62,13 +63,21 @@ def held_by_an_engine(case: tuple[int, str, str]) -> int:
         accumulation_steps=1,
     )
     tokens_BT, positions_BT = torch.randint(512, (1, 32)), torch.arange(32)[None]
-    held = 0
-    for _ in range(2):
+    for step in range(2):
         engine.backward(engine(tokens_BT, positions_BT, (), tokens_BT) / 32)
-        held = sum(memory.nbytes() for place, memory in storages().items() if place not in before)
-        engine.gradient_norm_squared()
-        engine.step(lr_factor=1.0, gradient_scale=1.0)
-    return held
+        if step == 0:
+            engine.gradient_norm_squared()
+            engine.step(lr_factor=1.0, gradient_scale=1.0)
+    return min(held_beyond(before) for _ in range(3))
+
+
+def held_beyond(before: dict[int, torch.UntypedStorage]) -> int:
+    """Bytes of memory that is not among `before`.
+
+    A bucket that was reduced is freed by gloo's thread, which needs the interpreter for it: it gets the time.
+    """
+    time.sleep(0.05)
+    return sum(memory.nbytes() for place, memory in storages().items() if place not in before)
 
 
 @pytest.mark.parametrize("case", CASES)
