@@ -18,7 +18,7 @@ from filelock import Timeout
 from train.data.manifest import MANIFEST, Option, fingerprint
 from train.data.prepare import build_store, train_bpe_on
 from train.data.readers import Bad, read_text
-from train.data.sources import DOCUMENT_CHARS, Place, Report
+from train.data.sources import DOCUMENT_CHARS, Place, Refuse, Report, accept
 from train.data.tokenizer import Tokenizer
 from train.errors import UserError
 from train.files import lock_file
@@ -67,8 +67,11 @@ class PythonCorpus:
         """Hash of the Python version and of the names and sizes of the files."""
         return fingerprint(_EDITION, platform.python_version(), self.files, self.sizes)
 
-    def documents(self, report: Report, begin: Place | None = None) -> Iterator[str]:
-        """Every document from `begin`, or the first, keeping `report` up to date; all of them are one file."""
+    def documents(self, report: Report, begin: Place | None = None, refuse: Refuse = accept) -> Iterator[str]:
+        """Every document from `begin`, or the first, keeping `report` up to date; all of them are one file.
+
+        None is of a size that `refuse` would tell of.
+        """
         passed = begin.passed if begin else 0
         report.files.append(Place())
         for name, size in zip(self.files, self.sizes, strict=True):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.cuts import Part, parts
+from train.data.cuts import Part, longest_part, parts
 from train.data.indexed import token_dtype
 from train.data.interruptible import interruptible
 from train.data.tokenizer import Tokenizer
@@ -22,6 +22,8 @@ from train.machine import usable_cores
 
 _CHUNK_CHARS = 1 << 19
 """Characters that are tokenized at a time. A longer document is cut, if that leaves its tokens as they are."""
+LONGEST_PART = 16 << 20
+"""The most characters of a document in which there is no place for a cut: each takes some 120 bytes of memory."""
 _CHUNK_TEXTS = 8192
 _TO_ONE_PROCESS = {signal.SIGTERM, signal.SIGHUP}
 # Starting a process costs about as much as tokenizing this much text.
@@ -53,7 +55,8 @@ def texts_of(batch: Batch) -> list[str]:
 def encode_chunk(tokenizer: Tokenizer, batch: Batch) -> Chunk:
     """Tokenizes documents in this process, or a part of one, which then counts as a document."""
     texts = texts_of(batch)
-    encoded = [ids for ids in tokenizer.encode_batch(texts) if ids]
+    going_on = isinstance(batch, Part) and not batch.first
+    encoded = [ids for ids in tokenizer.encode_batch(texts, going_on=going_on) if ids]
     lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int32, count=len(encoded))
     tokens = np.empty(int(lengths.sum()), dtype=token_dtype(tokenizer.vocab_size))
     end = 0
@@ -166,6 +169,14 @@ def batches_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Batch]:
             batch, chars = [], 0
     if batch:
         yield batch
+
+
+def too_long(text: str, tokenizer: Tokenizer) -> str | None:
+    """Why a document is not tokenized: it would take too much memory; None for one that is."""
+    if len(text) <= LONGEST_PART or longest_part(text, tokenizer.may_cut, _CHUNK_CHARS) <= LONGEST_PART:
+        return None
+    where = "this tokenizer needs texts whole" if tokenizer.may_cut is None else "this tokenizer can cut it nowhere"
+    return f"{len(text):,} characters, and {where}: at most {LONGEST_PART:,} are possible; split it"
 
 
 _tokenizer: Tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from train.data.encode import encode_stream, worker_count
+from train.data.encode import encode_stream, too_long, worker_count
 from train.data.hub import is_hub_name
 from train.data.manifest import MANIFEST, Manifest, Option, fingerprint
 from train.data.readers import Bad
@@ -175,10 +175,9 @@ def _fill(
         f"{told(corpus.passed_over)}"
     )
     records = Recorder(folder, key)
+    texts = corpus.documents(report, before.place if before else None, lambda text: too_long(text, tokenizer))
     with (
-        closing(
-            encode_stream(tokenizer, corpus.documents(report, before.place if before else None), processes)
-        ) as chunks,
+        closing(encode_stream(tokenizer, texts, processes)) as chunks,
         StoreWriter(folder, tokenizer, before.counts if before else None) as writer,
     ):
         for chunk in chunks:

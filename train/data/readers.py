@@ -19,6 +19,9 @@ LONGEST_LINE = 256 << 20
 """The most bytes of a JSON line: a longer one is a bad place, so that a file without line ends neither fills the memory
 nor blocks signals while it is parsed."""
 _LINE_PIECE = 16 << 20
+_PARQUET_BUFFER = 1 << 20
+_ROWS, _ROWS_BYTES = 256, 16 << 20
+"""The most rows of a Parquet file that are read at once, and about the most bytes of them."""
 
 
 class Bad(NamedTuple):
@@ -132,13 +135,14 @@ def read_parquet(path: AnyFile, text_key: str, document_chars: int) -> Iterator[
     row = 0
     try:
         size = path.stat().st_size
-        with pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open("rb")) as table:
+        opened = path if isinstance(path, Path) else path.open("rb")
+        with pyarrow.parquet.ParquetFile(opened, buffer_size=_PARQUET_BUFFER) as table:
             if text_key not in table.schema_arrow.names:
                 columns = ", ".join(table.schema_arrow.names)
                 yield Bad(str(path), f"no column {text_key!r} (its columns: {columns})"), size
                 return
             rows = max(1, table.metadata.num_rows)
-            batches = table.iter_batches(batch_size=256, columns=[text_key])
+            batches = table.iter_batches(batch_size=_rows_at_once(table.metadata), columns=[text_key])
             while (batch := interruptible(lambda: next(batches, None))) is not None:
                 for cell in batch.column(0):
                     row += 1
@@ -147,6 +151,13 @@ def read_parquet(path: AnyFile, text_key: str, document_chars: int) -> Iterator[
     except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         yield Bad(f"{path}:{row + 1}", f"cannot be read on ({why})"), 0
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows to read at a time, by the row group with the largest ones."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(_ROWS, int(_ROWS_BYTES / max(1, largest))))
 
 
 def _cell_text(cell: Any, text_key: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +63,14 @@ class Report:
             self.first_bad.append(bad)
 
 
+Refuse = Callable[[str], str | None]
+"""Why a document is passed over as a bad place; None for one that is not."""
+
+
+def accept(text: str) -> None:
+    """Passes nothing over."""
+
+
 class Corpus(Protocol):
     """A stream of documents that can be read several times, always in the same order."""
 
@@ -82,7 +90,7 @@ class Corpus(Protocol):
     def identity(self) -> str:
         """Changes whenever the documents may."""
 
-    def documents(self, report: Report, begin: Place | None = None) -> Iterator[str]:
+    def documents(self, report: Report, begin: Place | None = None, refuse: Refuse = accept) -> Iterator[str]:
         """Reads from `begin`, or the start, keeping `report` up to date."""
 
 
@@ -132,10 +140,10 @@ class Sources:
         files = [(str(file), *identity_of(file)) for file in self.files]
         return fingerprint(files, self.text_key, self.document_chars, self.strict)
 
-    def documents(self, report: Report, begin: Place | None = None) -> Iterator[str]:
+    def documents(self, report: Report, begin: Place | None = None, refuse: Refuse = accept) -> Iterator[str]:
         """Every document from `begin`, or the first, keeping `report` up to date.
 
-        The file that `begin` is in is read from its start.
+        The file that `begin` is in is read from its start. A document that `refuse` says something of is a bad place.
 
         Raises:
             UserError: with `strict`, at the first bad place.
@@ -149,6 +157,9 @@ class Sources:
             assert reader is not None
             for record, position in reader(file, self.text_key, self.document_chars):
                 report.bytes_read = done + position
+                if isinstance(record, str) and (why := refuse(record)):
+                    before = report.documents - report.files[-1].documents
+                    record = Bad(f"{file}, after {before:,} document(s)", why)
                 if isinstance(record, str):
                     report.documents += 1
                     if report.documents > begin.documents + begin.passed:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from train.data.config import LARGEST_BPE
-from train.data.cuts import MayCut, cuts_of
+from train.data.cuts import MayCut, continuing, cuts_of
 from train.data.hub import from_hub, is_hub_name
 from train.data.interruptible import interruptible
 from train.errors import UserError
@@ -78,6 +78,10 @@ class Tokenizer:
     def may_cut(self) -> MayCut | None:
         """Whether the tokens of a text are those of its parts before and after a place (`train/data/cuts.py`)."""
         return cuts_of(self.backend)
+
+    @functools.cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        return continuing(self.backend)
 
     @functools.cached_property
     def _spelled_eos(self) -> list[int]:
@@ -180,9 +184,10 @@ class Tokenizer:
             ) from None
         return self._as_text(self.backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text."""
-        return [self._as_text(each.ids) for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_batch(self, texts: Sequence[str], *, going_on: bool = False) -> list[list[int]]:
+        """`encode` of every text; `going_on` where they are parts of texts, but not the first ones."""
+        backend = self._continuing if going_on else self.backend
+        return [self._as_text(each.ids) for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""

@@ -68,6 +68,27 @@ def test_a_long_document_is_tokenized_in_parts_and_its_tokens_are_those_of_the_w
         assert max(len(text) for batch in encode.batches_of(texts, tokenizer) for text in encode.texts_of(batch)) < 250
 
 
+def test_what_would_take_too_much_memory_is_a_bad_place(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(encode, "_CHUNK_CHARS", 50)
+    monkeypatch.setattr(encode, "LONGEST_PART", 300)
+    whole = tokenizers.Tokenizer.from_str(TOKENIZER.json)
+    whole.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.UnicodeScripts(), whole.pre_tokenizer])
+    texts = ["a first one", "fox " * 80, "between", "x" * 310, "", "last"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    kept = {"parts": [0, 1, 2, 5], "whole": [0, 2, 5]}
+    for name, tokenizer in ("parts", TOKENIZER), ("whole", Tokenizer(whole.to_str(), name="whole")):
+        manifest = prepare([tmp_path / "text.jsonl"], tmp_path / name, tokenizer=tokenizer, workers=1)
+        store = TokenStore.open(tmp_path / name)
+        documents = np.split(store.tokens, store.document_offsets[1:-1])
+        assert [tokenizer.decode(each.tolist()) for each in documents] == [texts[number] for number in kept[name]]
+        assert (manifest.bad, manifest.empty) == (len(texts) - 1 - len(kept[name]), 1)
+        with pytest.raises(UserError, match=r"text.jsonl, after \d document.*split it.*--strict"):
+            prepare([tmp_path / "text.jsonl"], tmp_path / "no", tokenizer=tokenizer, strict=True, progress=False)
+    told = capfd.readouterr().err
+    assert "text.jsonl, after 3 document(s): 310 characters, and this tokenizer can cut it nowhere" in told
+    assert "text.jsonl, after 1 document(s): 320 characters, and this tokenizer needs texts whole" in told
+
+
 def test_manifest_tells_what_is_there(source, tmp_path):
     with source.open("a") as stream:
         stream.write('broken\n{"text": ""}\n')
