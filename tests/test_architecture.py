@@ -17,7 +17,7 @@ Graph = dict[str, set[str]]
 def drawn(text: str) -> dict[str, Graph]:
     """The diagrams that carry a name (`%% name`), as what each room points to."""
     diagrams = {}
-    for name, body in re.findall(r"```mermaid\nflowchart \w+\n +%% (\w+)\n(.*?)```", text, re.DOTALL):
+    for name, body in re.findall(r"```mermaid\nflowchart \w+\n +%% ([\w/]+)\n(.*?)```", text, re.DOTALL):
         graph: Graph = {}
         for line in body.strip().splitlines():
             start, _, ends = line.strip().partition(" --> ")

@@ -11,10 +11,10 @@ import torch
 from model.compilation import compile_blocks
 from model.transformer import Block, LanguageModel
 from train.config.job import JobConfig
+from train.data.batches.course import Phase
+from train.data.batches.loader import Loader
+from train.data.batches.reader import Source
 from train.data.blend import Blend
-from train.data.course import Phase
-from train.data.loader import Loader
-from train.data.reader import Source
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import HeldOut

@@ -15,9 +15,9 @@ from model.engram import MemoryRows
 from offload.plan.plan import Tokens
 from offload.step import Rows
 from offload.tables import EngramTables
-from train.data.batch import Batch
-from train.data.loader import Loader
-from train.data.packing import IGNORED
+from train.data.batches.batch import Batch
+from train.data.batches.loader import Loader
+from train.data.batches.packing import IGNORED
 
 Model = Callable[..., Any]
 """The model's forward: its own, or an engine's around it."""

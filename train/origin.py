@@ -7,7 +7,7 @@ from pathlib import Path
 from offload.host.limits import local_ranks, memory_limits, size_text
 from train.checkpoint.listing import Found, find_checkpoint
 from train.config.job import JobConfig
-from train.data.tokenizer import TOKENIZER, Tokenizer
+from train.data.tokenization.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
 from train.huggingface.folder import TensorFolder
 from train.huggingface.names import is_folder

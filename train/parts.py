@@ -21,8 +21,8 @@ from train.checkpoint.together import on_rank_0
 from train.config.file import dump
 from train.config.job import JobConfig, anchored
 from train.config.yaml_text import render
+from train.data.batches.packing import IGNORED
 from train.data.blend import Blend, check_all
-from train.data.packing import IGNORED
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.files import new_file

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.config.job import TrainConfig
-from train.data.loader import Loader
+from train.data.batches.loader import Loader
 from train.errors import UserError
 from train.report.reporter import Reporter
 from train.report.step import StepResult

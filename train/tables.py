@@ -11,8 +11,8 @@ from offload.addresses.hashing import AddressBook
 from offload.rows.records import RecordLayout, RowInit
 from offload.tables import EngramTables
 from train.config.job import JobConfig
-from train.data.loader import Loader
-from train.data.tokenizer import Tokenizer
+from train.data.batches.loader import Loader
+from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
 from train.ranks import host_group
 

@@ -17,8 +17,8 @@ from offload.tables import EngramTables, WindowTooSmall
 from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.content import Now
 from train.config.job import JobConfig
-from train.data.course import Seen
-from train.data.loader import Batch, Loader
+from train.data.batches.course import Seen
+from train.data.batches.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
 from train.evaluation import Evaluation, HeldOut, forward, memory_of

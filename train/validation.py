@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from offload.tables import EngramTables
-from train.data.batch import Batch
+from train.data.batches.batch import Batch
 from train.engine import Engine
 from train.evaluation import Evaluation, HeldOut, TrainedRows, batches, evaluate, evaluating
 from train.watch.watch import Watch

@@ -18,15 +18,15 @@ from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section
 from train.config.file import load
 from train.config.job import JobConfig
+from train.data.batches.loader import Loader
 from train.data.blend import Blend
-from train.data.corpus import PythonCorpus
-from train.data.encode import batches_of, texts_of
 from train.data.interruptible import interruptible
-from train.data.loader import Loader
-from train.data.manifest import Manifest
-from train.data.prepare import prepare
-from train.data.sources import Report
-from train.data.tokenizer import Tokenizer
+from train.data.preparation.corpus import PythonCorpus
+from train.data.preparation.encode import batches_of, texts_of
+from train.data.preparation.prepare import prepare
+from train.data.preparation.sources import Report
+from train.data.stores.manifest import Manifest
+from train.data.tokenization.tokenizer import Tokenizer
 from train.progress import Progress
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.run_folder import CONFIG_FILE, find_run

@@ -49,7 +49,7 @@ def prepare(
     """
     if (tokenizer is None) == (train_bpe is None):
         raise click.UsageError("Give one of --tokenizer and --train-bpe.")
-    from train.data.prepare import prepare as prepare_store
+    from train.data.preparation.prepare import prepare as prepare_store
 
     manifest = prepare_store(
         sources,

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from train.data.examine import Statistics
-    from train.data.store import TokenStore
+    from train.data.stores.examine import Statistics
+    from train.data.stores.store import TokenStore
 
 _TOKENIZER = click.option("--tokenizer", metavar="NAME|FILE", help="For a plain Megatron pair: what made its tokens.")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
 
 def _open(store: str, tokenizer: str | None) -> "TokenStore":
-    from train.data.store import TokenStore
-    from train.data.tokenizer import Tokenizer
+    from train.data.stores.store import TokenStore
+    from train.data.tokenization.tokenizer import Tokenizer
 
     return TokenStore.open(store, tokenizer=Tokenizer.load(tokenizer) if tokenizer else None)
 
@@ -28,7 +28,7 @@ def _open(store: str, tokenizer: str | None) -> "TokenStore":
 @_OVERWRITE
 def merge(stores: tuple[str, ...], out: str, tokenizer: str | None, overwrite: bool) -> None:
     """Join stores of one tokenizer, document after document."""
-    from train.data import rewrite
+    from train.data.preparation import rewrite
 
     made = rewrite.merge([_open(store, tokenizer) for store in stores], Path(out), overwrite=overwrite)
     click.echo(f"{out}: {made.documents:,} documents, {made.tokens:,} tokens")
@@ -47,7 +47,7 @@ def merge(stores: tuple[str, ...], out: str, tokenizer: str | None, overwrite: b
 @_OVERWRITE
 def split(store: str, held_out: str, rest: str, fraction: float, tokenizer: str | None, overwrite: bool) -> None:
     """Cut validation documents out: those that training on STORE would hold out with that fraction."""
-    from train.data import rewrite
+    from train.data.preparation import rewrite
 
     parts = rewrite.split(_open(store, tokenizer), Path(held_out), Path(rest), fraction, overwrite=overwrite)
     for place, made in zip((held_out, rest), parts, strict=True):
@@ -63,7 +63,7 @@ def stats(store: str, plot: str | None, tokenizer: str | None, as_json: bool) ->
     """Count documents, tokens, lengths and exact duplicates."""
     from dataclasses import asdict
 
-    from train.data.examine import statistics
+    from train.data.stores.examine import statistics
     from train.errors import UserError
 
     if plot is not None and not Path(plot).parent.is_dir():
@@ -104,7 +104,7 @@ def _draw(found: "Statistics", store: str, file: Path) -> None:
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 def verify(stores: tuple[str, ...]) -> None:
     """Read every byte and compare it with the manifest; look at every token and document end."""
-    from train.data.examine import check
+    from train.data.stores.examine import check
 
     for name in stores:
         store = _open(name, None)

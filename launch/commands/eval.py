@@ -90,8 +90,8 @@ def _score(
     from dataclasses import asdict
 
     from train.data.blend import Blend
-    from train.data.remote import is_url
-    from train.data.store import TokenStore
+    from train.data.remote.files import is_url
+    from train.data.stores.store import TokenStore
     from train.use.scoring import score, score_blend
 
     if data is None:

@@ -1,8 +1,8 @@
 """What is refused before a job's ranks start: they would import PyTorch for seconds, and then report the same."""
 
 from train.config.job import JobConfig
-from train.data.located import located
-from train.data.remote import is_url
+from train.data.remote.files import is_url
+from train.data.stores.located import located
 from train.errors import UserError
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from train.config.job import JobConfig
+from train.data.batches.loader import Loader
 from train.data.blend import Blend
-from train.data.loader import Loader
 from train.tables import address_book, addresses_of
 
 PIECE_TOKENS = 1 << 18

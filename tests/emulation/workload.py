@@ -20,7 +20,7 @@ from tests.emulation.hardware import Hardware
 from tests.emulation.network import Size
 from tests.model.launches import launches
 from train.config.job import JobConfig
-from train.data.loader import Batch, Loader
+from train.data.batches.loader import Batch, Loader
 from train.data.open import open_data
 from train.tables import address_book, addresses_of
 

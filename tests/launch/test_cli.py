@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-import train.data.prepare
+import train.data.preparation.prepare
 from launch.cli import main
 from launch.local.failures import RankFailed
 from tests.command_line import engram, write_job
@@ -104,14 +104,14 @@ def test_expected_failures_are_told_without_a_traceback(
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(train.data.prepare, "prepare", fails)
+    monkeypatch.setattr(train.data.preparation.prepare, "prepare", fails)
     result = run("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
     assert result.exit_code == code
     assert result.stderr.startswith(shown)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.data.prepare, "prepare", lambda *args, **kwargs: [].index(1))
+    monkeypatch.setattr(train.data.preparation.prepare, "prepare", lambda *args, **kwargs: [].index(1))
     result = run("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
     assert isinstance(result.exception, ValueError)
 

@@ -9,12 +9,12 @@ from click.testing import CliRunner, Result
 
 from launch.cli import main
 from tests.train.data.text import SENTENCES, small_tokenizer, write_pair
-from train.data.encode import Chunk
-from train.data.manifest import Manifest
-from train.data.prepare import prepare
-from train.data.split import validation_mask
-from train.data.store import TokenStore
-from train.data.writer import StoreWriter
+from train.data.preparation.encode import Chunk
+from train.data.preparation.prepare import prepare
+from train.data.preparation.writer import StoreWriter
+from train.data.stores.manifest import Manifest
+from train.data.stores.split import validation_mask
+from train.data.stores.store import TokenStore
 
 TOKENIZER = small_tokenizer()
 
@@ -104,7 +104,7 @@ def test_verify_reads_every_byte(place: Path, tmp_path: Path, monkeypatch: pytes
     path.write_bytes(content)
     # As where the change lies between the blocks that are compared at every opening.
     sampled = Manifest.read(tmp_path / "c").sample_sha256
-    monkeypatch.setattr("train.data.store.sample_digest", lambda *files: sampled)
+    monkeypatch.setattr("train.data.stores.store.sample_digest", lambda *files: sampled)
     result = run("verify", tmp_path / "c")
     assert result.exit_code != 0
     assert "tokens.bin: damaged, its checksum is not the manifest" in result.output

@@ -16,16 +16,16 @@ import yaml
 
 from tests.command_line import backbone, engram, losses, newest, table_rows, train, write_job
 from tests.train.data.server import Server, serving
-from tests.train.data.test_shard_cache import bytes_in
+from tests.train.data.stores.test_shard_cache import bytes_in
 from train.checkpoint.listing import checkpoints_in
 from train.config.file import load
 from train.config.job import JobConfig
-from train.data import sums
-from train.data.encode import Chunk
-from train.data.rewrite import merge
-from train.data.shard_cache import ShardCache
-from train.data.store import TokenStore
-from train.data.writer import StoreWriter
+from train.data.preparation.encode import Chunk
+from train.data.preparation.rewrite import merge
+from train.data.preparation.writer import StoreWriter
+from train.data.stores import sums
+from train.data.stores.shard_cache import ShardCache
+from train.data.stores.store import TokenStore
 from train.report.utilisation import ideal_s_per_token
 
 MODULES = ("calendar", "cmd", "code", "codecs", "copy", "ctypes/util", "email/message", "fractions", "glob", "imaplib")

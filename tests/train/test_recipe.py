@@ -16,7 +16,7 @@ from offload.addresses.hashing import AddressBook
 from tests.distributed import run_ranks
 from tests.train.plain_trainer import GlobalBatch, PlainTrainer, Step, muon_names
 from train.config.job import JobConfig
-from train.data.loader import Batch
+from train.data.batches.loader import Batch
 
 RANKS, SEQUENCES, LENGTH, VOCABULARY = 2, 8, 16, 24
 EARLY = 12

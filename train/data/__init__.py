@@ -1,4 +1,4 @@
-"""Text to token stores to batches: sources, tokenizers, the store and its preparation, packing, the loader.
+"""Text to token stores to batches: sources, tokenizers, stores and their preparation, packing, the loader.
 
-Only `loader` and `packing` need torch: preparing starts worker processes that import the rest.
+Only the loader needs torch: preparing starts worker processes that import the rest.
 """

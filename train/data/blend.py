@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from train.data.batches.course import Phase
+from train.data.batches.reader import Source
 from train.data.config import DataConfig, MixSource
-from train.data.course import Phase
-from train.data.examine import check
 from train.data.open import open_data
 from train.data.phases import begun_at
-from train.data.reader import Source
-from train.data.store import TokenStore
-from train.data.tokenizer import Tokenizer
+from train.data.stores.examine import check
+from train.data.stores.store import TokenStore
+from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
 
 
@@ -56,7 +56,7 @@ class Blend:
 
 
 def check_all(blend: Blend) -> Blend:
-    """Reads all sources wholly (`train.data.examine.check`). Raises UserError for one that is damaged."""
+    """Reads all sources wholly (`train.data.stores.examine.check`). Raises UserError for one that is damaged."""
     for source in blend.sources:
         check(source.store)
     return blend

@@ -6,16 +6,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from train.data.hub import is_hub_name
-from train.data.located import SHARDS, Elsewhere
-from train.data.remote import is_url
+from train.data.remote.files import is_url
+from train.data.remote.hub import is_hub_name
+from train.data.stores.located import SHARDS, Elsewhere
+from train.data.tokenization.limits import LARGEST_BPE, SMALLEST_BPE
 
 VALIDATION_FRACTION = 0.05
-SMALLEST_BPE = 258
-"""Vocabulary of a byte-level BPE without any merge: 256 bytes, end of document, padding."""
-
-LARGEST_BPE = 10_000_000
-"""Its training takes memory for each entry that is asked for, and ends the process if there is not enough."""
 
 
 class MixSource(

@@ -1,9 +1,9 @@
 """From the `data` section of a job to an open token store."""
 
 from train.data.config import DataConfig
-from train.data.corpus import default_corpus
-from train.data.store import TokenStore
-from train.data.tokenizer import Tokenizer
+from train.data.preparation.corpus import default_corpus
+from train.data.stores.store import TokenStore
+from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
 
 

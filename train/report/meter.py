@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offload.tables import EngramTables
 from offload.window.interface import Traffic
-from train.data.batch import Batch
+from train.data.batches.batch import Batch
 from train.memory import MemoryUse, memory_use
 from train.report.gates import Gates
 from train.report.metrics import OffloadMetrics

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from train.config.job import JobConfig
-from train.data.loader import Loader
+from train.data.batches.loader import Loader
 from train.data.phases import begun_at
-from train.data.shards import ShardedTokens
+from train.data.stores.shards import ShardedTokens
 from train.evaluation import HeldOut
 from train.optim.schedule import lr_factor
 

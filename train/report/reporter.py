@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from train.config.job import JobConfig
-from train.data.course import Seen
+from train.data.batches.course import Seen
 from train.evaluation import Evaluation
 from train.look_ahead import Choice
 from train.report.meter import Measured

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.data.batch import Batch
+from train.data.batches.batch import Batch
 
 
 class SourceLosses:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.decoding import Texts, decoding
 from model.transformer import LanguageModel
-from train.data.tokenizer import Tokenizer
+from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
 from train.evaluation import Model, RowSource
 

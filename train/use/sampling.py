@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from model.transformer import LanguageModel
 from offload.tables import EngramTables
-from train.data.tokenizer import Tokenizer
+from train.data.tokenization.tokenizer import Tokenizer
 from train.engine import Engine
 from train.evaluation import TrainedRows, evaluating
 from train.use.generation import Decoder, NotFinite, continuation

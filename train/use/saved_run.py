@@ -19,7 +19,7 @@ from train.checkpoint.saved_weights import SavedWeights
 from train.config.file import load
 from train.config.job import JobConfig
 from train.data.blend import Blend
-from train.data.tokenizer import TOKENIZER, Tokenizer
+from train.data.tokenization.tokenizer import TOKENIZER, Tokenizer
 from train.errors import UserError
 from train.run_folder import CONFIG_FILE, find_run
 from train.tables import TokenSource, address_book

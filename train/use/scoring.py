@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.batch import Batch
+from train.data.batches.batch import Batch
+from train.data.batches.order import epoch_order
+from train.data.batches.packing import pack
 from train.data.blend import Blend
-from train.data.order import epoch_order
-from train.data.packing import pack
-from train.data.split import validation_mask
-from train.data.store import TokenStore
+from train.data.stores.split import validation_mask
+from train.data.stores.store import TokenStore
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluate
 from train.use.saved_run import SavedRun

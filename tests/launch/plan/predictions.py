@@ -29,7 +29,7 @@ from tests.launch.plan.compared import Case, Compared, Found, table, told, writt
 from tests.launch.plan.scale_page import DOCS, put
 from train.config.file import load
 from train.config.job import JobConfig
-from train.data.corpus import default_corpus
+from train.data.preparation.corpus import default_corpus
 
 PAGE, MARK = DOCS / "plan.md", "predictions"
 STEPS, COUNTED = 24, 12

@@ -16,7 +16,7 @@ from offload.tables import EngramTables
 from offload.window.interface import Traffic
 from train.config.file import load
 from train.config.job import JobConfig
-from train.data.loader import Loader
+from train.data.batches.loader import Loader
 from train.data.open import open_data
 from train.tables import address_book
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from tests.train.data.server import serving
 from tests.train.data.text import small_tokenizer
+from train.data.batches.loader import Loader
 from train.data.blend import Blend
 from train.data.config import DataConfig
-from train.data.encode import Chunk
-from train.data.loader import Loader
-from train.data.writer import StoreWriter
+from train.data.preparation.encode import Chunk
+from train.data.preparation.writer import StoreWriter
 
 _SEQUENCES, _LENGTH, _DOCUMENT = 16, 256, 2048
 _LOOK_AHEAD = 3  # plans of a run with `offload.depth` 2

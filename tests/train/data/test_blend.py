@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.train.data.text import small_tokenizer, write_pair
+from train.data.batches.course import Phase, Seen
+from train.data.batches.loader import Loader
+from train.data.batches.reader import Source
 from train.data.blend import Blend
 from train.data.config import DataConfig
-from train.data.course import Phase, Seen
-from train.data.loader import Loader
 from train.data.phases import begun_at, spans
-from train.data.prepare import prepare
-from train.data.reader import Source
-from train.data.store import TokenStore
+from train.data.preparation.prepare import prepare
+from train.data.stores.store import TokenStore
 from train.errors import UserError
 
 TOKENIZER = small_tokenizer()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.indexed import token_dtype, write_index
-from train.data.store import TokenStore
-from train.data.tokenizer import Tokenizer
+from train.data.stores.indexed import token_dtype, write_index
+from train.data.stores.store import TokenStore
+from train.data.tokenization.tokenizer import Tokenizer
 
 SENTENCES = [f"Document {i}: the {w} jumps over {i % 7} lazy dogs.\n" * (1 + i % 5) for i, w in enumerate(["fox"] * 60)]
 

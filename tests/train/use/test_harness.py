@@ -21,7 +21,7 @@ from launch.cli import main
 from tests.command_line import engram
 from tests.train.huggingface.exports import make_export
 from tests.train.use.test_generation import continued
-from train.data.tokenizer import Tokenizer
+from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
 from train.use.saved_run import SavedRun
 

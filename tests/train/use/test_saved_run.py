@@ -12,7 +12,7 @@ import torch
 from offload.rows.records import RecordLayout
 from tests.command_line import engram, losses, table_rows, train, write_job
 from train.data.open import open_data
-from train.data.store import TokenStore
+from train.data.stores.store import TokenStore
 from train.errors import UserError
 from train.use.saved_run import SavedRun
 from train.use.scoring import score

@@ -1,0 +1,1 @@
+"""From token stores to batches: packing, the order of an epoch, mixtures, and the loader."""

@@ -1,0 +1,1 @@
+"""Text and stores that lie elsewhere: files by URL, a hub's files, and patience with servers."""

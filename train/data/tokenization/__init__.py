@@ -1,0 +1,1 @@
+"""Tokenizers, and where a long text may be cut for them."""
