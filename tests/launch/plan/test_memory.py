@@ -129,8 +129,9 @@ def memory_of(job: JobConfig, tokens_BT: torch.Tensor) -> list[MemoryRows]:
         ("train.dtype=bf16",),
         ("train.dtype=fp32", BRANCHES),
         ("train.dtype=bf16", "model.attention.q_lora_rank=48", BRANCHES, "model.engram.convolution=false"),
+        (*DENSE, "train.dtype=fp32", "model.attention.v_dim=8", "model.dense_hidden_size=64"),
     ],
-    ids=["plain", "branches", "latent queries"],
+    ids=["plain", "branches", "latent queries", "mostly attention"],
 )
 def test_activations_are_within_a_tenth_of_what_a_forward_keeps(overrides: tuple[str, ...]) -> None:
     job = load(TINY, overrides, JobConfig)
