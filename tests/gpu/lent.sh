@@ -47,15 +47,15 @@ if [ -n "${REHEARSE:-}" ]; then
   export DS_ACCELERATOR=cpu
   job=(configs/tiny.yaml "data.path=$store/store" train.micro_batch_size=2 train.global_batch_size=4 run.nproc=1 model.vocab_size=8192)
   small=(offload.window_rows=60000)
-  turns=(--steps 3 --warmup 2)
-  short=(--steps 3 --warmup 1)
+  turns=(--steps 8 --warmup 3)
+  short=(--steps 5 --warmup 2)
   engines=(--engine cpu --engine mixed)
   device=(--device cpu)
   no_gpu=(--no-gpu)
   chosen=(-m "not gpu and not long" -n 2)
-  memory=512
-  first=(tests/offload/device tests/kernels/records tests/kernels/gather)
-  second=(tests/offload/device)
+  memory=1024
+  first=(tests/offload/device tests/offload/window tests/kernels/records tests/kernels/gather tests/kernels/rows)
+  second=(tests/offload/device tests/kernels/records)
   checked=() sanitizer=()
 else
   turns=(--steps 10 --warmup 4)

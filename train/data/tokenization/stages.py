@@ -93,8 +93,12 @@ def _split(pattern: dict[str, str], behavior: str) -> Stage:
     stage = _between(literal(pattern["String"]) if "String" in pattern else matches_of(pattern["Regex"]))
     if behavior in ("Isolated", "Removed"):
         return stage
-    # Where a match is joined to what is beside it, there is no cut; to those further off it makes no difference.
-    return lambda before, after: stage(before, after) and None
+
+    def joining(before: str, after: str) -> bool | None:
+        # Where a match is joined to what is beside it, there is no cut; to those further off it makes no difference.
+        return False if stage(before, after) is False else None
+
+    return joining
 
 
 def _between(matches: Matches) -> Stage:
