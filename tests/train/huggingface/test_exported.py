@@ -74,6 +74,22 @@ def test_logits_token_by_token_with_a_cache(exported: Exported) -> None:
 
 
 @torch.no_grad()
+def test_rows_of_a_cache_are_repeated_and_selected_and_it_forgets(exported: Exported) -> None:
+    model, wanted = exported.load(), exported.logits(ids_of(exported))
+    tokens, mask = padded(exported)
+    cache = model(tokens[:, :11], attention_mask=mask[:, :11], use_cache=True).cache
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    tokens, mask = tokens.flip(0), mask.flip(0)
+    logits = model(tokens[:, 11:], attention_mask=mask, cache=cache, use_cache=True).logits
+    torch.testing.assert_close(logits[0], wanted[11:15], **CLOSE)
+    torch.testing.assert_close(logits[1], wanted[6:10], **CLOSE)
+    cache.reset()
+    again = model(tokens, attention_mask=mask, cache=cache, use_cache=True).logits
+    torch.testing.assert_close(again[0], wanted[:15], **CLOSE)
+
+
+@torch.no_grad()
 def greedy(exported: Exported, prompt: list[int], count: int) -> list[int]:
     found: list[int] = []
     with Decoder(exported.saved.model(), exported.saved.tables(), 64) as decoder:
