@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from train.data.tokenization.pattern import UnknownPattern
-from train.data.tokenization.stages import UnknownPart, normalizers_of, stages_of, steps
+from train.data.tokenization.stages import UnknownPart, normalizers_of, replaced_space, stages_of, steps
 
 _WORD_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 """What makes the tokens of a BPE depend on more than which of its pairs are side by side."""
@@ -57,11 +57,17 @@ def continuing(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     description = json.loads(backend.to_str())
     normalizers = list(steps(description["normalizer"], "normalizers"))
     kept = [each for each in normalizers if each["type"] != "Prepend"]
-    if kept == normalizers:
+    at_the_start = [
+        each
+        for each in steps(description["pre_tokenizer"], "pretokenizers")
+        if each["type"] == "Metaspace" and each["prepend_scheme"] == "first"
+    ]
+    if kept == normalizers and not at_the_start:
         return backend
-    made = tokenizers.Tokenizer.from_str(
-        json.dumps(description | {"normalizer": {"type": "Sequence", "normalizers": kept}})
-    )
+    description["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    for each in at_the_start:
+        each["prepend_scheme"] = "never"
+    made = tokenizers.Tokenizer.from_str(json.dumps(description))
     made.encode_special_tokens = backend.encode_special_tokens
     return made
 
@@ -123,7 +129,7 @@ def _apart(description: dict[str, Any]) -> Callable[[str, str], bool] | None:
         return None
     known = {token for token in model["vocab"] if len(token) == 1}
     pairs = {pair for token in model["vocab"] for pair in map("".join, itertools.pairwise(token))}
-    space = next((each["replacement"] for each in before_it if each["type"] == "Metaspace"), " ")
+    space = next((space for space in map(replaced_space, before_it) if space != " "), " ")
 
     def apart(before: str, after: str) -> bool:
         before, after = before.replace(" ", space), after.replace(" ", space)

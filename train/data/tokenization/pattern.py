@@ -8,10 +8,11 @@ followed by one of its next character `b`, no match has both.
 import re
 from typing import NamedTuple
 
-_QUANTIFIER = re.compile(r"([?*+])[?+]?|\{(?:(\d+)(?:,\d*)?|,\d+)\}")
+# A `?` behind braces makes them lazy, but for {2}, which becomes optional; a `+` there is one more quantifier.
+_QUANTIFIER = re.compile(r"([?*+])(\+|\??)|\{(?:(\d+)\}|(?:(\d+),\d*|,\d+)\}\??)")
 _ESCAPE = re.compile(r"\\(?:[sSdDwWhHrntvf]|[pP]\{\^?\w+\}|x\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^\w\s])")
 _LOOK = re.compile(r"\(\?[=!]")
-_UNFOLDED = re.compile(r"\\\w|\[\^|[^\x00-\x7f]")
+_UNFOLDED = re.compile(r"\\\w|\[[\^:]|[^\x00-\x7f]")
 """What may stand for a character of which several are the other case, as ß."""
 
 
@@ -114,14 +115,15 @@ class _Reader:
         return matches
 
     def _repeated(self, once: Matches) -> Matches:
-        # Behind braces `?` and `+` are quantifiers again, in Ruby's syntax.
         while found := _QUANTIFIER.match(self.pattern, self.at):
             self.at = found.end()
-            least = int(found[1] == "+") if found[1] else int(found[2] or 0)
-            again = frozenset() if found[1] == "?" else frozenset((a, b) for a in once.last for b in once.first)
+            kind, possessive = found[1], found[2] == "+"
+            least = int(kind == "+") if kind else int(found[3] or found[4] or 0)
+            again = frozenset() if kind == "?" else frozenset((a, b) for a in once.last for b in once.first)
             once = once._replace(
                 empty=once.empty or least == 0,
-                surely_empty=once.surely_empty or least == 0,
+                # What a possessive one has taken is not given back to what follows.
+                surely_empty=not possessive and (once.surely_empty or least == 0),
                 next=once.next | again,
                 alone=once.alone if least < 2 else frozenset(),
             )

@@ -47,18 +47,16 @@ def stages_of(description: dict[str, Any] | None) -> Iterator[Stage]:
         UnknownPart: one may look at text far off.
         UnknownPattern: one has a pattern of which this cannot be told.
     """
+    space = " "
     for each in steps(description, "pretokenizers"):
-        kind = each["type"]
-        if kind == "Split":
-            yield _split(each["pattern"], each["behavior"])
-        elif kind == "ByteLevel":
-            yield from _byte_level(each)
-        elif kind == "Metaspace":
-            yield _metaspace(each["split"])
-        elif kind in _LOCAL_PRE_TOKENIZERS or (kind == "Punctuation" and each["behavior"] == "Isolated"):
-            yield _pairwise(each)
-        else:
-            raise UnknownPart(kind)
+        for stage in _stages(each):
+            yield _behind(space, stage)
+        space = replaced_space(each) if space == " " else space
+
+
+def replaced_space(description: dict[str, Any]) -> str:
+    """What a pre-tokenizer makes of a space."""
+    return description["replacement"] if description["type"] == "Metaspace" else " "
 
 
 def steps(description: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
@@ -70,15 +68,35 @@ def steps(description: dict[str, Any] | None, inner: str) -> Iterator[dict[str, 
         yield description
 
 
+def _stages(description: dict[str, Any]) -> Iterator[Stage]:
+    kind = description["type"]
+    if kind == "Split":
+        yield _split(description["pattern"], description["behavior"])
+    elif kind == "ByteLevel":
+        yield from _byte_level(description)
+    elif kind == "Metaspace":
+        yield _metaspace(description["prepend_scheme"], description["split"])
+    elif kind in _LOCAL_PRE_TOKENIZERS or (kind == "Punctuation" and description["behavior"] == "Isolated"):
+        yield _pairwise(description)
+    else:
+        raise UnknownPart(kind)
+
+
+def _behind(space: str, stage: Stage) -> Stage:
+    """A stage to which spaces come as another character."""
+    return stage if space == " " else lambda before, after: stage(before.replace(" ", space), after.replace(" ", space))
+
+
 def _normalizer(description: dict[str, Any], *, any_character: bool) -> Normalizer:
     library = _alone("normalizer", description).normalizer
     assert library is not None
     return lambda character: library.normalize_str(character) if any_character or character.isascii() else ""
 
 
-def _metaspace(splits: bool) -> Stage:
-    # A text is given no space before one that it begins with.
-    return lambda before, after: (splits or None) if after == " " else False
+def _metaspace(prepend_scheme: str, splits: bool) -> Stage:
+    # Nothing is put before what begins with a space.
+    elsewhere = False if prepend_scheme == "always" else None
+    return lambda before, after: (splits or None) if after == " " else elsewhere
 
 
 def _byte_level(description: dict[str, Any]) -> Iterator[Stage]:

@@ -87,14 +87,21 @@ BACKENDS = {
     "Qwen 2": lambda: backend(byte_level(split(CL100K.replace("{1,3}", ""))), N.NFC()),
     "DeepSeek": lambda: deepseek().backend,
     "Llama 2 with pieces": lambda: backend(P.Metaspace()),
-    "T5 without its map": lambda: backend(P.Metaspace(prepend_scheme="first"), kind="unigram"),
+    "T5 without its map": lambda: backend(
+        P.Sequence([P.WhitespaceSplit(), P.Metaspace(prepend_scheme="first")]), kind="unigram"
+    ),
+    "pieces, cut before and after": lambda: backend(
+        P.Sequence([P.Digits(True), P.Metaspace(prepend_scheme="first", split=False), split(" |[.,]")]), kind="unigram"
+    ),
     "NFKD and strings": lambda: backend(
         P.Sequence([P.Split(" t", "isolated"), P.Split(" ", "removed")]),
         N.Sequence([N.NFKD(), N.Replace("_", " ")]),
     ),
     "BERT": lambda: backend(P.BertPreTokenizer(), N.BertNormalizer(), kind="wordpiece"),
     "words and digits": lambda: backend(P.Sequence([P.Whitespace(), P.Digits(True), byte_level(prefix=True)])),
-    "runs of digits": lambda: backend(P.Sequence([P.WhitespaceSplit(), P.Punctuation("isolated"), P.Digits(False)])),
+    "runs of digits": lambda: backend(
+        P.Sequence([P.WhitespaceSplit(), P.Punctuation("isolated"), P.Metaspace(split=False), P.Digits(False)])
+    ),
     "a look ahead": lambda: backend(byte_level(split(r"a(?=b)|\s(?![.])|(?i:the)+?|(?i:sst)|[^a]"))),
     "Llama 2": lambda: sentencepiece(None, N.Sequence([N.Prepend("▁"), N.Replace(" ", "▁")])),
     "Llama 2 without bytes": lambda: sentencepiece(
@@ -105,7 +112,7 @@ BACKENDS = {
         P.Sequence([P.Split(Regex(r"\d+|[.,] ?"), "merged_with_next"), P.Split(Regex(r"[▁中]"), "contiguous")]),
         N.Replace(" ", "▁"),
     ),
-    "two of a kind": lambda: backend(byte_level(split(r"[45]{2}|(?!1)[1٣]|[\s，]"))),
+    "two of a kind": lambda: backend(byte_level(split(r"[45]{2}|(?!1)[1٣]|[\s，]|_?+_|\.{1,2}?,|,'{2}?t"))),
 }  # fmt: skip
 
 
@@ -208,7 +215,19 @@ def test_no_cut_where_text_far_off_may_matter(change):
     "pattern",
     [
         *(r"a*", r"a|", r"(?=a)", r"\bx", r"^a", r"a$", r"a\z", r"\Ga", r"(?<=a)b", r"(?<!a)b", r"(?!ab)c", r"(?=a+)c"),
-        *(r"(a)\1", r"\Ra", r"\Xa", r"(?i)a", r"(?i:ß)", r"(?i:[^a])", r"(?i:\w)", r"(?i:\x{df})", r"(?x:a)", r"(?>a)"),
+        *(
+            r"(a)\1",
+            r"\Ra",
+            r"\Xa",
+            r"(?i)a",
+            r"(?i:ß)",
+            r"(?i:[^a])",
+            r"(?i:\w)",
+            r"(?i:\x{df})",
+            r"(?i:[[:alpha:]])",
+            r"(?x:a)",
+            r"(?>a)",
+        ),
         *(r"[a", r"(a", r"a)", r"a{", r"*a", r"a\x{61 62}"),
     ],
 )
