@@ -4,10 +4,7 @@ import itertools
 import math
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from model.config import ModelConfig, MoEConfig
 from model.transformer import LanguageModel
 from tests.distributed import free_port, run_ranks
 from tests.train.reference import ACCUMULATION, CLIP, PlainTrainer, Toy, micro_batch
+from tests.warm import warm_process
 from train.config.deepspeed import DeepSpeedConfig
 from train.optim.clipping import clip_scale
 from train.optim.optimizer import OptimizerConfig
@@ -454,7 +452,12 @@ def with_muon(combinations):
 
 
 def continue_alone(folder):
-    """Continues all runs of two ranks on one rank, which computes what both would have."""
+    """Continues all runs of two ranks on one rank, which computes what both would have, with no compiler in reach."""
+    for name in ("CC", "CXX"):
+        os.environ.pop(name, None)
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     dist.init_process_group("gloo")
     stopped = pickle.loads((folder / "stopped").read_bytes())
     states = {}
@@ -474,10 +477,10 @@ def continue_alone(folder):
 
 @pytest.fixture(scope="module")
 def alone(runs, tmp_path_factory):
-    """One rank in a process of its own, with no compiler in reach."""
+    """The exit code of one rank in a process of its own, and the folder of what it printed, built and came to."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "stopped").write_bytes(pickle.dumps({c: runs[0][c]["stopped"] for c in with_muon(runs[0])}))
-    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")} | {
+    environment = {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
@@ -487,22 +490,17 @@ def alone(runs, tmp_path_factory):
         "PATH": str(folder / "empty"),
         "TORCH_EXTENSIONS_DIR": str(folder / "built"),
     }
-    code = f"import pathlib, tests.train.test_engine as t; t.continue_alone(pathlib.Path({str(folder)!r}))"
-    root = Path(__file__).parents[2]
-    return folder, subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    process = warm_process(continue_alone, folder, **environment)
+    process.start()
+    process.join(120)
+    process.kill()
+    process.join()
+    return folder, process.exitcode
 
 
 def test_no_compiler_is_needed_or_used_and_nothing_is_printed(alone):
-    folder, done = alone
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    folder, code = alone
+    assert (code, (folder / "said").read_text()) == (0, "")
     assert not (folder / "built").exists()
 
 
