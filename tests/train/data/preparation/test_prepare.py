@@ -82,11 +82,14 @@ def test_what_would_take_too_much_memory_is_a_bad_place(tmp_path, monkeypatch, c
         documents = np.split(store.tokens, store.document_offsets[1:-1])
         assert [tokenizer.decode(each.tolist()) for each in documents] == [texts[number] for number in kept[name]]
         assert (manifest.bad, manifest.empty) == (len(texts) - 1 - len(kept[name]), 1)
-        with pytest.raises(UserError, match=r"text.jsonl, after \d document.*split it.*--strict"):
+        with pytest.raises(UserError, match=r"text.jsonl, entry \d: .*split it.*--strict"):
             prepare([tmp_path / "text.jsonl"], tmp_path / "no", tokenizer=tokenizer, strict=True, progress=False)
     told = capfd.readouterr().err
-    assert "text.jsonl, after 3 document(s): 310 characters, and this tokenizer can cut it nowhere" in told
-    assert "text.jsonl, after 1 document(s): 320 characters, and this tokenizer needs texts whole" in told
+    assert "text.jsonl, entry 4: 310 characters, and this tokenizer can cut it nowhere" in told
+    assert "text.jsonl, entry 4: 310 characters, and this tokenizer needs texts whole" in told, (
+        "one before it is counted"
+    )
+    assert "text.jsonl, entry 2: 320 characters, and this tokenizer needs texts whole" in told
 
 
 def test_manifest_tells_what_is_there(source, tmp_path):
