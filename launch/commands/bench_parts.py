@@ -158,7 +158,7 @@ Examples:
 @click.option("--lookups", type=click.IntRange(min=1), default=65_536, show_default=True, help="Lookups per step.")
 @click.option(
     "--compute-ms",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=100.0,
     show_default=True,
     help="Computation of the model per step, on the CPU.",

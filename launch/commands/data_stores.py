@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launch.commands.number_list import Finite
+
 if TYPE_CHECKING:
     from train.data.stores.examine import Statistics
     from train.data.stores.store import TokenStore
@@ -41,7 +43,7 @@ def merge(stores: tuple[str, ...], out: str, tokenizer: str | None, overwrite: b
 @click.argument("store")
 @click.option("--held-out", required=True, metavar="DIR", help="Folder to create, of the documents held out.")
 @click.option("--rest", required=True, metavar="DIR", help="Folder to create, of the others.")
-@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True,
+@click.option("--fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.05, show_default=True,
               help="Of the documents to hold out.")  # fmt: skip
 @_TOKENIZER
 @_OVERWRITE

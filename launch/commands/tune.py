@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from launch.commands import tune_runs
+from launch.commands.number_list import Finite
 
 
 @click.command(
@@ -19,7 +20,7 @@ Examples:
 )
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--minutes", type=click.FloatRange(0.1, 600), default=10.0, show_default=True, help="Time limit.")
+@click.option("--minutes", type=Finite(0.1, 600), default=10.0, show_default=True, help="Time limit.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Local ranks, as for `engram train`.")
 @click.option("--out", metavar="FOLDER", help="For results and plot; default: RUN.DIR/RUN.NAME.tune.")
 @click.option("--write", is_flag=True, help="Put the recommendation into CONFIG; all else in it stays.")

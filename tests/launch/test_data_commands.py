@@ -127,6 +127,12 @@ def test_what_does_not_go_together_is_refused(place: Path, tmp_path: Path) -> No
     result = run("split", place / "a", "--held-out", tmp_path / "v", "--rest", tmp_path / "used")
     assert result.exit_code != 0
     assert not (tmp_path / "v").exists()
+    for rest in ("v", "v/t", "../" + tmp_path.name):
+        result = run("split", place / "a", "--held-out", tmp_path / "v", "--rest", tmp_path / rest)
+        assert "need folders of their own" in result.output
+        assert not (tmp_path / "v").exists()
+    result = run("split", place / "a", "--held-out", tmp_path / "v", "--rest", tmp_path / "t", "--fraction", "nan")
+    assert "nan is no finite number." in result.output
     pair = write_pair(tmp_path / "one", [[5, 6, 0]])
     TOKENIZER.save(tmp_path)
     result = run("split", pair, "--held-out", tmp_path / "v", "--rest", tmp_path / "t", "--tokenizer", tmp_path)

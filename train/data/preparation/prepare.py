@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from train.data.preparation.encode import encode_stream, too_long, worker_count
+from train.data.preparation.encode import LONGEST_PART, encode_stream, too_long, worker_count
 from train.data.preparation.readers import Bad
 from train.data.preparation.sources import Corpus, Report, Sources, told
 from train.data.preparation.unfinished import UNFINISHED, Recorder, Unfinished
@@ -127,7 +127,7 @@ def build_store(
     After a break it goes on where it was recorded last (`train.data.preparation.unfinished`), if text and options are
     the same.
     """
-    key = fingerprint(corpus.identity, options, SHARD_BYTES)
+    key = fingerprint(corpus.identity, options, SHARD_BYTES, LONGEST_PART)
 
     def goes_on(folder: Path) -> bool:
         return Unfinished.read(folder, key) is not None

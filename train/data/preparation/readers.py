@@ -136,7 +136,7 @@ def read_parquet(path: AnyFile, text_key: str, document_chars: int) -> Iterator[
     try:
         size = path.stat().st_size
         opened = path if isinstance(path, Path) else path.open("rb")
-        with pyarrow.parquet.ParquetFile(opened, buffer_size=_PARQUET_BUFFER) as table:
+        with pyarrow.parquet.ParquetFile(opened, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
             if text_key not in table.schema_arrow.names:
                 columns = ", ".join(table.schema_arrow.names)
                 yield Bad(str(path), f"no column {text_key!r} (its columns: {columns})"), size

@@ -56,8 +56,11 @@ def split(
     Both folders appear, or none.
 
     Raises:
-        UserError: nothing would be held out, nothing left, or a folder is in use.
+        UserError: nothing would be held out, nothing left, or a folder is in use, or is or holds the other.
     """
+    one, other = held_out.resolve(), rest.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise UserError(f"{held_out} and {rest}: the two parts need folders of their own, neither in the other")
     chosen = validation_mask(np.diff(store.document_offsets), fraction)
     if not chosen.any() or chosen.all():
         raise UserError(f"{store.prefix}: {fraction:g} of {store.num_documents:,} document(s) leaves one side empty")

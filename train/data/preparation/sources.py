@@ -158,8 +158,9 @@ class Sources:
             for record, position in reader(file, self.text_key, self.document_chars):
                 report.bytes_read = done + position
                 if isinstance(record, str) and (why := refuse(record)):
-                    before = report.documents - report.files[-1].documents
-                    record = Bad(f"{file}, after {before:,} document(s)", why)
+                    first = report.files[-1]
+                    before = report.documents - first.documents + report.bad - first.bad
+                    record = Bad(f"{file}, entry {before + 1:,}", why)
                 if isinstance(record, str):
                     report.documents += 1
                     if report.documents > begin.documents + begin.passed:

@@ -82,11 +82,14 @@ def test_what_would_take_too_much_memory_is_a_bad_place(tmp_path, monkeypatch, c
         documents = np.split(store.tokens, store.document_offsets[1:-1])
         assert [tokenizer.decode(each.tolist()) for each in documents] == [texts[number] for number in kept[name]]
         assert (manifest.bad, manifest.empty) == (len(texts) - 1 - len(kept[name]), 1)
-        with pytest.raises(UserError, match=r"text.jsonl, after \d document.*split it.*--strict"):
+        with pytest.raises(UserError, match=r"text.jsonl, entry \d: .*split it.*--strict"):
             prepare([tmp_path / "text.jsonl"], tmp_path / "no", tokenizer=tokenizer, strict=True, progress=False)
     told = capfd.readouterr().err
-    assert "text.jsonl, after 3 document(s): 310 characters, and this tokenizer can cut it nowhere" in told
-    assert "text.jsonl, after 1 document(s): 320 characters, and this tokenizer needs texts whole" in told
+    assert "text.jsonl, entry 4: 310 characters, and this tokenizer can cut it nowhere" in told
+    assert "text.jsonl, entry 4: 310 characters, and this tokenizer needs texts whole" in told, (
+        "one before it is counted"
+    )
+    assert "text.jsonl, entry 2: 320 characters, and this tokenizer needs texts whole" in told
 
 
 def test_manifest_tells_what_is_there(source, tmp_path):
@@ -354,15 +357,21 @@ def _breaking_at_the_fourth():
     return breaking
 
 
+TOO_LONG = json.dumps({"text": "x" * 1500})
+
+
 @pytest.mark.parametrize("tokenizer", [{"tokenizer": TOKENIZER}, {"train_bpe": 280}])
 def test_a_preparation_goes_on_after_a_break(tokenizer, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
     monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
+    monkeypatch.setattr(encode, "LONGEST_PART", 1000)
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(4):
         lines = [json.dumps({"text": text}) for text in (*SENTENCES[15 * number : 15 * number + 15], "")]
-        (texts / f"{number}.jsonl").write_text("\n".join([*lines[:9], "broken", *lines[9:]]) + "\n")
+        (texts / f"{number}.jsonl").write_text(
+            "\n".join([*lines[:9], "broken", *lines[9:-1], TOO_LONG, lines[-1]]) + "\n"
+        )
     options = {**tokenizer, "workers": 1}
     whole = prepare([texts], tmp_path / "whole", progress=False, **options)
     encoded, trained = [], []
@@ -389,7 +398,7 @@ def test_a_preparation_goes_on_after_a_break(tokenizer, tmp_path, monkeypatch, c
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     said = capfd.readouterr().err
     assert "going on after a break: " in said
-    assert "4 bad line(s) or file(s) skipped; the first: " in said
+    assert "8 bad line(s) or file(s) skipped; the first: " in said
     assert f"{texts}/0.jsonl:10" in said
     assert sum(encoded) < 40, "what was done before is done again"
     assert len(trained) == ("train_bpe" in tokenizer)
@@ -436,7 +445,7 @@ def test_a_preparation_killed_right_after_a_record_goes_on_to_an_equal_store(rec
 def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
     monkeypatch.setattr(encode, "_CHUNK_CHARS", 300)
-    for change in ("text", "options", "tokenizer", "file"):
+    for change in ("text", "options", "tokenizer", "file", "limit"):
         with monkeypatch.context() as patch:
             patch.setattr(encode, "encode_chunk", _breaking_at_the_fourth())
             with pytest.raises(Broken):
@@ -449,6 +458,8 @@ def test_a_broken_preparation_of_other_text_is_not_gone_on_with(source, tmp_path
             options["document_chars"] = 5000
         elif change == "tokenizer":
             options["tokenizer"] = small_tokenizer(280)
+        elif change == "limit":
+            monkeypatch.setattr(module, "LONGEST_PART", 1 << 20)
         else:
             left.with_name("lengths.part").unlink()
         made = prepare([source], tmp_path / "out", workers=1, **options)

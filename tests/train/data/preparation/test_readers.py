@@ -131,6 +131,18 @@ def test_parquet(tmp_path):
     assert len(bad_places(read(path))) == 1
 
 
+def test_of_a_parquet_row_group_no_more_is_in_memory_than_rows_that_are_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_ROWS_BYTES", 1 << 20)
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["x" * (1 << 19)] * 24})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=1)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    for record, _ in reader_of(path)(path, "text", 9):
+        assert len(record) == 1 << 19
+        assert pyarrow.total_allocated_bytes() - before < 6 << 20
+
+
 def test_position_reaches_the_files_size(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
