@@ -28,7 +28,7 @@ JOB: dict[str, Any] = {
         "engram": {"layers": [0, 1], "heads": 2, "rows_per_head": 500, "row_dim": 4},
     },
     "data": {"sequence_length": 32, "validation_fraction": 0.2},
-    "train": {"steps": 5, "global_batch_size": 8, "micro_batch_size": 2},
+    "train": {"steps": 5, "global_batch_size": 8, "micro_batch_size": 4},
     "schedule": {"warmup_steps": 2},
     "offload": {"window_rows": 1500, "optimizer": {"untouched_rows": "exact"}},
     "eval": {"every": 2, "sequences": 8, "prompts": [], "sample_tokens": 0},

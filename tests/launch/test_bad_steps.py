@@ -20,9 +20,7 @@ def skipped(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def job(corpus: Path, tmp_path: Path) -> Path:
-    return write_job(
-        tmp_path, corpus, train={"steps": 16, "micro_batch_size": 4}, checkpoint={"every": 8}, eval={"every": 16}
-    )
+    return write_job(tmp_path, corpus, train={"steps": 16}, checkpoint={"every": 8}, eval={"every": 16})
 
 
 def test_a_run_stops_at_a_bad_step_with_what_was_before_it_saved(job: Path, tmp_path: Path) -> None:

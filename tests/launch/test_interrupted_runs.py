@@ -327,7 +327,7 @@ def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_sa
 ) -> None:
     """A save at every step, so that moments within saves are many."""
     sections = {"checkpoint": {"every": 1}, "eval": {"every": 3}, "offload": {"window_rows": 1500}}
-    job, choice = write_job(tmp_path, corpus, train={"steps": 15 * times}, **sections), Random(0)
+    job, choice = write_job(tmp_path, corpus, train={"steps": 8 * times}, **sections), Random(0)
     run = tmp_path / "runs" / "small"
     for number in range(times):
         end_somewhere(job, run, ends[number % len(ends)], choice, in_its_start=number % 4 == 3)
@@ -343,7 +343,7 @@ def end_somewhere(job: Path, run: Path, end: End, choice: Random, *, in_its_star
         ranks = children(launcher)
         if not in_its_start:
             wait_until(lambda: steps_done(run) > before, command)
-        time.sleep(choice.uniform(0, 1))
+        time.sleep(choice.uniform(0, 1 if in_its_start else 0.5))
         assert command.process.exitcode is None, "make the run longer"
         with suppress(ProcessLookupError):
             end(launcher, ranks, choice)

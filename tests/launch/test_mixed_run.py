@@ -45,7 +45,7 @@ def phased(folder: Path, corpus: Path, other: Path) -> Path:
     """A job of five steps: three on one mixture, one on another, one on sequences of twice the length."""
     mix = [{"path": str(corpus), "weight": 3, "name": "library"}, {"path": str(other), "weight": 1}]
     second = {"after_steps": 3, "mix": [mix[0] | {"weight": 1}, mix[1] | {"weight": 3}]}
-    path = write_job(folder, corpus, checkpoint={"every": 2, "keep": 9})
+    path = write_job(folder, corpus, train={"micro_batch_size": 2}, checkpoint={"every": 2, "keep": 9})
     job = yaml.safe_load(path.read_text())
     phases = [second, {"after_tokens": 1024, "sequence_length": 64}]
     job["data"] |= {"path": None, "mix": mix, "phases": phases}

@@ -29,7 +29,7 @@ TINY = {1: 1500, 2: 800}
     ids=["two ranks", "one rank, all", "two ranks, all"],
 )
 def test_losses_and_tables_have_the_same_bits(ranks: int, names: tuple[str, ...], corpus: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, corpus)
+    job = write_job(tmp_path, corpus, train={"micro_batch_size": 2})
     outcomes = {}
     for name in names:
         texts = [override.format(tiny=TINY[ranks], folder=tmp_path) for override in VARIANTS[name]]

@@ -250,7 +250,7 @@ def look_up(tables: EngramTables, job: Job, step: int) -> float:
 
 def saved_rows(tables: EngramTables) -> dict[int, bytes]:
     rows: dict[int, bytes] = {}
-    for ids, records in tables.updated_rows(piece_bytes=300):
+    for ids, records in tables.updated_rows(piece_bytes=1000):
         rows |= {row: record.numpy().tobytes() for row, record in zip(ids.tolist(), records, strict=True)}
     return rows
 

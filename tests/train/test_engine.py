@@ -128,8 +128,9 @@ class Image:
     def pieces(self, wanted):
         """Pieces that are cut in other places than the ranks' parts are."""
         for name, tensor in self.whole.items():
-            for start in range(0, tensor.numel(), 17):
-                values = tensor.view(-1)[start : start + 17]
+            length = max(17, tensor.numel() // 5)
+            for start in range(0, tensor.numel(), length):
+                values = tensor.view(-1)[start : start + length]
                 if wanted(name, start, len(values)):
                     yield StatePiece(name, start, values)
 
@@ -370,15 +371,15 @@ def train_moe(engine, steps):
 
 
 def exercise_expert_parallel(stage, name):
-    """Half of the steps with experts spread one way, the other half, from the saved state, another way."""
+    """Two steps with experts spread one way, and one, from the saved state, another way."""
     combination, results = (stage, "fp32", name, "none"), {}
     for sizes in EXPERT_SIZES:
         norms, state = [], None
-        for half, size in enumerate(sizes):
+        for part, size in enumerate(sizes):
             engine = build(moe_model(), combination, **({"enabled": True, "autoep_size": size} if size else {}))
             if state is not None:
                 load_state(engine, state)
-            norms += train_moe(engine, range(2 * half, 2 * half + 2))
+            norms += train_moe(engine, (range(2), range(2, 3))[part])
             state = shared_state(engine, piece_bytes=1000)
             engine.close()
         results[sizes] = {"norms": norms, "state": state, "muon": engine.muon_parameters}
