@@ -38,7 +38,9 @@ def train_once(stage: int, expert_ranks: int, way: str) -> dict[str, Any]:
     model: Any = engine.module
     if "compiled" in way and dist.get_rank() == 0:
         compile_blocks(model, backend="aot_eager")
+    within = [part for block in model.modules() if isinstance(block, Block) for part in block.children()]
     found: dict[str, Any] = {"losses": [], "norms": [], "rows": []}
+    found["gathered_apart"] = any(part._forward_pre_hooks for part in within)
     for step, documents in enumerate(DOCUMENTS):
         tokens = random_tokens(2, 32, seed=10 * step + dist.get_rank())
         memory = memories(model, 2, 32)
@@ -70,6 +72,8 @@ def runs() -> list[Any]:
 def test_training_is_the_same(runs: list[Any], case: tuple[int, int], way: str) -> None:
     for rank in runs:
         plain, found = rank[case, "plain"], rank[case, way]
+        assert plain["gathered_apart"]
+        assert found["gathered_apart"] == ("compiled" not in way), "ZeRO 3 gathers a block's parameters within it"
         assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
         assert found["norms"] == pytest.approx(plain["norms"], rel=1e-3)
         assert found["counts"] == plain["counts"]

@@ -262,12 +262,13 @@ def test_many_rows_have_the_bits_of_the_reference(dim, bf16):
     [
         (1.0, 1e-10, 1e-4, 1e-3, (0.99, 0.5), 1e-8),  # the second moment falls faster than the square of the first
         (1e-20, 1e-44, 1e-6, 1.0, (0.9, 0.9), 2.0**-62),  # the first moment is a denormal and falls no further
+        (1.0, 0.0, 1e-4, 1e-3, (0.9, 0.999), 1e-8),  # the weight rests, and the second moment falls on
         (-0.0, -1e-45, 0.0, 1e-3, (0.9, 0.999), 1e-8),  # signs of zeros
     ],
 )
-def test_rows_whose_steps_grow_again_do_not_rest(kernel_device, weight, exp_avg, exp_avg_sq, lr, betas, eps):
+def test_a_row_rests_only_where_no_later_step_changes_it(kernel_device, weight, exp_avg, exp_avg_sq, lr, betas, eps):
     record = torch.tensor([[weight, exp_avg, exp_avg_sq]]).repeat_interleave(4, dim=1)
-    history = RateHistory([lr] * 300)
+    history = RateHistory([lr] * 299 + [0.0])  # the last rate tells nothing of those before
     table = Table(4, 8)
     slots = table.place(record[:, :4], record[:, 4:], torch.tensor([100]))
     got = room(1, 4, kernel_device)

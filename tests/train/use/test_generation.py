@@ -121,13 +121,16 @@ def test_draws_are_of_the_likeliest_at_the_temperature() -> None:
     logits_V = torch.tensor([1.0, 3.0, 2.0, -1.0])
     generator = torch.Generator().manual_seed(0)
 
-    def shares(temperature: float, top_k: int | None) -> Tensor:
-        draws = torch.tensor([draw(logits_V, temperature, top_k, generator) for _ in range(3000)])
+    def shares(temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
+        draws = torch.tensor([draw(logits_V, temperature, top_k, generator, top_p) for _ in range(3000)])
         return torch.bincount(draws, minlength=4) / len(draws)
 
     assert shares(0, None).tolist() == [0, 1, 0, 0]
     assert shares(1, 1).tolist() == [0, 1, 0, 0]
     torch.testing.assert_close(shares(2.0, None), torch.softmax(logits_V / 2, 0), atol=0.04, rtol=0)
     expected = torch.softmax(torch.tensor([3.0, 2.0]), 0)
-    torch.testing.assert_close(shares(1.0, 2)[[1, 2]], expected, atol=0.04, rtol=0)
-    assert shares(1.0, 2)[[0, 3]].sum() == 0
+    # Of all four the likeliest two have 0.90 together, of the likeliest three 0.91.
+    for top_k, top_p in ((2, 1.0), (None, 0.89), (3, 0.905)):
+        found = shares(1.0, top_k, top_p)
+        torch.testing.assert_close(found[[1, 2]], expected, atol=0.04, rtol=0)
+        assert found[[0, 3]].sum() == 0
