@@ -96,6 +96,7 @@ BACKENDS = {
     "NFKD and strings": lambda: backend(
         P.Sequence([P.Split(" t", "isolated"), P.Split(" ", "removed")]),
         N.Sequence([N.NFKD(), N.Replace("_", " ")]),
+        added=["a_b"],
     ),
     "BERT": lambda: backend(P.BertPreTokenizer(), N.BertNormalizer(), kind="wordpiece"),
     "words and digits": lambda: backend(P.Sequence([P.Whitespace(), P.Digits(True), byte_level(prefix=True)])),
@@ -108,11 +109,13 @@ BACKENDS = {
         P.Metaspace(prepend_scheme="first", split=False), byte_fallback=False
     ),
     "Gemma": lambda: sentencepiece(P.Split(" ", "merged_with_previous"), N.Replace(" ", "▁")),
-    "matches with what follows": lambda: sentencepiece(
-        P.Sequence([P.Split(Regex(r"\d+|[.,] ?"), "merged_with_next"), P.Split(Regex(r"[▁中]"), "contiguous")]),
+    "matches with what is beside them": lambda: sentencepiece(
+        P.Sequence(
+            [split(r"\d+", "merged_with_next"), split("[.,]", "merged_with_previous"), split("[▁中]", "contiguous")]
+        ),
         N.Replace(" ", "▁"),
     ),
-    "two of a kind": lambda: backend(byte_level(split(r"[45]{2}|(?!1)[1٣]|[\s，]|_?+_|\.{1,2}?,"))),
+    "two of a kind": lambda: backend(byte_level(split(r"[45t]{2}|(?!1)[1٣]|[\s，]|_?+_|\.{1,2}?,"))),
 }  # fmt: skip
 
 
@@ -178,6 +181,30 @@ def test_nothing_is_put_before_a_part_that_is_not_the_first():
     assert continuing(gpt2) is gpt2
     assert llama.encode("the dogs").tokens[0] == "▁the"
     assert continuing(llama).encode("the dogs").tokens == ["the", *llama.encode("the dogs").tokens[1:]]
+
+
+def test_what_a_model_sees_of_a_character_may_be_merged_with_what_is_beside_it():
+    tokens = ["<0xC3>", "<0xA9>", "a", "b", " ", "▁", "a<0xC3>", "<0xA9>a", "▁b"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab, [("a", "<0xC3>"), ("<0xA9>", "a"), ("▁", "b")], byte_fallback=True))
+    made.pre_tokenizer = P.Metaspace(prepend_scheme="never", split=False)
+    assert made.encode("aéa b").tokens == ["a<0xC3>", "<0xA9>a", "▁b"]
+    may_cut = cuts_of(made)
+    assert [may_cut(*pair) for pair in ("aé", "éa", " b", "a ", "ab")] == [False, False, False, True, True]
+
+
+def test_a_match_is_not_cut_off_from_what_it_is_joined_to():
+    made = Tokenizer(models.BPE({"a": 0, ".": 1, "a.": 2}, [("a", ".")]))
+    made.pre_tokenizer = split("[.]", "merged_with_previous")
+    assert made.encode("a.").tokens == ["a."]
+    assert [cuts_of(made)(*pair) for pair in ("a.", "..", ".a")] == [False, True, True]
+
+
+def test_what_comes_after_bytes_tells_nothing():
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = P.Sequence([byte_level(), P.Split(" ", "isolated")])
+    assert made.pre_tokenizer.pre_tokenize_str("a b") == [("aĠb", (0, 3))]
+    assert not cuts_of(made)("a", " ")
 
 
 @pytest.mark.parametrize(
