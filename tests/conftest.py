@@ -21,6 +21,9 @@ if not HAS_GPU:
     # to a kernel.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Nothing of what is imported and collected can be freed: pytest_collection_finish goes on.
+gc.disable()
+
 # Time says nothing of an example: first calls compile, and other tests run beside.
 settings.register_profile("engram", deadline=None)
 settings.load_profile("engram")
@@ -76,6 +79,7 @@ def pytest_collection_finish() -> None:
     """Collections from now on need not visit all that is imported and collected."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

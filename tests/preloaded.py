@@ -1,6 +1,10 @@
 """Imports what ranks and commands need, in the server that warm processes are forked from (see `tests.warm`)."""
 
+# ruff: noqa: E402 - the collector would visit, again and again, what is imported
 import gc
+
+gc.disable()
+
 import threading
 
 import torch
@@ -36,3 +40,4 @@ assert threading.active_count() == 1, "what another thread holds would stay held
 # Collections in the forked processes would visit, and so copy, all that is imported.
 gc.collect()
 gc.freeze()
+gc.enable()

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -31,10 +32,12 @@ def run_rank(config: str, overrides: Sequence[str], *, as_json: bool) -> None:
         from train.report.start import tell_start
 
         tell_start("importing PyTorch and DeepSpeed")
+        gc.disable()  # of what is imported nothing is garbage, and visiting it again and again takes over a second
         from train.config.file import base_of, load
         from train.config.job import JobConfig
         from train.run import train
 
+        gc.enable()
         try:
             summary = train(load(config, overrides, JobConfig), leave, base=base_of(config))
         except Interrupted as interrupted:

@@ -20,7 +20,9 @@ def run_of(folder: Path, stages: dict[str, float], offload: dict[str, float] | N
     """A run's folder whose steps had these stages; its first record is of the start."""
     run = folder / "run"
     run.mkdir()
-    write_job(folder, folder, offload={"window_rows": 1500, **config}).rename(run / "config.yaml")
+    write_job(folder, folder, train={"micro_batch_size": 2}, offload={"window_rows": 1500, **config}).rename(
+        run / "config.yaml"
+    )
     of_all = dict.fromkeys(STAGES, 0.0) | USUAL | stages
     tables = {"stall_ms": stages.get("fetch", 0.0), "hit_rate": 0.4, "fetch_rows": 900, "plan_ms": 3.0} | (
         offload or {}

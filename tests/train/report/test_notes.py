@@ -65,7 +65,11 @@ def test_phases_are_told_with_their_learning_rates() -> None:
     (0, "bf16", 1, 4), (0, "bf16", 2, 2), (0, "bf16", 4, 0), (0, "fp32", 1, 0), (1, "bf16", 1, 0),
 ])  # fmt: skip
 def test_gradients_that_are_summed_in_bf16(stage: int, dtype: str, world_size: int, count: int) -> None:
-    found = told(deepspeed={"zero_optimization": {"stage": stage}}, train={"dtype": dtype}, world_size=world_size)
+    found = told(
+        deepspeed={"zero_optimization": {"stage": stage}},
+        train={"dtype": dtype, "micro_batch_size": 2},
+        world_size=world_size,
+    )
     assert len(found) == bool(count)
     assert not count or found[0].startswith(f"gradients of {count} micro-batches are summed in bf16")
 
