@@ -91,6 +91,10 @@ def test_greedy_continuation_follows_the_forward(saved: SavedRun) -> None:
         assert logits_V[token] >= logits_V.max() - 1e-4
         ids.append(token)
     assert len(found) == 6 or logits_V.argmax() == saved.tokenizer.eos_id
+    others = [token + 1 for token in found[:2]]  # of a rank that rounds otherwise
+    told = iter(others)
+    choices = {"num_tokens": 2, "temperature": 0, "top_k": None}
+    assert continued(saved, prompt, seed=0, **choices, agreed=lambda _: next(told)) == others
 
 
 def test_a_seed_decides_the_text(saved: SavedRun) -> None:
@@ -122,7 +126,7 @@ def test_draws_are_of_the_likeliest_at_the_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def shares(temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
-        draws = torch.tensor([draw(logits_V, temperature, top_k, generator, top_p) for _ in range(3000)])
+        draws = torch.tensor([draw(logits_V, temperature, top_k, generator, top_p) for _ in range(2400)])
         return torch.bincount(draws, minlength=4) / len(draws)
 
     assert shares(0, None).tolist() == [0, 1, 0, 0]
