@@ -43,7 +43,7 @@ def cuts_of(backend: tokenizers.Tokenizer) -> MayCut | None:
     @functools.lru_cache(1 << 16)
     def may_cut(before: str, after: str) -> bool:
         for normalizer in normalizers:
-            before, after = normalizer(before), normalizer(after)
+            before, after = normalizer(before, after)
         if len(before) != 1 or len(after) != 1 or before + after in joined:
             return False
         decisions = (stage(before, after) for stage in stages)

@@ -11,13 +11,15 @@ from train.data.tokenization.pattern import Atom, Matches, UnknownPattern, liter
 
 # Between two ASCII characters each of them does what it does to either side alone.
 _LOCAL_NORMALIZERS = frozenset(("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer"))
+# These make one character of an ASCII letter, or of < = >, and a mark behind it.
+_COMPOSING_NORMALIZERS = frozenset(("NFC", "NFKC"))
 # These look at no more than two characters to tell whether they cut between them.
 _LOCAL_PRE_TOKENIZERS = frozenset(("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Digits", "CharDelimiterSplit"))
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern in the library's ByteLevel."""
 
-Normalizer = Callable[[str], str]
-"""A character as it is normalized; empty where what is beside it matters."""
+Normalizer = Callable[[str, str], tuple[str, str]]
+"""Two characters side by side as they are normalized; empty where what is beside them matters."""
 Stage = Callable[[str, str], bool | None]
 """Whether a pre-tokenizer allows a cut between two characters; None if all its own cuts stay, and others may tell."""
 
@@ -90,7 +92,15 @@ def _behind(space: str, stage: Stage) -> Stage:
 def _normalizer(description: dict[str, Any], *, any_character: bool) -> Normalizer:
     library = _alone("normalizer", description).normalizer
     assert library is not None
-    return lambda character: library.normalize_str(character) if any_character or character.isascii() else ""
+    composes = description["type"] in _COMPOSING_NORMALIZERS
+
+    def normalize(before: str, after: str) -> tuple[str, str]:
+        known = any_character or (before + after).isascii()
+        if not known or (composes and (after.isalpha() or after in "<=>")):
+            return "", ""
+        return library.normalize_str(before), library.normalize_str(after)
+
+    return normalize
 
 
 def _metaspace(prepend_scheme: str, splits: bool) -> Stage:

@@ -193,6 +193,14 @@ def test_what_a_model_sees_of_a_character_may_be_merged_with_what_is_beside_it()
     assert [may_cut(*pair) for pair in ("aé", "éa", " b", "a ", "ab")] == [False, False, False, True, True]
 
 
+def test_a_letter_may_become_another_by_the_mark_behind_it():
+    made = Tokenizer(models.BPE({"A": 0, "a": 1, "=": 2, " ": 3, "A ": 4}, [("A", " ")]))
+    for normalizer in N.NFC(), N.NFKC():
+        made.normalizer = normalizer
+        assert made.encode("Aa\u0301 ").tokens == ["A "], "what the vocabulary has not is left out"
+        assert [cuts_of(made)(*pair) for pair in ("Aa", "A=", "a ", "==")] == [False, False, True, False]
+
+
 def test_a_match_is_not_cut_off_from_what_it_is_joined_to():
     made = Tokenizer(models.BPE({"a": 0, ".": 1, "a.": 2}, [("a", ".")]))
     made.pre_tokenizer = split("[.]", "merged_with_previous")
