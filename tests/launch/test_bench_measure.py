@@ -3,10 +3,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from rich.console import Console
 
+from launch.bench import scaling
 from launch.bench.disk_stall import measure_disk_stall
 from launch.bench.measure import Spread, Times, race, ratios, wait_until_idle
 from launch.bench.options import BenchOptions
@@ -132,9 +134,12 @@ def test_disk_measures_every_look_ahead_against_the_time_of_its_reads(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_scaling_measures_both_kinds_of_larger_tables() -> None:
+def test_scaling_measures_both_kinds_of_larger_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mock.Mock(wraps=scaling.TablePath)
+    monkeypatch.setattr(scaling, "TablePath", made)
     section = measure_scaling(OPTIONS, quiet())
     assert [row["rows_of_the_table"] for row in section.rows] == [20, 1280, 20, 1280]
+    assert [call.args[1].workload.table_rows for call in made.call_args_list] == [20, 1280, 20, 1280]
     assert len(section.measures) == 2
 
 

@@ -12,7 +12,7 @@ from launch.bench.intervals import gaps, length, overlap, union
 from launch.bench.trace import summarise
 from launch.cli import main
 from train.errors import UserError
-from train.report.profile import STEPS_KEY
+from train.report.trace import RANKS_KEY, STEPS_KEY
 
 MAIN, INWARDS, OUTWARDS, PLANS = 7, 20, 24, 28
 
@@ -53,6 +53,9 @@ def test_what_is_hidden_idle_and_waited_for(carrier: str) -> None:
     if carrier == "kernel":
         # Numbers for the kernels, on a stream of their own, are no rows.
         trace["traceEvents"].append(event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 820, 60, PLANS))
+        # All ranks do the same, so one is enough.
+        trace["traceEvents"] = [each | {"pid": rank} for rank in (0, 1) for each in trace["traceEvents"]]
+        trace[RANKS_KEY] = 2
     found = summarise(trace)
     assert found.steps == 2
     assert found.step_ms == pytest.approx(1.0)

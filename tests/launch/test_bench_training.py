@@ -1,9 +1,13 @@
 """Part `train`: what is compared is the same steps, and one different bit is told."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from launch.bench import training
 from launch.bench.lane import RESIDENT, Lane, Turn
@@ -50,6 +54,23 @@ def test_nothing_is_judged_before_a_turn_was_timed() -> None:
     section = summarised([], SAME)
     assert [(measure.value, measure.met) for measure in section.measures] == [(0, True)]
     assert {row["turns"] for row in section.rows} == {0}
+
+
+def test_a_turn_is_timed_without_its_first_steps_at_the_look_ahead_asked_for() -> None:
+    asked: list[int] = []
+    traffic = SimpleNamespace(fetched=8, written_back=4, waited_s=0.0)
+    tables = SimpleNamespace(look_ahead=asked.append, take_traffic=lambda: traffic)
+    run = SimpleNamespace(tables=tables, engine=SimpleNamespace(device=torch.device("cpu")))
+
+    def train_step(step: int) -> Any:
+        time.sleep(0.2 if step < 12 else 0)
+        return SimpleNamespace(loss=torch.tensor(float(step)), grad_norm=1.0)
+
+    lane = Lane("cpu", run, SimpleNamespace(train_step=train_step))
+    turn = lane.train(range(10, 16), 2, depth=3)
+    assert turn.step_ms < 50
+    assert (turn.depth, asked, turn.fetched, turn.written_back) == (3, [3], 2, 1)
+    assert lane.results == [(float(step), 1.0) for step in range(10, 16)]
 
 
 def measure_no_peak() -> None:

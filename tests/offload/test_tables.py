@@ -152,6 +152,7 @@ def test_four_ranks_with_uneven_shards_agree_with_one_up_to_rounding() -> None:
     torch.testing.assert_close(
         torch.tensor([outcome.losses for outcome in together]).sum(0), torch.tensor(alone.losses), rtol=1e-5, atol=0
     )
+    assert together[0].norms == pytest.approx(alone.norms, rel=1e-4)
 
 
 def test_exact_adam_equals_dense_adam_over_a_whole_table() -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +109,9 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
         seen = layout.unpack(window[slot_of[rows]])
         updater.catch_up(seen)
         assert torch.equal(weights, layout.unpacked.weights(seen))
+        if step % 10 == 7:  # an evaluation between a read and its update
+            others = slot_of[rows.flip(0)]
+            assert torch.equal(updater.look_at(window[others]).tensor().flip(0), weights)
         grad = gradient(step, len(rows))
         updater.update_at(window, slot_of[rows], grad, rate(step), ids(rows), gradient_scale=0.3)
     expected = in_order(name, row_dtype)
@@ -255,6 +260,27 @@ def test_another_state_dtype_is_refused_also_by_checkpoints_that_name_none() -> 
     for state, updater, dtypes in ((old, bf16, ("fp32", "bf16")), (bf16.state(), fp32, ("bf16", "fp32"))):
         with pytest.raises(ValueError, match=told.format(*dtypes)):
             updater.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("offload.optimizer.beta1", {"beta1": 0.8}),
+        ("offload.optimizer.beta2", {"beta2": 0.8}),
+        ("offload.optimizer.eps", {"eps": 1e-6}),
+        ("offload.optimizer.untouched_rows", {"untouched_rows": "lazy"}),
+        ("offload.row_dtype", {"row_dtype": "bf16"}),
+        ("model.engram.row_dim", {"dim": DIM + 1}),
+        (None, {"lr_factor": 3.0}),
+    ],
+)
+def test_settings_that_decide_what_a_record_means_may_not_change(key: str | None, change: dict[str, Any]) -> None:
+    def made(dim: int = DIM, row_dtype: RowDtype = "fp32", **settings: Any) -> RowUpdater:
+        config = OPTIMIZERS["adam-exact"].model_copy(update=settings)
+        return RowUpdater(config, RecordLayout.of(dim, config, row_dtype))
+
+    with pytest.raises(ValueError, match=f"^{key}: the checkpoint's") if key else nullcontext():
+        made(**change).load_state(made().state())
 
 
 @ALL

@@ -1,6 +1,7 @@
 """Generation: the logits of training's forward, on-demand rows, and how tokens are drawn."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,19 @@ def test_the_context_of_a_text_that_grows_too_long(saved: SavedRun) -> None:
         torch.testing.assert_close(found, forward(saved, context)[-1], rtol=1e-5, atol=1e-5)
 
 
+def test_texts_side_by_side_have_the_logits_of_each_alone(saved: SavedRun) -> None:
+    ids, lengths = saved.tokenizer.encode(TEXT)[:20], [3, 12, 7, 1]
+    wanted = forward(saved, ids)
+    with TextBatch(saved.model(), saved.tables(), saved.tokenizer.pad_id) as texts:
+        for more in range(4):
+            if more == 2:
+                texts.keep([1, 3])
+                lengths = [12, 1]
+            found = texts.append([[ids[length + more - 1]] if more else ids[:length] for length in lengths])
+            expected = torch.stack([wanted[length + more - 1] for length in lengths])
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_texts_that_grow_together_are_each_as_if_alone(saved: SavedRun) -> None:
     ids, tables = saved.tokenizer.encode(TEXT)[:20], saved.tables()
     asked = [Asked(ids[:count], num_tokens=8, temperature=0, generator=torch.Generator()) for count in (3, 12, 7, 1)]
@@ -93,8 +107,12 @@ def test_greedy_continuation_follows_the_forward(saved: SavedRun) -> None:
     assert len(found) == 6 or logits_V.argmax() == saved.tokenizer.eos_id
     others = [token + 1 for token in found[:2]]  # of a rank that rounds otherwise
     told = iter(others)
-    choices = {"num_tokens": 2, "temperature": 0, "top_k": None}
+    choices: dict[str, Any] = {"num_tokens": 2, "temperature": 0, "top_k": None}
     assert continued(saved, prompt, seed=0, **choices, agreed=lambda _: next(told)) == others
+    padded: Any = SimpleNamespace(vocab_size=9, eos_id=-1)  # the model has more tokens than the tokenizer
+    with Decoder(saved.model(), saved.tables(), 32) as decoder:
+        few = list(continuation(decoder, padded, prompt, generator=torch.Generator(), **choices))
+    assert max(few) < 9 <= max(found)
 
 
 def test_a_seed_decides_the_text(saved: SavedRun) -> None:
