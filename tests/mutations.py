@@ -47,10 +47,10 @@ MUTATIONS = [
         "tests/kernels/gather/test_gather.py",
     ),
     Mutation(
-        "deduplicate: rows from 2^31 on sorted as 32-bit integers",
+        "deduplicate: rows from 2^32 on sorted as 32-bit integers",
         "kernels/deduplicate/__init__.py",
-        ">= 2**31",
         ">= 2**32",
+        ">= 2**33",
         "tests/kernels/deduplicate",
     ),
     Mutation(

@@ -26,8 +26,8 @@ def deduplicate(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[RowIndex, ...]]:
     ids_N = rows[0].flatten() if len(rows) == 1 else torch.cat([part.flatten() for part in rows])
     sizes = [part.numel() for part in rows]
     highest = int(ids_N.max()) if ids_N.numel() else 0
-    # The radix sort takes rows of 31 bits, which those of all but the largest tables have.
-    if not compiled_loops.available() or highest >= 2**31:
+    # The radix sort takes rows of 32 bits, which those of all but the largest tables have.
+    if not compiled_loops.available() or highest >= 2**32:
         return deduplicate_reference(ids_N, sizes)
     from kernels.deduplicate.numba import deduplicate_compiled
 

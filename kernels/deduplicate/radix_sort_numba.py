@@ -11,7 +11,7 @@ PLACE_BITS = np.uint64(32)
 
 
 def sort_rows(rows_N: NDArray[np.int64], highest: int) -> NDArray[np.uint64]:
-    """Sorts integers from 0 to `highest`, below 2**31; equal ones keep their order.
+    """Sorts integers from 0 to `highest`, below 2**32; equal ones keep their order.
 
     Returns:
         row and original position of each, in one word: the position in its lower `PLACE_BITS`.

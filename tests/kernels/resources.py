@@ -43,7 +43,7 @@ def moved() -> None:
 
 def updated() -> None:
     """Rows of 80 columns under every optimizer, and rounded."""
-    test_adam_triton.adam_of_80_columns()
+    test_adam_triton.adam_of_80_columns(test_adam_triton.REGISTERS)
     test_rowwise_triton.compiled_calls()
     test_sgd_triton.compiled_calls()
     stochastic_round_bf16_(torch.zeros(40, 80), torch.arange(40), seed=0, step=1)

@@ -15,7 +15,7 @@ from launch.cli import main
 from launch.commands import bench_jobs as jobs
 from launch.commands import bench_parts as parts
 from offload.config import OffloadConfig
-from tests.command_line import engram
+from tests.command_line import engram, fresh_engram
 
 TINY = ("--lookups", "64", "--rows", "100", "--dim", "4", "--steps", "2", "--warmup", "1", "--compute-ms", "2")
 
@@ -56,7 +56,7 @@ def test_checkpoints_are_measured_beside_the_disk_and_nothing_stays(tmp_path: Pa
 
 @pytest.mark.long
 def test_data_are_measured_beside_tokenizers_and_a_run(trained: Path, tmp_path: Path) -> None:
-    result = engram(
+    result = fresh_engram(
         "bench", "data", "--text-mb", "1", "--rounds", "2", "--folder", tmp_path, "--run", trained, "--json"
     )
     assert result.returncode == 0, result.stderr

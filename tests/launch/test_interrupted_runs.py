@@ -326,6 +326,8 @@ def test_whatever_ends_a_run_at_whatever_moment_the_same_command_comes_to_the_sa
     ends: tuple[End, ...], times: int, corpus: Path, tmp_path: Path
 ) -> None:
     """A save at every step, so that moments within saves are many."""
+    if send_a_signal in ends:
+        skip_if_ignored(signal.SIGHUP)
     sections = {"checkpoint": {"every": 1}, "eval": {"every": 3}, "offload": {"window_rows": 1500}}
     job, choice = write_job(tmp_path, corpus, train={"steps": 8 * times}, **sections), Random(0)
     run = tmp_path / "runs" / "small"

@@ -10,7 +10,15 @@ import pytest
 
 from launch.local.environment import may_use_gpus
 from tests.command_line import write_job
-from tests.launch.test_interrupted_runs import LIMIT_S, assert_goes_on_like, started_quickly, state, steps_done
+from tests.launch.test_interrupted_runs import (
+    LIMIT_S,
+    assert_goes_on_like,
+    left_alone,
+    started_quickly,
+    state,
+    steps_done,
+)
+from tests.signals import skip_if_ignored
 from train.checkpoint.listing import checkpoints_in
 from train.watch.ending import ENDING
 from train.watch.heartbeat import Heartbeat
@@ -67,6 +75,8 @@ def test_every_signal_in_every_stage_is_obeyed_and_the_run_comes_to_the_same_bit
     asynchronous: bool, corpus: Path, tmp_path: Path
 ) -> None:
     """An evaluation and a save at every step, so that each step has all stages."""
+    for signum in ENDING:
+        skip_if_ignored(signum)
     cases = [(stage, signum) for stage in STAGES for signum in ENDING]
     job = write_job(
         tmp_path,
@@ -78,7 +88,7 @@ def test_every_signal_in_every_stage_is_obeyed_and_the_run_comes_to_the_same_bit
     run = tmp_path / "runs" / "small"
     for number, (stage, signum) in enumerate(cases):
         interrupted(job, run, SignalAt(stage, signum, number % 2, nth=2, to_launcher=number // 2 % 2 == 0))
-    assert_goes_on_like(run.with_name("straight"), run, job)
+    assert_goes_on_like(left_alone(job, run, "checkpoint.every=1000"), run, job)
 
 
 @pytest.mark.long
@@ -87,6 +97,7 @@ def test_every_signal_in_every_stage_is_obeyed_and_the_run_comes_to_the_same_bit
 def test_in_the_first_step_a_signal_ends_the_run_at_once_and_nothing_is_lost(
     signum: int, corpus: Path, tmp_path: Path
 ) -> None:
+    skip_if_ignored(signum)
     job, run = write_job(tmp_path, corpus, train={"steps": 6}, checkpoint={"every": 1}), tmp_path / "runs" / "small"
     for again in (False, True):
         for stage in ("plan", "exchange"):
@@ -98,4 +109,4 @@ def test_in_the_first_step_a_signal_ends_the_run_at_once_and_nothing_is_lost(
             assert steps_done(run) == (2 if again else 0)
         if not again:
             interrupted(job, run, SignalAt("compute", signum, 0, nth=2, to_launcher=False))
-    assert_goes_on_like(run.with_name("straight"), run, job)
+    assert_goes_on_like(left_alone(job, run, "checkpoint.every=1000"), run, job)

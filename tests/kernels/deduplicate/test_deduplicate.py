@@ -1,7 +1,7 @@
 """Unique rows and indices against a slow reading of the lookups, and the compiled loop against the reference."""
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels.deduplicate import deduplicate, deduplicate_reference
@@ -11,7 +11,8 @@ from kernels.gather import row_index
 parts = st.lists(st.lists(st.integers(0, 12), max_size=12), min_size=1, max_size=4)
 
 
-@given(parts, st.sampled_from([0, 2**30, 2**31 - 13, 2**31 - 12, 2**40]))
+@given(parts, st.sampled_from([0, 2**30, 2**32 - 13, 2**32 - 12, 2**40]))
+@example([[12, 0, 12], [1, 12]], 2**32 - 12)
 def test_unique_rows_and_every_micro_batch_s_index(ids: list[list[int]], offset: int) -> None:
     rows = [torch.tensor(part, dtype=torch.int64) + offset for part in ids]
     unique, indices = deduplicate(rows)

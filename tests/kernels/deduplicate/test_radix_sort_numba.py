@@ -6,7 +6,7 @@ import pytest
 from kernels.deduplicate.radix_sort_numba import PLACE_BITS, sort_rows
 
 
-@pytest.mark.parametrize("high", [1, 2, 2047, 2048, 2**22, 2**31 - 1])
+@pytest.mark.parametrize("high", [1, 2, 2047, 2048, 2**22, 2**32 - 1])
 @pytest.mark.parametrize("count", [0, 1, 1000])
 def test_sorted_as_numpy_sorts_stably(high: int, count: int) -> None:
     rows = np.random.default_rng(0).integers(0, high, count)

@@ -18,7 +18,7 @@ import yaml
 from launch.cluster.launchers import LAUNCHERS, _copy
 from launch.cluster.layout import Launch, Rendered
 from launch.commands.launch import _LAUNCHERS
-from tests.command_line import engram, losses, train, write_job
+from tests.command_line import engram, fresh_engram, losses, train, write_job
 from train.config.file import load
 from train.config.job import JobConfig
 from train.errors import UserError
@@ -253,9 +253,9 @@ def test_a_launch_here_runs_the_copied_code_with_the_copied_config_and_a_second_
 ) -> None:
     job = write_job(tmp_path, corpus, train={"steps": 2}, checkpoint={"every": 1})
     settings = ["run.nproc=2", "launch.gpus=0", "launch.environment={NOTE: here}"]
-    first = engram("launch", job, *settings)
+    first = fresh_engram("launch", job, *settings)
     assert first.returncode == 0, first.stderr
-    second = engram("launch", job, *settings, "train.steps=4", "launch.nodes=2")
+    second = fresh_engram("launch", job, *settings, "train.steps=4", "launch.nodes=2")
     assert second.returncode == 0, second.stderr
     assert "starting on this machine only" not in first.stderr
     assert "starting on this machine only: give --on to start all 2 nodes" in second.stderr
