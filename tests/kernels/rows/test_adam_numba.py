@@ -19,6 +19,7 @@ from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from tests.grid import grid
 from tests.kernels.dense_adam import DenseAdam
 from tests.kernels.row_records import Table, same_bits
+from tests.kernels.rows.resting import each_resting
 
 ROWS, DIM = 40, 16  # whole vectors of the processor: torch's loop over what remains rounds otherwise
 WORDS = 3 * DIM + 1
@@ -168,17 +169,7 @@ def test_rows_of_every_dtype_have_the_bits_of_the_reference(dim, form):
     assert same_bits(records, table.records)
 
 
-@pytest.mark.parametrize(
-    ("weight", "exp_avg", "exp_avg_sq", "lr", "betas", "eps"),
-    [
-        (0.02, 1e-4, 1e-8, 1e-3, (0.9, 0.95), 1e-8),  # as in training
-        (1.0, 1e-10, 1e-4, 1e-3, (0.99, 0.5), 1e-8),  # the second moment falls faster than the square of the first
-        (1.0, 1e-10, 1e-4, 1e-1, (0.7, 0.5), 1e-40),  # it falls to zero, the first sticks at a denormal, eps is less
-        (1e-20, 1e-44, 1e-30, 1.0, (0.9, 0.9), 2.0**-62),  # the first moment is a denormal and falls no further
-        (1.0, 0.0, 1e-4, 1e-3, (0.9, 0.999), 1e-8),  # the weight rests, and the second moment falls on
-        (-0.0, -1e-45, 0.0, 1e-3, (0.9, 0.999), 1e-8),  # signs of zeros
-    ],
-)
+@each_resting
 def test_a_row_rests_only_where_no_later_step_changes_it(weight, exp_avg, exp_avg_sq, lr, betas, eps):
     record = torch.tensor([[weight, exp_avg, exp_avg_sq]]).repeat_interleave(DIM, dim=1)
     window = torch.cat([record, torch.tensor([[100]], dtype=torch.int32).view(torch.float32)], dim=1)

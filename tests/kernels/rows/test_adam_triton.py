@@ -25,6 +25,7 @@ from tests.kernels.row_records import (
     values_of_all_sizes,
     without_waiting_or_allocating,
 )
+from tests.kernels.rows.resting import each_resting
 
 USUAL = ((0.9, 0.95), 1e-8)
 
@@ -257,17 +258,7 @@ def test_many_rows_have_the_bits_of_the_reference(dim, bf16):
     check(torch.device("cuda"), table, states(table, last, generator), 400, betas=betas, eps=eps)
 
 
-@pytest.mark.parametrize(
-    ("weight", "exp_avg", "exp_avg_sq", "lr", "betas", "eps"),
-    [
-        (0.02, 1e-4, 1e-8, 1e-3, (0.9, 0.95), 1e-8),  # as in training
-        (1.0, 1e-10, 1e-4, 1e-3, (0.99, 0.5), 1e-8),  # the second moment falls faster than the square of the first
-        (1.0, 1e-10, 1e-4, 1e-1, (0.7, 0.5), 1e-40),  # it falls to zero, the first sticks at a denormal, eps is less
-        (1e-20, 1e-44, 1e-30, 1.0, (0.9, 0.9), 2.0**-62),  # the first moment is a denormal and falls no further
-        (1.0, 0.0, 1e-4, 1e-3, (0.9, 0.999), 1e-8),  # the weight rests, and the second moment falls on
-        (-0.0, -1e-45, 0.0, 1e-3, (0.9, 0.999), 1e-8),  # signs of zeros
-    ],
-)
+@each_resting
 def test_a_row_rests_only_where_no_later_step_changes_it(kernel_device, weight, exp_avg, exp_avg_sq, lr, betas, eps):
     record = torch.tensor([[weight, exp_avg, exp_avg_sq]]).repeat_interleave(4, dim=1)
     history = RateHistory([lr] * 299 + [0.0])  # the last rate tells nothing of those before

@@ -124,6 +124,7 @@ def _apart(description: dict[str, Any]) -> Callable[[str, str], bool] | None:
     """
     model = description["model"]
     before_it = [*steps(description["pre_tokenizer"], "pretokenizers")]
+    # In bytes, which have a stage of their own against it, all pairs of a large vocabulary would be listed for nothing.
     in_characters = all(each["type"] != "ByteLevel" for each in before_it)
     if model["type"] != "BPE" or any(model.get(option) for option in _WORD_OPTIONS) or not in_characters:
         return None
