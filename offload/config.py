@@ -102,8 +102,8 @@ class OffloadConfig(
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
     transfer; the tables need not be pinned. `mixed` fetches like `zero_copy` and writes back like `staged`, for jobs
     whose limit is the GPU, on machines with cores to spare. `cpu`: the window is in host memory too. `auto` means `cpu`
-    without a GPU; otherwise it times `zero_copy` and `staged` when the run starts, on all ranks at once, and takes the
-    one with which the slowest rank is faster. All give the same bits."""
+    without a GPU; otherwise it times all three when the run starts, on all ranks at once, beside matrix products and
+    beside a loop of small launches, and takes the one with which the slowest rank is fastest. All give the same bits."""
     programs: int | None = Field(None, ge=1, le=1024)
     """Triton programs per kernel of the engines `zero_copy` and `mixed`: the number of SMs on which a copy runs beside
     the model's kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null

@@ -19,11 +19,13 @@ from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import FileTable, HostTable
 from offload.rows.shard import Shard
-from offload.transfers.agreement import Products, Ranks, fastest
+from offload.transfers.agreement import Ranks, fastest
 from offload.transfers.cpu import CpuTransfers
 from offload.transfers.engine import Transfers
+from offload.transfers.loads import Launches, Products
 from offload.transfers.mixed import MixedTransfers
 from offload.transfers.staged import StagedTransfers
+from offload.transfers.trial import Trial
 from offload.transfers.zero_copy import ZeroCopyTransfers
 
 _log = logging.getLogger(__name__)
@@ -46,9 +48,9 @@ def open_transfers(
     group: dist.ProcessGroup | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Transfers:
-    """The engine that the config asks for, or, with `auto`, the faster one: the same on all ranks. Collective.
+    """The engine that the config asks for, or, with `auto`, the one least in the way: the same on all ranks.
 
-    How many programs copy is measured too, unless the config says it.
+    How many programs copy is measured too, unless the config says it. Collective.
 
     Args:
         config: offload settings.
@@ -82,24 +84,23 @@ def open_transfers(
             raise
         _log.warning("offload.engine: staged, since %s", error)
         return open_staged()
+    trial = Trial(len(seen_RW), window_CW)
     allowed = _programs(config, device)
     kernels = [ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs) for programs in allowed]
-    zero_copy = _least_in_the_way(kernels, allowed, seen_RW, window_CW, streams, ranks, tell)
+    zero_copy = _least_in_the_way(kernels, allowed, trial, streams, device, ranks, tell)
     if engine == "zero_copy":
         return zero_copy
     staged = open_staged()
+    mixed = MixedTransfers(zero_copy, staged)
     if engine == "mixed":
-        return MixedTransfers(zero_copy, staged)
-    both: list[Transfers] = [zero_copy, staged]
-    chosen, seconds = fastest(both, len(seen_RW), window_CW, ranks)
-    rates = ", ".join(f"{each.name} {2 / s:.1f} GB/s" for each, s in zip(both, seconds, strict=True))
-    tell(f"offload.engine: {chosen.name} (measured, in and out: {rates})")
+        return mixed
+    chosen = _measured([zero_copy, mixed, staged], trial, streams, device, ranks, tell)
     if chosen is zero_copy:
         staged.close()
-        return zero_copy
-    zero_copy.close()
-    host.unpin()
-    return staged
+    elif chosen is staged:
+        zero_copy.close()
+        host.unpin()
+    return chosen
 
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
@@ -145,19 +146,34 @@ def _programs(config: OffloadConfig, device: torch.device) -> Sequence[int]:
     return (PROGRAMS,) if device.type == "cpu" else (PROGRAMS, PROGRAMS // 2, 2 * PROGRAMS)
 
 
+def _measured(
+    engines: Sequence[Transfers],
+    trial: Trial,
+    streams: Streams,
+    device: torch.device,
+    ranks: Ranks,
+    tell: Callable[[str], None],
+) -> Transfers:
+    """That beside which a GPU and the loop before it lose least time. Collective."""
+    chosen, seconds = fastest(engines, trial, ranks, [Products(streams, device), Launches(streams, device)])
+    rates = ", ".join(f"{each.name} {1e3 * s:.1f}" for each, s in zip(engines, seconds, strict=True))
+    tell(f"offload.engine: {chosen.name} (measured beside products and launches, ms a GB each way: {rates})")
+    return chosen
+
+
 def _least_in_the_way(
     engines: Sequence[ZeroCopyTransfers],
     programs: Sequence[int],
-    host_RW: Tensor,
-    window_CW: Tensor,
+    trial: Trial,
     streams: Streams,
+    device: torch.device,
     ranks: Ranks,
     tell: Callable[[str], None],
 ) -> ZeroCopyTransfers:
     """That beside which matrix products end first; the others are closed. Collective."""
     if len(engines) == 1:
         return engines[0]
-    chosen, seconds = fastest(engines, len(host_RW), window_CW, ranks, Products(streams, window_CW.device))
+    chosen, seconds = fastest(engines, trial, ranks, [Products(streams, device)])
     for engine in engines:
         if engine is not chosen:
             engine.close()
