@@ -128,7 +128,7 @@ def _chosen_in_bf16(auto_ep: Any) -> None:
 def _rank() -> None:
     own, auto_ep = _own(), _auto_ep()
     torch.testing.assert_close(auto_ep.logits, own.logits)
-    torch.testing.assert_close(auto_ep.losses, own.losses)
+    torch.testing.assert_close(auto_ep.losses, own.losses, rtol=1.3e-6, atol=1e-5)  # as of fp32 numbers
     assert own.losses[-1] < own.losses[0]
     assert all(torch.equal(a, b) for a, b in zip(auto_ep.counts, own.counts, strict=True))
     assert all((counts.sum(dim=1) == RANKS * 2 * 16 * 2).all() for counts in own.counts)
