@@ -172,7 +172,7 @@ def _yes(*_arguments: object) -> bool:  # no mock, which would be traced
     return True
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, _within: object, _scale: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, *_how: object) -> Tensor:
     attended: Tensor = _flex_attention(*(tensor.transpose(1, 2) for tensor in (query, key, value))).transpose(1, 2)
     return attended
 
