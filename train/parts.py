@@ -13,7 +13,7 @@ from model.census import take_census
 from model.config import ModelConfig
 from offload.addresses.hashing import AddressBook
 from offload.tables import EngramTables, WindowTooSmall
-from train.build import build_engine, build_held_out, build_loader
+from train.build import build_engine
 from train.checkpoint.checkpoints import Checkpoints, Resumed
 from train.checkpoint.identity import Identity
 from train.checkpoint.listing import CHECKPOINTS, checkpoints_in
@@ -26,6 +26,7 @@ from train.data.blend import Blend, check_all
 from train.errors import UserError
 from train.evaluation import Evaluation, batches
 from train.files import new_file
+from train.loaders import build_held_out, build_loader
 from train.origin import choose_origin, require_disk, require_memory, require_tokenizer
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.report.skipped import SKIPPED_FILE

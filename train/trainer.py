@@ -21,7 +21,9 @@ from train.data.batches.course import Seen
 from train.data.batches.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation, HeldOut, forward, memory_of
+from train.evaluation import Evaluation
+from train.forward import forward
+from train.loaders import HeldOut
 from train.look_ahead import LookAhead
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
@@ -32,6 +34,7 @@ from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
 from train.report.utilisation import ideal_s_per_token
+from train.row_source import memory_of
 from train.saving import RunSaves
 from train.validation import Validation
 from train.watch.watch import Watch

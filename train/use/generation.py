@@ -15,7 +15,8 @@ from model.decoding import Texts, decoding
 from model.transformer import LanguageModel
 from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
-from train.evaluation import Model, RowSource
+from train.forward import Model
+from train.row_source import RowSource
 
 NOT_FINITE = -1
 """Stands for a token where none can be drawn."""
