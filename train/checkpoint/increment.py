@@ -1,6 +1,6 @@
 """A save of the rows that were updated since a full one, read as one image with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +13,8 @@ from train.checkpoint.saved_image import Home, Rows, SavedImage, find_rows
 from train.optim.pieces import StatePiece, TensorInfo
 
 
-class Increment:
-    """A checkpoint (see `SavedImage`): a backbone of its own, and its rows over the base's.
+class Increment(SavedImage):
+    """A checkpoint: a backbone of its own, and its rows over the base's.
 
     Args:
         own: what was saved.
@@ -50,9 +50,6 @@ class Increment:
         """See `SavedImage.tensors`."""
         return self.own.tensors
 
-    def beginning(self, tensor: str) -> None:
-        """See `SavedState.beginning`: all must be there."""
-
     @property
     def bytes(self) -> int:
         """See `SavedImage.bytes`; the base's are left out."""
@@ -75,10 +72,6 @@ class Increment:
     def piece(self, place: Range) -> StatePiece:
         """See `SavedImage.piece`."""
         return self.own.piece(place)
-
-    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`."""
-        return self.own.pieces(wanted)
 
     def rows(self, span: RowRange) -> Rows:
         """See `SavedImage.rows`."""

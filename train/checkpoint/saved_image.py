@@ -78,7 +78,8 @@ class SavedImage(Protocol):
         """The backbone's tensors, by name; see `train.optim.pieces.StatePiece`."""
 
     def beginning(self, tensor: str) -> Beginning | None:
-        """See `train.optim.pieces.SavedState.beginning`."""
+        """See `train.optim.pieces.SavedState.beginning`: of a run's checkpoint all must be there."""
+        return None
 
     @property
     def bytes(self) -> int:
@@ -110,6 +111,7 @@ class SavedImage(Protocol):
         Raises:
             Damaged: one is not what was saved.
         """
+        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
 
     def rows(self, span: RowRange) -> Rows:
         """Reads rows of the tables.
