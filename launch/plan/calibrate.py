@@ -18,10 +18,10 @@ from launch.plan.calibrate_memory import memory_kept
 from launch.plan.calibrate_network import ROUNDS, WIDTHS, Network, typical
 from launch.plan.calibrate_ranks import exchange_rates, rate_with_all_busy
 from offload.config import TableOptimizerConfig
+from offload.host.cores import usable_cores
 from offload.rows.records import RecordLayout
 from offload.rows.updater import RowUpdater
 from offload.window.open import open_directory
-from train.machine import usable_cores
 
 _COLUMNS, _ROWS = 80, 1 << 15
 

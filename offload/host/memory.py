@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -55,11 +54,6 @@ def zeros_on(device: torch.device, num_rows: int, words: int) -> Tensor:
     memory = map_anonymous(num_rows * words * 4)
     advise(memory, "MADV_HUGEPAGE")
     return torch.frombuffer(memory, dtype=torch.float32).view(num_rows, words)
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def touch(words_N: Tensor, threads: int, madvise: Callable[..., int] | None = None) -> None:

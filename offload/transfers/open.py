@@ -14,8 +14,8 @@ from torch import Tensor
 from kernels.records import PROGRAMS
 from offload.config import OffloadConfig
 from offload.device.streams import Streams, streams_of
+from offload.host.cores import usable_cores
 from offload.host.limits import local_ranks
-from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import FileTable, HostTable
 from offload.rows.shard import Shard
@@ -184,4 +184,4 @@ def _least_in_the_way(
 
 def _staging_threads() -> int:
     """Cores for each direction's worker: a quarter of this rank's share."""
-    return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
+    return max(1, min(_MAX_STAGING_THREADS, usable_cores() // local_ranks() // 4))
