@@ -189,12 +189,12 @@ class RowUpdater:
         return BlockUpdates(self._optimizer, self._layout, rates, self._stored.seed)
 
     def _open_pass(self, rates: RateHistory) -> RowPass[Any]:
-        stored, kernels = self._stored, None
+        stored = self._stored
         if stored.device.type == "cuda":
             kernels = self._optimizer.triton(rates, stored)
         elif compiled_loops.available():
             kernels = self._optimizer.compiled(rates, stored)
-        if not kernels:
+        else:
             return self._open_blocks(rates)
         dim = self._layout.dim
         state_size = self._optimizer.state_size(dim) if self._optimizer.replays else None
