@@ -231,7 +231,7 @@ class Trainer:
         self._meter.stages.enter("update")
         norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
-        refused = self._refusals.why(float(of_all), norm)
+        refused = self._refusals.judge(float(of_all), norm)
         result = StepResult(loss, norm, self._job.optimizer.learning_rate * factor, refused)
         if refused:
             self._skip(step)
