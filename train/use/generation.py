@@ -183,9 +183,7 @@ def continuation(
     for _ in range(num_tokens):
         # A vocabulary may be padded beyond the tokenizer's.
         logits_V = decoder.append(new)[: tokenizer.vocab_size]
-        token = agreed(draw(logits_V, temperature, top_k, generator, top_p))
-        if token == NOT_FINITE:
-            raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+        token = drawn(agreed(draw(logits_V, temperature, top_k, generator, top_p)))
         if token == tokenizer.eos_id:
             return
         yield token
@@ -213,3 +211,10 @@ def draw(
         share = share * (share.cumsum(0) - share < top_p)
     chosen = torch.multinomial(share, 1, generator=generator)
     return int(chosen if likeliest is None else likeliest.indices[chosen])
+
+
+def drawn(token: int) -> int:
+    """What `draw` gave, where it is a token; otherwise raises NotFinite."""
+    if token == NOT_FINITE:
+        raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+    return token
