@@ -23,7 +23,7 @@ from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedImage, check_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, check_rows
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import StatePiece, TensorInfo
@@ -103,18 +103,18 @@ class Format1Image(SavedImage):
             values = file.get_tensor(place.tensor).view(-1)
         return StatePiece(place.tensor, place.start, values[place.start : place.start + place.count])
 
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         rows = self.mapped_rows(span)
         tables = self.manifest.tables
         check_rows(span, rows, applied=len(tables["learning_rates"]) if tables else 0)
         return rows
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         number = self._numbers[span.file, span.first]
         with self._open(span.file) as file:
-            return Rows(file.get_tensor(f"ids.{number}"), file.get_tensor(f"records.{number}"))
+            return SavedRows(file.get_tensor(f"ids.{number}"), file.get_tensor(f"records.{number}"))
 
     def faults(self) -> Iterator[str]:
         """See `SavedImage.faults`."""

@@ -20,7 +20,7 @@ from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedImage, SavedParts
+from train.checkpoint.saved_image import Home, SavedImage, SavedParts, SavedRows
 from train.errors import UserError
 from train.huggingface.block_scaled import BlockScaled, weights_of
 from train.huggingface.folder import Stored, TensorFolder
@@ -98,12 +98,12 @@ class HuggingFaceImage(SavedImage):
         start, stored = self._stored[place.file]
         return StatePiece(place.tensor, place.start, stored.elements(place.start - start, place.count).float())
 
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`; the records are weights alone, [N, D]."""
         first, table = self._row_files[span.file]
-        return Rows(torch.arange(span.first, span.last + 1), table.rows(span.first - first, span.count))
+        return SavedRows(torch.arange(span.first, span.last + 1), table.rows(span.first - first, span.count))
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         return self.rows(span)
 

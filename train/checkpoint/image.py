@@ -11,7 +11,7 @@ from train.checkpoint.listing import held_ranks
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.part_reader import PartReader
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedImage, check_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, check_rows
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 
@@ -84,10 +84,10 @@ class Image(SavedImage):
         """See `SavedImage.piece`."""
         return StatePiece(place.tensor, place.start, self._files.read(place.file, place.name, place.sum))
 
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         ids, records = span.names
-        rows = Rows(
+        rows = SavedRows(
             self._files.read(span.file, ids, span.ids_sum),
             self._files.read(span.file, records, span.records_sum),
             self._files.read(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,
@@ -95,10 +95,10 @@ class Image(SavedImage):
         check_rows(span, rows, applied=self._applied)
         return rows
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         ids, records = span.names
-        return Rows(
+        return SavedRows(
             self._files.mapped(span.file, ids, span.ids_sum),
             self._files.mapped(span.file, records, span.records_sum),
             self._files.mapped(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,

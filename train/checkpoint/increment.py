@@ -9,7 +9,7 @@ from train.checkpoint.checked import Damaged
 from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedImage, find_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, find_rows
 from train.optim.pieces import StatePiece, TensorInfo
 
 
@@ -73,13 +73,13 @@ class Increment(SavedImage):
         """See `SavedImage.piece`."""
         return self.own.piece(place)
 
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         image = self._image(span)
         with self._naming(image):
             return image.rows(span)
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         image = self._image(span)
         with self._naming(image):
@@ -104,7 +104,7 @@ class Increment(SavedImage):
             raise Damaged(f"{image.path.name}: {error}" if image is self.base else str(error)) from None
 
 
-def rows_once(image: SavedImage) -> Iterator[Rows]:
+def rows_once(image: SavedImage) -> Iterator[SavedRows]:
     """All rows of a checkpoint as it stands, each once.
 
     Raises:
@@ -115,5 +115,5 @@ def rows_once(image: SavedImage) -> Iterator[Rows]:
         rows = image.rows(span)
         if isinstance(image, Increment) and number < of_base:
             kept_N = ~find_rows(image.own, rows.ids_N, torch.empty_like(rows.records_NW))
-            rows = Rows(rows.ids_N[kept_N], rows.records_NW[kept_N])
+            rows = SavedRows(rows.ids_N[kept_N], rows.records_NW[kept_N])
         yield rows
