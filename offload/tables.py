@@ -60,7 +60,7 @@ class EngramTables(OwnedRows):
         tell: is told what takes long.
 
     Raises:
-        ValueError: if host memory does not suffice, or the device lacks what the config asks for.
+        Unavailable: if host memory does not suffice, or the device lacks what the config asks for.
     """
 
     def __init__(

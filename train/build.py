@@ -21,17 +21,14 @@ def build_engine(job: JobConfig, world_size: int) -> Engine:
         UserError: the number of ranks or the model does not fit the `deepspeed` section, or no compiler is installed.
     """
     torch.manual_seed(job.train.seed)
-    try:
-        engine = Engine(
-            LanguageModel(job.model, recompute=job.train.recompute),
-            optimizer=job.optimizer,
-            deepspeed_config=job.deepspeed,
-            dtype=job.train.dtype,
-            accumulation_steps=job.train.global_batch_size // world_size // job.train.micro_batch_size,
-            gathered_whole=Block if job.train.compile else None,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    engine = Engine(
+        LanguageModel(job.model, recompute=job.train.recompute),
+        optimizer=job.optimizer,
+        deepspeed_config=job.deepspeed,
+        dtype=job.train.dtype,
+        accumulation_steps=job.train.global_batch_size // world_size // job.train.micro_batch_size,
+        gathered_whole=Block if job.train.compile else None,
+    )
     if job.train.compile:
         _require_compiler(engine.device)
         compile_blocks(cast(LanguageModel, engine.module))

@@ -37,7 +37,7 @@ class HostTable:
         beside: bytes of memory that something else keeps for these rows.
 
     Raises:
-        ValueError: memory or limits do not hold the shards of all ranks on this machine with every row touched.
+        Unavailable: memory or limits do not hold the shards of all ranks on this machine with every row touched.
     """
 
     records_RW: Tensor
@@ -125,7 +125,7 @@ class FileTable:
         beside: bytes of memory that something else keeps for these rows.
 
     Raises:
-        ValueError: disk or memory do not hold them.
+        Unavailable: disk or memory do not hold them.
     """
 
     device_RW = None

@@ -61,7 +61,7 @@ class Engine:
                 then around them and not within; None leaves every submodule its own.
 
         Raises:
-            ValueError: the world size or the model does not fit the `deepspeed` section.
+            UserError: the world size or the model does not fit the `deepspeed` section.
         """
         world_size = dist.get_world_size()
         deepspeed_config.check(world_size, getattr(getattr(model, "config", None), "n_routed_experts", None))
