@@ -52,20 +52,8 @@ class TableOptimizerConfig(
     """Added to the denominator."""
 
     @model_validator(mode="after")
-    def _optimizer_keeps_this_state(self) -> "TableOptimizerConfig":
-        if self.state_dtype not in OPTIMIZERS[self.type].state_dtypes:
-            raise ValueError(f"type={self.type} keeps its state in fp32 only: set state_dtype to fp32")
-        return self
-
-    @model_validator(mode="after")
-    def _gaps_have_a_closed_form(self) -> "TableOptimizerConfig":
-        if self.type != "adam" or self.untouched_rows != "closed":
-            return self
-        if not (self.beta2 >= 0.9 and 0.5 <= self.beta1 <= 0.95 * self.beta2**0.5 and self.eps >= 1e-12):
-            raise ValueError(
-                "untouched_rows=closed requires beta2 of at least 0.9, beta1 from 0.5 to 0.95 times its square root, "
-                "and eps of at least 1e-12: set untouched_rows to exact"
-            )
+    def _optimizer_takes_these_settings(self) -> "TableOptimizerConfig":
+        OPTIMIZERS[self.type].check(self)
         return self
 
 
@@ -103,7 +91,8 @@ class OffloadConfig(
     transfer; the tables need not be pinned. `mixed` fetches like `zero_copy` and writes back like `staged`, for jobs
     whose limit is the GPU, on machines with cores to spare. `cpu`: the window is in host memory too. `auto` means `cpu`
     without a GPU; otherwise it times all three when the run starts, on all ranks at once, beside matrix products and
-    beside a loop of small launches, and takes the one with which the slowest rank is fastest. All give the same bits."""
+    beside a loop of small launches, and takes the one with which the slowest rank is fastest. All give the same
+    bits."""
     programs: int | None = Field(None, ge=1, le=1024)
     """Triton programs per kernel of the engines `zero_copy` and `mixed`: the number of SMs on which a copy runs beside
     the model's kernels. More programs copy faster until the bus is saturated, but slow the model down on more SMs. null

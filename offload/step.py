@@ -127,7 +127,8 @@ class Step:
         self._shard, self._finish = shard, finish
         self._gradient_OD: Tensor | None = None
         self._ended = False
-        rows = shard.rows_of(there, shard.updater.read(shard.store.records, slots_O))
+        self._read = shard.updater.read(shard.store.records, slots_O)
+        rows = shard.rows_of(there, self._read.weights)
         parts = zip(there.modules, rows.found, strict=True)
         gradients = [ModuleGradient(part, values, shard.group) for part, values in parts]
         self.rows = StepRows(rows.found, rows.indices, gradients)
@@ -178,9 +179,7 @@ class Step:
         row_ids = None
         if shard.layout.packed:  # they key the rounding
             (row_ids,) = shard.sender.send(shard.sharding.global_ids(shard.rank, plan.rows_O)).take()
-        shard.updater.update_at(
-            shard.store.records, self._slots_O, self._gradient_OD, lr, row_ids, gradient_scale=scale
-        )
+        shard.updater.update_at(self._read, self._gradient_OD, lr, row_ids, gradient_scale=scale)
         shard.observer.updated(self.number, plan, self._slots_O, lr, scale)
         self._end(updated=True)
 
@@ -195,6 +194,7 @@ class Step:
 
     def _end(self, *, updated: bool) -> None:
         self._ended = True
+        del self._read  # of the store's records: between steps it may replace them
         self._finish(updated)
 
     def _require_open(self) -> None:

@@ -60,7 +60,7 @@ class EngramTables(OwnedRows):
         tell: is told what takes long.
 
     Raises:
-        ValueError: if host memory does not suffice, or the device lacks what the config asks for.
+        Unavailable: if host memory does not suffice, or the device lacks what the config asks for.
     """
 
     def __init__(
@@ -176,10 +176,12 @@ class EngramTables(OwnedRows):
 
         Raises:
             WindowTooSmall: on every rank, if one rank's rows do not fit into its window. The step has not begun.
-            RuntimeError: if the last step is neither applied nor skipped.
+            RuntimeError: if the last step is neither applied nor skipped, or `number` does not follow it.
         """
-        if self._step is not None or (self._last >= 0 and number != self._last + 1):
+        if self._step is not None:
             raise RuntimeError(f"step {number} began before step {self._last} was applied or skipped")
+        if self._last >= 0 and number != self._last + 1:
+            raise RuntimeError(f"step {number} does not follow step {self._last}, the last one")
         # One plan further than rows are fetched, so that a step's plan is ready when its fetch may start.
         for ahead in range(number, min(number + self._depth + 2, self._num_steps)):
             self._planner.request(ahead)

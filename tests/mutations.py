@@ -170,7 +170,7 @@ MUTATIONS = [
         "train/optim/backbone.py",
         "update = gradient.lerp(momentum, self._config.momentum)",
         "update = momentum.clone()",
-        "tests/train/test_engine.py",
+        "tests/train/engine/test_engine.py",
     ),
     Mutation(
         "Muon: scaled by the shorter side of a matrix",
@@ -191,7 +191,7 @@ MUTATIONS = [
         "train/engine/engine.py",
         "copies = dist.get_world_size(part.group) if part.replicated else 1",
         "copies = 1",
-        "tests/train/test_engine.py",
+        "tests/train/engine/test_engine.py",
     ),
     Mutation(
         "balance: counts of a step are not forgotten",

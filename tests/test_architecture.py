@@ -1,59 +1,16 @@
-"""What the pages say of the code is so: diagrams have the arrows of the import rules, and files they name exist."""
+"""What the pages say of the code is so: the files that they name exist."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.test_imports import INNER, ROOMS
+from tests.diagrams import drawn, reduced
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "architecture.md").read_text()
-RULES = {"folders": ROOMS, **INNER}
-
-Graph = dict[str, set[str]]
 
 
-def drawn(text: str) -> dict[str, Graph]:
-    """The diagrams that carry a name (`%% name`), as what each room points to."""
-    diagrams = {}
-    for name, body in re.findall(r"```mermaid\nflowchart \w+\n +%% ([\w/]+)\n(.*?)```", text, re.DOTALL):
-        graph: Graph = {}
-        for line in body.strip().splitlines():
-            start, _, ends = line.strip().partition(" --> ")
-            for room in start.split(" & "):
-                graph.setdefault(room, set()).update(ends.split(" & ") if ends else ())
-        for end in set().union(*graph.values()):
-            graph.setdefault(end, set())
-        diagrams[name] = graph
-    return diagrams
-
-
-def reached(graph: Graph, start: str) -> set[str]:
-    return graph[start].union(*(reached(graph, end) for end in graph[start]))
-
-
-def reduced(graph: Graph) -> Graph:
-    """Without the arrows that lead where others lead as well."""
-    return {
-        start: {end for end in ends if not any(end in reached(graph, other) for other in ends - {end})}
-        for start, ends in graph.items()
-    }
-
-
-def test_every_rule_is_drawn() -> None:
-    assert drawn(TEXT).keys() == RULES.keys()
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_the_diagram_has_the_rooms_and_arrows_of_the_rules(name: str) -> None:
-    rules = reduced(RULES[name])
-    assert drawn(TEXT)[name] == rules, "draw:\n" + "\n".join(
-        f"    {room}{' --> ' * bool(ends)}{' & '.join(sorted(ends))}" for room, ends in rules.items()
-    )
-
-
-def test_a_difference_would_be_seen() -> None:
+def test_a_diagram_is_read() -> None:
     text = "```mermaid\nflowchart LR\n    %% folders\n    a & b --> c & d\n    c --> d\n    e\n```"
     assert drawn(text)["folders"] == {"a": {"c", "d"}, "b": {"c", "d"}, "c": {"d"}, "d": set(), "e": set()}
     assert reduced(drawn(text)["folders"]) == {"a": {"c"}, "b": {"c"}, "c": {"d"}, "d": set(), "e": set()}

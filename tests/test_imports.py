@@ -1,4 +1,4 @@
-"""Holds the direction of imports: among folders (kernels <- model, offload <- train <- launch), and rooms within."""
+"""Holds the direction of imports among folders, and among rooms within: docs/architecture.md draws the rules."""
 
 import ast
 import functools
@@ -8,124 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.diagrams import Graph, circles, drawn, reached, reduced
+
 ROOT = Path(__file__).parents[1]
-ROOMS = {
-    "kernels": set(),
-    "model": {"kernels"},
-    "offload": {"kernels"},
-    "train": {"kernels", "model", "offload"},
-    "launch": {"kernels", "model", "offload", "train"},
-    "serve": set(),
-}
-_BASE = {"errors", "files", "machine", "progress", "run_folder"}
-INNER = {
-    "kernels": {
-        "gather": set(),
-        "hash": set(),
-        "gate": set(),
-        "branches": set(),
-        "rows": set(),
-        "deduplicate": {"gather"},
-        "records": {"rows"},
-    },
-    "offload": {
-        "optimizers": set(),
-        "config": {"optimizers"},
-        "addresses": set(),
-        "host": set(),
-        "device": set(),
-        "plan": {"addresses", "device"},
-        "rows": {"config", "host", "optimizers", "plan"},
-        "transfers": {"config", "device", "host", "rows"},
-        "window": {"config", "device", "host", "plan", "rows", "transfers"},
-        "observer": {"host", "plan"},
-        "gradients": {"plan"},
-        "step": {"gradients", "observer", "device", "plan", "rows", "window"},
-        "owned_rows": {"step", "plan", "rows"},
-        "verify": {"host", "observer", "step", "addresses", "plan", "rows"},
-        "opening": {"config", "observer", "step", "addresses", "device", "plan", "rows", "window", "verify"},
-        "tables": {"config", "opening", "owned_rows", "step", "addresses", "device", "plan", "rows", "window"},
-    },
-    "train": {
-        "errors": set(),
-        "files": {"errors"},
-        "machine": set(),
-        "hardware": {"machine"},
-        "memory": set(),
-        "progress": set(),
-        "run_folder": {"errors"},
-        "run_state": {"errors", "files", "run_folder"},
-        "spikes": set(),
-        "look_ahead": set(),
-        "history": {"files", "checkpoint", "report", "run_folder"},
-        "watch": {"errors"},
-        "optim": set(),
-        "data": _BASE,
-        "config": {"errors", "files", "data", "optim"},
-        "engine": {"config", "optim"},
-        "tables": {"errors", "config", "data"},
-        "huggingface": {"errors"},
-        "evaluation": {"data"},
-        "checkpoint": {*_BASE, "config", "optim", "engine", "huggingface"},
-        "report": {*_BASE, "config", "data", "evaluation", "look_ahead", "memory", "optim", "run_state"},
-        "page": {*_BASE, "config", "report", "status", "use"},
-        "status": {*_BASE, "checkpoint", "report", "run_state", "watch"},
-        "use": {*_BASE, "config", "data", "engine", "tables", "evaluation", "checkpoint", "huggingface", "report"},
-        "validation": {"data", "engine", "evaluation", "watch"},
-        "refusals": {"config", "data", "errors", "report", "spikes"},
-        "saving": {"config", "errors", "checkpoint", "report", "watch"},
-        "trainer": {
-            *_BASE,
-            *("config", "data", "engine", "evaluation", "optim", "checkpoint", "report"),
-            *("look_ahead", "saving", "refusals", "validation", "watch"),
-        },
-        "build": {"errors", "config", "data", "engine", "evaluation"},
-        "origin": {"errors", "config", "checkpoint", "data", "huggingface"},
-        "parts": {
-            *_BASE,
-            *("build", "origin"),
-            *("config", "data", "engine", "tables", "evaluation", "checkpoint", "report", "use"),
-        },
-        "run": {
-            *_BASE,
-            "config",
-            "hardware",
-            "memory",
-            "checkpoint",
-            "report",
-            "run_state",
-            "history",
-            "parts",
-            "trainer",
-            "watch",
-        },
-    },
-    "train/data": {
-        "interruptible": set(),
-        "remote": set(),
-        "tokenization": {"interruptible", "remote"},
-        "stores": {"remote", "tokenization"},
-        "config": {"remote", "stores", "tokenization"},
-        "phases": {"config"},
-        "preparation": {"interruptible", "remote", "stores", "tokenization"},
-        "batches": {"config", "stores"},
-        "open": {"config", "preparation", "stores", "tokenization"},
-        "blend": {"batches", "config", "open", "phases", "stores", "tokenization"},
-    },
-    "launch": {
-        "local": set(),
-        "plan": set(),
-        "bench": {"local"},
-        "cluster": {"local"},
-        "doctor": {"local", "plan", "cluster"},
-        "tune": {"local", "plan", "bench"},
-        "commands": {"local", "plan", "bench", "cluster", "doctor", "tune"},
-        "cli": {"local"},
-        "__main__": {"local", "cli"},
-    },
-}
-"""Rooms within a folder, and what each may import of it. Files that are in no room belong to all of them."""
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+DIAGRAMS = drawn((ROOT / "docs" / "architecture.md").read_text())
+"""By the folder whose rooms they show; `folders` has the top-level ones."""
+FILES = sorted(path for folder in DIAGRAMS["folders"] for path in (ROOT / folder).rglob("*.py"))
 
 
 parsed = functools.cache(ast.parse)
@@ -145,16 +33,31 @@ def imports(code: str, package: str) -> Iterator[tuple[str, bool]]:
         waiting += [(child, at_import) for child in ast.iter_child_nodes(node)]
 
 
+def crossings(name: str, path: str) -> Iterator[tuple[str, str, str]]:
+    """Where the module at `path` (relative to the repository) leaves a room by importing `name`: diagram, room, other.
+
+    Files that are in no room belong to all of them.
+    """
+    at, wanted = f"{path.removesuffix('.py')}/", f"{name.replace('.', '/')}/"
+    for diagram, graph in DIAGRAMS.items():
+        folder = "" if diagram == "folders" else f"{diagram}/"
+        if at.startswith(folder) and wanted.startswith(folder):
+            mine, its = (where.removeprefix(folder).split("/")[0] for where in (at, wanted))
+            if mine != its and its in graph:
+                yield diagram, mine, its
+
+
 def broken_rules(code: str, path: str) -> list[str]:
     """What the module at `path` (relative to the repository) imports but must not."""
-    room = path.split("/")[0]
     broken = []
     for name, at_import in imports(code, path.rpartition("/")[0].replace("/", ".")):
+        for diagram, mine, its in crossings(name, path):
+            graph = DIAGRAMS[diagram]
+            if mine not in graph:
+                broken.append(f"{path}, which is in no room of {diagram}, imports {name}")
+            elif its not in reached(graph, mine):
+                broken.append(f"{diagram}: {mine} imports {name}")
         top = name.split(".")[0]
-        if top in ROOMS and top != room and top not in ROOMS[room]:
-            broken.append(f"{room} imports {name}")
-        if top == room and path.startswith(f"{room}/"):
-            broken += broken_inner_rules(name, path)
         if top == "tests":
             broken.append(f"{path} imports {name}")
         if top == "deepspeed" and not path.startswith("train/engine"):
@@ -164,32 +67,16 @@ def broken_rules(code: str, path: str) -> list[str]:
     return broken
 
 
-def broken_inner_rules(name: str, path: str) -> list[str]:
-    """What a module at `path` imports of its own folder but must not."""
-    at, wanted = f"{path.removesuffix('.py')}/", f"{name.replace('.', '/')}/"
-    broken = []
-    for folder, inner in INNER.items():
-        if not at.startswith(f"{folder}/") or not wanted.startswith(f"{folder}/"):
-            continue
-        mine, its = (where.removeprefix(f"{folder}/").split("/")[0] for where in (at, wanted))
-        if mine in inner and its in inner and its not in {mine, *inner[mine]}:
-            broken.append(f"{folder}/{mine} imports {name}")
-    return broken
-
-
-def circles(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import themselves, by whatever way."""
-
-    def reached(start: str) -> set[str]:
-        found: set[str] = set()
-        waiting = list(graph[start])
-        while waiting:
-            if (name := waiting.pop()) not in found:
-                found.add(name)
-                waiting += graph[name]
-        return found
-
-    return [name for name in graph if name in reached(name)]
+def rooms_graph(diagram: str) -> Graph:
+    """What the rooms of a diagram import of each other."""
+    graph: Graph = {room: set() for room in DIAGRAMS[diagram]}
+    for path in FILES:
+        relative = path.relative_to(ROOT).as_posix()
+        for name, _ in imports(path.read_text(), relative.rpartition("/")[0].replace("/", ".")):
+            for where, mine, its in crossings(name, relative):
+                if where == diagram and mine in graph:
+                    graph[mine].add(its)
+    return graph
 
 
 def import_graph() -> dict[str, set[str]]:
@@ -218,17 +105,27 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
 
 
-def test_every_room_has_its_rule() -> None:
-    for folder, inner in INNER.items():
+def test_every_room_is_drawn() -> None:
+    assert DIAGRAMS.keys() == {"folders", "kernels", "offload", "train", "train/data", "launch"}
+    for folder in DIAGRAMS.keys() - {"folders"}:
         rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
-        assert rooms <= inner.keys(), folder
-        files = {path.stem for path in (ROOT / folder).glob("*.py")}
-        assert inner.keys() <= rooms | files, folder
+        if folder != "kernels":  # its files are tools of all operations
+            rooms |= {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+        assert rooms == DIAGRAMS[folder].keys(), folder
 
 
 def test_imports_point_one_way() -> None:
     broken = {path: broken_rules(path.read_text(), path.relative_to(ROOT).as_posix()) for path in FILES}
     assert {path: rules for path, rules in broken.items() if rules} == {}
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_has_the_arrows_that_are_imported_and_no_other(name: str) -> None:
+    graph = rooms_graph(name)
+    assert circles(graph) == []
+    assert DIAGRAMS[name] == reduced(graph), "draw:\n" + "\n".join(
+        f"    {room}{' --> ' * bool(ends)}{' & '.join(sorted(ends))}" for room, ends in reduced(graph).items()
+    )
 
 
 def names_of_auto_ep(code: str) -> list[str]:
@@ -242,8 +139,9 @@ def test_one_file_knows_auto_ep() -> None:
     assert [path for path in FILES if names_of_auto_ep(path.read_text())] == [adapter]
 
 
-def test_all_rooms_are_looked_at() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
+def test_all_folders_are_looked_at() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert folders <= {path.relative_to(ROOT).parts[0] for path in FILES} == DIAGRAMS["folders"].keys()
 
 
 @pytest.mark.parametrize(

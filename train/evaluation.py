@@ -4,23 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kernels.gather import row_index
 from model.balance import reset_counts
-from model.engram import MemoryRows
-from offload.plan.plan import Tokens
-from offload.step import Rows
-from offload.tables import EngramTables
 from train.data.batches.batch import Batch
 from train.data.batches.loader import Loader
 from train.data.batches.packing import IGNORED
-
-Model = Callable[..., Any]
-"""The model's forward: its own, or an engine's around it."""
+from train.forward import Model, forward
+from train.row_source import RowSource
 
 
 @dataclass(frozen=True)
@@ -77,46 +70,6 @@ class Evaluation:
         )
 
 
-class HeldOut(NamedTuple):
-    """What is evaluated of a source."""
-
-    name: str
-    share: float
-    """Of the mixture: 1 without one, 0 for a source that is not read in the first phase."""
-    loader: Loader
-    """Of its validation documents."""
-
-
-class RowSource(Protocol):
-    """Where a model's rows are read, without a step."""
-
-    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, *, skip: int = 0) -> list[MemoryRows]:
-        """What the model reads for a batch, one entry for each Engram layer, on any device.
-
-        Args:
-            tokens_BT: int64, on the CPU.
-            positions_BT: int64 positions within documents.
-            skip: leading tokens that are there only for n-grams to look back to: the model reads nothing for them.
-        """
-
-
-@dataclass(frozen=True)
-class TrainedRows:
-    """The rows of tables under training, as of now."""
-
-    tables: EngramTables
-
-    def look_up(self, tokens_BT: Tensor, positions_BT: Tensor, *, skip: int = 0) -> list[MemoryRows]:
-        """See `RowSource`; the next call may overwrite what this one returned. Collective."""
-        memory = memory_of(self.tables.look_up([Tokens(tokens_BT, positions_BT)]), 0)
-        if not skip:
-            return memory
-        return [
-            MemoryRows(rows_UD, row_index(index.index_N.view(*tokens_BT.shape, -1)[:, skip:], len(rows_UD)))
-            for rows_UD, index in memory
-        ]
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Surrounds what is done with a model between two steps of its training."""
@@ -125,31 +78,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.train()
     # Experts count the tokens they see, but balance on those of training alone.
     reset_counts(model)
-
-
-def memory_of(rows: Rows | None, micro_batch: int) -> list[MemoryRows]:
-    """What the model reads for one micro-batch: for each Engram layer the tables' rows; nothing without Engram."""
-    return [MemoryRows(*part) for part in rows.of(micro_batch)] if rows else []
-
-
-def forward(
-    model: Model,
-    batch: Batch,
-    memory: Sequence[MemoryRows],
-    device: torch.device,
-    tell: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """Summed loss of a micro-batch, on the model's device; `tell` hears of each label's loss."""
-    parts = batch.tokens_BT, batch.positions_BT, batch.labels_BT
-    tokens_BT, positions_BT, labels_BT = (_sent(part, device) for part in parts)
-    told = {} if tell is None else {"tell": tell}
-    loss: Tensor = model(tokens_BT, positions_BT, [part.to(device) for part in memory], labels_BT, **told)
-    return loss
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; nobody waits for it, as they would for a copy of memory that is not pinned."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def batches(loader: Loader, sequences: int) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from train.machine import usable_cores
+from offload.host.cores import usable_cores
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _DRIVER = Path("/proc/driver/nvidia/version")

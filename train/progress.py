@@ -78,7 +78,7 @@ class Progress:
     def advance(self, steps: int = 1) -> None:
         """Counts `steps` more as done."""
         done = self._done + steps
-        self.show(done, f"{self._name}: {done} of {self._total} steps")
+        self.show(done, f"{self._name}: {done} of {self._total}")
 
     def show(self, done: int, text: str, *, at_once: bool = False) -> None:
         """Shows how much is done, in words too; at most ten times a second on a terminal, unless `at_once`."""

@@ -36,7 +36,7 @@ class Refusals:
 
     @property
     def need_loss(self) -> bool:
-        """Whether `why` needs the loss."""
+        """Whether `judge` needs the loss."""
         return self._spikes is not None
 
     @property
@@ -44,8 +44,11 @@ class Refusals:
         """The updates that steps are compared with, oldest first."""
         return self._spikes.recent if self._spikes else []
 
-    def why(self, loss: float, norm: float) -> str | None:
-        """Why a step is not applied, from the loss of all ranks and the gradient's norm; None if it is."""
+    def judge(self, loss: float, norm: float) -> str | None:
+        """Why a step is not applied, from the loss of all ranks and the gradient's norm; None if it is.
+
+        One that is applied joins the updates that later steps are compared with.
+        """
         if not math.isfinite(norm):
             return "its gradient is not finite"
         if self._spikes is None:

@@ -15,6 +15,7 @@ from train.config.job import JobConfig
 from train.hardware import describe_machine
 from train.history import bring_history
 from train.memory import memory_use
+from train.outcome import continued_prompts, summarise
 from train.parts import Parts
 from train.ranks import host_group, job_store, join_ranks
 from train.report.notes import notes
@@ -64,20 +65,20 @@ def train(
         record_operations(Path(job.run.dir) / job.run.name)
     join_ranks(job.launch.timeout_s)
     parts = Parts(job, tell_start)
-    if parts.origin or checkpoints_in(parts.checkpoints.folder):
+    if parts.taken.origin or checkpoints_in(parts.checkpoints.folder):
         tell_start("loading the checkpoint")
     resumed = parts.resume()
-    parts.record_config(base)
+    parts.taken.record(parts.store.tokenizer(), base)
     resumed.notes.extend(bring_history(parts.folder, parts.checkpoints.nodes, resumed.step))
     saved = str(resumed.path) if resumed.path else None
-    if parts.leads:
+    if parts.taken.leads:
         forget_beats(parts.folder)
     with StateRecord(
         parts.folder,
         step=resumed.step,
         steps=job.train.steps,
         saved=saved,
-        active=parts.leads,
+        active=parts.taken.leads,
         ranks=parts.world_size,
         machine=describe_machine(torch.get_num_threads()),
     ) as state:
@@ -117,11 +118,11 @@ def _train(
             tell_start(f"training steps {start + 1} to {job.train.steps}")
         found = trainer.fit()
     watch.close()
-    samples = parts.sample()
+    samples = continued_prompts(parts)
     if parts.rank != 0:
         return None
-    summary = parts.summarise(
-        found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start, look_ahead=state.look_ahead
+    summary = summarise(
+        parts, found, samples, trainer.rows_moved, tokens=trainer.tokens, start=start, look_ahead=state.look_ahead
     )
     summary.save(parts.folder)
     return summary

@@ -11,10 +11,10 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from train.errors import Interrupted, UserError
-from train.files import new_file
+from train.files import lock_file, new_file
 from train.run_folder import LOCK_FILE
 
 STATE_FILE = "run.json"
@@ -158,12 +158,11 @@ def record_end(folder: Path, state: State, why: str) -> None:
 
     A run that others have at work, and a state that the launcher's own rank 0 did not leave, stay as they are.
     """
-    lock = FileLock(folder / LOCK_FILE)
     try:
         found = RunState.read(folder)
         if found is None or (found.host, found.parent) != (platform.node(), os.getpid()):
             return
-        with lock.acquire(timeout=0):
+        with lock_file(folder / LOCK_FILE).acquire(timeout=0):
             if found.state in ("running", "failed"):
                 replace(found, state=state, why=why).write(folder)
     except (Timeout, OSError):

@@ -8,6 +8,7 @@ import torch
 from model.config import EngramConfig, ModelConfig
 from offload.addresses.compression import CompressedVocabulary, compress_tokenizer, identity_vocabulary
 from offload.addresses.hashing import AddressBook
+from offload.errors import Unavailable
 from offload.rows.records import RecordLayout, RowInit
 from offload.tables import EngramTables
 from train.config.job import JobConfig
@@ -101,7 +102,7 @@ def open_tables(
             device=device,
             tell=tell,
         )
-    except ValueError as error:
+    except Unavailable as error:
         raise UserError(str(error)) from None
 
 

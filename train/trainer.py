@@ -21,7 +21,9 @@ from train.data.batches.course import Seen
 from train.data.batches.loader import Batch, Loader
 from train.engine import Engine
 from train.errors import UserError
-from train.evaluation import Evaluation, HeldOut, forward, memory_of
+from train.evaluation import Evaluation
+from train.forward import forward
+from train.loaders import HeldOut
 from train.look_ahead import LookAhead
 from train.optim.clipping import clip_scale
 from train.optim.schedule import lr_factor
@@ -32,6 +34,7 @@ from train.report.profile import StepProfiler
 from train.report.reporter import Reporter
 from train.report.step import StepResult
 from train.report.utilisation import ideal_s_per_token
+from train.row_source import memory_of
 from train.saving import RunSaves
 from train.validation import Validation
 from train.watch.watch import Watch
@@ -228,7 +231,7 @@ class Trainer:
         self._meter.stages.enter("update")
         norm = math.sqrt(norm_squared)
         factor = lr_factor(self._job.schedule, number, self._job.train.steps)
-        refused = self._refusals.why(float(of_all), norm)
+        refused = self._refusals.judge(float(of_all), norm)
         result = StepResult(loss, norm, self._job.optimizer.learning_rate * factor, refused)
         if refused:
             self._skip(step)

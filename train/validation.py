@@ -8,7 +8,9 @@ import torch.distributed as dist
 from offload.tables import EngramTables
 from train.data.batches.batch import Batch
 from train.engine import Engine
-from train.evaluation import Evaluation, HeldOut, TrainedRows, batches, evaluate, evaluating
+from train.evaluation import Evaluation, batches, evaluate, evaluating
+from train.loaders import HeldOut
+from train.row_source import TrainedRows
 from train.watch.watch import Watch
 
 

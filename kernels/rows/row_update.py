@@ -40,13 +40,22 @@ class RowUpdate:
         """The row ids, or any int64 [U] where nothing is rounded.
 
         Raises:
-            ValueError: bf16 rows without ids.
+            ValueError: something is rounded, and there are no ids.
         """
         if not (self.bf16 or self.bf16_state):
             return self.slots_U
-        ids_U = self.row_ids_U
-        if ids_U is None:
-            raise ValueError("bf16 rows are rounded by their ids, but none are given")
+        ids_U = rounded_by(self.row_ids_U)
         if ids_U.dtype != torch.int64 or ids_U.shape != self.slots_U.shape:
             raise ValueError(f"expected {len(self.slots_U)} row ids of int64, not {ids_U.dtype} {list(ids_U.shape)}")
         return ids_U
+
+
+def rounded_by(row_ids_U: Tensor | None) -> Tensor:
+    """The ids that key the rounding of bf16 weights or state.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if row_ids_U is None:
+        raise ValueError("rows with bf16 weights or state are rounded by their ids, but none are given")
+    return row_ids_U

@@ -18,7 +18,6 @@ from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section
 from train.config.file import load
 from train.config.job import JobConfig
-from train.data.batches.loader import Loader
 from train.data.blend import Blend
 from train.data.interruptible import interruptible
 from train.data.preparation.corpus import PythonCorpus
@@ -27,6 +26,7 @@ from train.data.preparation.prepare import prepare
 from train.data.preparation.sources import Report
 from train.data.stores.manifest import Manifest
 from train.data.tokenization.tokenizer import Tokenizer
+from train.loaders import build_loader
 from train.progress import Progress
 from train.report.metrics import METRICS_FILE, read_metrics
 from train.run_folder import CONFIG_FILE, find_run
@@ -156,18 +156,7 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
     folder = find_run(run)
     job = load(folder / CONFIG_FILE, [], JobConfig)
     blend = Blend.open(job.data, job.train.global_batch_size)
-    loader = Loader(
-        blend.sources,
-        split="train",
-        phases=blend.phases,
-        sequence_length=job.data.sequence_length,
-        global_batch_size=job.train.global_batch_size,
-        micro_batch_size=job.train.micro_batch_size,
-        seed=job.train.seed,
-        validation_fraction=job.data.validation_fraction,
-        best_fit=job.data.packing == "best_fit",
-        shuffle_window=job.data.shuffle_window,
-    )
+    loader = build_loader(job, blend, rank=0, world_size=1)
     loader.batch(0)
     times = [timed(lambda step=step: loader.batch(step)) for step in range(1, _BATCHES + 1)]  # type: ignore[misc]
     step_s = statistics.median(record["step_ms"] for record in read_metrics(folder / METRICS_FILE)) / 1e3

@@ -70,9 +70,9 @@ class _Update:
         self._updater.read(self._records_CW, self._slots_U[:0])  # makes what is made once per run
 
     def _ours(self) -> None:
-        self._updater.read(self._records_CW, self._slots_U)
+        rows = self._updater.read(self._records_CW, self._slots_U)
         lr = _LR / self._config.lr_factor
-        self._updater.update_at(self._records_CW, self._slots_U, self._gradient_UD, lr, self._ids_U)
+        self._updater.update_at(rows, self._gradient_UD, lr, self._ids_U)
 
     def _reference(self) -> Tensor:
         """The same in plain PyTorch: records copied out, updated, and copied back."""

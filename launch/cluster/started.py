@@ -10,8 +10,8 @@ from launch.cluster.meeting import check_meeting, interface_to
 from launch.cluster.place import Place
 from launch.local.environment import KEEP_MEMORY, may_use_gpus
 from launch.local.failures import REPORT_FILE
+from offload.host.cores import usable_cores
 from train.errors import UserError
-from train.machine import usable_cores
 
 LOGS = "ENGRAM_LOGS"
 """Environment variable with the folder for logs of ranks other than 0; unset: they write to the launcher's output."""

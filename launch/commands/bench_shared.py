@@ -33,7 +33,7 @@ json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print on
 
 def thread_count(threads: int | None) -> int:
     """The number, or that of the cores for None."""
-    from train.machine import usable_cores
+    from offload.host.cores import usable_cores
 
     return threads or usable_cores()
 

@@ -48,7 +48,7 @@ class Tuning:
     @property
     def digest(self) -> str:
         """Of everything that the measurements depend on."""
-        from train.machine import usable_cores
+        from offload.host.cores import usable_cores
 
         told = [self.job.model_dump(exclude={"run"}), self.ranks, self.gpus, self.exhaustive, platform.node()]
         return hashlib.sha256(json.dumps([*told, usable_cores()], default=str).encode()).hexdigest()

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from offload.host.cores import usable_cores
 from train.errors import UserError
-from train.machine import usable_cores
 
 _LOOPBACK = "lo"
 _CUDA_DRIVER = "libcuda.so.1"

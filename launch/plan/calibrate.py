@@ -18,10 +18,10 @@ from launch.plan.calibrate_memory import memory_kept
 from launch.plan.calibrate_network import ROUNDS, WIDTHS, Network, typical
 from launch.plan.calibrate_ranks import exchange_rates, rate_with_all_busy
 from offload.config import TableOptimizerConfig
+from offload.host.cores import usable_cores
 from offload.rows.records import RecordLayout
 from offload.rows.updater import RowUpdater
 from offload.window.open import open_directory
-from train.machine import usable_cores
 
 _COLUMNS, _ROWS = 80, 1 << 15
 
@@ -123,11 +123,12 @@ def _row_seconds() -> tuple[float, float]:
     updater = RowUpdater(TableOptimizerConfig(untouched_rows="lazy"), layout)
     records, slots = torch.zeros(2 * _ROWS, layout.words), torch.randperm(2 * _ROWS)[:_ROWS].sort().values
     gradient = torch.ones(_ROWS, _COLUMNS)
-    reading = typical(lambda: updater.read(records, slots).tensor())
+    reading = typical(lambda: updater.read(records, slots).weights.tensor())
 
     def both() -> None:
-        updater.read(records, slots).tensor()
-        updater.update_at(records, slots, gradient, 1e-3)
+        read = updater.read(records, slots)
+        read.weights.tensor()
+        updater.update_at(read, gradient, 1e-3)
 
     return reading / _ROWS, max(0.0, typical(both) - reading) / _ROWS
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from launch.plan.calibrate_network import SEQUENCES, WIDTHS, Network, typical
-from train.machine import usable_cores
+from offload.host.cores import usable_cores
 
 _TURNS = 12
 _EXCHANGED = 1 << 22

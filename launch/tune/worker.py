@@ -18,9 +18,9 @@ from launch.tune.points import Point
 from launch.tune.results import Results
 from launch.tune.search import ROUNDS, SWEPT_ROUNDS, Search
 from launch.tune.turns import Turn
+from offload.host.cores import usable_cores
 from train.config.file import load
 from train.config.job import JobConfig
-from train.machine import usable_cores
 from train.progress import Progress
 from train.ranks import join_ranks
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from offload.errors import Unavailable
 from offload.host.limits import size_text
 
 
@@ -13,7 +14,7 @@ def open_unnamed(folder: str) -> int:
     """The descriptor of an empty file that is gone with its last user, however that ends.
 
     Raises:
-        ValueError: the folder is not one, or cannot be written to.
+        Unavailable: the folder is not one, or cannot be written to.
     """
     with _told(folder, "a file"), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         return os.dup(file.fileno())
@@ -23,11 +24,11 @@ def reserve(file: int, nbytes: int, folder: str) -> None:
     """Gives the file its size, all zeros, and the blocks for it: a disk that is full later would end the run.
 
     Raises:
-        ValueError: the disk has too little space.
+        Unavailable: the disk has too little space.
     """
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        raise ValueError(
+        raise Unavailable(
             f"offload.host_file: this rank's shard of the tables takes {size_text(nbytes)}, but the disk of "
             f"{folder} leaves {size_text(free)}: name a folder on a larger disk or use more machines"
         )
@@ -41,7 +42,7 @@ def _told(folder: str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise Unavailable(
             f"offload.host_file: cannot keep {what} in {folder} ({error.strerror}): "
             "name a folder on a local disk that this user can write to"
         ) from None

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import compiled_loops
+from offload.errors import Unavailable
 from offload.host.disk_space import open_unnamed, reserve
 
 SECTORS = (512, 4096)
@@ -48,7 +49,7 @@ class FileRecords:
         folder: where the file takes its space.
 
     Raises:
-        ValueError: the folder is not one, cannot be written to, or has too little space.
+        Unavailable: the folder is not one, cannot be written to, or has too little space.
     """
 
     device = torch.device("cpu")
@@ -70,7 +71,7 @@ class FileRecords:
             self._write_zeros()
         except RuntimeError as error:
             self.close()
-            raise ValueError(
+            raise Unavailable(
                 f"offload.host_file: the system refuses {2 * IN_FLIGHT} threads to wait for the disk ({error}): raise "
                 "the process's limits (ulimit -v, -d and -u)"
             ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from offload.errors import Unavailable
 from offload.host.cgroup import cgroup_memory
 
 _ROOT = Path("/")
@@ -46,7 +47,7 @@ def require_room(nbytes: int, limits: Iterable[Limit], ranks: int) -> None:
         ranks: ranks of this job on this machine.
 
     Raises:
-        ValueError: naming the bound that is exceeded most.
+        Unavailable: naming the bound that is exceeded most.
     """
     exceeded = [limit for limit in limits if _needed(nbytes, limit, ranks) > limit.free]
     if not exceeded:
@@ -56,7 +57,7 @@ def require_room(nbytes: int, limits: Iterable[Limit], ranks: int) -> None:
     if ranks == 1 or not worst.shared:
         shards = "this rank's shard of the tables takes"
     needed = size_text(_needed(nbytes, worst, ranks))
-    raise ValueError(
+    raise Unavailable(
         f"{shards} {needed} of host memory, but {worst.source} leaves {size_text(worst.free)}: {worst.remedy}"
     )
 

@@ -2,13 +2,13 @@
 
 import ctypes
 import mmap
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from offload.errors import Unavailable
 from offload.host.limits import size_text
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h; from Linux 5.14 on
@@ -23,12 +23,12 @@ def map_anonymous(nbytes: int) -> mmap.mmap:
     fork's copy-on-write would move pages away from under a GPU's transfers.
 
     Raises:
-        ValueError: the system refuses.
+        Unavailable: the system refuses.
     """
     try:
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise ValueError(f"the system refuses {size_text(nbytes)} of host memory ({error.strerror})") from None
+        raise Unavailable(f"the system refuses {size_text(nbytes)} of host memory ({error.strerror})") from None
     advise(memory, "MADV_DONTFORK")
     return memory
 
@@ -48,18 +48,13 @@ def zeros_on(device: torch.device, num_rows: int, words: int) -> Tensor:
     Rows are used in any order, and each one in another small page costs the processor a page-table walk.
 
     Raises:
-        ValueError: the system refuses.
+        Unavailable: the system refuses.
     """
     if device.type != "cpu" or num_rows * words == 0:
         return torch.zeros(num_rows, words, device=device)
     memory = map_anonymous(num_rows * words * 4)
     advise(memory, "MADV_HUGEPAGE")
     return torch.frombuffer(memory, dtype=torch.float32).view(num_rows, words)
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def touch(words_N: Tensor, threads: int, madvise: Callable[..., int] | None = None) -> None:

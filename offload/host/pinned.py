@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from offload.errors import Unavailable
 from offload.host.limits import locking_limits, size_text
 
 CHUNK_BYTES = 4 << 30
@@ -38,7 +39,7 @@ _MAY_BE_THE_LIMIT = (2, 304, 999)
 _STAGED = "set offload.engine=staged, which needs no locked tables"
 
 
-class PinError(ValueError):
+class PinError(Unavailable):
     """Host memory cannot be registered with the GPU."""
 
 

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from offload.host.cores import usable_cores
 from offload.host.file_records import FileRecords
 from offload.host.limits import local_ranks, memory_limits, require_room
-from offload.host.memory import advise, cores, map_anonymous, touch
+from offload.host.memory import advise, map_anonymous, touch
 from offload.host.numa import home_nodes, on_cores_of, place
 from offload.host.pinned import Driver, PinnedMemory
 
@@ -36,7 +37,7 @@ class HostTable:
         beside: bytes of memory that something else keeps for these rows.
 
     Raises:
-        ValueError: memory or limits do not hold the shards of all ranks on this machine with every row touched.
+        Unavailable: memory or limits do not hold the shards of all ranks on this machine with every row touched.
     """
 
     records_RW: Tensor
@@ -87,7 +88,7 @@ class HostTable:
         """
         if self._words_N is None or self._pinned is not None:
             raise RuntimeError("the table is closed or pinned already")
-        threads = max(1, min(_MAX_PINNING_THREADS, cores() // local_ranks()))
+        threads = max(1, min(_MAX_PINNING_THREADS, usable_cores() // local_ranks()))
         pinned = PinnedMemory(self._words_N, driver, threads=threads, tell=tell)
         try:
             padded_RS = pinned.view(device)[: self._padded_RS.numel()].view(self._padded_RS.shape)
@@ -124,7 +125,7 @@ class FileTable:
         beside: bytes of memory that something else keeps for these rows.
 
     Raises:
-        ValueError: disk or memory do not hold them.
+        Unavailable: disk or memory do not hold them.
     """
 
     device_RW = None
@@ -141,7 +142,7 @@ class FileTable:
 
 def _touch(words_N: Tensor, unplaced: set[int]) -> None:
     """Touches all pages; those for nodes on which the system places nothing, from the cores of these nodes."""
-    threads = cores() // local_ranks()
+    threads = usable_cores() // local_ranks()
     with on_cores_of(unplaced) if unplaced else nullcontext(False) as at_home:
         touch(words_N, threads)
     if unplaced:

@@ -37,6 +37,17 @@ class Adam(RowOptimizer):
         """Both moments."""
         return 2 * dim
 
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """See `RowOptimizer.check`: gaps have a closed form only under some settings."""
+        super().check(settings)
+        betas_fit = settings.beta2 >= 0.9 and 0.5 <= settings.beta1 <= 0.95 * settings.beta2**0.5
+        if _closed(settings) and not (betas_fit and settings.eps >= 1e-12):
+            raise ValueError(
+                "untouched_rows=closed requires beta2 of at least 0.9, beta1 from 0.5 to 0.95 times its square root, "
+                "and eps of at least 1e-12: set untouched_rows to exact"
+            )
+
     def step(
         self, weights_BD: Tensor, state_BS: Tensor, grad_BD: Tensor, scratch_BD: Tensor, *, step: int, lr: float
     ) -> None:
@@ -79,7 +90,7 @@ class Adam(RowOptimizer):
 
         return _AdamKernels(read_rows, update_rows, self.settings, rates, rows)
 
-    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.compiled`."""
         from kernels.rows.adam_numba import find_rows, update_rows
 

@@ -32,9 +32,9 @@ class RestingOptimizer(RowOptimizer):
     def triton_update(self) -> UpdateKernel:
         """A step on a GPU."""
 
-    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
-        """A step that Numba compiles for a CPU; None where there is none for rows of that dtype."""
-        return None
+    @abstractmethod
+    def compiled_update(self) -> UpdateKernel:
+        """A step that Numba compiles for a CPU."""
 
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.triton`."""
@@ -42,10 +42,9 @@ class RestingOptimizer(RowOptimizer):
 
         return _RestingKernels(read_rows, self.triton_update(), rates, rows)
 
-    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.compiled`."""
-        update = self.compiled_update(rows.bf16)
-        return None if update is None else _RestingKernels(None, update, rates, rows)
+        return _RestingKernels(None, self.compiled_update(), rates, rows)
 
 
 class _RestingKernels:

@@ -114,8 +114,15 @@ class RowOptimizer(ABC):
     """The dtypes in which its state can be kept."""
 
     def __init__(self, settings: Settings) -> None:
+        """`settings` are some that `check` lets pass."""
         self.settings = settings
         self.makes_up = settings.untouched_rows != "lazy"
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raises ValueError, with one line that names the keys, for settings that this optimizer does not take."""
+        if settings.state_dtype not in cls.state_dtypes:
+            raise ValueError(f"type={cls.name} keeps its state in fp32 only: set state_dtype to fp32")
 
     @staticmethod
     @abstractmethod
@@ -170,6 +177,6 @@ class RowOptimizer(ABC):
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """The kernels for a GPU."""
 
-    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels | None:
-        """The kernels that Numba compiles for a CPU; None if such rows are left to plain PyTorch."""
-        return None
+    @abstractmethod
+    def compiled(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
+        """The kernels that Numba compiles for a CPU."""

@@ -35,7 +35,7 @@ class RowwiseAdagrad(RestingOptimizer):
 
         return partial(rowwise_adagrad, eps=self.settings.eps)
 
-    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+    def compiled_update(self) -> UpdateKernel:
         """See `RestingOptimizer.compiled_update`."""
         from kernels.rows.rowwise_numba import rowwise_adagrad
 

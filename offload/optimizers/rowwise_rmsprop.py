@@ -41,7 +41,7 @@ class RowwiseRmsprop(RestingOptimizer):
 
         return partial(rowwise_rmsprop, beta2=self.settings.beta2, eps=self.settings.eps, decays=self.makes_up)
 
-    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+    def compiled_update(self) -> UpdateKernel:
         """See `RestingOptimizer.compiled_update`."""
         from kernels.rows.rowwise_numba import rowwise_rmsprop
 

@@ -34,7 +34,7 @@ class Sgd(RestingOptimizer):
 
         return update_rows
 
-    def compiled_update(self, bf16: bool) -> UpdateKernel | None:
+    def compiled_update(self) -> UpdateKernel:
         """See `RestingOptimizer.compiled_update`."""
         from kernels.rows.sgd_numba import update_rows
 

@@ -1,6 +1,6 @@
 """Values from the owners to the ranks that use them, and gradients back: one all-to-all each way.
 
-Shape suffixes as in `offload.plan`; D columns of a row.
+Shape suffixes as in `offload.plan.plan`; D columns of a row.
 """
 
 from collections.abc import Callable

@@ -15,6 +15,7 @@ from kernels.deduplicate.together import deduplicate_together
 from offload.addresses.hashing import AddressBook
 from offload.device.sender import Sender
 from offload.device.streams import streams_of
+from offload.errors import Unavailable
 from offload.plan.plan import Found, Owed, RowFinder, TokenBatch
 
 _PLANNING = ("cuda",)
@@ -30,12 +31,12 @@ def open_finder(planner: str, addresses: AddressBook, device: torch.device) -> R
         device: where the model computes.
 
     Raises:
-        ValueError: `device`, where the model computes on the CPU.
+        Unavailable: `device`, where the model computes on the CPU.
     """
     if planner != "device":
         return HostFinder(addresses)
     if device.type not in _PLANNING:
-        raise ValueError(f"offload.planner=device needs a GPU, but the model is on {device}: set it to auto")
+        raise Unavailable(f"offload.planner=device needs a GPU, but the model is on {device}: set it to auto")
     return DeviceFinder(addresses, device)
 
 

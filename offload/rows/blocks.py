@@ -23,12 +23,13 @@ from offload.rows.rule import RowRule
 
 
 @dataclass(frozen=True)
-class _Missed:
-    """Which of the rows of a step missed earlier ones.
+class Missed:
+    """Which of the rows that were read missed earlier steps.
 
     Attributes:
         behind_P: int64; which of the U rows missed steps that move weights, those of the oldest update first.
-        caught_up_PX: the records of these (the first P) after those steps. The update works in this memory.
+        caught_up_PX: the records of these (the first P) after those steps, until the next read. The update works in
+            this memory.
         others: int64; which of the U rows did not, in ascending order.
     """
 
@@ -50,10 +51,9 @@ class BlockUpdates:
     def __init__(self, optimizer: RowOptimizer, layout: RecordLayout, rates: RateHistory, seed: int) -> None:
         self._optimizer, self._layout, self._rates = optimizer, layout, rates
         self._rule = RowRule(optimizer, layout, seed)
-        self._missed: _Missed | None = None
-        self._spare: Tensor | None = None  # memory of the last step's rows: fresh memory would cost page faults
+        self._caught_up_PX: Tensor | None = None  # kept from step to step: fresh memory would cost page faults
 
-    def read(self, placed: PlacedRecords) -> RowValues:
+    def read(self, placed: PlacedRecords) -> tuple[RowValues, Missed]:
         """See `RowPass.read`."""
         behind_P, last_steps, others = self._find_missed(placed)
         caught_up_PX = self._memory(placed, len(behind_P))
@@ -64,15 +64,17 @@ class BlockUpdates:
             self._rule.replay(rows_BX, last_steps[block], self._rates, scratch_4BD[:, : len(rows_BX)])
             weights_UD.index_copy_(0, behind_P[block], self._layout.unpacked.weights(rows_BX))
         placed.copy_weights(others, weights_UD)
-        self._missed = _Missed(behind_P, caught_up_PX, others)
-        return RowValues(weights_UD)
+        return RowValues(weights_UD), Missed(behind_P, caught_up_PX, others)
 
     def update(
-        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+        self,
+        placed: PlacedRecords,
+        missed: Missed,
+        gradient_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
     ) -> None:
         """See `RowPass.update`."""
-        missed, self._missed = self._missed, None
-        assert missed is not None, "rows are read before they are updated"
         step, lr = len(self._rates), self._rates[len(self._rates)]
         decayed_U = self._decayed_states(placed)
         memory_2BD = placed.scratch(2, self._layout.dim)
@@ -86,21 +88,17 @@ class BlockUpdates:
             ids_B = None if row_ids_U is None else row_ids_U[indices_B]
             self._rule.step(rows_BX, grad_BD, ids_B, scratch_BD, step=step, lr=lr)
             placed.scatter(indices_B, rows_BX)
-        self._spare = missed.caught_up_PX
 
     def catch_up(self, records_UX: Tensor) -> None:
         """Replays, in place, the steps that the rows missed: unpacked records of U rows in order."""
-        self.read(PlacedRecords.in_order(self._layout.unpacked, records_UX))
-        missed, self._missed = self._missed, None
-        assert missed is not None
+        _, missed = self.read(PlacedRecords.in_order(self._layout.unpacked, records_UX))
         records_UX.index_copy_(0, missed.behind_P, missed.caught_up_PX[: len(missed.behind_P)])
-        self._spare = missed.caught_up_PX
 
     def update_current(self, records_UX: Tensor, gradient_UD: Tensor, row_ids_U: Tensor | None) -> None:
         """Applies the last of the applied steps, in place: unpacked records of U rows in order, up to date."""
         placed = PlacedRecords.in_order(self._layout.unpacked, records_UX)
-        self._missed = _Missed(placed.slots_U[:0], records_UX[:0], placed.everything())
-        self.update(placed, gradient_UD, row_ids_U, 1.0)
+        nobody = Missed(placed.slots_U[:0], records_UX[:0], placed.everything())
+        self.update(placed, nobody, gradient_UD, row_ids_U, 1.0)
 
     def _find_missed(self, placed: PlacedRecords) -> tuple[Tensor, list[int], Tensor]:
         """The rows that missed steps which move weights, in the order of their last step; these steps; other rows."""
@@ -113,10 +111,10 @@ class BlockUpdates:
         return behind_U.nonzero().squeeze(1)[order_P], last_P.tolist(), (~behind_U).nonzero().squeeze(1)
 
     def _memory(self, placed: PlacedRecords, rows: int) -> Tensor:
-        spare, self._spare = self._spare, None
-        if spare is None or len(spare) < rows or spare.device != placed.records_CW.device:
-            spare = placed.records_CW.new_empty(rows + rows // 4, self._layout.unpacked.words)
-        return spare
+        kept_PX = self._caught_up_PX
+        if kept_PX is None or len(kept_PX) < rows or kept_PX.device != placed.records_CW.device:
+            self._caught_up_PX = kept_PX = placed.records_CW.new_empty(rows + rows // 4, self._layout.unpacked.words)
+        return kept_PX
 
     def _decayed_states(self, placed: PlacedRecords) -> Tensor | None:
         factor = self._optimizer.state_decay
@@ -125,7 +123,7 @@ class BlockUpdates:
         return decay(placed.row_states(), len(self._rates) - 1 - placed.versions(), factor)
 
 
-def _blocks(placed: PlacedRecords, missed: _Missed) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(placed: PlacedRecords, missed: Missed) -> Iterator[tuple[Tensor, Tensor]]:
     """All rows, in blocks: their indices among the U rows, and their records [B, X] as of now."""
     for block in placed.blocks(missed.behind_P):
         yield missed.behind_P[block], missed.caught_up_PX[block]

@@ -30,23 +30,26 @@ class KernelUpdates:
         in_place = state_size is not None and device.type == "cpu"
         self._places_U = torch.empty(0, dtype=torch.int64) if in_place else None
 
-    def read(self, placed: PlacedRecords) -> RowValues:
+    def read(self, placed: PlacedRecords) -> tuple[RowValues, CaughtUp]:
         """See `RowPass.read`."""
-        self._make_room(len(placed))
-        got = self._got(placed)
+        got = self._room(len(placed))
         places_U = self._kernels.read(placed.records_CW, placed.slots_U, got)
         if places_U is None:
-            return RowValues(got.weights_UD)
-        return RowValues(placed.records_CW, places_U, got.weights_UD, placed.layout.row_dtype == "bf16")
+            return RowValues(got.weights_UD), got
+        return RowValues(placed.records_CW, places_U, got.weights_UD, placed.layout.row_dtype == "bf16"), got
 
     def update(
-        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+        self,
+        placed: PlacedRecords,
+        got: CaughtUp,
+        gradient_UD: Tensor,
+        row_ids_U: Tensor | None,
+        gradient_scale: float,
     ) -> None:
         """See `RowPass.update`."""
-        got = self._got(placed)
         self._kernels.update(placed.records_CW, placed.slots_U, got, gradient_UD, row_ids_U, gradient_scale)
 
-    def _make_room(self, rows: int) -> None:
+    def _room(self, rows: int) -> CaughtUp:
         if len(self._weights_UD) < rows:
             room = rows + rows // 4
             self._weights_UD = self._weights_UD.new_empty(room, self._weights_UD.shape[1])
@@ -54,9 +57,6 @@ class KernelUpdates:
                 self._places_U = self._places_U.new_empty(room)
             if self._state_US is not None:
                 self._state_US = self._state_US.new_empty(room, self._state_US.shape[1])
-
-    def _got(self, placed: PlacedRecords) -> CaughtUp:
-        rows = slice(len(placed))
-        state_US = None if self._state_US is None else self._state_US[rows]
-        places_U = None if self._places_U is None else self._places_U[rows]
-        return CaughtUp(self._weights_UD[rows], state_US, places_U)
+        state_US = None if self._state_US is None else self._state_US[:rows]
+        places_U = None if self._places_U is None else self._places_U[:rows]
+        return CaughtUp(self._weights_UD[:rows], state_US, places_U)

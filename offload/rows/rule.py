@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kernels.rows.rate_history import RateHistory
+from kernels.rows.row_update import rounded_by
 from kernels.rows.stochastic_rounding import stochastic_round_bf16_
 from offload.optimizers.row_optimizer import RowOptimizer
 from offload.rows.records import RecordLayout
@@ -39,7 +40,7 @@ class RowRule:
         """Applies step number `step` of the applied ones, with the rows' own learning rate, in place, version included.
 
         Raises:
-            ValueError: row ids are missing for bf16 rows.
+            ValueError: something is rounded, and there are no row ids.
         """
         weights_BD, state_BS = self._layout.weights(rows_BX), self._layout.state(rows_BX)
         self._optimizer.step(weights_BD, state_BS, grad_BD, scratch_BD, step=step, lr=lr)
@@ -48,12 +49,11 @@ class RowRule:
         self._layout.version(rows_BX).fill_(step)
 
     def _round(self, weights_BD: Tensor, state_BS: Tensor, row_ids_B: Tensor | None, step: int) -> None:
-        if row_ids_B is None:
-            raise ValueError("bf16 rows are rounded by their ids, but none are given")
+        ids_B = rounded_by(row_ids_B)
         if self._stored.row_dtype == "bf16":
-            stochastic_round_bf16_(weights_BD, row_ids_B, seed=self._seed, step=step)
+            stochastic_round_bf16_(weights_BD, ids_B, seed=self._seed, step=step)
         if self._stored.state_dtype == "bf16":
-            stochastic_round_bf16_(state_BS, row_ids_B, seed=self._seed, step=step, part="state")
+            stochastic_round_bf16_(state_BS, ids_B, seed=self._seed, step=step, part="state")
 
     def replay(self, rows_BX: Tensor, last_steps: Sequence[int], rates: RateHistory, scratch_4BD: Tensor) -> None:
         """Applies the steps without gradient after each row's last (ascending), in place; versions stay."""

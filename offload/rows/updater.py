@@ -8,7 +8,8 @@ row was read. Equality with a dense optimizer is for records in fp32: a dense bf
 Shape suffixes: U rows, D columns of a row, C slots, W words of a record, X words of a record in fp32.
 """
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,16 +29,35 @@ _BEFORE_THERE_WAS_A_CHOICE = {"offload.optimizer.state_dtype": "fp32"}
 """Settings that old checkpoints do not name."""
 
 
-class RowPass(Protocol):
+Got = TypeVar("Got")
+
+
+class RowPass(Protocol[Got]):
     """How rows are read and updated where they are. Every implementation gives the same bits."""
 
-    def read(self, placed: PlacedRecords) -> RowValues:
-        """The rows' weights with all applied steps. The slots are left as they are."""
+    def read(self, placed: PlacedRecords) -> tuple[RowValues, Got]:
+        """The rows' weights with all applied steps, and what an update of the same rows starts from, until the next
+        call. The slots are left as they are."""
 
     def update(
-        self, placed: PlacedRecords, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
+        self, placed: PlacedRecords, got: Got, gradient_UD: Tensor, row_ids_U: Tensor | None, gradient_scale: float
     ) -> None:
-        """Applies the last of the applied steps to the rows of the last `read`."""
+        """Applies the last of the applied steps to rows that were read."""
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Rows in their slots, as they were read.
+
+    Attributes:
+        placed: where they are.
+        weights: with all applied steps, where they are stored if that is possible; the next read may overwrite others.
+        got: what the update starts from.
+    """
+
+    placed: PlacedRecords
+    weights: RowValues
+    got: Any
 
 
 class RowUpdater:
@@ -64,7 +84,7 @@ class RowUpdater:
         self._take_rates(RateHistory())
 
     def catch_up(self, records_UX: Tensor) -> None:
-        """Replays, in place, the applied steps that the rows missed (`untouched_rows: exact`).
+        """Replays, in place, the applied steps that the rows missed, unless `untouched_rows` is `lazy`.
 
         For unpacked records of U rows in order; `read` does the same for rows in their slots. Always in plain PyTorch
         on the CPU: what the kernels are compared with.
@@ -90,47 +110,44 @@ class RowUpdater:
         self._in_order.update_current(reference_UX, gradient_UD.cpu(), None if row_ids_U is None else row_ids_U.cpu())
         records_UX.copy_(reference_UX)
 
-    def read(self, records_CW: Tensor, slots_U: Tensor) -> RowValues:
+    def read(self, records_CW: Tensor, slots_U: Tensor) -> ReadRows:
         """The weights of the rows in these slots with all applied steps. The slots are left as they are.
 
         Args:
             records_CW: a window or a whole shard.
             slots_U: int64, unique.
-
-        Returns:
-            the weights, where they are stored if that is possible; the next call may overwrite others.
         """
-        return self._in_slots.read(PlacedRecords(self._layout, records_CW, slots_U))
+        placed = PlacedRecords(self._layout, records_CW, slots_U)
+        return ReadRows(placed, *self._in_slots.read(placed))
 
     def look_at(self, records_UW: Tensor) -> RowValues:
         """The weights with all applied steps, of records of U rows in order, which stay as they are.
 
         The next call may overwrite the weights; `read` does not. Nor does this overwrite what `update_at` works on.
         """
-        return self._aside.read(PlacedRecords.in_order(self._layout, records_UW))
+        weights, _ = self._aside.read(PlacedRecords.in_order(self._layout, records_UW))
+        return weights
 
     def update_at(
         self,
-        records_CW: Tensor,
-        slots_U: Tensor,
+        rows: ReadRows,
         gradient_UD: Tensor,
         lr: float,
         row_ids_U: Tensor | None = None,
         *,
         gradient_scale: float = 1.0,
     ) -> None:
-        """Applies one step to the rows of the last `read`, and sets their version to its number.
+        """Applies one step to rows in their slots, and sets their version to its number.
 
         Args:
-            records_CW, slots_U: as they were read, with no update since.
+            rows: that were read last, with no update since.
             gradient_UD: fp32, summed over all lookups and ranks.
             lr: the backbone's learning rate.
             row_ids_U: int64, job-wide; bf16 rows need them.
             gradient_scale: the gradient is first multiplied by it.
         """
         self._rates.append(lr * self._config.lr_factor)
-        placed = PlacedRecords(self._layout, records_CW, slots_U)
-        self._in_slots.update(placed, gradient_UD, row_ids_U, gradient_scale)
+        self._in_slots.update(rows.placed, rows.got, gradient_UD, row_ids_U, gradient_scale)
 
     @property
     def applied(self) -> int:
@@ -171,13 +188,13 @@ class RowUpdater:
     def _open_blocks(self, rates: RateHistory) -> BlockUpdates:
         return BlockUpdates(self._optimizer, self._layout, rates, self._stored.seed)
 
-    def _open_pass(self, rates: RateHistory) -> RowPass:
-        stored, kernels = self._stored, None
+    def _open_pass(self, rates: RateHistory) -> RowPass[Any]:
+        stored = self._stored
         if stored.device.type == "cuda":
             kernels = self._optimizer.triton(rates, stored)
         elif compiled_loops.available():
             kernels = self._optimizer.compiled(rates, stored)
-        if not kernels:
+        else:
             return self._open_blocks(rates)
         dim = self._layout.dim
         state_size = self._optimizer.state_size(dim) if self._optimizer.replays else None

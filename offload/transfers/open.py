@@ -14,8 +14,9 @@ from torch import Tensor
 from kernels.records import PROGRAMS
 from offload.config import OffloadConfig
 from offload.device.streams import Streams, streams_of
+from offload.errors import Unavailable
+from offload.host.cores import usable_cores
 from offload.host.limits import local_ranks
-from offload.host.memory import cores
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import FileTable, HostTable
 from offload.rows.shard import Shard
@@ -62,7 +63,7 @@ def open_transfers(
         tell: is told what takes long, and what was measured.
 
     Raises:
-        ValueError: this device has no such engine, or host memory cannot be pinned.
+        Unavailable: this device has no such engine, or host memory cannot be pinned.
     """
     device = window_CW.device
     engine = "cpu" if config.engine == "auto" and device.type == "cpu" else config.engine
@@ -105,11 +106,11 @@ def open_transfers(
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
     if engine == "cpu" and device.type != "cpu":
-        raise ValueError(
+        raise Unavailable(
             f"offload.engine=cpu keeps the window in host memory, but the model is on {device}: set it to auto"
         )
     if engine != "cpu" and config.emulate_link is not None:
-        raise ValueError(f"offload.emulate_link has no meaning on {device}: set it to null, or train on the CPU")
+        raise Unavailable(f"offload.emulate_link has no meaning on {device}: set it to null, or train on the CPU")
 
 
 def _seen(
@@ -184,4 +185,4 @@ def _least_in_the_way(
 
 def _staging_threads() -> int:
     """Cores for each direction's worker: a quarter of this rank's share."""
-    return max(1, min(_MAX_STAGING_THREADS, cores() // local_ranks() // 4))
+    return max(1, min(_MAX_STAGING_THREADS, usable_cores() // local_ranks() // 4))

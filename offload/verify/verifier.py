@@ -5,7 +5,7 @@ them, from a shadow that no window, fetch or write-back ever touches; what each 
 rows' owners; the sum of the gradients; the update; and, after each step, what host memory and the window hold. The
 first difference stops the run: `VerifyError` names step, row, owner and both values.
 
-Shape suffixes as in `offload.plan`; X words of a record with fp32 weights.
+Shape suffixes as in `offload.plan.plan`; X words of a record with fp32 weights.
 """
 
 import copy

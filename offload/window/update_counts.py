@@ -36,7 +36,7 @@ class UpdateCounts:
         device: the memory is near it, as the table's is.
 
     Raises:
-        ValueError: the system refuses the memory.
+        Unavailable: the system refuses the memory.
     """
 
     def __init__(self, num_rows: int, device: torch.device) -> None:

@@ -20,9 +20,8 @@ import offload.transfers.staged
 import offload.transfers.zero_copy
 import offload.window.interface
 import offload.window.store
-from kernels.gather.values import RowValues
 from offload.rows.records import RecordLayout, RowInit
-from offload.rows.updater import RowUpdater
+from offload.rows.updater import ReadRows, RowUpdater
 from offload.step import Step
 from offload.tables import EngramTables
 from offload.window.resident import ResidentStore
@@ -236,8 +235,8 @@ class _Emulation:
         with self.streams.use(self.side):
             yield
 
-    def _read(self, read: Callable[..., RowValues]) -> Callable[..., RowValues]:
-        def reading(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor) -> RowValues:
+    def _read(self, read: Callable[..., ReadRows]) -> Callable[..., ReadRows]:
+        def reading(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor) -> ReadRows:
             with self.simulation.uncharged():
                 found = read(updater, records_CW, slots_U)
             aside = self.variant.values_aside
@@ -278,9 +277,10 @@ class _Emulation:
         rows, moved = self.hardware.rows, self.workload.record_bytes / self.hardware.device.memory_bytes_per_second
         row_seconds = rows.update_seconds - max(0.0, rows.read_seconds - moved)
 
-        def updating(updater: RowUpdater, records_CW: Tensor, slots_U: Tensor, *args: Any, **how: Any) -> None:
+        def updating(updater: RowUpdater, read: ReadRows, *args: Any, **how: Any) -> None:
+            slots_U = read.placed.slots_U
             with self.simulation.uncharged():
-                update(updater, records_CW, slots_U, *args, **how)
+                update(updater, read, *args, **how)
             self._note(self._launch("rows", len(slots_U) * row_seconds), ("slot", slots_U), ("slot", slots_U))
 
         return updating

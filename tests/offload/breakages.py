@@ -15,6 +15,7 @@ from kernels.gather.values import RowValues
 from offload import gradients as gradients_module
 from offload import step as step_module
 from offload.plan.plan import ModulePlan, Plan
+from offload.rows.updater import ReadRows
 from offload.tables import EngramTables
 from offload.window.open import open_directory
 from offload.window.store import WindowStore
@@ -105,9 +106,8 @@ def not_caught_up(tables: EngramTables, step: int) -> AbstractContextManager[obj
     """Rows used without the steps that they missed."""
     read = tables._shard.updater.read
 
-    def as_stored(records: Tensor, slots: Tensor) -> RowValues:
-        read(records, slots)
-        return RowValues(tables._shard.layout.weights(records)[slots].float())
+    def as_stored(records: Tensor, slots: Tensor) -> ReadRows:
+        return replace(read(records, slots), weights=RowValues(tables._shard.layout.weights(records)[slots].float()))
 
     return mock.patch.multiple(tables._shard.updater, read=as_stored, catch_up=lambda records: None)
 

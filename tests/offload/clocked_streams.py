@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offload.rows.updater import ReadRows
 from offload.tables import EngramTables
 from offload.transfers import open as transfers
 from offload.transfers import zero_copy as transfers_zero_copy
@@ -205,8 +206,8 @@ def watch_updates(tables: EngramTables, streams: ClockedStreams) -> None:
         streams.work(reads=[("slot", slots_U)])
         return read(records_CW, slots_U, *args, **keywords)
 
-    def updating(records_CW: Tensor, slots_U: Tensor, *args: Any, **keywords: Any) -> Any:
-        streams.work(writes=[("slot", slots_U)])
-        return update(records_CW, slots_U, *args, **keywords)
+    def updating(rows: ReadRows, *args: Any, **keywords: Any) -> None:
+        streams.work(writes=[("slot", rows.placed.slots_U)])
+        update(rows, *args, **keywords)
 
     updater.read, updater.update_at = reading, updating  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from kernels.gather import gather
 from kernels.records.row_init import initial_rows
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+from offload.optimizers import OPTIMIZERS as REGISTRY
 from offload.tables import EngramTables
 from tests.distributed import run_ranks
 from tests.offload.tables_job import DIM, Addresses, Job, Outcome, open_tables, run_job, run_jobs, train_step
@@ -26,6 +27,7 @@ OPTIMIZERS = {
     "rmsprop-lazy": TableOptimizerConfig(type="rowwise_rmsprop", untouched_rows="lazy"),
     "sgd": TableOptimizerConfig(type="sgd"),
 }
+assert {each.type for each in OPTIMIZERS.values()} == REGISTRY.keys()
 TABLES = {name: OffloadConfig(optimizer=optimizer) for name, optimizer in OPTIMIZERS.items()} | {
     "adam-exact-bf16": OffloadConfig(optimizer=OPTIMIZERS["adam-exact"], row_dtype="bf16"),
     "adam-lazy-bf16-exchange": OffloadConfig(optimizer=OPTIMIZERS["adam-lazy"], exchange_dtype="bf16"),
@@ -201,7 +203,7 @@ def test_a_module_that_got_no_gradient_is_updated_with_zeros() -> None:
         tables.close()
 
 
-def test_a_step_that_was_neither_applied_nor_skipped_blocks_the_next() -> None:
+def test_a_step_that_was_neither_applied_nor_skipped_blocks_the_next_and_none_is_left_out() -> None:
     tables = open_tables(Job(), OffloadConfig())
     try:
         step = tables.begin(0)
@@ -212,6 +214,8 @@ def test_a_step_that_was_neither_applied_nor_skipped_blocks_the_next() -> None:
         step.skip()
         with pytest.raises(RuntimeError, match="step 0 was applied or skipped"):
             step.skip()
+        with pytest.raises(RuntimeError, match="step 2 does not follow step 0"):
+            tables.begin(2)
         tables.begin(1).skip()
     finally:
         tables.close()

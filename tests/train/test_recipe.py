@@ -168,7 +168,7 @@ class Notes:
 def train(setting: Setting, steps: int) -> dict[str, Any]:
     """Trains through the real loop, engine and tables."""
     from train.engine import Engine
-    from train.evaluation import HeldOut
+    from train.loaders import HeldOut
     from train.tables import open_tables
     from train.trainer import Trainer
 

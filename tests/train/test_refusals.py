@@ -32,10 +32,10 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_spike_does_not_join_the_updates_that_later_steps_are_compared_with(judge: Any) -> None:
     its, _ = judge(on_spike="skip", spike_window=4, spike_sigma=1.0)
-    assert [its.why(1.0, 1.0) for _ in range(4)] == [None] * 4
+    assert [its.judge(1.0, 1.0) for _ in range(4)] == [None] * 4
     for _ in range(4):
-        assert "is a spike" in its.why(100.0, 1.0)
-        assert "is not finite" in its.why(1.0, float("inf"))
+        assert "is a spike" in its.judge(100.0, 1.0)
+        assert "is not finite" in its.judge(1.0, float("inf"))
     assert its.recent == [(1.0, 1.0)] * 4
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.index import Range, RowRange
-from train.checkpoint.saved_image import Home, Rows, SavedImage
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows
 from train.checkpoint.together import together
 from train.optim.pieces import Beginning, StatePiece, TensorInfo
 
@@ -78,12 +78,12 @@ class Delivery:
             place = places[number]
             yield StatePiece(place.tensor, place.start, data.view(self.tensors[place.tensor].dtype))
 
-    def rows(self, wanted: Callable[[RowRange], bool]) -> Iterator[Rows]:
+    def rows(self, wanted: Callable[[RowRange], bool]) -> Iterator[SavedRows]:
         """The rows of the spans for which `wanted` is true; as `pieces`, with those of a full save before others."""
         spans = self._image.spans
         for _, parts in self._delivered(spans, [wanted(span) for span in spans], self._tensors_of_rows):
             ids_N, records = parts[0].view(torch.int64), parts[1].view(torch.float32)
-            yield Rows(ids_N, records.view(len(ids_N), -1), *parts[2:])
+            yield SavedRows(ids_N, records.view(len(ids_N), -1), *parts[2:])
 
     def _tensors_of_rows(self, span: RowRange) -> list[Tensor]:
         return [part for part in self._image.rows(span) if part is not None]

@@ -9,7 +9,7 @@ They have no checksums: the only faults found are what the safetensors library r
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, check_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, check_rows
 from train.checkpoint.tensor_files import DTYPES
 from train.errors import UserError
 from train.optim.pieces import StatePiece, TensorInfo
@@ -33,8 +33,8 @@ BACKBONE_FILE = "backbone.safetensors"
 _STATE_KEYS = {"format", "step", "steps_applied", "model", "addresses", "data", "tables", "table_files"}
 
 
-class Format1Image:
-    """A checkpoint of the first format, as `train.checkpoint.saved_image.SavedImage` says."""
+class Format1Image(SavedImage):
+    """A checkpoint of the first format."""
 
     bare = False
 
@@ -82,9 +82,6 @@ class Format1Image:
         """See `SavedImage.tensors`."""
         return self.manifest.infos()
 
-    def beginning(self, tensor: str) -> None:
-        """See `SavedState.beginning`: all must be there."""
-
     @property
     def bytes(self) -> int:
         """See `SavedImage.bytes`."""
@@ -106,22 +103,18 @@ class Format1Image:
             values = file.get_tensor(place.tensor).view(-1)
         return StatePiece(place.tensor, place.start, values[place.start : place.start + place.count])
 
-    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`."""
-        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
-
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         rows = self.mapped_rows(span)
         tables = self.manifest.tables
         check_rows(span, rows, applied=len(tables["learning_rates"]) if tables else 0)
         return rows
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         number = self._numbers[span.file, span.first]
         with self._open(span.file) as file:
-            return Rows(file.get_tensor(f"ids.{number}"), file.get_tensor(f"records.{number}"))
+            return SavedRows(file.get_tensor(f"ids.{number}"), file.get_tensor(f"records.{number}"))
 
     def faults(self) -> Iterator[str]:
         """See `SavedImage.faults`."""

@@ -5,7 +5,7 @@ adds to the folder's (Engram, hyper-connections) is not there, and begins as `be
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from train.checkpoint.index import Range, RowRange
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.parts import PIECE_BYTES
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedParts
+from train.checkpoint.saved_image import Home, SavedImage, SavedParts, SavedRows
 from train.errors import UserError
 from train.huggingface.block_scaled import BlockScaled, weights_of
 from train.huggingface.folder import Stored, TensorFolder
@@ -32,7 +32,7 @@ from train.optim.pieces import BUFFER, WEIGHT, Beginning, StatePiece, TensorInfo
 _ADDED = {"engram_projections", "engram_vectors", "hyper_connections"}
 
 
-class HuggingFaceImage:
+class HuggingFaceImage(SavedImage):
     """See `train.checkpoint.saved_image.SavedImage`.
 
     Raises:
@@ -41,10 +41,10 @@ class HuggingFaceImage:
 
     bare = True
     steps = 0
+    images: tuple[SavedParts, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path, self.here = path, frozenset([0])
-        self.images: tuple[SavedParts, ...] = ()
         try:
             self._folder = TensorFolder(path)
             self.settings: Settings = settings_of(self._folder.config)
@@ -98,16 +98,12 @@ class HuggingFaceImage:
         start, stored = self._stored[place.file]
         return StatePiece(place.tensor, place.start, stored.elements(place.start - start, place.count).float())
 
-    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`."""
-        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
-
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`; the records are weights alone, [N, D]."""
         first, table = self._row_files[span.file]
-        return Rows(torch.arange(span.first, span.last + 1), table.rows(span.first - first, span.count))
+        return SavedRows(torch.arange(span.first, span.last + 1), table.rows(span.first - first, span.count))
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         return self.rows(span)
 

@@ -11,11 +11,11 @@ from train.checkpoint.listing import held_ranks
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.part_reader import PartReader
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, check_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, check_rows
 from train.optim.pieces import StatePiece, TensorInfo, check_covered
 
 
-class Image:
+class Image(SavedImage):
     """A checkpoint of today's format. Opening it reads manifest and indices; see `train.checkpoint` for the files.
 
     Args:
@@ -46,9 +46,6 @@ class Image:
     def tensors(self) -> dict[str, TensorInfo]:
         """See `SavedImage.tensors`."""
         return self.manifest.infos()
-
-    def beginning(self, tensor: str) -> None:
-        """See `SavedState.beginning`: all must be there."""
 
     @property
     def bytes(self) -> int:
@@ -87,14 +84,10 @@ class Image:
         """See `SavedImage.piece`."""
         return StatePiece(place.tensor, place.start, self._files.read(place.file, place.name, place.sum))
 
-    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`."""
-        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
-
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         ids, records = span.names
-        rows = Rows(
+        rows = SavedRows(
             self._files.read(span.file, ids, span.ids_sum),
             self._files.read(span.file, records, span.records_sum),
             self._files.read(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,
@@ -102,10 +95,10 @@ class Image:
         check_rows(span, rows, applied=self._applied)
         return rows
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         ids, records = span.names
-        return Rows(
+        return SavedRows(
             self._files.mapped(span.file, ids, span.ids_sum),
             self._files.mapped(span.file, records, span.records_sum),
             self._files.mapped(span.file, span.counts_name, span.counts_sum) if span.counts_sum else None,

@@ -1,6 +1,6 @@
 """A save of the rows that were updated since a full one, read as one image with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,12 +9,12 @@ from train.checkpoint.checked import Damaged
 from train.checkpoint.image import Image
 from train.checkpoint.index import Range, RowRange
 from train.checkpoint.piece_list import PieceList
-from train.checkpoint.saved_image import Home, Rows, SavedImage, find_rows
+from train.checkpoint.saved_image import Home, SavedImage, SavedRows, find_rows
 from train.optim.pieces import StatePiece, TensorInfo
 
 
-class Increment:
-    """A checkpoint (see `SavedImage`): a backbone of its own, and its rows over the base's.
+class Increment(SavedImage):
+    """A checkpoint: a backbone of its own, and its rows over the base's.
 
     Args:
         own: what was saved.
@@ -50,9 +50,6 @@ class Increment:
         """See `SavedImage.tensors`."""
         return self.own.tensors
 
-    def beginning(self, tensor: str) -> None:
-        """See `SavedState.beginning`: all must be there."""
-
     @property
     def bytes(self) -> int:
         """See `SavedImage.bytes`; the base's are left out."""
@@ -76,17 +73,13 @@ class Increment:
         """See `SavedImage.piece`."""
         return self.own.piece(place)
 
-    def pieces(self, wanted: Callable[[str, int, int], bool]) -> Iterator[StatePiece]:
-        """See `SavedImage.pieces`."""
-        return self.own.pieces(wanted)
-
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.rows`."""
         image = self._image(span)
         with self._naming(image):
             return image.rows(span)
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """See `SavedImage.mapped_rows`."""
         image = self._image(span)
         with self._naming(image):
@@ -111,7 +104,7 @@ class Increment:
             raise Damaged(f"{image.path.name}: {error}" if image is self.base else str(error)) from None
 
 
-def rows_once(image: SavedImage) -> Iterator[Rows]:
+def rows_once(image: SavedImage) -> Iterator[SavedRows]:
     """All rows of a checkpoint as it stands, each once.
 
     Raises:
@@ -122,5 +115,5 @@ def rows_once(image: SavedImage) -> Iterator[Rows]:
         rows = image.rows(span)
         if isinstance(image, Increment) and number < of_base:
             kept_N = ~find_rows(image.own, rows.ids_N, torch.empty_like(rows.records_NW))
-            rows = Rows(rows.ids_N[kept_N], rows.records_NW[kept_N])
+            rows = SavedRows(rows.ids_N[kept_N], rows.records_NW[kept_N])
         yield rows

@@ -14,7 +14,7 @@ from train.checkpoint.piece_list import PieceList
 from train.optim.pieces import Beginning, StatePiece, TensorInfo
 
 
-class Rows(NamedTuple):
+class SavedRows(NamedTuple):
     """Rows of the tables.
 
     Attributes:
@@ -78,7 +78,8 @@ class SavedImage(Protocol):
         """The backbone's tensors, by name; see `train.optim.pieces.StatePiece`."""
 
     def beginning(self, tensor: str) -> Beginning | None:
-        """See `train.optim.pieces.SavedState.beginning`."""
+        """See `train.optim.pieces.SavedState.beginning`: of a run's checkpoint all must be there."""
+        return None
 
     @property
     def bytes(self) -> int:
@@ -110,22 +111,23 @@ class SavedImage(Protocol):
         Raises:
             Damaged: one is not what was saved.
         """
+        return (self.piece(place) for place in self.ranges if wanted(place.tensor, place.start, place.count))
 
-    def rows(self, span: RowRange) -> Rows:
+    def rows(self, span: RowRange) -> SavedRows:
         """Reads rows of the tables.
 
         Raises:
             Damaged: they are not what was saved.
         """
 
-    def mapped_rows(self, span: RowRange) -> Rows:
+    def mapped_rows(self, span: RowRange) -> SavedRows:
         """The same, memory-mapped: to pick some of them."""
 
     def faults(self) -> Iterator[str]:
         """Reads every byte that is here; yields what is wrong, once per file."""
 
 
-def check_rows(span: RowRange, rows: Rows, *, applied: int) -> None:
+def check_rows(span: RowRange, rows: SavedRows, *, applied: int) -> None:
     """Raises Damaged if rows are not those of `span`, do not ascend, or have more updates than the `applied` ones."""
     ids_N, versions_N = rows.ids_N, rows.records_NW.view(torch.int32)[:, -1]
     if (int(ids_N[0]), int(ids_N[-1]), len(ids_N), len(versions_N)) != (span.first, span.last, span.count, span.count):
@@ -155,7 +157,7 @@ def find_counts(image: SavedImage, ids_U: Tensor) -> Tensor:
     return counts_U
 
 
-def _held(image: SavedImage, ids_U: Tensor) -> Iterator[tuple[slice, Rows, Tensor, Tensor]]:
+def _held(image: SavedImage, ids_U: Tensor) -> Iterator[tuple[slice, SavedRows, Tensor, Tensor]]:
     """For each span that may have some of the ids: which of them, its rows, the places of those it has, and which."""
     if not len(ids_U):
         return

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from train.checkpoint.checked import Damaged
 from train.checkpoint.listing import (
@@ -18,6 +18,7 @@ from train.checkpoint.listing import (
 )
 from train.checkpoint.open import Standing, open_image, standing
 from train.errors import UserError
+from train.files import lock_file
 from train.run_folder import LOCK_FILE
 
 
@@ -112,9 +113,10 @@ def prune(run: Path, *, keep: int, keep_every: int | None, dry_run: bool) -> Pru
 
     Raises:
         UserError: the run is at work, or no checkpoint is intact.
+        OSError: the folder cannot be written.
     """
     try:
-        lock = FileLock(run / LOCK_FILE).acquire(timeout=0)
+        lock = lock_file(run / LOCK_FILE).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{run}: a run is at work in it and lets go of checkpoints itself (checkpoint.keep)") from None
     with lock:

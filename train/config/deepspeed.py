@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from train.config.deepspeed_keys import OWNED_KEYS, UNSUPPORTED_EXPERT_KEYS, UNSUPPORTED_KEYS, UNSUPPORTED_ZERO_KEYS
+from train.errors import UserError
 
 
 class OffloadOptimizerConfig(
@@ -141,7 +142,7 @@ class DeepSpeedConfig(
         return self
 
     def check(self, world_size: int, num_experts: int | None) -> None:
-        """Raises ValueError with one line if the ranks or the model's experts cannot be divided as asked.
+        """Raises UserError if the ranks or the model's experts cannot be divided as asked.
 
         Args:
             world_size: ranks of the job.
@@ -151,10 +152,10 @@ class DeepSpeedConfig(
         if not self.expert_parallel.enabled:
             return
         if num_experts is None:
-            raise ValueError("deepspeed.expert_parallel is enabled, but the model has no experts (model.moe)")
+            raise UserError("deepspeed.expert_parallel is enabled, but the model has no experts (model.moe)")
         for what, number in (("model.moe.num_experts", num_experts), ("the number of ranks", world_size)):
             if number % size:
-                raise ValueError(
+                raise UserError(
                     f"deepspeed.expert_parallel.autoep_size {size} does not divide {what}, {number}: "
                     f"choose one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
                 )

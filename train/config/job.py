@@ -1,4 +1,4 @@
-"""A job's config: one section per room, each validated by the schema beside the code that it configures."""
+"""A job's config: a schema for each section; those of model, tables, data and optimizer are beside their code."""
 
 import json
 from typing import Any, Literal
@@ -49,7 +49,8 @@ class TrainConfig(
     micro_batch_size: int = Field(8, ge=1, le=10_000_000)
     """Sequences that a rank computes at once; gradients accumulate over its share of a step."""
     dtype: Literal["bf16", "fp32"] = "fp32"
-    """Arithmetic of the backbone. Master weights, optimizer state and table rows are fp32 either way."""
+    """Arithmetic of the backbone. Master weights and optimizer state are fp32 either way; `offload.row_dtype` is for
+    table rows."""
     gradient_clipping: float | None = Field(1.0, gt=0)
     """Largest norm of the raw gradient of backbone and tables together; null: no clipping."""
     recompute: bool = False

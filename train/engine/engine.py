@@ -61,7 +61,7 @@ class Engine:
                 then around them and not within; None leaves every submodule its own.
 
         Raises:
-            ValueError: the world size or the model does not fit the `deepspeed` section.
+            UserError: the world size or the model does not fit the `deepspeed` section.
         """
         world_size = dist.get_world_size()
         deepspeed_config.check(world_size, getattr(getattr(model, "config", None), "n_routed_experts", None))
@@ -153,20 +153,19 @@ class Engine:
         if not self._finite:
             raise RuntimeError("the step's gradients are not finite: it can only be skipped")
         self._optimizer.set_lr_factor(lr_factor)
-        self._finish_step(gradient_scale)
+        with self._optimizer.updating(gradient_scale):
+            self._end_step()
         self.steps += 1
 
     def skip_step(self) -> None:
         """Drops the step's gradients; weights, optimizer state and `steps` keep their bits. Collective."""
         self._require_all_micro_batches()
-        self._finish_step(None)
+        self._end_step()
 
-    def _finish_step(self, gradient_scale: float | None) -> None:
-        self._optimizer.gradient_scale = gradient_scale
+    def _end_step(self) -> None:
         try:
             self._engine.step()
         finally:
-            self._optimizer.gradient_scale = None
             self._finite, self._micro_batch = None, 0
 
     def _require_all_micro_batches(self) -> None:

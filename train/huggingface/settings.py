@@ -6,7 +6,6 @@ from typing import Any
 from train.errors import UserError
 from train.huggingface.config import BRANCH_KEYS, DEEPSEEK_V3, ENGRAM, ENGRAM_KEYS, LATENT_EPS
 
-_SECTIONS = ("attention", "moe")
 _FROM = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",

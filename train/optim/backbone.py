@@ -4,7 +4,8 @@ Whatever wraps it (plain data parallelism, any ZeRO stage), the wrapper hands it
 before the step. That makes it the one place to apply the clip and to drop a step, the same for every ZeRO stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ MUON_STATES = ("momentum_buffer",)
 class BackboneOptimizer(torch.optim.AdamW):
     """Muon for the groups marked `muon`, AdamW for the others; decoupled weight decay in both.
 
-    Does nothing until `gradient_scale` is set: wrappers may call `step` while they are built.
+    `step` updates within `updating` alone: wrappers call it while they are built too, and for steps that are skipped.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> None:
@@ -32,8 +33,7 @@ class BackboneOptimizer(torch.optim.AdamW):
             config: hyperparameters.
         """
         super().__init__(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
-        self.gradient_scale: float | None = None
-        """Factor on the gradients of the next `step`; None: that step changes nothing."""
+        self._gradient_scale: float | None = None  # within `updating`
         self._config = config
         self._orthogonalizers: dict[Tensor, Orthogonalizer] = {}
         self._newton_schulz_dtype = torch.float32
@@ -70,15 +70,24 @@ class BackboneOptimizer(torch.optim.AdamW):
             if "step" in state:
                 state["step"].fill_(steps)
 
+    @contextmanager
+    def updating(self, gradient_scale: float) -> Iterator[None]:
+        """Within, `step` updates, with gradients multiplied by `gradient_scale`."""
+        self._gradient_scale = gradient_scale
+        try:
+            yield
+        finally:
+            self._gradient_scale = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates the parameters that are in the groups now, from their `.grad`, which is scaled in place."""
-        if self.gradient_scale is None:
+        if self._gradient_scale is None:
             return
         groups = self.param_groups
         for parameter in (parameter for group in groups for parameter in group["params"]):
-            if self.gradient_scale != 1.0 and parameter.grad is not None:
-                parameter.grad.mul_(self.gradient_scale)
+            if self._gradient_scale != 1.0 and parameter.grad is not None:
+                parameter.grad.mul_(self._gradient_scale)
         try:
             self.param_groups = [group for group in groups if not group["muon"]]
             super().step(closure)

@@ -6,7 +6,7 @@ from train.config.job import JobConfig
 from train.data.batches.loader import Loader
 from train.data.phases import begun_at
 from train.data.stores.shards import ShardedTokens
-from train.evaluation import HeldOut
+from train.loaders import HeldOut
 from train.optim.schedule import lr_factor
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.data.batches.batch import Batch
+from train.forward import sent
 
 
 class SourceLosses:
@@ -36,7 +37,7 @@ class SourceLosses:
         # A product, since sums in the order of arrival would differ from run to run.
         of_SB = (torch.arange(len(self._names))[:, None] == batch.sources_B).double()
         self._labels_S += of_SB @ (batch.labels_BT >= 0).sum(dim=1).double()
-        there_SB = of_SB.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else of_SB
+        there_SB = sent(of_SB, self._device)
 
         def add(losses_BT: Tensor) -> None:
             self._losses_S += there_SB @ losses_BT.detach().double().sum(dim=1)

@@ -11,6 +11,7 @@ from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from train.files import new_file
 from train.run_folder import LOG_FILE
 
 SUMMARY_FILE = "summary.json"
@@ -101,7 +102,8 @@ class Summary:
 
     def save(self, folder: Path) -> None:
         """Keeps the figures in the run's folder, and the text in its log."""
-        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        with new_file(folder / SUMMARY_FILE) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             print(self, file=log)
 

@@ -15,7 +15,8 @@ from model.decoding import Texts, decoding
 from model.transformer import LanguageModel
 from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
-from train.evaluation import Model, RowSource
+from train.forward import Model
+from train.row_source import RowSource
 
 NOT_FINITE = -1
 """Stands for a token where none can be drawn."""
@@ -182,9 +183,7 @@ def continuation(
     for _ in range(num_tokens):
         # A vocabulary may be padded beyond the tokenizer's.
         logits_V = decoder.append(new)[: tokenizer.vocab_size]
-        token = agreed(draw(logits_V, temperature, top_k, generator, top_p))
-        if token == NOT_FINITE:
-            raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+        token = drawn(agreed(draw(logits_V, temperature, top_k, generator, top_p)))
         if token == tokenizer.eos_id:
             return
         yield token
@@ -212,3 +211,10 @@ def draw(
         share = share * (share.cumsum(0) - share < top_p)
     chosen = torch.multinomial(share, 1, generator=generator)
     return int(chosen if likeliest is None else likeliest.indices[chosen])
+
+
+def drawn(token: int) -> int:
+    """What `draw` gave, where it is a token; otherwise raises NotFinite."""
+    if token == NOT_FINITE:
+        raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+    return token

@@ -19,9 +19,9 @@ from lm_eval.models.utils import (
     truncate_tokens,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from train.errors import UserError
+from train.progress import Progress
 from train.use.generation import TextBatch
 from train.use.likelihood import Likelihood, Pair, suitable_tokens
 from train.use.saved_run import SavedRun
@@ -120,7 +120,7 @@ class HarnessModel(TemplateLM):
 
     def _scored(self, pairs: list[Pair], quiet: bool) -> list[tuple[float, bool]]:
         with self._progress(len(pairs), "scoring", quiet) as bar:
-            return self._likelihood.of(pairs, bar.update)
+            return self._likelihood.of(pairs, bar.advance)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues texts until a stop text, the end of the document or the number of tokens asked for."""
@@ -139,7 +139,7 @@ class HarnessModel(TemplateLM):
                 vocab_size=self._text.vocab_size,
                 eos_id=self.eot_token_id,
                 batch_tokens=self._batch_tokens,
-                done=bar.update,
+                done=bar.advance,
             )
         answers: list[str] = []
         for request, each, ends in zip(requests, asked, stops, strict=True):
@@ -147,8 +147,8 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
 
-    def _progress(self, total: int, what: str, quiet: bool) -> Any:
-        return tqdm(total=total, desc=what, disable=quiet or self._rank != 0)
+    def _progress(self, total: int, what: str, quiet: bool) -> Progress:
+        return Progress(what, total, active=not quiet and self._rank == 0)
 
     def _generator(self, request: Any, repeat: int) -> torch.Generator:
         """Of the draws of a request's n-th answer."""

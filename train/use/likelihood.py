@@ -3,7 +3,7 @@
 Shape suffixes: B texts, T tokens, D hidden, N tokens that are predicted, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from model.transformer import LanguageModel
 from train.checkpoint.saved_tables import SavedTables
 from train.errors import UserError
+from train.use.batches import in_batches
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, at least one, and of what continues it."""
@@ -60,7 +61,7 @@ class Likelihood:
             # The last token predicts nothing.
             places.setdefault(tuple((context + asked)[-self._max_length - 1 : -1]), []).append(number)
         found: dict[int, Found] = {}
-        for batch in in_batches(places, self._batch_tokens):
+        for batch in in_batches(sorted(places), len, self._batch_tokens):
             numbers = [(row, number) for row, ids in enumerate(batch) for number in places[ids]]
             found |= self._score(batch, [(row, number, pairs[number][1]) for row, number in numbers])
             done(len(numbers))
@@ -102,15 +103,3 @@ class Likelihood:
         logits_NV = self._model.lm_head(hidden_ND).float()
         logs_N = logits_NV.log_softmax(-1).gather(1, wanted_N.unsqueeze(1))[:, 0]
         return logs_N, logits_NV.argmax(-1) == wanted_N
-
-
-def in_batches(inputs: Iterable[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """The inputs, longest first, in batches of at most `tokens` with padding, or of one input."""
-    batch: list[tuple[int, ...]] = []
-    for ids in sorted(inputs, key=lambda ids: (-len(ids), ids)):
-        if batch and (len(batch) + 1) * len(batch[0]) > tokens:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch

@@ -11,7 +11,8 @@ from model.transformer import LanguageModel
 from offload.tables import EngramTables
 from train.data.tokenization.tokenizer import Tokenizer
 from train.engine import Engine
-from train.evaluation import TrainedRows, evaluating
+from train.evaluation import evaluating
+from train.row_source import TrainedRows
 from train.use.generation import Decoder, NotFinite, continuation
 
 

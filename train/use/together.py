@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from train.use.generation import NOT_FINITE, NotFinite, TextBatch, draw
+from train.use.batches import in_batches
+from train.use.generation import TextBatch, draw, drawn
 
 
 @dataclass
@@ -57,13 +58,7 @@ def continue_together(
     Raises:
         NotFinite: a token cannot be drawn.
     """
-    batch: list[Asked] = []
-    for each in sorted(asked, key=lambda each: -each.longest):
-        if batch and (len(batch) + 1) * batch[0].longest > batch_tokens:
-            _continue(open_batch, batch, vocab_size, eos_id, done)
-            batch = []
-        batch.append(each)
-    if batch:
+    for batch in in_batches(asked, lambda each: each.longest, batch_tokens):
         _continue(open_batch, batch, vocab_size, eos_id, done)
 
 
@@ -89,9 +84,7 @@ def _continue(
 
 def _ended(asked: Asked, logits_V: torch.Tensor, eos_id: int) -> bool:
     """Draws a text's next token; returns whether the text ends there."""
-    token = draw(logits_V, asked.temperature, asked.top_k, asked.generator, asked.top_p)
-    if token == NOT_FINITE:
-        raise NotFinite("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+    token = drawn(draw(logits_V, asked.temperature, asked.top_k, asked.generator, asked.top_p))
     if token == eos_id:
         return True
     asked.found.append(token)

@@ -102,5 +102,5 @@ def test_decay_ends_where_nothing_changes_any_more() -> None:
 
 @OPTIMIZERS
 def test_bf16_rows_without_ids_are_refused(optimizer: str) -> None:
-    with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
+    with pytest.raises(ValueError, match="rounded by their ids, but none are given"):
         update(optimizer, torch.zeros(3, 5), torch.arange(2), torch.zeros(2, 5), bf16=True)

@@ -115,7 +115,7 @@ def test_ranks_that_could_never_meet_are_told_within_seconds(tmp_path: Path) -> 
 def test_a_rank_keeps_what_the_user_set_and_gets_its_share_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     from launch.cluster.place import Place
     from launch.cluster.started import rank_environment
-    from train.machine import usable_cores
+    from offload.host.cores import usable_cores
 
     mine = Place("torchrun", 3, 1, 4, 2, "127.0.0.1", 1234)
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "GLOO_SOCKET_IFNAME"):

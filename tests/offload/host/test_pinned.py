@@ -128,7 +128,7 @@ def test_threads_register_side_by_side_and_say_how_far_they_are(monkeypatch: pyt
 def test_a_table_is_pinned_by_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinned_memory.torch, "as_tensor", same_memory)
     monkeypatch.setattr(host_table, "PinnedMemory", partial(PinnedMemory, chunk_bytes=CHUNK))
-    monkeypatch.setattr(host_table, "cores", lambda: 9)
+    monkeypatch.setattr(host_table, "usable_cores", lambda: 9)
     monkeypatch.setattr(host_table, "local_ranks", lambda: 3)
     driver, table = MeetingDriver(3), HostTable(6 * CHUNK // 4, 1)
     table.pin(driver, CPU)

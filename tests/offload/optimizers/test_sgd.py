@@ -34,9 +34,9 @@ def trained(
     layout.weights(window)[slots] = initial().to(layout.weights(window).dtype)
     for step in range(STEPS):
         rows = used(step)
-        weights = updater.read(window, slots[rows]).tensor()
-        assert torch.equal(weights, layout.weights(window)[slots[rows]].float())
-        updater.update_at(window, slots[rows], gradient(step), lr * (1 + step % 2), rows + 2**40, gradient_scale=0.5)
+        read = updater.read(window, slots[rows])
+        assert torch.equal(read.weights.tensor(), layout.weights(window)[slots[rows]].float())
+        updater.update_at(read, gradient(step), lr * (1 + step % 2), rows + 2**40, gradient_scale=0.5)
     return window[slots], layout
 
 

@@ -119,9 +119,9 @@ def train(row_dtype: RowDtype, untouched_rows: str) -> list[list[Rounded]]:
         rows, before = used_rows(step), table.clone()
         grad = gradient(step, len(rows))
         for others in (torch.arange(ROWS), rows):  # looking at rows leaves them alone
-            updater.read(table, others)
+            read = updater.read(table, others)
         assert torch.equal(table.view(torch.int32), before.view(torch.int32))
-        updater.update_at(table, rows, grad, RATE, rows + 2**40)
+        updater.update_at(read, grad, RATE, rows + 2**40)
         true = true_update(decode(before[rows], row_dtype), step, grad.double().numpy(), untouched_rows == "exact")
         after = decode(table[rows], row_dtype)
         assert (after.versions == step).all()
@@ -160,10 +160,10 @@ def draws(seed: int, step: int, rows: int = 4000) -> list[NDArray[np.bool_]]:
     layout.version(table)[:] = step - 1
     updater.load_state(updater.state() | {"learning_rates": [RATE] * (step - 1)})
     layout.weights(table)[:] = 1.0
-    updater.read(table, torch.arange(rows))
+    read = updater.read(table, torch.arange(rows))
     # Weights, g / 2 and g^2 / 2 come to a third, a quarter and a half of the way between two neighbours.
     grad = torch.full((rows, DIM), 2 + 2.0**-8)
-    updater.update_at(table, torch.arange(rows), grad, 2.0**-8, torch.arange(rows))
+    updater.update_at(read, grad, 2.0**-8, torch.arange(rows))
     found = []
     for part in decode(table, "bf16").numbers:
         values = np.unique(part)

@@ -105,7 +105,8 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
             before = window.clone()
             updater.read(window, slot_of)
             assert torch.equal(window, before)
-        weights = updater.read(window, slot_of[rows]).tensor()
+        read = updater.read(window, slot_of[rows])
+        weights = read.weights.tensor()
         seen = layout.unpack(window[slot_of[rows]])
         updater.catch_up(seen)
         assert torch.equal(weights, layout.unpacked.weights(seen))
@@ -113,7 +114,7 @@ def test_rows_in_their_slots_get_the_bits_of_rows_in_order(
             others = slot_of[rows.flip(0)]
             assert torch.equal(updater.look_at(window[others]).tensor().flip(0), weights)
         grad = gradient(step, len(rows))
-        updater.update_at(window, slot_of[rows], grad, rate(step), ids(rows), gradient_scale=0.3)
+        updater.update_at(read, grad, rate(step), ids(rows), gradient_scale=0.3)
     expected = in_order(name, row_dtype)
     assert torch.equal(window[slot_of].view(torch.int32), expected.view(torch.int32))
     free = torch.ones(70, dtype=torch.bool).index_fill_(0, slot_of, False)
@@ -228,24 +229,24 @@ def test_a_saved_state_goes_on_with_the_same_bits(name: str, row_dtype: RowDtype
     everywhere = torch.arange(ROWS)
     for step in range(STEPS):
         rows = used_rows(step)
-        updater.read(table, rows)
-        updater.update_at(table, rows, gradient(step, len(rows)) * 0.3, rate(step), ids(rows))
+        read = updater.read(table, rows)
+        updater.update_at(read, gradient(step, len(rows)) * 0.3, rate(step), ids(rows))
         if step % 13 == 0:
             state, updater = updater.state(), RowUpdater(config, layout, seed=SEED)
             updater.load_state(state)
     assert torch.equal(table.view(torch.int32), in_order(name, row_dtype).view(torch.int32))
-    assert updater.read(table, everywhere).tensor().shape == (ROWS, DIM)
+    assert updater.read(table, everywhere).weights.tensor().shape == (ROWS, DIM)
 
 
 @pytest.mark.parametrize(("name", "row_dtype"), [("adam-exact", "bf16"), ("adam-exact-bf16-state", "fp32")])
 def test_bf16_rows_without_ids_are_refused(name: str, row_dtype: RowDtype) -> None:
     layout = RecordLayout.of(DIM, OPTIMIZERS[name], row_dtype)
     table, updater = fresh_table(layout), RowUpdater(OPTIMIZERS[name], layout)
-    with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
+    with pytest.raises(ValueError, match="rounded by their ids, but none are given"):
         updater.update(layout.unpack(table), torch.zeros(ROWS, DIM), 0.1)
-    updater.read(table, torch.arange(ROWS))
-    with pytest.raises(ValueError, match="bf16 rows are rounded by their ids, but none are given"):
-        updater.update_at(table, torch.arange(ROWS), torch.zeros(ROWS, DIM), 0.1)
+    read = updater.read(table, torch.arange(ROWS))
+    with pytest.raises(ValueError, match="rounded by their ids, but none are given"):
+        updater.update_at(read, torch.zeros(ROWS, DIM), 0.1)
 
 
 def test_another_state_dtype_is_refused_also_by_checkpoints_that_name_none() -> None:
@@ -289,7 +290,6 @@ def test_no_rows(name: str, row_dtype: RowDtype) -> None:
     layout = RecordLayout.of(DIM, OPTIMIZERS[name], row_dtype)
     updater, window = RowUpdater(OPTIMIZERS[name], layout), torch.zeros(3, layout.words)
     nothing = torch.zeros(0, dtype=torch.int64)
-    updater.read(window, nothing)
-    updater.update_at(window, nothing, torch.zeros(0, DIM), 0.1, nothing)
+    updater.update_at(updater.read(window, nothing), torch.zeros(0, DIM), 0.1, nothing)
     assert not window.any()
     assert updater.state()["learning_rates"] == [0.5]

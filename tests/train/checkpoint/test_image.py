@@ -22,7 +22,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.open import open_image
 from train.checkpoint.part_reader import PartReader
 from train.checkpoint.parts import PartWriter, write_synced
-from train.checkpoint.saved_image import Rows, check_rows, find_rows
+from train.checkpoint.saved_image import SavedRows, check_rows, find_rows
 from train.checkpoint.saved_weights import SavedWeights
 from train.errors import UserError
 
@@ -210,9 +210,9 @@ def test_update_counts_are_saved_and_may_be_missing_as_before_format_4(tmp_path:
     (span,) = index.rows
     found = PartReader(tmp_path, {index.save: index.files}).read(span.file, span.counts_name, span.counts_sum)
     assert torch.equal(found, counts)
-    check_rows(span, Rows(ids, records([1, 1]), counts), applied=1)
+    check_rows(span, SavedRows(ids, records([1, 1]), counts), applied=1)
     with pytest.raises(Damaged, match="rows without an update"):
-        check_rows(span, Rows(ids, records([1, 1]), counts - 1), applied=1)
+        check_rows(span, SavedRows(ids, records([1, 1]), counts - 1), applied=1)
     values = json.loads(path.read_bytes())
     values.pop("xxh3_64")
     values["rows"][0].pop(5)

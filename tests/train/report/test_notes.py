@@ -10,7 +10,7 @@ from tests.command_line import JOB
 from train.config.job import JobConfig
 from train.data.batches.course import Seen
 from train.data.stores.shards import ShardedTokens
-from train.evaluation import HeldOut
+from train.loaders import HeldOut
 from train.report.notes import notes
 
 

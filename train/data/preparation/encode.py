@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from offload.host.cores import usable_cores
 from train.data.interruptible import interruptible
 from train.data.stores.indexed import token_dtype
 from train.data.tokenization.cuts import Part, longest_part, parts
 from train.data.tokenization.tokenizer import Tokenizer
 from train.errors import UserError
-from train.machine import usable_cores
 
 _CHUNK_CHARS = 1 << 19
 """Characters that are tokenized at a time. A longer document is cut, if that leaves its tokens as they are."""

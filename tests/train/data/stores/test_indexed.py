@@ -12,7 +12,6 @@ from train.data.stores.indexed import DTYPES, read_index, token_dtype, write_ind
 from train.errors import UserError
 
 CODES = {"uint16": 8, "int32": 4}
-LETTERS = {"uint16": "H", "int32": "i", "uint8": "B", "int64": "q"}
 
 
 def reference_index(code: int, itemsize: int, lengths: list[int], documents: list[int]) -> bytes:

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.distributed import run_ranks
+from tests.train.engine.test_engine import build
 from tests.train.reference import Toy, micro_batch
-from tests.train.test_engine import build
 
 CASES = list(product((0, 1, 2, 3), ("fp32", "bf16"), (1, 4)))
 WARM_STEPS, STEPS = 3, 2  # DeepSpeed's throughput timer sleeps through the first two

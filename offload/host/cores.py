@@ -1,4 +1,4 @@
-"""What this machine offers."""
+"""How many cores there are."""
 
 import os
 
