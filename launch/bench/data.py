@@ -11,8 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from launch.bench.checkpoint import in_turns, timed
-from launch.bench.measure import Spread
+from launch.bench.measure import Spread, in_turns, timed
 from launch.bench.options import BenchOptions
 from launch.bench.peak_memory import PeakMemory
 from launch.bench.report import Cell, Measure, Section

@@ -4,13 +4,15 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from train.progress import Progress
+
+Act = TypeVar("Act")
 
 _TASKS = Path("/proc/self/task")
 _SCHEDULED = Path("/proc/thread-self/schedstat")
@@ -90,6 +92,18 @@ def race(
 def ratios(times: Times, base: Times) -> Spread:
     """How many times as long the steps took as those of `base`, compared round by round."""
     return Spread.of([mine / theirs for mine, theirs in zip(times.step_ms, base.step_ms, strict=True)])
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Seconds that something takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def in_turns(named: dict[str, Act], number: int) -> list[tuple[str, Act]]:
+    """Who goes first in one round goes last in the next."""
+    return [*named.items()][:: -1 if number % 2 else 1]
 
 
 def queued_s() -> float:

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launch.bench.checkpoint import measure_checkpoint
+from launch.bench.checkpoint.part import measure_checkpoint
 from launch.bench.data import measure_data
-from launch.bench.disk_stall import measure_disk_stall
-from launch.bench.kernel_times import measure_kernels
-from launch.bench.links import measure_links
+from launch.bench.kernels.part import measure_kernels
+from launch.bench.links.part import measure_links
 from launch.bench.options import BenchOptions
-from launch.bench.path import measure_path
+from launch.bench.path.part import measure_path
 from launch.bench.planning import measure_planning
 from launch.bench.report import Section
 from launch.bench.scaling import measure_scaling
-from launch.bench.stall import measure_stall
-from launch.bench.training import measure_training
+from launch.bench.stall.disk import measure_disk_stall
+from launch.bench.stall.part import measure_stall
+from launch.bench.training.part import measure_training
 from train.progress import Progress
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.report import Section
-from launch.bench.trace_report import trace_sections
+from launch.bench.trace.report import trace_sections
 from launch.bench.worker import worker_command
 from launch.local.environment import rank_count, visible_gpus
 from launch.local.start import run_ranks

@@ -97,7 +97,7 @@ def trace(files: tuple[str, ...], steps: int | None, as_json: bool) -> None:
     from pathlib import Path
 
     from launch.bench.options import BenchOptions
-    from launch.bench.trace_report import trace_sections
+    from launch.bench.trace.report import trace_sections
 
     shared.tell(
         trace_sections([Path(file) for file in files], steps), BenchOptions(threads=shared.thread_count(None)), as_json

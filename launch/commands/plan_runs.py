@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,11 +21,12 @@ def assess(
     job: "JobConfig", cluster: "Cluster", tokens: int | None, price: float | None, zipf: float | None, *, as_json: bool
 ) -> None:
     """Reports what a job takes of machines."""
+    from launch.console import open_console
     from launch.plan import assessment
-    from launch.plan.answer import to_json
     from launch.plan.phases import largest, phase_jobs
-    from launch.plan.report import show
-    from launch.plan.report_machines import show_machines, show_phases
+    from launch.plan.report.answer import to_json
+    from launch.plan.report.figures import show
+    from launch.plan.report.machines import show_machines, show_phases
     from train.errors import UserError
 
     jobs, progress = phase_jobs(job), Progress()
@@ -44,7 +45,7 @@ def assess(
         parts = {"phases": [to_json(phase) for phase in phases]} if len(phases) > 1 else {}
         click.echo(json.dumps(to_json(found) | parts, indent=2))
         return
-    console = _console()
+    console = open_console(_WIDTH)
     show(found.figures, console)
     show_machines(found, console)
     if len(phases) > 1:
@@ -64,9 +65,10 @@ def simulate(
     as_json: bool,
 ) -> None:
     """Replays a job's rows at many world sizes."""
+    from launch.console import open_console
     from launch.plan.phases import largest, phase_jobs
+    from launch.plan.report.scale import draw, show_scale
     from launch.plan.scale import Machines, scaled
-    from launch.plan.scale_report import draw, show_scale
 
     progress = Progress()
     progress("planning a rank's step")
@@ -78,7 +80,7 @@ def simulate(
     if as_json:
         click.echo(json.dumps([point.to_json() for point in points], indent=2))
     else:
-        show_scale(points, _console())
+        show_scale(points, open_console(_WIDTH))
 
 
 def calibrate(file: Path) -> None:
@@ -92,8 +94,8 @@ def calibrate(file: Path) -> None:
     if not file.parent.is_dir():
         raise UserError(f"--calibrate {file}: there is no folder {file.parent}")
 
+    from launch.calibrate.machine import calibrated
     from launch.local.environment import meeting_port, rank_environment
-    from launch.plan.calibrate import calibrated
     from launch.plan.hardware import Catalogue
     from train.config import yaml_text
     from train.files import new_file
@@ -123,10 +125,3 @@ class Progress:
         """Removes the line."""
         if sys.stderr.isatty():
             click.echo("\r\033[K", nl=False, err=True)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)

@@ -13,8 +13,6 @@ import click
 from train.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from launch.tune.results import Results
     from offload.config import OffloadConfig
     from train.config.job import JobConfig
@@ -77,9 +75,10 @@ def tune(asked: Tuning, *, write: bool, anew: bool, as_json: bool) -> None:
 
         click.echo(json.dumps(to_json(results, changes), indent=2))
     else:
+        from launch.console import open_console
         from launch.tune.report import show
 
-        show(results, changes, asked.config, _console(), written=write)
+        show(results, changes, asked.config, open_console(_WIDTH), written=write)
     _draw(asked, results)
 
 
@@ -139,13 +138,7 @@ def explain(run: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
+    from launch.console import open_console
     from launch.tune.explain_report import show
 
-    show(found, _console())
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return Console(highlight=False, width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)
+    show(found, open_console(_WIDTH))

@@ -1,1 +1,1 @@
-"""Counts what a job takes, before anything is built."""
+"""Counts what a job takes before it is built; of the job only plans of a few steps are made, and timed."""

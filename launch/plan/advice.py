@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from launch.plan.rows.traffic import DEPTHS, SNUG, Replayed
 from launch.plan.stall import Stages, least_depth
-from launch.plan.traffic import DEPTHS, SNUG, Replayed
 
 
 @dataclass(frozen=True)

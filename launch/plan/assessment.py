@@ -8,15 +8,16 @@ from functools import cached_property
 from launch.plan.advice import Advice, advise
 from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
-from launch.plan.fit import Change, smallest_change
-from launch.plan.memory import Budget, StepRows, device_budget, host_budget, matrices, record_bytes
-from launch.plan.planning import Planned, measure_planning, step_rows
-from launch.plan.replay import replay
+from launch.plan.memory.budgets import Budget, device_budget, host_budget, matrices, record_bytes
+from launch.plan.memory.fit import Change, smallest_change
+from launch.plan.memory.tables import largest_shard
+from launch.plan.rows.planning import Planned, measure_planning
+from launch.plan.rows.replay import replay
+from launch.plan.rows.step_rows import StepRows, step_rows
+from launch.plan.rows.stream import Stream, open_stream
+from launch.plan.rows.traffic import Replayed
 from launch.plan.stall import least_depth
 from launch.plan.step_time import Moved, StepTime, exchange_bytes, step_time
-from launch.plan.stream import Stream, open_stream
-from launch.plan.tables import largest_shard
-from launch.plan.traffic import Replayed
 from train.config.job import JobConfig
 
 _LOOKUPS, _MOST_STEPS, _COUNTED = 1 << 27, 24, 3

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from launch.plan.tables import HostMemory, Table, Window, count_tables, host_memory, window
+from launch.plan.memory.tables import HostMemory, Table, Window, count_tables, host_memory, window
 from model.census import Census, PartCount, take_census
 from model.flops import Flops, flops_per_token
 from train.config.job import JobConfig

@@ -1,6 +1,6 @@
 """How a job's rows change as its number of ranks grows, with the batch as it is and with one that grows with them.
 
-For every world size the real addresses and directories are replayed on the job's tokens (`launch.plan.replay`), and the
+For every world size the real addresses and directories are replayed on the job's tokens (`launch.plan.rows`), and the
 cost model says how long a step takes, with the shards on the devices.
 """
 
@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.plan.backbone import Matrices, count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.figures import Figures, plan
 from launch.plan.hardware import Hardware, Network
-from launch.plan.memory import device_budget, record_bytes
-from launch.plan.planning import Planned, measure_planning, step_rows
-from launch.plan.replay import replay
+from launch.plan.memory.backbone import Matrices, count_matrices
+from launch.plan.memory.budgets import device_budget, record_bytes
+from launch.plan.memory.tables import largest_shard
+from launch.plan.rows.planning import Planned, measure_planning
+from launch.plan.rows.replay import replay
+from launch.plan.rows.step_rows import step_rows
+from launch.plan.rows.stream import open_stream
 from launch.plan.step_time import Moved, exchange_bytes, step_time
-from launch.plan.stream import open_stream
-from launch.plan.tables import largest_shard
 from train.config.job import JobConfig
 
 _WARMUP, _COUNTED = 1, 1

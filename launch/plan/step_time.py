@@ -20,10 +20,11 @@ travel beside the step: `launch.plan.stall`.
 import math
 from dataclasses import dataclass
 
-from launch.plan.backbone import Matrices
 from launch.plan.cluster import Cluster
 from launch.plan.launches import launch_count
-from launch.plan.memory import StepRows, packed_bytes, record_bytes
+from launch.plan.memory.backbone import Matrices
+from launch.plan.memory.budgets import packed_bytes, record_bytes
+from launch.plan.rows.step_rows import StepRows
 from launch.plan.stall import Stages
 from model.flops import Flops
 from train.config.job import JobConfig

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from launch.plan.layout import print_lines, table_of
+from launch.console import print_lines, table_of
 from launch.tune.explain import STAGES, Explained
 
 _NAMES = {

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from launch.bench.devices import finish
-from launch.bench.lane import open_run
-from launch.plan.tables import count_tables, largest_shard
+from launch.bench.training.lane import open_run
+from launch.plan.memory.tables import count_tables, largest_shard
 from launch.tune.points import Point
 from launch.tune.turns import Turn
 from offload.tables import WindowTooSmall

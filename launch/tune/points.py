@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from launch.plan.traffic import DEPTHS, SNUG, Replayed
+from launch.plan.rows.traffic import DEPTHS, SNUG, Replayed
 from offload.config import OffloadConfig
 from offload.tables import FIRST_DEPTH
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.plan.layout import print_lines, table_of
-from launch.plan.traffic import DEPTHS
+from launch.console import print_lines, table_of
+from launch.plan.rows.traffic import DEPTHS
 from launch.plotting import plots
 from launch.tune.points import Point
 from launch.tune.results import Results

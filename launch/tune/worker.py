@@ -9,8 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from launch.local.failures import reported
-from launch.plan.replay import replay
-from launch.plan.stream import TextStream
+from launch.plan.rows.replay import replay
+from launch.plan.rows.stream import TextStream
 from launch.tune import points as grid_of
 from launch.tune.asked import Asked
 from launch.tune.job import MOST_FILLING, TunedJob

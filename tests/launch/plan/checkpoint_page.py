@@ -2,8 +2,8 @@
 
 from launch.plan.cluster import Cluster
 from launch.plan.hardware import read_catalogue
-from launch.plan.saves import SavedBytes
 from offload.host.limits import size_text
+from tests.launch.plan.saves import SavedBytes
 from tests.launch.plan.scale_page import DOCS, put
 from train.config.file import load
 from train.config.job import JobConfig

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.plan.hardware import read_catalogue
+from launch.plan.report.scale import COLUMNS, draw
 from launch.plan.scale import Machines, Point, scaled
-from launch.plan.scale_report import COLUMNS, draw
 from train.config.file import load
 from train.config.job import JobConfig
 

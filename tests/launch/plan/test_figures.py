@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from launch.plan.figures import Figures, plan
-from launch.plan.report import _LABELS, show
+from launch.plan.report.figures import _LABELS, show
 from offload.addresses.compression import identity_vocabulary
 from offload.addresses.hashing import AddressBook
 from train.config.file import load

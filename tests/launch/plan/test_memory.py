@@ -13,13 +13,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.gather import row_index
-from launch.plan.activations import activations, block_bytes
-from launch.plan.backbone import backbone_bytes, count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.hardware import Kept, read_catalogue
 from launch.plan.launches import launch_count
-from launch.plan.memory import device_budget, record_bytes
-from launch.plan.report_machines import _PARTS
+from launch.plan.memory.activations import activations, block_bytes
+from launch.plan.memory.backbone import backbone_bytes, count_matrices
+from launch.plan.memory.budgets import device_budget, record_bytes
+from launch.plan.report.machines import _PARTS
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
 from tests.distributed import run_ranks

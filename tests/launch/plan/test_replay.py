@@ -6,10 +6,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from launch.plan.replay import replay
-from launch.plan.sampling import Sample, choose_sample
-from launch.plan.stream import Piece, ZipfStream
-from launch.plan.traffic import Replayed
+from launch.plan.rows.replay import replay
+from launch.plan.rows.sampling import Sample, choose_sample
+from launch.plan.rows.stream import Piece, ZipfStream
+from launch.plan.rows.traffic import Replayed
 from offload import opening
 from offload.plan.plan import Tokens
 from offload.plan.sharding import Sharding
@@ -62,7 +62,7 @@ def test_pieces_of_a_step_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
     (whole,) = stream_of().pieces(0)
     found = {}
     for size in (24, 5, 1):
-        monkeypatch.setattr("launch.plan.stream.PIECE_TOKENS", size * 64)
+        monkeypatch.setattr("launch.plan.rows.stream.PIECE_TOKENS", size * 64)
         assert [piece.first for piece in stream_of().pieces(0)] == list(range(0, 24, size))
         pieces = [
             Piece(first, whole.tokens_BT[first : first + size], whole.positions_BT[first : first + size])
@@ -77,7 +77,7 @@ def test_pieces_of_a_step_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_so_many_th_row_stands_for_all() -> None:
     stream = stream_of("model.engram.rows_per_head=100000", "data.sequence_length=2048")
     exact = replay(stream, 4, 24, 10**6, steps=2, warmup=0, tokens=24 * 2048)
-    with mock.patch("launch.plan.sampling._MOST_KEPT", 24 * 2048):
+    with mock.patch("launch.plan.rows.sampling._MOST_KEPT", 24 * 2048):
         thinned = replay(stream, 4, 24, 10**6, steps=2, warmup=0, tokens=24 * 2048)
     assert (exact.thinned, thinned.thinned) == (1, 16)
     for one, other in zip(exact.owners, thinned.owners, strict=True):

@@ -4,9 +4,9 @@ import pytest
 
 from launch.plan.cluster import Cluster
 from launch.plan.hardware import read_catalogue
-from launch.plan.saves import SavedBytes
 from tests.command_line import JOB
 from tests.launch.plan.checkpoint_page import MARK, PAGE, table
+from tests.launch.plan.saves import SavedBytes
 from tests.launch.plan.scale_page import put
 from train.config.job import JobConfig
 

@@ -6,16 +6,16 @@ import pytest
 
 from launch.plan.advice import advise
 from launch.plan.assessment import Assessment
-from launch.plan.backbone import count_matrices
 from launch.plan.cluster import Cluster
 from launch.plan.figures import plan
 from launch.plan.hardware import read_catalogue
-from launch.plan.memory import StepRows
-from launch.plan.planning import Planned
-from launch.plan.report_machines import _STEP
+from launch.plan.memory.backbone import count_matrices
+from launch.plan.report.machines import _STEP
+from launch.plan.rows.planning import Planned
+from launch.plan.rows.step_rows import StepRows
+from launch.plan.rows.traffic import OwnerTraffic, Replayed
 from launch.plan.stall import Stages, least_depth
 from launch.plan.step_time import Moved, copy_seconds, step_time
-from launch.plan.traffic import OwnerTraffic, Replayed
 from train.config.file import load
 from train.config.job import JobConfig
 

@@ -1,0 +1,1 @@
+"""Part `checkpoint`: saves and loads beside what a disk does without us."""

@@ -1,0 +1,1 @@
+"""Part `kernels`: each kernel beside PyTorch's operations and the hardware's limit."""

@@ -1,0 +1,1 @@
+"""Part `links`: records between host memory and the device."""

@@ -1,0 +1,1 @@
+"""Part `path`: our tables beside what people use today."""

@@ -1,0 +1,1 @@
+"""Parts `stall` and `disk`: waiting for rows, by look-ahead."""

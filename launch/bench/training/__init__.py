@@ -1,0 +1,1 @@
+"""Part `train`: runs of a job, step by step."""

@@ -1,0 +1,1 @@
+"""What a job takes of devices and hosts, and what makes it fit."""

@@ -1,0 +1,1 @@
+"""What was counted, as tables for people and as JSON for programs."""
