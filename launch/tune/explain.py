@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offload.optimizers import OPTIMIZERS
 from train.config.file import load
 from train.config.job import JobConfig
 from train.errors import UserError
@@ -158,12 +159,13 @@ def _fetching(job: JobConfig, depth: int, step_ms: float, share: float, offload:
         f"the loop waits {stall:.1f} ms of {step_ms:.0f} for rows that are still on their way from host memory; "
         f"{hits:.0%} of a step's rows were in the window, {offload.get('fetch_rows', 0):,.0f} were fetched"
     )
+    optimizer = job.offload.optimizer
     smaller = tuple(
         setting
         for setting, possible in (
             ("offload.row_dtype=bf16", job.offload.row_dtype == "fp32"),
             ("offload.optimizer.state_dtype=bf16",
-             job.offload.optimizer.type == "adam" and job.offload.optimizer.state_dtype == "fp32"),
+             optimizer.state_dtype == "fp32" and "bf16" in OPTIMIZERS[optimizer.type].state_dtypes),
         )
         if possible
     )  # fmt: skip

@@ -20,6 +20,7 @@ from math import prod
 import torch
 
 from launch.plan.cluster import Cluster
+from model.parameters import kind_of, matrices_fused
 from model.transformer import LanguageModel
 from train.config.job import JobConfig
 from train.optim.optimizer import assign
@@ -59,7 +60,7 @@ def count_matrices(job: JobConfig) -> Matrices:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     keys = assign(job.optimizer, shapes)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
-    experts = {name for name in shapes if ".mlp.experts." in name}
+    experts = {name for name in shapes if kind_of(name).part == "routed_experts"}
     return Matrices(
         sum(sizes.values()),
         sum(sizes[name] for name in experts),
@@ -76,8 +77,9 @@ def mean_columns(network: LanguageModel) -> float:
     """The smaller side of the matrices that a token is multiplied with: their harmonic mean by operations."""
     moe, products, lost = network.config.moe, 0.0, 0.0
     for name, parameter in network.named_parameters():
-        if parameter.dim() > 1 and "embed_tokens" not in name:
-            active = moe.experts_per_token / moe.num_experts if moe and ".mlp.experts." in name else 1.0
+        part = kind_of(name).part
+        if parameter.dim() > 1 and part != "input_embedding":
+            active = moe.experts_per_token / moe.num_experts if moe and part == "routed_experts" else 1.0
             products += active * parameter.numel()
             lost += active * parameter.numel() / min(parameter.shape[-2:])
     return products / lost
@@ -172,7 +174,6 @@ def _orthogonalised(job: JobConfig, counted: Matrices, *, on_gpu: bool) -> float
 
 
 def _newton_schulz(name: str, shape: tuple[int, ...]) -> float:
-    rows, columns = shape[-2:]
-    rows = rows // 2 if "gate_up_proj" in name.split(".") else rows
+    rows, columns = shape[-2] // matrices_fused(name), shape[-1]
     few, many = sorted((rows, columns))
     return prod(shape) / (rows * columns) * (4.0 * few**2 * many + 2.0 * few**3)

@@ -11,6 +11,7 @@ from launch.plan.memory.backbone import BackboneBytes, Matrices, backbone_bytes,
 from launch.plan.memory.processor import processor_parts
 from launch.plan.memory.tables import GPU, Table, count_tables, largest_shard
 from launch.plan.rows.step_rows import StepRows
+from offload.optimizers import OPTIMIZERS
 from offload.rows.records import RecordLayout
 from train.config.job import JobConfig
 from train.look_ahead import TRIED
@@ -110,12 +111,13 @@ def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[st
     columns = _FLOAT * job.model.engram.row_dim
     tables = count_tables(job.model.engram)
     _, stride = record_bytes(job, cluster)
-    replayed = 2 * columns if job.offload.optimizer.type == "adam" else 0
+    optimizer = OPTIMIZERS[job.offload.optimizer.type](job.offload.optimizer)
+    replayed = _FLOAT * optimizer.state_size(job.model.engram.row_dim) if optimizer.replays else 0
     exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
     staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0
     return {
         "window": window_slots(job, tables, cluster.ranks) * stride,
-        # Values and gradients where they are used and where they are owned, what travels, and Adam's state of the read.
+        # Values and gradients where they are used and where they are owned, what travels, and the state of what is replayed.
         "step_rows": 2 * columns * (rows.unique + rows.owned) + exchange + replayed * rows.owned,
         "plans": 2 * rows.index_bytes * rows.lookups + 8 * rows.owned,
         "staging": staged,

@@ -10,9 +10,11 @@ from typing import Any
 from launch.plan.cluster import MOST_NODES, Cluster
 from launch.plan.hardware import Network
 from launch.plan.memory.budgets import Budget
+from offload.optimizers import OPTIMIZERS
 from train.config.job import JobConfig
 
 _MORE_NODES = (2, 4, 8, 16, 32, 64)
+_SMALL = "rowwise_adagrad"
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,12 @@ def _less_at_once(job: JobConfig) -> Iterator[dict[str, Any]]:
 
 
 def _smaller_records(job: JobConfig) -> Iterator[dict[str, Any]]:
-    adam = job.offload.optimizer.type == "adam"
-    if adam and job.offload.optimizer.state_dtype == "fp32":
+    assert job.model.engram is not None
+    dim, settings = job.model.engram.row_dim, job.offload.optimizer
+    optimizer = OPTIMIZERS[settings.type]
+    if settings.state_dtype == "fp32" and "bf16" in optimizer.state_dtypes:
         yield {"offload.optimizer.state_dtype": "bf16"}
     if job.offload.row_dtype == "fp32":
         yield {"offload.row_dtype": "bf16"}
-    if adam:
-        yield {"offload.optimizer.type": "rowwise_adagrad", "offload.optimizer.state_dtype": "fp32"}
+    if OPTIMIZERS[_SMALL].state_size(dim) < optimizer.state_size(dim):
+        yield {"offload.optimizer.type": _SMALL, "offload.optimizer.state_dtype": "fp32"}

@@ -18,8 +18,10 @@ from launch.plan.hardware import Kept, read_catalogue
 from launch.plan.launches import launch_count
 from launch.plan.memory.activations import activations, block_bytes
 from launch.plan.memory.backbone import backbone_bytes, count_matrices
-from launch.plan.memory.budgets import device_budget, record_bytes
+from launch.plan.memory.budgets import Budget, device_budget, record_bytes
+from launch.plan.memory.fit import smallest_change
 from launch.plan.report.machines import _PARTS
+from launch.plan.rows.step_rows import StepRows
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
 from tests.distributed import run_ranks
@@ -200,6 +202,37 @@ def test_records_lie_side_by_side_on_a_processor() -> None:
     numbers = 32 * 3 + 1  # weights, Adam's moments, version
     assert record_bytes(job, Cluster(1, 1, cpu, None)) == (4 * 32, 4 * numbers)
     assert record_bytes(job, Cluster(1, 1, gpu, None)) == (4 * 32, 4 * 104)  # whole sectors of eight
+
+
+@pytest.mark.parametrize(
+    ("settings", "replayed"),
+    [((), 2 * 32), (("offload.optimizer.untouched_rows=lazy",), 0), (("offload.optimizer.type=sgd",), 0)],
+)
+def test_state_is_read_beside_rows_where_missed_steps_are_replayed(settings: tuple[str, ...], replayed: int) -> None:
+    job, cluster = load(TINY, settings, JobConfig), Cluster(1, 1, read_catalogue().gpu("h100"), None)
+    parts = device_budget(job, cluster, StepRows(lookups=0, unique=0, asked=0, owned=100)).parts
+    assert parts["step_rows"] == 4 * 100 * (2 * 32 + replayed)
+
+
+@pytest.mark.parametrize(
+    ("type_", "smaller"),
+    [
+        ("adam", {("adam", "bf16", "fp32"), ("adam", "fp32", "bf16"), ("rowwise_adagrad", "fp32", "fp32")}),
+        ("rowwise_rmsprop", {("rowwise_rmsprop", "fp32", "bf16")}),
+    ],
+)
+def test_smaller_records_are_tried_as_far_as_the_optimizer_has_them(
+    type_: str, smaller: set[tuple[str, str, str]]
+) -> None:
+    tried = set()
+
+    def never_fits(job: JobConfig, cluster: Cluster) -> Budget:
+        tried.add((job.offload.optimizer.type, job.offload.optimizer.state_dtype, job.offload.row_dtype))
+        return Budget({"all": 1.0}, 0.0)
+
+    job = load(TINY, [f"offload.optimizer.type={type_}"], JobConfig)
+    assert smallest_change(job, Cluster(1, 1, read_catalogue().gpu("h100"), None), never_fits, 1000) is None
+    assert tried == {(type_, "fp32", "fp32"), *smaller}
 
 
 def test_recompute_keeps_the_stream_and_one_block() -> None:
