@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from offload.engines import ENGINES
 from offload.optimizers import OPTIMIZERS
 
 RowDtype = Literal["fp32", "bf16"]
@@ -123,7 +124,7 @@ class OffloadConfig(
             )
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
-        if self.host_file is not None and self.engine in ("zero_copy", "mixed"):
+        if self.host_file is not None and self.engine in ENGINES and ENGINES[self.engine].pins:
             raise ValueError("a file cannot be pinned: set engine=staged, or host_file to null")
         return self
 
@@ -131,7 +132,8 @@ class OffloadConfig(
     def _programs_need_kernels(self) -> "OffloadConfig":
         if self.programs is not None and self.mode == "resident":
             raise ValueError("programs has no meaning with mode=resident, which transfers no rows: set it to null")
-        if self.programs is not None and self.engine in ("staged", "cpu"):
+        kernels = self.engine == "auto" or (self.engine in ENGINES and ENGINES[self.engine].pins)
+        if self.programs is not None and not kernels:
             raise ValueError(f"programs has no meaning with engine={self.engine}: set one of them to null or auto")
         return self
 
@@ -139,6 +141,6 @@ class OffloadConfig(
     def _link_needs_the_cpu_engine(self) -> "OffloadConfig":
         if self.mode == "resident" and self.emulate_link is not None:
             raise ValueError("emulate_link has no meaning with mode=resident, which transfers no rows: set it to null")
-        if self.engine in ("zero_copy", "staged", "mixed") and self.emulate_link is not None:
+        if self.engine in ENGINES and self.emulate_link is not None:
             raise ValueError(f"emulate_link has no meaning with engine={self.engine}: set one of them to null or auto")
         return self

@@ -7,8 +7,8 @@ import click
 
 from launch.commands import bench_shared as shared
 from launch.commands.number_list import Finite, NumberList
+from offload.engines import ENGINES
 
-ENGINES = ("auto", "zero_copy", "staged", "mixed", "cpu")
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}
 _ALL = ("train", "kernels", "links", "offload")
 
@@ -51,7 +51,7 @@ Examples:
 )
 @click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads to try; default: 2,1,4,0.")
 @click.option(
-    "--engine", "engines", type=click.Choice(ENGINES), multiple=True, default=("auto",), show_default=True,
+    "--engine", "engines", type=click.Choice(["auto", *ENGINES, "cpu"]), multiple=True, default=("auto",), show_default=True,
     help="Transfer engine; repeat it for a run with each.",
 )  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns per look-ahead.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from launch.plan.rows.traffic import DEPTHS, SNUG, Replayed
 from launch.plan.stall import Stages, least_depth
+from offload.engines import ENGINES
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def advise(
     depth = least_depth(stages, DEPTHS)
     known = [most for owner in replayed.owners for ahead, most in owner.unions.items() if ahead <= depth]
     window = min(shard_rows, math.ceil(SNUG * max(known)))
-    engine = "staged" if in_file else "zero_copy"
+    engine = next(name for name, facts in ENGINES.items() if not (in_file and facts.pins))
     if shard_rows * record_bytes <= free_bytes:
         why = "a rank's whole shard fits on its device: no row need travel"
         return Advice(depth, shard_rows, "resident", engine, why)

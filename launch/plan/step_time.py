@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from launch.plan.cluster import Cluster
 from launch.plan.launches import launch_count
 from launch.plan.memory.backbone import Matrices
-from launch.plan.memory.budgets import packed_bytes, record_bytes
+from launch.plan.memory.budgets import engine_of, packed_bytes, record_bytes
 from launch.plan.rows.step_rows import StepRows
 from launch.plan.stall import Stages
 from model.flops import Flops
@@ -117,7 +117,7 @@ def copy_seconds(job: JobConfig, cluster: Cluster, moved: Moved) -> tuple[float,
         return fetch, write
     link, node = cluster.hardware.link, cluster.hardware.node
     _, stride = record_bytes(job, cluster)
-    by_kernels = {"staged": (False, False), "mixed": (True, False)}.get(job.offload.engine, (True, True))
+    by_kernels = engine_of(job)
     rates = link.fetch_bytes_per_second, link.write_back_bytes_per_second
     both = link.both_directions if moved.fetched and moved.written and all(by_kernels) else 1.0
     dram = node.dram_bytes_per_second / cluster.gpus_per_node

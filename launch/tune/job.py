@@ -16,6 +16,7 @@ from launch.bench.training.lane import open_run
 from launch.plan.memory.tables import count_tables, largest_shard
 from launch.tune.points import Point
 from launch.tune.turns import Turn
+from offload.engines import ENGINES
 from offload.tables import WindowTooSmall
 from offload.window.interface import Traffic
 from train.config.file import load
@@ -99,7 +100,8 @@ class TunedJob:
         """Engines that may carry the rows here; none where there is no choice."""
         if self._device.type != "cuda":
             return []
-        return ["staged"] if self.job.offload.host_file is not None else ["zero_copy", "mixed", "staged"]
+        in_file = self.job.offload.host_file is not None
+        return [name for name, facts in ENGINES.items() if not (in_file and facts.pins)]
 
     def everyones(self, value: T) -> T:
         """What rank 0 says."""

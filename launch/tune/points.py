@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.plan.rows.traffic import DEPTHS, SNUG, Replayed
 from offload.config import OffloadConfig
+from offload.engines import ENGINES
 from offload.tables import FIRST_DEPTH
 
 _APART = 1.1  # times: windows nearer to each other are taken as one
@@ -101,11 +102,10 @@ def point_of(start: Point, depth: int, rows: int) -> Point:
 
 
 def engines(best: Point, possible: Sequence[str]) -> list[Point]:
-    """The point with each engine, and with other numbers of programs where kernels carry the rows."""
+    """The point with each engine, and with other numbers of programs where kernels alone carry the rows."""
     others = [replace(best, engine=name, programs=None) for name in possible]
-    counts = (
-        [replace(best, engine="zero_copy", programs=count) for count in _PROGRAMS] if "zero_copy" in possible else []
-    )
+    by_kernels = [name for name in possible if not ENGINES[name].stages]
+    counts = [replace(best, engine=name, programs=count) for name in by_kernels for count in _PROGRAMS]
     return list(dict.fromkeys([best, *others, *counts])) if possible else []
 
 

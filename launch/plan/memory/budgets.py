@@ -11,6 +11,7 @@ from launch.plan.memory.backbone import BackboneBytes, Matrices, backbone_bytes,
 from launch.plan.memory.processor import processor_parts
 from launch.plan.memory.tables import GPU, Table, count_tables, largest_shard
 from launch.plan.rows.step_rows import StepRows
+from offload.engines import ENGINES, EngineFacts
 from offload.optimizers import OPTIMIZERS
 from offload.rows.records import RecordLayout
 from train.config.job import JobConfig
@@ -106,6 +107,11 @@ def packed_bytes(job: JobConfig) -> int:
     return RecordLayout.of(job.model.engram.row_dim, job.offload.optimizer, job.offload.row_dtype).bytes
 
 
+def engine_of(job: JobConfig) -> EngineFacts:
+    """What carries its records over a bus; `auto` is taken for kernels both ways."""
+    return ENGINES.get(job.offload.engine, ENGINES["zero_copy"])
+
+
 def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str, float]:
     assert job.model.engram is not None
     columns = _FLOAT * job.model.engram.row_dim
@@ -114,13 +120,12 @@ def _rows_on_device(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[st
     optimizer = OPTIMIZERS[job.offload.optimizer.type](job.offload.optimizer)
     replayed = _FLOAT * optimizer.state_size(job.model.engram.row_dim) if optimizer.replays else 0
     exchange = rows.asked * columns if cluster.ranks > 1 else 0.0
-    staged = _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0
     return {
         "window": window_slots(job, tables, cluster.ranks) * stride,
-        # Values and gradients where they are used and where they are owned, what travels, and the state of what is replayed.
+        # Values and gradients where they are used and where they are owned, what travels, and state that is replayed.
         "step_rows": 2 * columns * (rows.unique + rows.owned) + exchange + replayed * rows.owned,
         "plans": 2 * rows.index_bytes * rows.lookups + 8 * rows.owned,
-        "staging": staged,
+        "staging": _staging_bytes(job),
     }
 
 
@@ -140,8 +145,12 @@ def _rows_on_host(job: JobConfig, cluster: Cluster, rows: StepRows) -> dict[str,
         "update_counts": shard,
         "directory": _PLACES * shard + _SLOT_BYTES * slots,
         "plans": plans,
-        "staging": _STAGED_CHUNKS * _STAGED_BYTES if job.offload.engine in ("staged", "mixed") else 0,
+        "staging": _staging_bytes(job),
     }
+
+
+def _staging_bytes(job: JobConfig) -> int:
+    return _STAGED_CHUNKS * _STAGED_BYTES if engine_of(job).stages else 0
 
 
 def _saved(job: JobConfig, cluster: Cluster, backbone: BackboneBytes) -> dict[str, float]:

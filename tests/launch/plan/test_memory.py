@@ -8,6 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,6 +17,7 @@ from kernels.gather import row_index
 from launch.plan.cluster import Cluster
 from launch.plan.hardware import Kept, read_catalogue
 from launch.plan.launches import launch_count
+from launch.plan.memory import budgets
 from launch.plan.memory.activations import activations, block_bytes
 from launch.plan.memory.backbone import backbone_bytes, count_matrices
 from launch.plan.memory.budgets import Budget, device_budget, record_bytes
@@ -24,6 +26,9 @@ from launch.plan.report.machines import _PARTS
 from launch.plan.rows.step_rows import StepRows
 from model.engram import MemoryRows
 from model.transformer import LanguageModel
+from offload.transfers import staged
+from offload.window.directory import Directory
+from offload.window.writebacks import WriteBacks
 from tests.distributed import run_ranks
 from tests.model.launches import launches
 from train.config.file import load
@@ -212,6 +217,15 @@ def test_state_is_read_beside_rows_where_missed_steps_are_replayed(settings: tup
     job, cluster = load(TINY, settings, JobConfig), Cluster(1, 1, read_catalogue().gpu("h100"), None)
     parts = device_budget(job, cluster, StepRows(lookups=0, unique=0, asked=0, owned=100)).parts
     assert parts["step_rows"] == 4 * 100 * (2 * 32 + replayed)
+
+
+def test_what_a_window_keeps_beside_its_records_is_what_its_parts_allocate() -> None:
+    rows, slots = 1000, 300
+    arrays = {**vars(Directory(rows, slots)), **vars(WriteBacks(slots))}.values()
+    taken = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+    assert taken == budgets._PLACES * rows + budgets._SLOT_BYTES * slots
+    assert budgets._STAGED_CHUNKS == 2 * staged._CHUNKS  # in and out
+    assert budgets._STAGED_BYTES == staged._CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
