@@ -51,8 +51,8 @@ Examples:
 )
 @click.option("--depths", type=NumberList(0, 64), default=(2, 1, 4, 0), help="Look-aheads to try; default: 2,1,4,0.")
 @click.option(
-    "--engine", "engines", type=click.Choice(["auto", *ENGINES, "cpu"]), multiple=True, default=("auto",), show_default=True,
-    help="Transfer engine; repeat it for a run with each.",
+    "--engine", "engines", type=click.Choice(["auto", *ENGINES, "cpu"]), multiple=True, default=("auto",),
+    show_default=True, help="Transfer engine; repeat it for a run with each.",
 )  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Turns per look-ahead.")
 @click.option("--partial", type=click.Path(dir_okay=False), help="File for the JSON object, rewritten after each turn.")

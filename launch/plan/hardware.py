@@ -1,6 +1,7 @@
 """The hardware numbers of hardware.yaml, and of a file of the user's that is laid over it.
 
-What the keys mean is said in the file; times in seconds, sizes in bytes, rates in bytes or operations per second.
+What the keys mean is said in the file; times in seconds, sizes in bytes, rates in bytes or operations per second. What
+tests/emulation alone reads has a default: a file of the user's need not have it.
 """
 
 import difflib
@@ -52,9 +53,9 @@ class Link(_Numbers):
     copy_engine_bytes_per_second: float = Field(gt=0)
     fetch_bytes_per_second: float = Field(gt=0)
     write_back_bytes_per_second: float = Field(gt=0)
-    write_back_with_4_programs: float = Field(gt=0, le=1)
+    write_back_with_4_programs: float = Field(1.0, gt=0, le=1)  # tests/emulation
     both_directions: float = Field(gt=0, le=1)
-    beside_model: float = Field(gt=0, le=1)
+    beside_model: float = Field(1.0, gt=0, le=1)  # tests/emulation
     lost_to_copies: float = Field(ge=0, lt=1)
 
 
@@ -62,10 +63,10 @@ class Host(_Numbers):
     """The processor, as one rank sees it."""
 
     launch_seconds: float = Field(ge=0)
-    lost_to_each_thread: float = Field(ge=0, lt=0.5)
-    factor: float = Field(ge=0)
     decide_seconds: float = Field(ge=0)
-    # For tests/emulation alone: a file need not have them.
+    # tests/emulation
+    lost_to_each_thread: float = Field(0.0, ge=0, lt=0.5)
+    factor: float = Field(1.0, ge=0)
     gather_bytes_per_second: float = Field(4.1e9, gt=0)
     scatter_bytes_per_second: float = Field(2.8e9, gt=0)
     staging_cores: int = Field(4, ge=1)
@@ -76,7 +77,7 @@ class Rows(_Numbers):
 
     read_seconds: float = Field(ge=0)
     update_seconds: float = Field(ge=0)
-    draw_seconds: float = Field(ge=0)
+    draw_seconds: float = Field(0.0, ge=0)  # tests/emulation
 
 
 class Backbone(_Numbers):
