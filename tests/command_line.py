@@ -1,4 +1,4 @@
-"""Runs the real `engram` command, in warm processes or in fresh ones."""
+"""Runs the real `engram` command: in this process, in warm ones or in fresh ones."""
 
 import json
 import os
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import yaml
+from click.testing import CliRunner, Result
 
+from launch.cli import main
 from tests.warm_command import run_warm
 
 _INSTALLED = Path(sys.executable).with_name("engram")
@@ -35,6 +37,17 @@ JOB: dict[str, Any] = {
     "checkpoint": {"every": 5},
 }
 """The `model`, `data`, ... sections of a job that trains in a second."""
+
+
+def invoke(*arguments: object) -> Result:
+    """Runs `engram` in this very process: for what starts no ranks and imports little."""
+    return CliRunner().invoke(main, [*map(str, arguments)], prog_name="engram")
+
+
+def assert_refused(result: Result, message: str) -> None:
+    """A user's mistake was told in one line, with `message` in it, and nothing else."""
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1), result.output
+    assert message in result.stderr
 
 
 def engram(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import train.data.preparation.prepare
 from launch.cli import main
 from launch.local.failures import RankFailed
-from tests.command_line import engram, write_job
+from tests.command_line import engram, invoke, write_job
 from train.errors import UserError
 
 TINY_JOB = {"train": {"steps": 2, "global_batch_size": 4, "micro_batch_size": 2}}
@@ -27,10 +27,6 @@ def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[
             yield from commands(command, (*words, name))
         else:
             yield (*words, name)
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def test_lists_of_commands_say_in_a_line_what_each_does(group: list[str]) -> Non
 
 @pytest.mark.parametrize("words", commands(main), ids=" ".join)
 def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
-    result = run(*words, "--help")
+    result = invoke(*words, "--help")
     assert result.exit_code == 0
     assert f"  engram {' '.join(words)} " in result.stdout.partition("Example")[2]
 
@@ -83,7 +79,7 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, arguments, prog_name="engram")
+    result = invoke(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
@@ -105,14 +101,14 @@ def test_expected_failures_are_told_without_a_traceback(
         raise error
 
     monkeypatch.setattr(train.data.preparation.prepare, "prepare", fails)
-    result = run("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
+    result = invoke("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
     assert result.exit_code == code
     assert result.stderr.startswith(shown)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.data.preparation.prepare, "prepare", lambda *args, **kwargs: [].index(1))
-    result = run("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
+    result = invoke("data", "prepare", "x", "--out", "y", "--train-bpe", "300")
     assert isinstance(result.exception, ValueError)
 
 

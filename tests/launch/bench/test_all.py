@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from launch.bench import everything
 from launch.bench.everything import Outcome, run_command, run_everything
 from launch.bench.report import Section
-from launch.cli import main
+from tests.command_line import invoke
 
 
 def test_a_part_answers_fails_or_is_ended() -> None:
@@ -66,7 +65,7 @@ def test_all_tells_what_failed_and_writes_what_did_not(monkeypatch: pytest.Monke
         everything, "run_everything", lambda minutes, device, more, parts, so_far: (so_far(outcomes), outcomes)[1]
     )
     file = tmp_path / "figures.json"
-    result = CliRunner().invoke(main, ["bench", "all", "--device", "cpu", "--json", str(file)])
+    result = invoke("bench", "all", "--device", "cpu", "--json", str(file))
     assert result.exit_code == 0, result.output
     assert "Links of something" in result.stdout
     assert "failed: no GPU" in result.stdout

@@ -2,20 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from click.testing import CliRunner
 
 from launch.bench.optimizers import OPTIMIZERS
 from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.bench.report import Section
-from launch.cli import main
-from launch.commands import bench_jobs as jobs
 from launch.commands import bench_parts as parts
-from offload.config import OffloadConfig
-from tests.command_line import engram, fresh_engram
+from tests.command_line import engram, fresh_engram, invoke
 
 TINY = ("--lookups", "64", "--rows", "100", "--dim", "4", "--steps", "2", "--warmup", "1", "--compute-ms", "2")
 
@@ -94,7 +89,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: Section(f"All about {name}", [{"contender": "engram", "step_ms": 1.5}]) for name in names}
 
     monkeypatch.setattr("launch.bench.run.run_parts", run_parts)
-    result = CliRunner().invoke(main, ["bench", "offload", "--part", "all", "--threads", "3", "--depth", "0"])
+    result = invoke("bench", "offload", "--part", "all", "--threads", "3", "--depth", "0")
     assert result.exit_code == 0
     ((names, options),) = asked
     assert (options.threads, options.depth) == (3, 0)
@@ -123,7 +118,7 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
 
 
 def test_a_job_among_the_overrides_is_told_where_it_belongs() -> None:
-    told = CliRunner().invoke(main, ["bench", "train", "nope.yaml", "train.steps=3"])
+    told = invoke("bench", "train", "nope.yaml", "train.steps=3")
     assert told.exit_code == 2
     assert told.output.startswith(
         "Error: 'nope.yaml' is no override SECTION.KEY=VALUE. If it is the job: --job nope.yaml"
@@ -133,5 +128,4 @@ def test_a_job_among_the_overrides_is_told_where_it_belongs() -> None:
 def test_the_command_offers_what_there_is() -> None:
     # The command names them itself, so that its help need not import torch.
     assert {*parts.PARTS, "kernels", "links", "checkpoint", "data", "train"} == {*PARTS}
-    assert get_args(OffloadConfig.model_fields["engine"].annotation) == jobs.ENGINES
     assert {"adam", "adam-lazy", "rowwise-adagrad", "rowwise-rmsprop"} <= set(OPTIMIZERS)

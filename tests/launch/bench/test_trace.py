@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from launch.bench.trace.intervals import gaps, length, overlap, union
 from launch.bench.trace.trace import summarise
-from launch.cli import main
+from tests.command_line import invoke
 from train.errors import UserError
 from train.report.trace import RANKS_KEY, STEPS_KEY
 
@@ -93,7 +92,7 @@ def test_a_table_of_files_names_those_that_are_no_traces(tmp_path: Path) -> None
     (tmp_path / "window-depth-2.json.gz").write_bytes(gzip.compress(json.dumps(two_steps("kernel")).encode()))
     (tmp_path / "broken.json").write_text("{")
     files = [tmp_path / "window-depth-2.json.gz", tmp_path / "broken.json", tmp_path / "missing.json"]
-    result = CliRunner().invoke(main, ["bench", "trace", *map(str, files), "--json"])
+    result = invoke("bench", "trace", *map(str, files), "--json")
     assert result.exit_code == 0, result.output
     parts = json.loads(result.stdout)["parts"]
     values = {row["of_a_step"]: row["window-depth-2"] for row in parts["traces"]["rows"]}

@@ -6,26 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from launch.calibrate import disk
 from launch.calibrate.memory import kept_of
-from launch.cli import main
 from launch.plan.hardware import read_catalogue
 from offload.host import file_records
+from tests.command_line import assert_refused, invoke
 from train.errors import UserError
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments], prog_name="engram")
-
-
 @pytest.mark.long
 def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_path: Path) -> None:
     file = tmp_path / "here.yaml"
-    assert run("--calibrate", str(file)).exit_code == 0
+    assert invoke("plan", "--calibrate", str(file)).exit_code == 0
     catalogue = read_catalogue(file)
     here = catalogue.gpu("here")
     assert 1e8 < here.device.flops_per_second < 1e13
@@ -38,7 +33,7 @@ def test_this_machine_s_numbers_are_such_as_a_processor_has_and_plan_a_job(tmp_p
     assert 100 < here.node.disk_records_per_second < 1e7
     assert 1e6 < catalogue.network("loopback").bytes_per_second < 1e12
     assert catalogue.gpu("h100").device.overlaps_launches
-    told = run(TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
+    told = invoke("plan", TINY, "--hardware", str(file), "--gpu", "here", "--gpus-per-node", "2")
     assert told.exit_code == 0, told.output
     assert "A GPU's memory, of 1 x 2 here" in told.stdout
 
@@ -81,6 +76,4 @@ def test_a_disk_s_rate_counts_what_it_reads_and_what_it_writes(tmp_path: Path, m
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
-    assert message in result.stderr
+    assert_refused(invoke("plan", *arguments), message)

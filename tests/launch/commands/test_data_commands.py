@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from launch.cli import main
+from tests.command_line import invoke
 from tests.train.data.text import SENTENCES, small_tokenizer, write_pair
 from train.data.preparation.encode import Chunk
 from train.data.preparation.prepare import prepare
@@ -20,7 +20,7 @@ TOKENIZER = small_tokenizer()
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["data", *map(str, arguments)], prog_name="engram")
+    return invoke("data", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from rich.console import Console
 
-from launch.cli import main
 from launch.commands.status_report import shown
+from tests.command_line import invoke
 from tests.launch.test_starts import loaded_by
 from train.run_state import RunState
 from train.status.pulse import Life
@@ -101,9 +100,9 @@ def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         replace(state, state="failed", why="boom").write(tmp_path)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    result = CliRunner().invoke(main, ["status", str(tmp_path), "--watch"])
+    result = invoke("status", str(tmp_path), "--watch")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "boom" in result.stdout
-    result = CliRunner().invoke(main, ["status", str(tmp_path), "--json"])
+    result = invoke("status", str(tmp_path), "--json")
     assert json.loads(result.stdout)["runs"][0]["why"] == "boom"
-    assert CliRunner().invoke(main, ["status", str(tmp_path), "--json", "--watch"]).exit_code == 2
+    assert invoke("status", str(tmp_path), "--json", "--watch").exit_code == 2

@@ -5,18 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from launch.cli import main
-from tests.command_line import losses
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="engram")
+from tests.command_line import assert_refused, invoke, losses
 
 
 def answer(*arguments: str | Path) -> str:
-    result = run(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
@@ -79,16 +73,11 @@ def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str, trained: Path) -> None:
-    result = run(*(str(trained) if word == "RUN" else word for word in arguments))
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert len(result.stderr.splitlines()) == 1
-    assert message in result.stderr
+    assert_refused(invoke(*(str(trained) if word == "RUN" else word for word in arguments)), message)
 
 
 def test_without_the_harness_its_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "train.use.harness", raising=False)
-    result = run("eval", trained, "--tasks", "arc_easy")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "pip install 'engram-pretrain[harness]'" in result.stderr
+    refused = invoke("eval", trained, "--tasks", "arc_easy")
+    assert_refused(refused, "pip install 'engram-pretrain[harness]'")

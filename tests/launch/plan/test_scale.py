@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import Result
 
-from launch.cli import main
+from tests.command_line import assert_refused, invoke
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 SMALL = (TINY, "--simulate", "data.sequence_length=32", "train.global_batch_size=64", "--sequences-per-rank", "2")
 
 
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(main, ["plan", *SMALL, *arguments], prog_name="engram")
+def run(*arguments: str) -> Result:
+    return invoke("plan", *SMALL, *arguments)
 
 
 def test_worlds_share_the_same_rows_and_a_growing_batch_uses_more() -> None:
@@ -56,6 +55,4 @@ def test_the_table_fits_80_columns_and_plots_are_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
-    assert message in result.stderr
+    assert_refused(run(*arguments), message)

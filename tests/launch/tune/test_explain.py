@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from launch.cli import main
 from launch.tune.explain import STAGES, Explained, explained
-from tests.command_line import write_job
+from tests.command_line import invoke, write_job
 from train.errors import UserError
 from train.report.metrics import METRICS_FILE, read_metrics
 
@@ -73,13 +71,13 @@ def test_a_look_ahead_that_the_run_chose_itself_is_what_counts(tmp_path: Path) -
 
 def test_the_command_tells_all_stages_and_has_json(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"fetch": 40.0}, depth=1)
-    shown = CliRunner().invoke(main, ["tune", "--explain", str(run)])
+    shown = invoke("tune", "--explain", str(run))
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.output.split())
     assert "bottleneck: fetch, 29% of the step: the loop waits 40.0 ms of 140 for rows" in text
     assert "to move it: offload.depth=2; offload.window_rows=3000" in text
     assert all(name in text for name in ("waiting for rows", "backward", "between steps", "a step"))
-    answer = json.loads(CliRunner().invoke(main, ["tune", "--explain", str(run), "--json"]).output)
+    answer = json.loads(invoke("tune", "--explain", str(run), "--json").output)
     assert answer["findings"][0]["settings"] == ["offload.depth=2", "offload.window_rows=3000"]
 
 
