@@ -25,6 +25,7 @@ from train.data.preparation.prepare import prepare
 from train.data.preparation.sources import Report
 from train.data.stores.manifest import Manifest
 from train.data.tokenization.tokenizer import Tokenizer
+from train.errors import UserError
 from train.loaders import build_loader
 from train.progress import Progress
 from train.report.metrics import METRICS_FILE, read_metrics
@@ -158,7 +159,10 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
     loader = build_loader(job, blend, rank=0, world_size=1)
     loader.batch(0)
     times = [timed(lambda step=step: loader.batch(step)) for step in range(1, _BATCHES + 1)]  # type: ignore[misc]
-    step_s = statistics.median(record["step_ms"] for record in read_metrics(folder / METRICS_FILE)) / 1e3
+    recorded = [record["step_ms"] for record in read_metrics(folder / METRICS_FILE)]
+    if not recorded:
+        raise UserError(f"{folder}: no step is recorded yet; the first one is after train.log_every steps")
+    step_s = statistics.median(recorded) / 1e3
     share = Spread.of([each / step_s for each in times])
     row: dict[str, Cell] = {
         "what": "loader",

@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from train.errors import UserError
+
 
 def chosen_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """What `auto` means here: a GPU where there is one."""
@@ -16,12 +18,12 @@ def open_device(name: Literal["cpu", "cuda"]) -> torch.device:
     """The device, a GPU by its number.
 
     Raises:
-        ValueError: there is no GPU.
+        UserError: there is no GPU.
     """
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("torch finds no usable GPU: measure with --device cpu")
+        raise UserError("torch finds no usable GPU: measure with --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 

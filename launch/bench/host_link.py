@@ -25,7 +25,7 @@ class HostLink:
         device_bytes: on the device.
 
     Raises:
-        ValueError: host memory does not suffice, or the system pins none for the GPU.
+        Unavailable: host memory does not suffice, or the system pins none for the GPU.
     """
 
     def __init__(self, device: torch.device, host_bytes: int, device_bytes: int) -> None:

@@ -3,9 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from pydantic import ValidationError
+
 from launch.bench.optimizers import OPTIMIZERS
 from launch.bench.workload import DrawnSteps, Workload
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+from train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,25 @@ class BenchOptions:
         window_depth: int | None = None,
         link: LinkConfig | None = None,
     ) -> OffloadConfig:
-        """The `offload` section for these steps; by default the window is made for `window_depth`, else `depth`."""
+        """The `offload` section for these steps; by default the window is made for `window_depth`, else `depth`.
+
+        Raises:
+            UserError: the options exclude each other.
+        """
         depth = self.depth if depth is None else depth
         deepest = depth if window_depth is None else window_depth
-        return OffloadConfig(
-            mode=self.mode,
-            depth=depth,
-            window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
-            # An emulated link is for the CPU.
-            engine="cpu" if self.device == "cpu" or link is not None else "auto",
-            # As late in a run: the table's pages exist, no step pays for their first use.
-            host_touch=True if self.host_file is None else None,
-            host_file=self.host_file,
-            emulate_link=link,
-            optimizer=self.table_optimizer,
-        )
+        try:
+            return OffloadConfig(
+                mode=self.mode,
+                depth=depth,
+                window_rows=self.window_rows or (deepest + 3) * drawn.most_unique,
+                # An emulated link is for the CPU.
+                engine="cpu" if self.device == "cpu" or link is not None else "auto",
+                # As late in a run: the table's pages exist, no step pays for their first use.
+                host_touch=True if self.host_file is None else None,
+                host_file=self.host_file,
+                emulate_link=link,
+                optimizer=self.table_optimizer,
+            )
+        except ValidationError as error:
+            raise UserError(f"offload: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

@@ -24,7 +24,7 @@ def measure_planning(options: BenchOptions, progress: Progress) -> Section:
     """Times a step's planning on its own, and steps whose plans are ready beside steps with planning in the background.
 
     Raises:
-        ValueError: host memory does not suffice.
+        Unavailable: host memory does not suffice.
     """
     drawn = options.draw()
     gradient_ND = drawn.workload.gradient()

@@ -25,7 +25,7 @@ def measure_scaling(options: BenchOptions, progress: Progress) -> Section:
     over all of it, so that its rows lie further apart in memory too.
 
     Raises:
-        ValueError: host memory does not suffice even for rows of one column.
+        Unavailable: host memory does not suffice even for rows of one column.
     """
     small = replace(options.workload, rows=max(2, options.workload.rows // 4))
     small = replace(small, dim=_fitting_dim(options, small))

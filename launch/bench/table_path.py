@@ -32,7 +32,7 @@ class TablePath:
         device: where the model would compute.
 
     Raises:
-        ValueError: host memory does not suffice.
+        Unavailable: host memory does not suffice.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS
 from launch.local.environment import KEEP_MEMORY
 from launch.local.failures import reported
+from offload.errors import Unavailable
+from offload.tables import WindowTooSmall
 from train.errors import UserError
 from train.progress import Progress
 
@@ -50,7 +52,7 @@ def measure(part: str, options_json: str, result: str) -> None:
     try:
         with Progress(f"{part}, {world_size} ranks" if world_size > 1 else part, active=rank == 0) as progress:
             section = PARTS[part].measure(options, progress)
-    except ValueError as error:
+    except (Unavailable, WindowTooSmall) as error:
         raise UserError(str(error)) from None
     if rank == 0:
         Path(result).write_text(json.dumps(section.to_json()), encoding="utf-8")

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from launch.calibrate.network import typical
+from offload.errors import Unavailable
 from offload.host.file_records import FileRecords
 from train.errors import UserError
 
@@ -25,7 +26,7 @@ def disk_rate(words: int, folder: str, rows: int = _ROWS) -> float:
     """
     try:
         records = FileRecords(rows, words, folder)
-    except ValueError as error:
+    except Unavailable as error:
         raise UserError(f"--calibrate measures the disk that its file is on: {error}") from None
     moved = min(_MOVED, rows // 2)
     window, slots = torch.zeros(2, moved, words), torch.arange(moved)

@@ -17,6 +17,7 @@ from launch.plan.memory.tables import count_tables, largest_shard
 from launch.tune.points import Point
 from launch.tune.turns import Turn
 from offload.engines import ENGINES
+from offload.errors import Unavailable
 from offload.tables import WindowTooSmall
 from offload.window.interface import Traffic
 from train.config.file import load
@@ -134,7 +135,7 @@ class TunedJob:
         refused = 0.0
         try:
             self._tables.reopen(point.apply(self.job.offload))
-        except ValueError:
+        except Unavailable:
             refused = 1.0
         if self._most(refused):
             self._tables.reopen(before.apply(self.job.offload))

@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from offload.host.limits import size_text
+from train.errors import UserError
 
 
 def require(folder: Path, nbytes: int) -> None:
-    """Raises ValueError if `dd` or `cat` is not there, or the disk of a folder has not so much room."""
+    """Raises UserError if `dd` or `cat` is not there, or the disk of a folder has not so much room."""
     for program in ("dd", "cat"):
         if shutil.which(program) is None:
-            raise ValueError(f"part checkpoint compares with {program}, which is not in PATH: install GNU coreutils")
+            raise UserError(f"part checkpoint compares with {program}, which is not in PATH: install GNU coreutils")
     if (free := shutil.disk_usage(folder).free) < nbytes:
-        raise ValueError(
+        raise UserError(
             f"part checkpoint writes {size_text(nbytes)} into {folder}, {size_text(free)} are free: choose another "
             "--folder or a smaller --table-mib"
         )
@@ -56,5 +57,5 @@ def _timed(command: list[str]) -> float:
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{command[0]}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{command[0]}: {done.stderr.strip().splitlines()[-1]}")
     return time.perf_counter() - started

@@ -19,6 +19,7 @@ from launch.bench.report import Cell, Measure, Section
 from offload.host.limits import size_text
 from offload.rows.records import RecordLayout
 from train.checkpoint.parts import PIECE_BYTES
+from train.errors import UserError
 from train.progress import Progress
 
 _OF_DD, _OF_CAT, _CHECKSUMS, _MEAN, _LONGEST = 0.7, 1.5, 0.1, 1.05, 3.0
@@ -34,7 +35,8 @@ def measure_checkpoint(options: BenchOptions, progress: Progress) -> Section:
     """Measures everything in turns, each once in a round; a round before those shows how much memory it takes.
 
     Raises:
-        ValueError: host memory or the disk does not suffice, or `dd` or `cat` is missing.
+        Unavailable: host memory does not suffice.
+        UserError: the disk does not suffice, or `dd` or `cat` is missing.
     """
     layout = RecordLayout.of(options.workload.dim, options.table_optimizer)
     table_bytes = options.table_mib << 20
@@ -116,7 +118,7 @@ class _Rounds:
                 checkpoints.save_beside(saved, self._run.now)
             for ended in checkpoints.take_ended(wait=number == count - 1):
                 if ended.error:
-                    raise ValueError(ended.error)
+                    raise UserError(ended.error)
             taken.append(time.perf_counter() - started)
         return taken
 

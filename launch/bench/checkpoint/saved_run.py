@@ -40,7 +40,7 @@ class SavedRun:
         checkpoints: of the run.
 
     Raises:
-        ValueError: host memory does not suffice.
+        Unavailable: host memory does not suffice.
     """
 
     def __init__(self, options: BenchOptions, folder: Path) -> None:

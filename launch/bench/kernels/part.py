@@ -21,6 +21,7 @@ from launch.bench.kernels.optimizer_cases import optimizer_cases
 from launch.bench.measure import Spread
 from launch.bench.options import BenchOptions
 from launch.bench.report import Cell, Measure, Section
+from offload.errors import Unavailable
 from train.progress import Progress
 
 _FAMILIES: dict[str, Callable[[Sizes], Iterator[Case]]] = {
@@ -44,7 +45,7 @@ def measure_kernels(options: BenchOptions, progress: Progress) -> Section:
     """Times all kernels. One that cannot run, or for which there is no time, is named with the reason.
 
     Raises:
-        ValueError: there is no such device.
+        UserError: there is no such device.
     """
     deadline, device = Deadline(options.seconds), open_device(options.device)
     tokens = options.tokens or _TOKENS[device.type]
@@ -66,7 +67,7 @@ def measure_kernels(options: BenchOptions, progress: Progress) -> Section:
 def _link_rates(device: torch.device, clock: Clock) -> dict[str, float]:
     try:
         link = HostLink(device, 1 << 28, 1 << 28)
-    except ValueError:  # the kernels that need it fail for the same reason, and say so
+    except Unavailable:  # the kernels that need it fail for the same reason, and say so
         return {}
     try:
         return {

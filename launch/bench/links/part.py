@@ -56,7 +56,8 @@ def measure_links(options: BenchOptions, progress: Progress) -> Section:
     """Times copies of one piece, then of records of every size, then of both directions at once.
 
     Raises:
-        ValueError: there is no such device, host memory does not suffice, or the system pins none for the GPU.
+        UserError: there is no such device.
+        Unavailable: host memory does not suffice, or the system pins none for the GPU.
     """
     deadline, device = Deadline(options.seconds), open_device(options.device)
     clock = clock_of(device, _SECONDS[device.type])

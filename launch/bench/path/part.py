@@ -59,7 +59,7 @@ def measure_path(options: BenchOptions, progress: Progress) -> Section:
     """Races our tables under one row optimizer after another, on the same ids.
 
     Raises:
-        ValueError: host memory does not suffice for our tables.
+        Unavailable: host memory does not suffice for our tables.
     """
     device, drawn = open_device(options.device), options.draw()
     rate = memory_rate(device, clock_of(device, 0.5), _COPIED[device.type])

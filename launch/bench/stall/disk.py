@@ -19,7 +19,7 @@ def measure_disk_stall(options: BenchOptions, progress: Progress) -> Section:
     """Measures how long a step's reads take, then every look-ahead with a model that computes for as long.
 
     Raises:
-        ValueError: memory or the disk does not suffice.
+        Unavailable: memory or the disk does not suffice.
     """
     options = replace(
         options,

@@ -11,6 +11,7 @@ from launch.bench.report import Cell, Measure, Section
 from launch.bench.table_path import TablePath
 from launch.bench.workload import DrawnSteps
 from offload.config import LinkConfig
+from train.errors import UserError
 from train.progress import Progress
 
 DEPTHS = (0, 1, 2, 4)
@@ -37,7 +38,8 @@ def measure_stall(options: BenchOptions, progress: Progress) -> Section:
     """Finds the bandwidth at which depth 0 waits 40 % of the step, then measures every depth with it. Collective.
 
     Raises:
-        ValueError: host memory does not suffice, or no row travels.
+        Unavailable: host memory does not suffice.
+        UserError: no row travels.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -78,7 +80,7 @@ def _row(ranks: int, depth: int, link: LinkConfig | None, waits: Waits) -> dict[
 def _calibrate(free: Waits, drawn: DrawnSteps, options: BenchOptions, progress: Progress) -> tuple[LinkConfig, Waits]:
     """The link over which depth 0 stalls as wanted, and that run; `free` is a run without a link."""
     if free.fetched_share < _FEW:
-        raise ValueError(
+        raise UserError(
             f"part stall: {100 * (1 - free.fetched_share):.0f} % of a step's rows need no fetch, so "
             "hardly any are transferred; raise --rows, or lower --zipf or --window-rows"
         )

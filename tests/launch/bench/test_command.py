@@ -102,6 +102,7 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--zipf", "1"], "Invalid value for '--zipf'"),
         (["--part", "speed"], "Invalid value for '--part'"),
+        (["--host-file", ".", *TINY], "offload: host_file has no meaning with mode=resident"),
         (["--window-rows", "1", *TINY], "offload.window_rows: step 1 alone needs"),
         (["--part", "stall", *TINY, "--rows", "40"], "% of a step's rows need no fetch"),
         (["checkpoint", "--table-mib", "1000000000"], "are free: choose another --folder or a smaller --table-mib"),

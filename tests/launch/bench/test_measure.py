@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -6,11 +7,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from rich.console import Console
 
-from launch.bench import scaling
+from launch.bench import scaling, worker
 from launch.bench.measure import Spread, Times, race, ratios, wait_until_idle
 from launch.bench.options import BenchOptions
+from launch.bench.parts import PARTS, Part
 from launch.bench.path.part import measure_path
 from launch.bench.planning import measure_planning
 from launch.bench.report import Measure, Section
@@ -18,6 +21,7 @@ from launch.bench.scaling import measure_scaling
 from launch.bench.stall.disk import measure_disk_stall
 from launch.bench.workload import Workload
 from tests.launch.missing import hide_fbgemm
+from train.errors import UserError
 from train.progress import Progress
 
 OPTIONS = BenchOptions(workload=Workload(lookups=64, rows=80, dim=4), steps=2, warmup=1)
@@ -132,6 +136,19 @@ def test_disk_measures_every_look_ahead_against_the_time_of_its_reads(tmp_path: 
     assert all(row["fetched_mb"] > 0 for row in section.rows), "no row was read: the test would prove nothing"  # type: ignore[operator]
     assert [measure.limit for measure in section.measures] == [0.05]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_in_a_part_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(options: BenchOptions, progress: Progress) -> Section:
+        raise ValueError("negative dimensions are not allowed")
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(PARTS, "path", Part(broken))
+    options = json.dumps(replace(OPTIONS, threads=torch.get_num_threads()).to_json())
+    with pytest.raises(ValueError, match="negative") as found:
+        worker.measure("path", options, str(tmp_path / "result"))
+    assert not isinstance(found.value, UserError)
 
 
 def test_scaling_measures_both_kinds_of_larger_tables(monkeypatch: pytest.MonkeyPatch) -> None:
