@@ -1,5 +1,6 @@
 """Every YAML in `configs/` is a valid job, and so is what it resolves to."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,8 @@ from train.config.errors import Schema, dotted
 from train.config.file import dump, load
 from train.config.job import JobConfig
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS_FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(CONFIGS_FOLDER.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -33,6 +35,13 @@ def test_every_field_of_every_section_is_described() -> None:
     seen: set[type[BaseModel]] = set()
     check(JobConfig, seen)
     assert len(seen) > 12
+
+
+def test_the_page_about_configs_says_where_each_section_is_declared() -> None:
+    text = (CONFIGS_FOLDER.parent / "docs" / "config.md").read_text()
+    said = dict(re.findall(r"^\| `(\w+)` \| `([\w/.]+)` \|", text, re.MULTILINE))
+    sections = {name: field.annotation for name, field in JobConfig.model_fields.items()}
+    assert said == {name: f"{schema.__module__.replace('.', '/')}.py" for name, schema in sections.items()}
 
 
 def test_the_default_job_has_more_rows_than_its_windows() -> None:
