@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -102,7 +102,7 @@ def _score(
         store = TokenStore.open(
             data, tokenizer=None if own_tokenizer else saved.tokenizer, how=saved.job.data.elsewhere
         )
-        own = store.fingerprint in json.dumps(saved.image.manifest.data)
+        own = store.fingerprint in fingerprints(saved.image.manifest.data)
         found = score(saved, store, split=split or ("validation" if own else "all"), sequences=sequences)
     if as_json:
         values = {name: value for name, value in asdict(found).items() if name != "by_source" or value}
@@ -113,3 +113,9 @@ def _score(
     click.echo(f"over {found.tokens:,} tokens, {found.text_bytes:,.0f} bytes")
     for name, part in found.by_source.items():
         click.echo(f"{name}: {part.loss:.4f} nats/token over {part.tokens:,} tokens")
+
+
+def fingerprints(data: dict[str, Any]) -> set[str]:
+    """Of the stores that a run reads in any of its phases, out of what `Timetable.identity` says of its data."""
+    phases = [data, *data.get("phases", [])]
+    return {store for phase in phases for store, _ in phase.get("mix") or [(phase["fingerprint"], 1)]}

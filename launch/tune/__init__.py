@@ -1,1 +1,1 @@
-"""Finds a job's prefetch settings by measuring it, and tells what a run spends its time on: `engram tune`."""
+"""Finds a job's look-ahead, window and engine by measuring it; what a run spends its time on: `engram tune`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.commands.eval import fingerprints
 from tests.command_line import assert_refused, invoke, losses
 
 
@@ -42,6 +43,12 @@ def test_eval(trained: Path) -> None:
     assert f"step 6: {found['loss']:.4f} nats/token" in answer("eval", trained, *sequences)
     data = json.loads((trained / "summary.json").read_text())
     assert found["bits_per_byte"] == pytest.approx(data["val_bits_per_byte"], rel=1e-6)
+
+
+def test_the_stores_of_a_run_are_those_of_all_its_phases() -> None:
+    mixed = {"mix": [["a", 3], ["b", 1]], "seed": 0, "phases": [{"after_steps": 5, "fingerprint": "c"}]}
+    assert fingerprints(mixed) == {"a", "b", "c"}
+    assert fingerprints({"fingerprint": "a", "split": "train"}) == {"a"}
 
 
 def test_the_runs_own_text_is_known_by_what_it_is(trained: Path, corpus: Path) -> None:
