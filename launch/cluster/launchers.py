@@ -10,10 +10,10 @@ from launch.cluster.failure import all_saved, first_failure
 from launch.cluster.hosts import hostfile, hosts, local
 from launch.cluster.kubernetes import kubernetes
 from launch.cluster.layout import CONFIG, Launch, Rendered, quoted
+from launch.cluster.processes import HostProcesses
 from launch.cluster.slurm import slurm
 from launch.local.failures import RankFailed
 from launch.local.signals import Stopped
-from launch.local.start import run_processes
 from train.errors import UserError
 
 LAUNCHERS: dict[str, Callable[[Launch], Rendered]] = {
@@ -62,15 +62,13 @@ def start(rendered: Rendered) -> None:
             os.execvpe(rendered.commands[0][0], rendered.commands[0], environment)
         for copy in rendered.copies:
             _copy(launch.folder, copy)
-        run_processes(
-            [(command, environment) for command in rendered.commands],
-            log_folder=launch.logs,
-            grace_s=checkpoint.grace_s + _ELSEWHERE_S,
-            kind="host",
-            stdin=subprocess.PIPE if rendered.attached else subprocess.DEVNULL,
+        processes = HostProcesses(
+            checkpoint.grace_s + _ELSEWHERE_S,
             may_fail=rendered.may_fail,
+            attached=rendered.attached,
             ask=rendered.ask,
         )
+        processes.run([(command, environment) for command in rendered.commands], launch.logs)
     except Stopped:
         if checkpoint.every and all_saved(launch.reports):
             raise SystemExit(checkpoint.interrupted_exit) from None

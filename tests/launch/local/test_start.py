@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.local.failures import RankFailed
-from launch.local.start import run_processes, run_ranks
+from launch.local.start import run_ranks
 from tests.launch.ranks import assert_gone, launcher, pids, program
 from tests.signals import skip_if_ignored
 from train.errors import UserError
@@ -290,16 +290,3 @@ sys.exit(reported(body))
         assert self.process is not None
         self.process.kill()
         assert_gone(ranks, within_s=10)
-
-
-def test_when_a_host_fails_the_others_are_asked_to_end_and_waited_for(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As ssh does, which ends when the command elsewhere has ended: that is asked by the end of its input."""
-    other = f"touch {tmp_path}/up; cat; sleep 0.5; touch {tmp_path}/ended"
-    failing = f"until [ -e {tmp_path}/up ]; do sleep 0.01; done; exit 7"
-    starts = [(["sh", "-c", command], dict(os.environ)) for command in (other, failing)]
-    with pytest.raises(RankFailed, match=r"^host 1 failed \(exit code 7\)"):
-        run_processes(starts, log_folder=tmp_path / "logs", grace_s=20, kind="host", stdin=subprocess.PIPE)
-    assert (tmp_path / "ended").exists()
-    assert "waiting 20 s at most for the ranks on the others" in capfd.readouterr().err
