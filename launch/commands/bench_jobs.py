@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from launch.commands import bench_shared as shared
-from launch.commands.number_list import Finite, NumberList
+from launch.commands.numbers import Finite, NumberList
 from offload.engines import ENGINES
 
 _JOBS = {"cuda": "configs/bench.yaml", "cpu": "configs/tiny.yaml"}

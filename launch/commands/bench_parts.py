@@ -8,7 +8,7 @@ import click
 
 from launch.bench.optimizers import OPTIMIZERS
 from launch.commands import bench_shared as shared
-from launch.commands.number_list import SEED, Finite, NumberList
+from launch.commands.numbers import SEED, Finite, NumberList
 
 PARTS = ("path", "scaling", "planning", "stall", "disk")
 _MODES = ("window", "resident")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.commands.number_list import Finite
+from launch.commands.numbers import Finite
 
 if TYPE_CHECKING:
     from train.data.stores.examine import Statistics

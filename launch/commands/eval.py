@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from launch.commands.number_list import SEED
+from launch.commands.numbers import SEED
 
 if TYPE_CHECKING:
     from train.use.saved_run import SavedRun

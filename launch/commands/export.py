@@ -1,28 +1,11 @@
 """`engram export`."""
 
 import json
-import re
 from typing import Literal
 
 import click
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-class FileSize(click.ParamType):
-    """A size such as 5GB or 500MB, in bytes."""
-
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes of `value`."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", value.strip().upper())
-        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-        if size <= 0:
-            self.fail(f"{value!r} is no size; give one such as 5GB or 500MB.", param, ctx)
-        return size
+from launch.commands.numbers import FileSize
 
 
 @click.command(

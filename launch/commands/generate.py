@@ -4,7 +4,7 @@ import json
 
 import click
 
-from launch.commands.number_list import SEED, Finite
+from launch.commands.numbers import SEED, Finite
 
 
 @click.command(

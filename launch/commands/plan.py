@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from launch.commands import plan_runs
-from launch.commands.number_list import Finite, NumberList, UnitNumber
+from launch.commands.numbers import Finite, NumberList, UnitNumber
 
 
 @click.command(

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from launch.commands import tune_runs
-from launch.commands.number_list import Finite
+from launch.commands.numbers import Finite
 
 
 @click.command(

@@ -4,7 +4,7 @@ import gc
 
 import click
 
-from launch.commands.number_list import NumberList
+from launch.commands.numbers import NumberList
 from tests.emulation.hardware import Hardware, read_hardware
 from tests.emulation.report import depths_table, heading, variants_table
 from tests.emulation.results import TODAY, Run, Variant

@@ -1,6 +1,7 @@
-"""Numbers as values of options: several, large ones, finite ones, seeds."""
+"""Numbers as values of options: several, large ones, sizes of files, finite ones, seeds."""
 
 import math
+import re
 from typing import Any
 
 import click
@@ -51,6 +52,25 @@ class UnitNumber(click.ParamType):
         if not 1 <= number <= 1e18:
             self.fail(f"{value!r} is not between 1 and 10^18 tokens.", param, ctx)
         return round(number)
+
+
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class FileSize(click.ParamType):
+    """A size such as 5GB or 500MB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of `value`."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", value.strip().upper())
+        size = int(float(match[1]) * _BYTES[match[2]]) if match else 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size; give one such as 5GB or 500MB.", param, ctx)
+        return size
 
 
 class Finite(click.FloatRange):
