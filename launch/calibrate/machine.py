@@ -6,7 +6,7 @@ A rank computes on one core. Each number is the median of some rounds, as a run'
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,16 @@ from offload.host.cores import usable_cores
 from offload.rows.records import RecordLayout
 from offload.rows.updater import RowUpdater
 from offload.window.open import open_directory
+from train.progress import Progress
 
 _COLUMNS, _ROWS = 80, 1 << 15
 
 
-def calibrated(
-    told: Callable[[str], object], rendezvous: str, *, environment: Mapping[str, str], disk: str
-) -> dict[str, Any]:
+def calibrated(progress: Progress, rendezvous: str, *, environment: Mapping[str, str], disk: str) -> dict[str, Any]:
     """A catalogue with one machine, `here`, and one network, `loopback`; about two minutes.
 
     Args:
-        told: is told what is measured.
+        progress: shows what is measured.
         rendezvous: a path that does not exist, at which two ranks meet.
         environment: of the only rank of a job.
         disk: a folder on the disk that tables in a file would be on.
@@ -40,55 +39,68 @@ def calibrated(
     Raises:
         UserError: the folder cannot be written to, or has too little space.
     """
+    measures: dict[str, Callable[[], Any]] = {
+        "small networks": _model_numbers,
+        "all cores at once": lambda: rate_with_all_busy(f"{rendezvous}-busy"),
+        "memory": lambda: (_copy_rate(), _record_rate()),
+        "the disk": lambda: disk_rate(RecordLayout.of(_COLUMNS, TableOptimizerConfig()).words, disk),
+        "rows": _row_seconds,
+        "slots": _decide_seconds,
+        "two ranks' exchange": lambda: exchange_rates(rendezvous),
+        "memory that is kept": lambda: [memory_kept(environment, micro_batches) for micro_batches in (1, 2)],
+    }
+    progress.expect(len(measures))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    found = []
     try:
-        told("small networks")
-        flops, half, launch = _model_numbers()
-        told("all cores at once")
-        busy = rate_with_all_busy(f"{rendezvous}-busy")
-        told("memory")
-        copied, records = _copy_rate(), _record_rate()
-        told("the disk")
-        in_file = disk_rate(RecordLayout.of(_COLUMNS, TableOptimizerConfig()).words, disk)
-        told("rows")
-        read, update = _row_seconds()
-        told("slots")
-        decide = _decide_seconds()
-        told("two ranks' exchange")
-        exchanged, gathered = exchange_rates(rendezvous)
-        told("memory that is kept")
-        kept, adding = (memory_kept(environment, micro_batches) for micro_batches in (1, 2))
+        for number, (what, measure) in enumerate(measures.items()):
+            progress.show(number, f"measuring {what}", at_once=True)
+            found.append(measure())
     finally:
         torch.set_num_threads(before)
-    link = dict.fromkeys(
-        ("copy_engine_bytes_per_second", "fetch_bytes_per_second", "write_back_bytes_per_second"), records
-    )
-    return {
-        "gpus": {
-            "here": {
-                "device": {
-                    "overlaps_launches": False,
-                    "flops_per_second": flops,
-                    "columns_at_half_rate": half,
-                    "rate_with_all_busy": busy,
-                    "memory_bytes": float(psutil.virtual_memory().total),
-                    "memory_bytes_per_second": copied,
-                    "kept": kept,
-                    "kept_adding": adding,
-                    "exchange_bytes_per_second": exchanged,
-                    "gather_bytes_per_second": gathered,
-                },
-                "link": link | {"both_directions": 1.0, "lost_to_copies": 0.0},
-                "host": {"launch_seconds": launch, "decide_seconds": decide},
-                "rows": {"read_seconds": read, "update_seconds": update, "draw_seconds": 4 * _COLUMNS / copied},
-                "backbone": {"optimizer_bytes": 30.0, "optimizer_launches": 200},
-                "node": {"memory_bytes": float(psutil.virtual_memory().total), "dram_bytes_per_second": copied,
-                         "cores": usable_cores(), "disk_records_per_second": in_file},
-            }
+    return _catalogue(*found)
+
+
+def _catalogue(
+    network: tuple[float, float, float],
+    busy: float,
+    memory: tuple[float, float],
+    in_file: float,
+    rows: tuple[float, float],
+    decide: float,
+    exchange: tuple[float, float],
+    kept: Sequence[dict[str, float]],
+) -> dict[str, Any]:
+    """What was measured, in the order of measuring, by the names of hardware.yaml."""
+    (flops, half, launch), (copied, records), (read, update), (exchanged, gathered) = network, memory, rows, exchange
+    carried = ("copy_engine_bytes_per_second", "fetch_bytes_per_second", "write_back_bytes_per_second")
+    here = {
+        "device": {
+            "overlaps_launches": False,
+            "flops_per_second": flops,
+            "columns_at_half_rate": half,
+            "rate_with_all_busy": busy,
+            "memory_bytes": float(psutil.virtual_memory().total),
+            "memory_bytes_per_second": copied,
+            "kept": kept[0],
+            "kept_adding": kept[1],
+            "exchange_bytes_per_second": exchanged,
+            "gather_bytes_per_second": gathered,
         },
-        "networks": {"loopback": {"bytes_per_second": exchanged, "ports": "node", "latency_seconds": 1e-4}},
-    }  # fmt: skip
+        "link": dict.fromkeys(carried, records) | {"both_directions": 1.0, "lost_to_copies": 0.0},
+        "host": {"launch_seconds": launch, "decide_seconds": decide},
+        "rows": {"read_seconds": read, "update_seconds": update, "draw_seconds": 4 * _COLUMNS / copied},
+        "backbone": {"optimizer_bytes": 30.0, "optimizer_launches": 200},
+        "node": {
+            "memory_bytes": float(psutil.virtual_memory().total),
+            "dram_bytes_per_second": copied,
+            "cores": usable_cores(),
+            "disk_records_per_second": in_file,
+        },
+    }
+    loopback = {"bytes_per_second": exchanged, "ports": "node", "latency_seconds": 1e-4}
+    return {"gpus": {"here": here}, "networks": {"loopback": loopback}}
 
 
 def _copy_rate() -> float:

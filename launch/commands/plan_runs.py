@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from launch.plan.cluster import Cluster
     from launch.plan.hardware import Hardware, Network
     from train.config.job import JobConfig
+    from train.progress import Progress
 
 _WIDTH = 80
 _CALIBRATED = "# Measured by `engram plan --calibrate`; launch/plan/hardware.yaml says what each key means.\n"
@@ -29,17 +31,16 @@ def assess(
     from launch.plan.report.machines import show_machines, show_phases
     from train.errors import UserError
 
-    jobs, progress = phase_jobs(job), Progress()
+    jobs = phase_jobs(job)
     if len(jobs) > 1 and tokens is not None:
         raise UserError("--tokens: the job has data.phases, which say how many tokens each takes; leave it out")
-    phases = [
-        assessment.assess(
-            phase, cluster, tokens=tokens, price=price, zipf=zipf,
-            told=lambda step, of: progress(f"replaying step {step + 1} of {of}"),
-        )
-        for phase in jobs
-    ]  # fmt: skip
-    progress.end()
+    with _progress() as progress:
+
+        def told(step: int, of: int) -> None:
+            progress.expect(0 if step else of)
+            progress.advance()
+
+        phases = [assessment.assess(phase, cluster, tokens=tokens, price=price, zipf=zipf, told=told) for phase in jobs]
     found = phases[jobs.index(largest(jobs))]
     if as_json:
         parts = {"phases": [to_json(phase) for phase in phases]} if len(phases) > 1 else {}
@@ -70,11 +71,15 @@ def simulate(
     from launch.plan.report.scale import draw, show_scale
     from launch.plan.scale import Machines, scaled
 
-    progress = Progress()
-    progress("planning a rank's step")
-    work = scaled(largest(phase_jobs(job)), Machines(hardware, network, gpus_per_node), zipf, growing)
-    points = list(work.points(worlds, progress))
-    progress.end()
+    with _progress(1 + 2 * len(worlds)) as progress:
+        numbers = count()
+
+        def told(text: str) -> None:
+            progress.show(next(numbers), text, at_once=True)
+
+        told("planning a rank's step")
+        work = scaled(largest(phase_jobs(job)), Machines(hardware, network, gpus_per_node), zipf, growing)
+        points = list(work.points(worlds, told))
     if plot:
         draw(points, f"{job.run.name}; {points[0].stream}", Path(plot))
     if as_json:
@@ -100,28 +105,17 @@ def calibrate(file: Path) -> None:
     from train.config import yaml_text
     from train.files import new_file
 
-    progress = Progress()
-    with tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
+    with _progress() as progress, tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
         alone = rank_environment(0, 1, meeting_port(None), gpus=0)
-        numbers = calibrated(
-            lambda what: progress(f"measuring {what}"), f"{folder}/ranks", environment=alone, disk=str(file.parent)
-        )
-    progress.end()
+        numbers = calibrated(progress, f"{folder}/ranks", environment=alone, disk=str(file.parent))
     Catalogue.model_validate(numbers)
     with new_file(file) as partial:
         partial.write_text(_CALIBRATED + yaml_text.render(numbers), encoding="utf-8")
     click.echo(f"wrote {file}: engram plan CONFIG --hardware {file} --gpu here --network loopback")
 
 
-class Progress:
-    """What is being done, on a line of a terminal; nothing elsewhere."""
+def _progress(total: int = 0) -> "Progress":
+    """On a terminal; nothing elsewhere."""
+    from train.progress import Progress
 
-    def __call__(self, text: str) -> None:
-        """Replaces the line."""
-        if sys.stderr.isatty():
-            click.echo(f"\r\033[K{text} ...", nl=False, err=True)
-
-    def end(self) -> None:
-        """Removes the line."""
-        if sys.stderr.isatty():
-            click.echo("\r\033[K", nl=False, err=True)
+    return Progress("replaying", total, active=sys.stderr.isatty())
