@@ -50,15 +50,7 @@ def measure_data(options: BenchOptions, progress: Progress) -> Section:
     folder = Path(options.folder)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     progress.advance()
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for number in range(options.rounds):
-        acts = {
-            "tokenizers": lambda: _tokenize(tokenizer, texts),
-            "prepare": lambda: _prepare(folder / "text.jsonl", tokenizer),
-        }
-        for name, act in in_turns(acts, number):
-            seconds[name].append(timed(act))
-        progress.advance()
+    seconds = _raced(tokenizer, texts, folder / "text.jsonl", options.rounds, progress)
     made = _prepare(folder / "text.jsonl", tokenizer)
     ratio = Spread.of([ours / theirs for ours, theirs in zip(seconds["prepare"], seconds["tokenizers"], strict=True)])
     rows = [
@@ -98,6 +90,19 @@ def _texts(size: int) -> Iterator[str]:
             return
         size -= len(text)
         yield text
+
+
+def _raced(
+    tokenizer: Tokenizer, texts: list[str], file: Path, rounds: int, progress: Progress
+) -> dict[str, list[float]]:
+    """Seconds that tokenizing the texts and preparing the file with them take, in each round."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    acts = {"tokenizers": lambda: _tokenize(tokenizer, texts), "prepare": lambda: _prepare(file, tokenizer)}
+    for number in range(rounds):
+        for name, act in in_turns(acts, number):
+            seconds[name].append(timed(act))
+        progress.advance()
+    return seconds
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> None:

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from launch.plan.rows.stream import Stream
 from offload.plan.finders import HostFinder
@@ -48,7 +47,5 @@ def measure_planning(stream: Stream, micro_batch: int, tokens_a_rank: int) -> Pl
     plan = make_plan(batches, finder, sharding, 0, None)
     seconds = time.thread_time() - started
     torch.set_num_threads(before)
-    made: list[Tensor] = []
-    plan.map(lambda tensor: made.append(tensor) or tensor)  # type: ignore[func-returns-value]
     lookups = sum(index.segment_N.numel() for module in plan.modules for index in module.indices)
-    return Planned(seconds / lookups, sum(part.nbytes for part in made) / lookups, tokens_BT.numel())
+    return Planned(seconds / lookups, sum(part.nbytes for part in plan.tensors) / lookups, tokens_BT.numel())
