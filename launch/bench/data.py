@@ -164,10 +164,7 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
     loader = build_loader(job, blend, rank=0, world_size=1)
     loader.batch(0)
     times = [timed(lambda step=step: loader.batch(step)) for step in range(1, _BATCHES + 1)]  # type: ignore[misc]
-    recorded = [record["step_ms"] for record in read_metrics(folder / METRICS_FILE)]
-    if not recorded:
-        raise UserError(f"{folder}: no step is recorded yet; the first one is after train.log_every steps")
-    step_s = statistics.median(recorded) / 1e3
+    step_s = recorded_step_s(folder)
     share = Spread.of([each / step_s for each in times])
     row: dict[str, Cell] = {
         "what": "loader",
@@ -179,3 +176,15 @@ def _loading(run: str) -> tuple[dict[str, Cell], float]:
         "peak_mib": None,
     }
     return row, share.median
+
+
+def recorded_step_s(run: Path) -> float:
+    """Seconds of a step, the median of a run's records.
+
+    Raises:
+        UserError: it has none.
+    """
+    recorded = [record["step_ms"] for record in read_metrics(run / METRICS_FILE)]
+    if not recorded:
+        raise UserError(f"{run}: no step is recorded yet; the first record comes after train.log_every steps")
+    return statistics.median(recorded) / 1e3

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from launch.bench import scaling, worker
+from launch.bench.data import recorded_step_s
 from launch.bench.measure import Spread, Times, race, ratios, wait_until_idle
 from launch.bench.options import BenchOptions
 from launch.bench.parts import PARTS, Part
@@ -136,6 +137,12 @@ def test_disk_measures_every_look_ahead_against_the_time_of_its_reads(tmp_path: 
     assert all(row["fetched_mb"] > 0 for row in section.rows), "no row was read: the test would prove nothing"  # type: ignore[operator]
     assert [measure.limit for measure in section.measures] == [0.05]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_records_has_no_step_to_compare_its_loader_with(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}: no step is recorded yet"):
+        recorded_step_s(tmp_path)
 
 
 def test_a_bug_in_a_part_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,3 +29,4 @@ def test_kernels_need_pinned_memory_and_alone_have_programs(name: str) -> None:
     assert pins(config, torch.device("cuda")) == facts.pins
     assert accepted(engine=name, host_file="somewhere") == (not facts.pins)
     assert accepted(engine=name, programs=8) == facts.pins
+    assert facts.stages == (name != "zero_copy")
