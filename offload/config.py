@@ -10,8 +10,10 @@ from offload.optimizers import OPTIMIZERS
 RowDtype = Literal["fp32", "bf16"]
 if TYPE_CHECKING:
     OptimizerName = str
+    EngineName = str
 else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
+    EngineName = Literal["auto", *ENGINES, "cpu"]
 
 
 class LinkConfig(
@@ -86,7 +88,7 @@ class OffloadConfig(
     bits."""
     planner_threads: int = Field(1, ge=1, le=1_024)
     """Cores per rank for planning upcoming steps."""
-    engine: Literal["auto", "zero_copy", "staged", "mixed", "cpu"] = "auto"
+    engine: EngineName = "auto"
     """How rows are copied between host memory and the window. `zero_copy`: GPU kernels access host memory directly,
     which is pinned for them. `staged`: the CPU gathers rows into small pinned buffers, which the GPU's copy engines
     transfer; the tables need not be pinned. `mixed` fetches like `zero_copy` and writes back like `staged`, for jobs
@@ -116,6 +118,11 @@ class OffloadConfig(
     """Recompute every step in a simple, synchronous way, and stop at the first difference. Slow; needs as much
     additional host memory as the records of all rows that were ever updated."""
 
+    @property
+    def pins(self) -> bool:
+        """Whether the engine named here must pin the tables; `auto` does if it can."""
+        return self.engine in ENGINES and ENGINES[self.engine].pins
+
     @model_validator(mode="after")
     def _file_needs_host_memory(self) -> "OffloadConfig":
         if self.host_file is not None and self.mode == "resident":
@@ -124,7 +131,7 @@ class OffloadConfig(
             )
         if self.host_file is not None and self.host_touch:
             raise ValueError("host_touch has no meaning with host_file: set one of them to null")
-        if self.host_file is not None and self.engine in ENGINES and ENGINES[self.engine].pins:
+        if self.host_file is not None and self.pins:
             raise ValueError("a file cannot be pinned: set engine=staged, or host_file to null")
         return self
 
@@ -132,8 +139,7 @@ class OffloadConfig(
     def _programs_need_kernels(self) -> "OffloadConfig":
         if self.programs is not None and self.mode == "resident":
             raise ValueError("programs has no meaning with mode=resident, which transfers no rows: set it to null")
-        kernels = self.engine == "auto" or (self.engine in ENGINES and ENGINES[self.engine].pins)
-        if self.programs is not None and not kernels:
+        if self.programs is not None and not (self.engine == "auto" or self.pins):
             raise ValueError(f"programs has no meaning with engine={self.engine}: set one of them to null or auto")
         return self
 

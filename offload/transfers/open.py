@@ -36,7 +36,7 @@ _MAX_STAGING_THREADS = 8
 
 def pins(config: OffloadConfig, device: torch.device) -> bool:
     """Whether the tables' host memory is going to be pinned, if the system allows it."""
-    return device.type == "cuda" and config.engine in ("auto", "zero_copy", "mixed") and config.host_file is None
+    return device.type == "cuda" and (config.engine == "auto" or config.pins) and config.host_file is None
 
 
 def open_transfers(
