@@ -15,6 +15,7 @@ from train.data.tokenization.tokenizer import Tokenizer
 from train.files import new_file
 from train.origin import choose_origin, require_disk
 from train.report.skipped import SKIPPED_FILE
+from train.report.summary import SUMMARY_FILE
 from train.run_folder import BASE_FILE, CONFIG_FILE, LOG_FILE, require_writable
 from train.run_lock import lock_run
 
@@ -59,6 +60,6 @@ class TakenFolder:
     def _take(self, there: int) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(self.path)
-        require_writable(self.path, LOG_FILE, SKIPPED_FILE)
+        require_writable(self.path, LOG_FILE, SKIPPED_FILE, SUMMARY_FILE)
         ranks_here = len(self._nodes.beside(dist.get_rank()))
         require_disk(self._job, self.path, self._checkpoint_bytes * ranks_here // dist.get_world_size(), there)

@@ -225,7 +225,7 @@ def test_9_a_repeated_or_dropped_step_is_refused(wrong: int) -> None:
     tables = open_tables(Case(job, OffloadConfig()))
     try:
         train_step(tables, job, 0)
-        with pytest.raises(RuntimeError, match=f"step {wrong} began"):
+        with pytest.raises(RuntimeError, match=f"step {wrong} does not follow step 0"):
             use_rows(tables, job, wrong)
     finally:
         tables.close()
