@@ -1,17 +1,18 @@
-"""What the threads beside the loop are at work on, for a profile: recorded only while somebody wants it."""
+"""What the loop and the threads beside it are at work on, for a profile: recorded only while somebody wants it."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-Lane = Literal["plan", "fetch", "write back"]
+Lane = Literal["loop", "plan", "fetch", "write back"]
 
 
 class Span(NamedTuple):
     """Work of a kind, from when to when, in nanoseconds since 1970."""
 
     lane: Lane
+    name: str
     started_ns: int
     ended_ns: int
 
@@ -33,12 +34,12 @@ def take_spans() -> list[Span]:
 
 
 @contextmanager
-def span(lane: Lane) -> Iterator[None]:
-    """Around the work, in any thread."""
+def span(lane: Lane, name: str | None = None) -> Iterator[None]:
+    """Around the work, in any thread; it is called by its lane, unless it has a name."""
     recorded = _recorded
     if recorded is None:
         yield
         return
     started_ns = time.time_ns()
     yield
-    recorded.append(Span(lane, started_ns, time.time_ns()))
+    recorded.append(Span(lane, name or lane, started_ns, time.time_ns()))

@@ -55,7 +55,7 @@ class EngramTables(OwnedRows):
         num_steps: no step at or after this one is looked ahead to.
         group: the ranks, with communication on the device; None for all ranks.
         host_group: the same ranks, with communication in host memory, used by the planner's thread alone once
-            the tables are open.
+            the tables are open, but for `reopen`.
         device: where the model computes.
         tell: is told what takes long.
 
@@ -133,13 +133,15 @@ class EngramTables(OwnedRows):
         Rows and losses stay what they are. Another size or engine empties the window. To be called between two steps.
 
         Raises:
-            ValueError: `config` differs in something else, or the device has no such engine; nothing has changed then,
+            ValueError: `config` differs in something else.
+            Unavailable: the device of any rank has no such engine or no room for the window; nothing has changed then,
                 but that the window is empty.
         """
         free = {"depth", "planner_threads", *_OF_WINDOW}
         if config.model_dump(exclude=free) != self._config.model_dump(exclude=free):
             raise ValueError(f"between two steps only {', '.join(sorted(free))} of offload may change")
         if config.model_dump(include=_OF_WINDOW) != self._config.model_dump(include=_OF_WINDOW):
+            self._planner.settle()  # a window is opened by collectives on the planner's group
             try:
                 self._shard.store.reopen(config)
             finally:

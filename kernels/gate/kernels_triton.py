@@ -19,7 +19,7 @@ def _gate(score: tl.tensor, SIGNED_SQRT: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def gate_forward_kernel(
+def _gate_forward_kernel(
     hidden_ptr: tl.tensor, key_ptr: tl.tensor, value_ptr: tl.tensor, weight_ptr: tl.tensor, gated_ptr: tl.tensor,
     h_scale_ptr: tl.tensor, k_scale_ptr: tl.tensor, score_ptr: tl.tensor, tokens: tl.tensor, eps: tl.tensor,
     inverse_root_width: tl.tensor, hidden_token: tl.tensor, hidden_branch: tl.tensor, key_token: tl.tensor,
@@ -62,7 +62,7 @@ def gate_forward_kernel(
 
 
 @triton.jit
-def gate_backward_tokens(
+def _gate_backward_tokens(
     grad_ptr: tl.tensor, value_ptr: tl.tensor, score_ptr: tl.tensor, dscore_ptr: tl.tensor, dvalue_ptr: tl.tensor,
     grad_token: tl.tensor, grad_branch: tl.tensor, value_token: tl.tensor,
     SIGNED_SQRT: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BRANCHES: tl.constexpr, COLUMNS: tl.constexpr,
@@ -92,7 +92,7 @@ def gate_backward_tokens(
 
 
 @triton.jit
-def gate_backward_elements(
+def _gate_backward_elements(
     hidden_ptr: tl.tensor, key_ptr: tl.tensor, weight_ptr: tl.tensor, h_scale_ptr: tl.tensor, k_scale_ptr: tl.tensor,
     score_ptr: tl.tensor, dscore_ptr: tl.tensor, dhidden_ptr: tl.tensor, dkey_ptr: tl.tensor, partial_ptr: tl.tensor,
     tokens: tl.tensor, inverse_root_width: tl.tensor, hidden_token: tl.tensor, hidden_branch: tl.tensor,

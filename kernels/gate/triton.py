@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.gate.kernels_triton import gate_backward_elements, gate_backward_tokens, gate_forward_kernel
+from kernels.gate.kernels_triton import _gate_backward_elements, _gate_backward_tokens, _gate_forward_kernel
 
 _TILE = 2048
 """Numbers of each input that a program holds at a time: 16 per thread with four warps, two 16-byte loads in bf16."""
@@ -47,7 +47,7 @@ def gate_forward(
     hidden, key, value = (_rows(t) for t in (hidden_BTMD, key_BTMD, value_BTD))
     tile, columns = _tile(width)
     with torch.cuda.device_of(hidden):
-        gate_forward_kernel[(branches * triton.cdiv(tokens, tile),)](
+        _gate_forward_kernel[(branches * triton.cdiv(tokens, tile),)](
             hidden, key, value, _product(query_weight_MD, key_weight_MD), gated, *saved,
             tokens, eps, 1 / math.sqrt(width),
             *hidden.stride()[:2], *key.stride()[:2], value.stride(0),
@@ -80,13 +80,13 @@ def gate_backward(
     partial_CMD = saved.new_empty((chunks, branches, width))
     all_branches = triton.next_power_of_2(branches)
     with torch.cuda.device_of(hidden):
-        gate_backward_tokens[(tokens,)](
+        _gate_backward_tokens[(tokens,)](
             grad, value, saved[2], dscore_NM, dvalue,
             *grad.stride()[:2], value.stride(0),
             SIGNED_SQRT=signed_sqrt, M=branches, D=width, BRANCHES=all_branches, COLUMNS=columns,
             num_warps=min(2, _warps(all_branches * columns)),
         )  # fmt: skip
-        gate_backward_elements[(triton.cdiv(width, columns), branches, chunks)](
+        _gate_backward_elements[(triton.cdiv(width, columns), branches, chunks)](
             hidden, key, _product(query_weight_MD, key_weight_MD), *saved, dscore_NM, dhidden, dkey, partial_CMD,
             tokens, 1 / math.sqrt(width),
             *hidden.stride()[:2], *key.stride()[:2],

@@ -54,7 +54,7 @@ def _store_moments(
 # The compiler is told no alignment of records and of what lies beside them: then a warp's threads have adjacent
 # columns, not four each, with which unaligned records would be loaded with gaps.
 @triton.jit(do_not_specialize=["slots", "now"], do_not_specialize_on_alignment=["records", "out", "state_out"])
-def read_kernel(
+def _read_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
     slots: tl.tensor,
@@ -108,7 +108,7 @@ def read_kernel(
     do_not_specialize=["slots", "row_ids", "step", "key", "state_key"],
     do_not_specialize_on_alignment=["records", "grads", "caught_up", "caught_up_state"],
 )
-def update_kernel(
+def _update_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
     slots: tl.tensor,

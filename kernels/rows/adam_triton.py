@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.rows import records_triton as placed
 from kernels.rows.adam_gap_triton import settings
-from kernels.rows.adam_kernels_triton import read_kernel, update_kernel
+from kernels.rows.adam_kernels_triton import _read_kernel, _update_kernel
 from kernels.rows.adam_rates import AdamRates
 from kernels.rows.caught_up import CaughtUp
 from kernels.rows.rounding_key import rounding_key
@@ -59,7 +59,7 @@ def read_rows(
     if not weights_UD.numel():
         return
     with torch.cuda.device_of(records_CW):
-        read_kernel[(len(slots_U),)](
+        _read_kernel[(len(slots_U),)](
             records_CW,
             records_CW.stride(0),
             slots_U,
@@ -99,7 +99,7 @@ def update_rows(update: RowUpdate, rates: AdamRates, got: CaughtUp) -> None:
     state = update.records_CW if state_US is None else state_US  # the former is not read
     chosen = settings(rates)
     with torch.cuda.device_of(update.records_CW):
-        update_kernel[(len(update.slots_U),)](
+        _update_kernel[(len(update.slots_U),)](
             *arguments,
             rounding_key(update.seed, update.step, "state"),
             weights_UD,

@@ -41,21 +41,16 @@ class RationalNodes:
         self._inverse_gaps_PP = torch.tensor(gaps, dtype=torch.float64)
         self._nodes_P = torch.tensor(nodes, dtype=torch.float64)
 
-    def to(self, device: torch.device | str) -> "RationalNodes":
-        """The same, for points on a device."""
-        self._inverse_gaps_PP, self._nodes_P = self._inverse_gaps_PP.to(device), self._nodes_P.to(device)
-        return self
-
     def shares(self, points_N: Tensor) -> Tensor:
         """The weight of the value at each node in the value at each point: f(z) is about shares @ f(nodes).
 
         Args:
-            points_N: float64, in the interval.
+            points_N: float64, in the interval; on the CPU.
 
         Returns:
-            float64 [N, P]; a point's shares have the same bits on every device and whatever the other points.
+            float64 [N, P]; a point's shares have the same bits whatever the other points.
         """
-        shares_NP = torch.ones(len(points_N), len(self.nodes), dtype=torch.float64, device=points_N.device)
+        shares_NP = torch.ones(len(points_N), len(self.nodes), dtype=torch.float64)
         for place, (node, inverse_gaps_P) in enumerate(zip(self.nodes, self._inverse_gaps_PP, strict=True)):
             factors_NP = (points_N - node)[:, None] * inverse_gaps_P
             factors_NP[:, place] = 1.0

@@ -85,7 +85,7 @@ def _decayed(values: tl.tensor, times: tl.tensor, factor: tl.tensor) -> tl.tenso
 
 
 @triton.jit(do_not_specialize=["slots", "row_ids", "num_rows", "step", "key"])
-def update_kernel(
+def _update_kernel(
     records: tl.tensor,
     record_stride: tl.tensor,
     slots: tl.tensor,

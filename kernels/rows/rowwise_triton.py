@@ -13,7 +13,7 @@ import triton
 
 from kernels.rows.records_triton import row_layout, step_arguments, tile_rows
 from kernels.rows.row_update import RowUpdate
-from kernels.rows.rowwise_kernel_triton import update_kernel
+from kernels.rows.rowwise_kernel_triton import _update_kernel
 
 
 def rowwise_adagrad(update: RowUpdate, *, lr: float, eps: float) -> None:
@@ -48,6 +48,6 @@ def _run(update: RowUpdate, **rule: Any) -> None:
     rows, lanes = tile_rows(block), min(32, max(1, block // 8))
     tile = {"ROWS": rows, "CHUNKS": block // lanes, "LANES": lanes, "LEVELS": block.bit_length() - 1}
     with torch.cuda.device_of(update.records_CW):
-        update_kernel[(triton.cdiv(num_rows, rows),)](
+        _update_kernel[(triton.cdiv(num_rows, rows),)](
             *arguments, num_rows, **rule, **tile, **layout, enable_fp_fusion=False
         )

@@ -132,16 +132,12 @@ class TunedJob:
             for _ in range(max(_LEAST_WARM, before.depth, point.depth)):
                 self._step()
             return True
-        refused = 0.0
+        self._entered = 0
         try:
             self._tables.reopen(point.apply(self.job.offload))
-        except Unavailable:
-            refused = 1.0
-        if self._most(refused):
-            self._tables.reopen(before.apply(self.job.offload))
-            self._point, self._entered = before, 0
+        except Unavailable:  # on every rank
+            self._point = before
             return False
-        self._entered = 0
         self._fill(MOST_FILLING)
         return True
 

@@ -4,6 +4,7 @@ A GPU works through several streams at a time; the host only fills them. On a CP
 has always finished what it was given: the same engines run there, with nothing to wait for.
 """
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -56,6 +57,10 @@ class Streams(Protocol):
         """Keeps memory that was allocated on another stream from being reused before this thread's has read it."""
 
 
+_spare: dict[torch.device, list[torch.cuda.Stream]] = {}
+"""By GPU: streams that nobody uses any more."""
+
+
 class CudaStreams:
     """The streams of an NVIDIA GPU.
 
@@ -70,7 +75,14 @@ class CudaStreams:
         """See `Streams.new`."""
         # Not below the model's: it computes on the default stream, which has this priority too and cannot be changed.
         # Transfers would yield to it only if it ran on a stream of its own with a higher, negative priority.
-        return torch.cuda.Stream(self._device, priority=0)
+        spare = _spare.setdefault(self._device, [])
+        stream = spare.pop() if spare else torch.cuda.Stream(self._device, priority=0)
+        # torch has 32, and then gives out the same ones again: windows opened anew would share theirs with others.
+        lent = torch.cuda.Stream(
+            stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type
+        )
+        weakref.finalize(lent, spare.append, stream)
+        return lent
 
     def current(self) -> Stream:
         """See `Streams.current`."""

@@ -48,11 +48,18 @@ def zeros_on(device: torch.device, num_rows: int, words: int) -> Tensor:
     Rows are used in any order, and each one in another small page costs the processor a page-table walk.
 
     Raises:
-        Unavailable: the system refuses.
+        Unavailable: there is no room for them.
     """
-    if device.type != "cpu" or num_rows * words == 0:
-        return torch.zeros(num_rows, words, device=device)
-    memory = map_anonymous(num_rows * words * 4)
+    nbytes = num_rows * words * 4
+    if device.type != "cpu" or not nbytes:
+        try:
+            return torch.zeros(num_rows, words, device=device)
+        except torch.OutOfMemoryError:
+            raise Unavailable(
+                f"{device} has no {size_text(nbytes)} left for the records of {num_rows:,} rows: lower "
+                "offload.window_rows, or set offload.mode to window"
+            ) from None
+    memory = map_anonymous(nbytes)
     advise(memory, "MADV_HUGEPAGE")
     return torch.frombuffer(memory, dtype=torch.float32).view(num_rows, words)
 

@@ -13,6 +13,7 @@ from offload.optimizers.row_optimizer import RowKernels, RowOptimizer, Settings,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
     from kernels.rows.adam_closed import GapSums
@@ -30,7 +31,7 @@ class Adam(RowOptimizer):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._known_gaps: GapSums | None = None  # of the rates of the last replay
+        self._known_gaps: GapSums | None = None  # of the rates, and on the device, of the last replay
 
     @staticmethod
     def state_size(dim: int) -> int:
@@ -73,16 +74,17 @@ class Adam(RowOptimizer):
         betas, eps = _betas(self.settings), self.settings.eps
         parts = _parts(weights_BD, state_BS)
         if _closed(self.settings):
-            close_gaps(*parts, last_steps, self._gaps(rates))
+            close_gaps(*parts, last_steps, self._gaps(rates, weights_BD.device))
             return
         replay_adam(*parts, last_steps, rates, betas=betas, eps=eps, scratch_4UD=scratch_4BD)
 
-    def _gaps(self, rates: RateHistory) -> GapSums:
+    def _gaps(self, rates: RateHistory, device: torch.device) -> GapSums:
         from kernels.rows.adam_closed import GapSums
 
-        if self._known_gaps is None or self._known_gaps.history is not rates:
-            self._known_gaps = GapSums(rates, _betas(self.settings), self.settings.eps, "cpu")
-        return self._known_gaps
+        known = self._known_gaps
+        if known is None or known.history is not rates or known.device != device:
+            known = self._known_gaps = GapSums(rates, _betas(self.settings), self.settings.eps, device)
+        return known
 
     def triton(self, rates: RateHistory, rows: StoredRows) -> RowKernels:
         """See `RowOptimizer.triton`."""

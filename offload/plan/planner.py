@@ -47,6 +47,10 @@ class Planner:
         """Waits for the plan of a requested step."""
         return self._plans[step].result()
 
+    def settle(self) -> None:
+        """Waits for everything that was requested, which ranks plan together. Collective."""
+        self._thread.submit(lambda: None).result()
+
     def forget(self, step: int) -> None:
         """Drops the plan of a step that was finished."""
         del self._plans[step]

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 
 from offload.device.streams import Event
+from offload.errors import Unavailable
 from offload.transfers.engine import Transfers
 from offload.transfers.trial import Trial
 
 T = TypeVar("T", bound=Transfers)
+M = TypeVar("M")
 
 _SAMPLES = 3
 
@@ -33,6 +35,23 @@ class Ranks:
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank. Collective."""
         return bool(self.largest(float(here)))
+
+    def agreed(self, make: Callable[[], M], elsewhere: Unavailable) -> M:
+        """What `make` returns, once it has on every rank. Collective.
+
+        Args:
+            make: may raise an error of the type of `elsewhere`.
+            elsewhere: raised if only other ranks' did.
+        """
+        made, refused = None, None
+        try:
+            made = make()
+        except type(elsewhere) as error:
+            refused = error
+        if self.any(refused is not None):
+            raise refused or elsewhere
+        assert made is not None
+        return made
 
     def largest(self, number: float) -> float:
         """The largest of the ranks' numbers. Collective: no rank continues before all have arrived."""

@@ -6,16 +6,18 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kernels.records import PROGRAMS
 from offload.config import OffloadConfig
-from offload.device.streams import Streams, streams_of
+from offload.device.streams import Event, streams_of
 from offload.errors import Unavailable
 from offload.host.cores import usable_cores
+from offload.host.file_records import FileRecords
 from offload.host.limits import local_ranks
 from offload.host.pinned import CudaDriver, Driver, PinError
 from offload.host.table import FileTable, HostTable
@@ -28,6 +30,8 @@ from offload.transfers.mixed import MixedTransfers
 from offload.transfers.staged import StagedTransfers
 from offload.transfers.trial import Trial
 from offload.transfers.zero_copy import ZeroCopyTransfers
+
+T = TypeVar("T", bound=Transfers)
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +48,9 @@ def open_transfers(
     host: HostTable | FileTable,
     window_CW: Tensor,
     shard: Shard,
+    ranks: Ranks,
     driver_of: Callable[[torch.device], Driver] = CudaDriver,
     *,
-    group: dist.ProcessGroup | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Transfers:
     """The engine that the config asks for, or, with `auto`, the one least in the way: the same on all ranks.
@@ -58,8 +62,8 @@ def open_transfers(
         host: the shard's records. Pinned here, for the engine that needs it.
         window_CW: the window's records, on the device. Measuring fetches into it.
         shard: the rows.
+        ranks: the shard's.
         driver_of: who pins memory for a GPU.
-        group: the shard's ranks, with communication in host memory; None for all.
         tell: is told what takes long, and what was measured.
 
     Raises:
@@ -68,40 +72,104 @@ def open_transfers(
     device = window_CW.device
     engine = "cpu" if config.engine == "auto" and device.type == "cpu" else config.engine
     _require_possible(engine, config, device)
-    streams = streams_of(device)
     if engine == "cpu":
         return CpuTransfers(host.records_RW, window_CW, shard, config.emulate_link)
-
-    def open_staged() -> StagedTransfers:
-        return StagedTransfers(host.records_RW, window_CW, shard, streams, _staging_threads())
-
+    engines = _Engines(host.records_RW, window_CW, shard, ranks, tell)
     if engine == "staged" or config.host_file is not None or isinstance(host, FileTable):
-        return open_staged()
-    ranks = Ranks(shard.sharding.world_size, group)
+        return engines.staged()
     try:
-        seen_RW = _seen(host, device, driver_of, ranks, tell)
+        seen_RW = engines.seen(host, driver_of)
     except PinError as error:
         if engine != "auto":
             raise
         _log.warning("offload.engine: staged, since %s", error)
-        return open_staged()
-    trial = Trial(len(seen_RW), window_CW)
-    allowed = _programs(config, device)
-    kernels = [ZeroCopyTransfers(seen_RW, window_CW, shard, streams, programs) for programs in allowed]
-    zero_copy = _least_in_the_way(kernels, allowed, trial, streams, device, ranks, tell)
+        return engines.staged()
+    zero_copy = engines.zero_copy(seen_RW, _programs(config, device))
     if engine == "zero_copy":
         return zero_copy
-    staged = open_staged()
+    staged = engines.staged()
     mixed = MixedTransfers(zero_copy, staged)
     if engine == "mixed":
         return mixed
-    chosen = _measured([zero_copy, mixed, staged], trial, streams, device, ranks, tell)
+    chosen = engines.least_in_the_way(zero_copy, mixed, staged)
     if chosen is zero_copy:
         staged.close()
     elif chosen is staged:
         zero_copy.close()
         host.unpin()
     return chosen
+
+
+class _Engines:
+    """Opens engines for a window, and compares them."""
+
+    def __init__(
+        self,
+        host_RW: Tensor | FileRecords,
+        window_CW: Tensor,
+        shard: Shard,
+        ranks: Ranks,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._host_RW, self._window_CW, self._shard, self._ranks, self._tell = host_RW, window_CW, shard, ranks, tell
+        self._device, self._streams = window_CW.device, streams_of(window_CW.device)
+
+    def staged(self) -> StagedTransfers:
+        """The engine, with a quarter of this rank's share of cores for each direction."""
+        threads = max(1, min(_MAX_STAGING_THREADS, usable_cores() // local_ranks() // 4))
+        return StagedTransfers(self._host_RW, self._window_CW, self._shard, self._streams, threads)
+
+    def seen(self, host: HostTable, driver_of: Callable[[torch.device], Driver]) -> Tensor:
+        """The records as the device sees them, pinned for a GPU. Collective.
+
+        Raises:
+            PinError: on every rank, if this or another one cannot pin.
+        """
+        if self._device.type == "cpu":
+            return host.records_RW
+        if host.device_RW is not None:  # pinned for a window before this one
+            return host.device_RW
+        try:
+            return self._ranks.agreed(
+                lambda: host.pin(driver_of(self._device), self._device, self._tell),
+                PinError("another rank cannot pin its tables"),
+            )
+        except PinError:
+            host.unpin()
+            raise
+
+    def zero_copy(self, seen_RW: Tensor, programs: Sequence[int]) -> ZeroCopyTransfers:
+        """That beside which matrix products end first; the others are closed. Collective."""
+        engines = [
+            ZeroCopyTransfers(seen_RW, self._window_CW, self._shard, self._streams, number) for number in programs
+        ]
+        if len(engines) == 1:
+            return engines[0]
+        chosen, rates = self._fastest(engines, programs, [self._products])
+        for engine in engines:
+            if engine is not chosen:
+                engine.close()
+        number = programs[engines.index(chosen)]
+        self._tell(f"offload.programs: {number} (measured beside products, ms a GB each way: {rates})")
+        return chosen
+
+    def least_in_the_way(self, *engines: Transfers) -> Transfers:
+        """That beside which a GPU and the loop before it lose least time. Collective."""
+        loads: list[Callable[[], Event]] = [self._products, Launches(self._streams, self._device)]
+        chosen, rates = self._fastest(engines, [engine.name for engine in engines], loads)
+        self._tell(f"offload.engine: {chosen.name} (measured beside products and launches, ms a GB each way: {rates})")
+        return chosen
+
+    @cached_property
+    def _products(self) -> Callable[[], Event]:
+        return Products(self._streams, self._device)
+
+    def _fastest(
+        self, engines: Sequence[T], names: Sequence[object], loads: Sequence[Callable[[], Event]]
+    ) -> tuple[T, str]:
+        trial = Trial(len(self._host_RW), self._window_CW)
+        chosen, seconds = fastest(engines, trial, self._ranks, loads)
+        return chosen, ", ".join(f"{name} {1e3 * s:.1f}" for name, s in zip(names, seconds, strict=True))
 
 
 def _require_possible(engine: str, config: OffloadConfig, device: torch.device) -> None:
@@ -113,76 +181,8 @@ def _require_possible(engine: str, config: OffloadConfig, device: torch.device) 
         raise Unavailable(f"offload.emulate_link has no meaning on {device}: set it to null, or train on the CPU")
 
 
-def _seen(
-    host: HostTable,
-    device: torch.device,
-    driver_of: Callable[[torch.device], Driver],
-    ranks: Ranks,
-    tell: Callable[[str], None],
-) -> Tensor:
-    """The records as the device sees them, pinned for a GPU. Collective.
-
-    Raises:
-        PinError: on every rank, if this or another one cannot pin.
-    """
-    if device.type == "cpu":
-        return host.records_RW
-    if host.device_RW is not None:  # pinned for a window before this one
-        return host.device_RW
-    refused, seen_RW = None, host.records_RW
-    try:
-        seen_RW = host.pin(driver_of(device), device, tell)
-    except PinError as error:
-        refused = error
-    if ranks.any(refused is not None):
-        host.unpin()
-        raise refused or PinError("another rank cannot pin its tables")
-    return seen_RW
-
-
 def _programs(config: OffloadConfig, device: torch.device) -> Sequence[int]:
     """What the config says, or all that is to be measured; nothing is on a CPU, where it makes no difference."""
     if config.programs is not None:
         return (config.programs,)
     return (PROGRAMS,) if device.type == "cpu" else (PROGRAMS, PROGRAMS // 2, 2 * PROGRAMS)
-
-
-def _measured(
-    engines: Sequence[Transfers],
-    trial: Trial,
-    streams: Streams,
-    device: torch.device,
-    ranks: Ranks,
-    tell: Callable[[str], None],
-) -> Transfers:
-    """That beside which a GPU and the loop before it lose least time. Collective."""
-    chosen, seconds = fastest(engines, trial, ranks, [Products(streams, device), Launches(streams, device)])
-    rates = ", ".join(f"{each.name} {1e3 * s:.1f}" for each, s in zip(engines, seconds, strict=True))
-    tell(f"offload.engine: {chosen.name} (measured beside products and launches, ms a GB each way: {rates})")
-    return chosen
-
-
-def _least_in_the_way(
-    engines: Sequence[ZeroCopyTransfers],
-    programs: Sequence[int],
-    trial: Trial,
-    streams: Streams,
-    device: torch.device,
-    ranks: Ranks,
-    tell: Callable[[str], None],
-) -> ZeroCopyTransfers:
-    """That beside which matrix products end first; the others are closed. Collective."""
-    if len(engines) == 1:
-        return engines[0]
-    chosen, seconds = fastest(engines, trial, ranks, [Products(streams, device)])
-    for engine in engines:
-        if engine is not chosen:
-            engine.close()
-    rates = ", ".join(f"{number} {1e3 * s:.1f}" for number, s in zip(programs, seconds, strict=True))
-    tell(f"offload.programs: {programs[engines.index(chosen)]} (measured beside products, ms a GB each way: {rates})")
-    return chosen
-
-
-def _staging_threads() -> int:
-    """Cores for each direction's worker: a quarter of this rank's share."""
-    return max(1, min(_MAX_STAGING_THREADS, usable_cores() // local_ranks() // 4))

@@ -1,5 +1,6 @@
 """A shard in host memory, seen through a window of slots on the device."""
 
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from offload.config import OffloadConfig
 from offload.device.workers import InlineWorker, background_worker
+from offload.errors import Unavailable
 from offload.host.file_records import FileRecords
 from offload.host.memory import zeros_on
 from offload.host.table import FileTable, HostTable
 from offload.plan.sharding import Sharding
 from offload.rows.records import RecordLayout, RowInit
 from offload.rows.shard import Shard
+from offload.transfers.agreement import Ranks
 from offload.transfers.open import open_transfers, pins
 from offload.window.admissions import Admissions
 from offload.window.interface import Traffic
@@ -44,7 +47,7 @@ class WindowStore:
         tell: is told what takes long.
 
     Raises:
-        ValueError: if host memory does not suffice, or the device has no such engine.
+        Unavailable: if host memory does not suffice, or the device has no such engine or no room for the window.
     """
 
     def __init__(
@@ -64,7 +67,8 @@ class WindowStore:
         self._host = _open_host(config, num_rows, layout, device)
         self._counts = UpdateCounts(num_rows, device)
         self._shard = Shard(sharding, rank, layout, init)
-        self._device, self._beside, self._group = device, beside, group
+        self._device, self._beside = device, beside
+        self._ranks = Ranks(sharding.world_size, group)
         self.traffic = Traffic()
         self._decider = background_worker("engram-window", device) if beside else InlineWorker()
         self._prepared: dict[int, Future[None]] = {}
@@ -169,7 +173,7 @@ class WindowStore:
         All records go back to host memory first. What was prepared is forgotten, and has to be prepared again.
 
         Raises:
-            ValueError: the device has no such engine. The window is then as large as before, and empty.
+            Unavailable: the device has no such engine or no room, on any rank. The window is then as before, and empty.
         """
         self.flush()
         for admitted in self._admissions.admitted.values():
@@ -180,7 +184,8 @@ class WindowStore:
         del self._admissions, self._transfers, self._directory, self.records  # room for the next window
         try:
             self._open_window(config)
-        except ValueError:
+        except Unavailable as error:
+            traceback.clear_frames(error.__traceback__)  # room for the window before
             self._open_window(before)
             raise
         finally:
@@ -193,12 +198,15 @@ class WindowStore:
         self._host.close()
 
     def _open_window(self, config: OffloadConfig, tell: Callable[[str], None] = lambda text: None) -> None:
-        self._config = config
         layout, num_rows = self._shard.layout, len(self._host.records_RW)
         num_slots = min(config.window_rows, num_rows)
-        self.records = zeros_on(self._device, num_slots, layout.stride(self._device))[:, : layout.words]
+        records = self._ranks.agreed(
+            lambda: zeros_on(self._device, num_slots, layout.stride(self._device))[:, : layout.words],
+            Unavailable(f"another rank has no room for a window of {num_slots:,} slots: lower offload.window_rows"),
+        )
+        self._transfers = open_transfers(config, self._host, records, self._shard, self._ranks, tell=tell)
+        self._config, self.records = config, records
         self._directory = open_directory(num_rows, num_slots)
-        self._transfers = open_transfers(config, self._host, self.records, self._shard, group=self._group, tell=tell)
         self._admissions = Admissions(
             self._directory, self._counts, self._transfers, self._device, self.traffic, beside=self._beside
         )

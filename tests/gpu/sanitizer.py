@@ -27,7 +27,8 @@ _SANITIZER, _TOOLKIT = "compute-sanitizer", "/usr/local/cuda/bin"
 _TOOLS = ("memcheck", "racecheck")
 _FOUND = 99  # exit code of the sanitizer, when it found something
 # Kernels of ours have such names; PyTorch's are mangled, and checking them as well takes many times as long.
-_OURS = "kns=^_[a-z]"
+OURS = "kns=^_[a-z]"
+_ON_GPU = re.compile(r"\bkernel_device\b|\bmark\.gpu\b")
 _PLANTED = "tests.kernels.planted"
 _PASSED, _NO_TIME = "passed", "left out: no time was left"
 _WORDS = 300
@@ -71,8 +72,13 @@ def check(seconds: float | None) -> Iterator[Outcome]:
         told = "no time was left" if planted is None else _last_line(planted.stdout)
         raise UserError(f"{sanitizer} does not find a planted error, so what it finds says nothing ({told})")
     for tool in _TOOLS:
-        for file in sorted(_KERNELS.rglob("test_*triton.py")):
+        for file in files():
             yield _check_file(sanitizer, tool, file, deadline)
+
+
+def files() -> list[Path]:
+    """Those of the kernels' tests of which some need a GPU."""
+    return [file for file in sorted(_KERNELS.rglob("test_*.py")) if _ON_GPU.search(file.read_text(encoding="utf-8"))]
 
 
 def main() -> None:
@@ -101,7 +107,7 @@ def _sanitizer() -> str:
 
 
 def _command(sanitizer: str, tool: str) -> tuple[str, ...]:
-    options = ("--target-processes", "application-only", "--error-exitcode", str(_FOUND), "--kernel-regex", _OURS)
+    options = ("--target-processes", "application-only", "--error-exitcode", str(_FOUND), "--kernel-regex", OURS)
     return (sanitizer, "--tool", tool, *options)
 
 

@@ -1,5 +1,7 @@
 """The sanitizer's script, over a checkout of one file and a sanitizer that is a script itself."""
 
+import ast
+import re
 import sys
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tests" / "kernels" / "sum"
     folder.mkdir(parents=True)
     (folder / "test_triton.py").write_text(FINE)
+    (folder / "test_on_a_cpu.py").write_text("def test_elsewhere(): pass")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\naddopts = -p no:cacheprovider\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
@@ -81,9 +84,9 @@ def test_what_it_finds_is_told_in_its_own_words(checkout: Path, install, monkeyp
 
 def test_a_file_that_cannot_be_collected_or_does_not_end_is_not_clean(checkout: Path, install) -> None:
     install()
-    (checkout / "test_triton.py").write_text("import nothing_of_the_kind")
+    (checkout / "test_triton.py").write_text(f"{FINE}\nimport nothing_of_the_kind")
     assert next(sanitizer.check(None)).status == "1 FAILED"
-    (checkout / "test_triton.py").write_text("import time\ntime.sleep(60)")
+    (checkout / "test_triton.py").write_text(f"{FINE}\nimport time\ntime.sleep(60)")
     late, left_out = sanitizer.check(1.5)
     assert "it took longer" in late.status
     assert not late.clean
@@ -108,8 +111,21 @@ def test_what_is_missing_is_told_in_one_line(checkout: Path, tmp_path: Path, mon
 
 def test_there_is_a_file_to_check_in_every_room_with_kernels() -> None:
     rooms = {path.parent for path in Path("kernels").rglob("*triton.py")}
-    tested = {
-        Path("kernels", path.parent.relative_to("tests/kernels"))
-        for path in Path("tests/kernels").rglob("test_*triton.py")
-    }
+    tested = {Path("kernels", path.parent.relative_to("tests/kernels")) for path in sanitizer.files()}
     assert rooms <= tested
+    assert {"test_add_rows.py", "test_adam_rates.py", "test_triton.py"} <= {path.name for path in sanitizer.files()}
+
+
+def test_every_kernel_that_is_launched_has_a_name_that_is_checked() -> None:
+    functions = [
+        node
+        for path in Path("kernels").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(each) for each in node.decorator_list)
+    ]
+    # A function that no other one calls is there to be launched.
+    called = {name.id for function in functions for name in ast.walk(function) if isinstance(name, ast.Name)}
+    launched = {function.name for function in functions} - called
+    assert launched >= {"_fetch_lines", "_hash_kernel"}
+    assert not [name for name in launched if not re.match(sanitizer.OURS.removeprefix("kns="), name)]
+    assert sanitizer.OURS in Path("tests/gpu/lent.sh").read_text(), "which has the same filter"

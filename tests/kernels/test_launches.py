@@ -26,4 +26,4 @@ def test_what_an_operation_of_our_own_does_beside_its_kernels_is_counted() -> No
     tensor, weights = torch.randn(2, 3, 4, 16), torch.ones(4, 16)
     with on_a_gpu() as counted:
         engram_gate(tensor, tensor, tensor[:, :, 0], weights, weights, eps=1e-6, signed_sqrt=True)
-    assert counted == {"triton::gate_forward_kernel": 1, "aten::mul": 1}
+    assert counted == {"triton::_gate_forward_kernel": 1, "aten::mul": 1}

@@ -2,19 +2,27 @@
 
 import dataclasses
 import functools
+import mmap
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
+import offload.tables
 from kernels.gather import gather
 from kernels.records.row_init import initial_rows
 from offload.config import LinkConfig, OffloadConfig, TableOptimizerConfig
+from offload.errors import Unavailable
+from offload.host import memory
 from offload.optimizers import OPTIMIZERS as REGISTRY
 from offload.tables import EngramTables
+from offload.window import store
 from tests.distributed import run_ranks
 from tests.offload.tables_job import DIM, Addresses, Job, Outcome, open_tables, run_job, run_jobs, train_step
 
@@ -435,10 +443,68 @@ def test_window_engine_and_threads_may_change_between_steps_and_no_bit_does() ->
         assert found[::2] == unchanged[::2]
 
 
-def test_what_cannot_change_between_steps_is_refused_and_the_run_goes_on() -> None:
+def run_reopened_behind_a_slow_planner(config: OffloadConfig, changes: dict[int, dict]) -> list[tuple]:
+    """Of two ranks, of which the second plans late."""
+    plan = offload.tables.make_plan
+
+    def late(*args: Any) -> Any:
+        time.sleep(0.03 * dist.get_rank())
+        return plan(*args)
+
+    with mock.patch.object(offload.tables, "make_plan", late):
+        return run_reopened_and_not(JOB, config, changes)
+
+
+def test_a_window_is_opened_when_no_rank_plans_any_more() -> None:
+    """Both are collective, on one group, and in two threads."""
+    config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2, "engine": "mixed"})
+    changes = {step: {"window_rows": TINY + step} for step in (2, 3, 5, 8)}
+    for found, unchanged in run_ranks(run_reopened_behind_a_slow_planner, 2, config, changes, timeout_s=60):
+        assert found[::2] == unchanged[::2]
+
+
+def reopen_where_one_rank_has_no_room() -> tuple[list, int]:
+    zeros_on = store.zeros_on
+
+    def little_room(device: torch.device, num_rows: int, words: int) -> torch.Tensor:
+        if dist.get_rank() == 1 and num_rows > TINY:
+            raise Unavailable("no room here")
+        return zeros_on(device, num_rows, words)
+
+    config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2})
+    tables = open_tables(JOB, config)
+    try:
+        results = [train_step(tables, JOB, step) for step in range(3)]
+        told = (r"another rank has no room for a window of \d+ slots", "no room here")[dist.get_rank()]
+        with mock.patch.object(store, "zeros_on", little_room), pytest.raises(Unavailable, match=told):
+            tables.reopen(config.model_copy(update={"window_rows": AMPLE}))
+        return results + [train_step(tables, JOB, step) for step in range(3, 6)], len(tables._shard.store.records)
+    finally:
+        tables.close()
+
+
+def test_where_one_rank_has_no_room_for_a_window_all_keep_theirs() -> None:
+    expected = run_ranks(run_jobs, 2, [(dataclasses.replace(JOB, steps=6), TABLES["adam-exact"])])
+    for (results, slots), (outcome,) in zip(run_ranks(reopen_where_one_rank_has_no_room, 2), expected, strict=True):
+        assert slots == TINY
+        assert results == list(zip(outcome.losses, outcome.norms, strict=True))
+
+
+def test_what_cannot_change_between_steps_is_refused_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[weakref.ref] = []
+    map_anonymous = memory.map_anonymous
+
+    def one_at_a_time(nbytes: int) -> mmap.mmap:
+        assert all(window() is None for window in windows), "two windows at a time"
+        mapped = map_anonymous(nbytes)
+        windows.append(weakref.ref(mapped))
+        return mapped
+
     link = LinkConfig(bytes_per_second=1e9)
     config = TABLES["adam-exact"].model_copy(update={"window_rows": TINY, "depth": 2, "emulate_link": link})
-    tables, reference = open_tables(JOB, config), open_tables(JOB, config)
+    reference = open_tables(JOB, config)
+    monkeypatch.setattr(memory, "map_anonymous", one_at_a_time)
+    tables = open_tables(JOB, config)
     try:
         assert [train_step(tables, JOB, step) for step in range(3)] == [
             train_step(reference, JOB, step) for step in range(3)
@@ -448,6 +514,7 @@ def test_what_cannot_change_between_steps_is_refused_and_the_run_goes_on() -> No
         with pytest.raises(ValueError, match="emulate_link has no meaning"):
             tables.reopen(config.model_copy(update={"engine": "staged", "window_rows": 99}))
         assert len(tables._shard.store.records) == TINY
+        assert len(windows) == 3
         assert train_step(tables, JOB, 3) == train_step(reference, JOB, 3)
     finally:
         tables.close()

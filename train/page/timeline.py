@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -55,11 +56,12 @@ def _blocks(events: Sequence[dict[str, Any]], start: float, scale: float, y: int
 
 _STAGES = ("plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "write back")
 _COLOURS = {name: number for number, name in enumerate(_STAGES)}
+_COLOURS["compute"] = _COLOURS["forward"]  # a GPU's kernels are of no stage
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
     try:
         trace = json.loads(gzip.decompress(path.read_bytes()))
         return [event for event in trace["traceEvents"] if event.get("cat") == LANE]
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, zlib.error, KeyError, TypeError):
         return []

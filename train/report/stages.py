@@ -2,10 +2,10 @@
 
 import time
 from collections import defaultdict
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
-import torch
+from offload.spans import span
 
 StepStage = Literal["plan", "fetch", "exchange", "forward", "backward", "reduce", "update", "other"]
 """`plan`, `fetch`: waiting for them. `exchange`: of values; `reduce`: of gradients, with the wait for their norm.
@@ -14,10 +14,10 @@ times: work that it gave to the device is waited for in `reduce`."""
 
 
 class StageClock:
-    """Adds up seconds by stage, and names the stages in a profile that is being recorded."""
+    """Adds up seconds by stage, and tells a profile that is being recorded."""
 
     def __init__(self) -> None:
-        self._label: AbstractContextManager[object] | None = None
+        self._span: AbstractContextManager[object] = nullcontext()
         self.restart()
 
     def restart(self) -> None:
@@ -31,12 +31,9 @@ class StageClock:
         now = time.perf_counter()
         self._seconds[self._stage] += now - self._since
         self._since, self._stage = now, stage
-        if self._label is not None:
-            self._label.__exit__(None, None, None)
-            self._label = None
-        if stage != "other" and torch.autograd._profiler_enabled():
-            self._label = torch.profiler.record_function(f"engram {stage}")
-            self._label.__enter__()
+        self._span.__exit__(None, None, None)
+        self._span = nullcontext() if stage == "other" else span("loop", stage)
+        self._span.__enter__()
 
     def leave_out(self, seconds: float) -> None:
         """Leaves `seconds` of the present stage out of every stage."""

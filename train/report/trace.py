@@ -8,7 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from kernels.carriers import CARRIERS
 from offload.spans import Span
+from train.report.intervals import union
 
 TRACE_FILE = "trace.json.gz"
 """Name of the file in a run's folder."""
@@ -16,7 +18,8 @@ LANE = "engram"
 """Category of the events in lanes of our own."""
 LANES = ("loop", "plan", "fetch", "exchange", "compute", "write back")
 """In the order in which they are shown. `loop` has what the training loop is in, so that its `plan` and `fetch` are
-waiting; the others have the work itself, wherever it is done. On a GPU, `exchange` and `compute` are its own times."""
+waiting; the others have the work itself, wherever it is done. On a GPU, `exchange` has NCCL's kernels, and `compute`
+all that carry neither rows nor messages."""
 STEPS_KEY = "engram_steps"
 """Of the trace's object: how many steps it shows."""
 RANKS_KEY = "engram_ranks"
@@ -28,9 +31,7 @@ _OF_STAGE = {
     "backward": "compute",
     "update": "compute",
 }
-_KERNELS = {"fetch": re.compile(r"_fetch(_lines)?\b"), "write back": re.compile(r"_write(_lines)?\b")}
-_STAGE = "engram "
-_DEVICE = "gpu_user_annotation"
+_BY_NAME = CARRIERS | {"exchange": re.compile("nccl")}  # kernels that do not compute
 _FIRST_THREAD = 100
 
 Event = dict[str, Any]
@@ -43,7 +44,7 @@ def rank_events(
 
     Args:
         trace: what its profiler wrote.
-        spans: what its threads did meanwhile.
+        spans: what its loop and other threads did meanwhile.
         rank, host: who it is.
         since_us: subtracted from its times, which count from 1970.
     """
@@ -57,11 +58,14 @@ def rank_events(
         if "ts" in event:
             moved["ts"] = event["ts"] + shift_us
         yield moved
-    for lane, name, start_us, duration_us in _lanes(events):
+    kernels = [event for event in events if event.get("cat") == "kernel"]
+    for lane, name, start_us, duration_us in _of_kernels(kernels):
         yield _lane_event(rank, lane, name, start_us + shift_us, duration_us)
     for each in spans:
-        start_us = each.started_ns / 1000 - since_us
-        yield _lane_event(rank, each.lane, each.lane, start_us, (each.ended_ns - each.started_ns) / 1000)
+        times = each.started_ns / 1000 - since_us, (each.ended_ns - each.started_ns) / 1000
+        yield _lane_event(rank, each.lane, each.name, *times)
+        if each.lane == "loop" and each.name in _OF_STAGE and not kernels:
+            yield _lane_event(rank, _OF_STAGE[each.name], each.name, *times)
 
 
 def _names(rank: int, host: str) -> Iterator[Event]:
@@ -78,23 +82,18 @@ def _names(rank: int, host: str) -> Iterator[Event]:
         }
 
 
-def _lanes(events: list[Event]) -> Iterator[tuple[str, str, float, float]]:
-    """Lane, name, start and duration of what the profiler itself saw."""
-    whole = [event for event in events if event.get("ph") == "X"]
-    stages = [event for event in whole if str(event["name"]).startswith(_STAGE)]
-    has_device = any(event.get("cat") == _DEVICE for event in stages)
-    for event in stages:
-        name, times = str(event["name"]).removeprefix(_STAGE), (event["ts"], event["dur"])
-        of_device = event.get("cat") == _DEVICE
-        if not of_device:
-            yield "loop", name, *times
-        if name in _OF_STAGE and of_device == has_device:
-            yield _OF_STAGE[name], name, *times
-    for event in whole:
-        if event.get("cat") == "kernel":
-            for lane, pattern in _KERNELS.items():
-                if pattern.match(event["name"]):
-                    yield lane, event["name"], event["ts"], event["dur"]
+def _of_kernels(kernels: list[Event]) -> Iterator[tuple[str, str, float, float]]:
+    """Lane, name, start and duration of what a GPU did; computation that follows without a gap in one piece."""
+    computing = []
+    for event in kernels:
+        name, start_us, duration_us = event["name"], event["ts"], event["dur"]
+        lane = next((lane for lane, pattern in _BY_NAME.items() if pattern.match(name)), None)
+        if lane:
+            yield lane, name, start_us, duration_us
+        else:
+            computing.append((start_us, start_us + duration_us))
+    for start_us, end_us in union(computing):
+        yield "compute", "compute", start_us, end_us - start_us
 
 
 def _lane_event(rank: int, lane: str, name: str, start_us: float, duration_us: float) -> Event:

@@ -56,6 +56,7 @@ class _Update:
         self._gradient_UD = sizes.random(self._unique, _DIM, scale=1e-3)
         self._ids_U = torch.arange(self._unique, device=sizes.device)
         self._updater = RowUpdater(config, self._layout, device=sizes.device)
+        self._before = RateHistory([_LR] * (_STEPS - 1))
 
     def case(self) -> Case:
         missed = f", {self._missed} steps missed" if self._missed else ""
@@ -67,7 +68,7 @@ class _Update:
         """Resets the versions and the steps so far, so that every run has the same steps to make up for."""
         self._layout.version(self._records_CW).fill_(_STEPS - 1 - self._missed)
         self._updater.load_state(self._updater.state() | {"learning_rates": [_LR] * (_STEPS - 1)})
-        self._updater.read(self._records_CW, self._slots_U[:0])  # makes what is made once per run
+        self._updater.read(self._records_CW, self._slots_U[:1])  # makes what is made once per run
 
     def _ours(self) -> None:
         rows = self._updater.read(self._records_CW, self._slots_U)
@@ -80,7 +81,6 @@ class _Update:
         records_UX = self._layout.unpack(self._records_CW.index_select(0, self._slots_U))
         scratch_4UD = records_UX.new_empty(4, len(records_UX), _DIM)
         if self._optimizer.replays and self._missed:
-            before = RateHistory([_LR] * (_STEPS - 1))
-            rule.replay(records_UX, [_STEPS - 1 - self._missed] * len(records_UX), before, scratch_4UD)
+            rule.replay(records_UX, [_STEPS - 1 - self._missed] * len(records_UX), self._before, scratch_4UD)
         rule.step(records_UX, self._gradient_UD, self._ids_U, scratch_4UD[0], step=_STEPS, lr=_LR)
         return self._records_CW.index_copy_(0, self._slots_U, self._layout.pack(records_UX))

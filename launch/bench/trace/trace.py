@@ -7,21 +7,22 @@ kernel and copy on the GPU, with its stream, and for each call of CUDA's API, al
 import gzip
 import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.bench.trace.intervals import Interval, gaps, length, overlap, union
+from kernels.carriers import CARRIERS
 from train.errors import UserError
+from train.report.intervals import Interval, gaps, length, overlap, union
 from train.report.trace import RANKS_KEY, STEPS_KEY
 
 _ON_GPU = frozenset(("kernel", "gpu_memcpy", "gpu_memset"))
 _API = frozenset(("cuda_runtime", "cuda_driver"))
-# Names of what carries rows: kernels with one engine, copies with the other.
-_KERNELS = re.compile(r"_fetch(_lines)?\b"), re.compile(r"_write(_lines)?\b")
-_COPIES = re.compile("Memcpy HtoD"), re.compile("Memcpy DtoH")
+# What carries rows in and out, where no kernels do.
+_COPIES = {"fetch": re.compile("Memcpy HtoD"), "write back": re.compile("Memcpy DtoH")}
 _WAIT = re.compile(r"^cu(da)?(Stream|Device|Event|Ctx)Synchronize|^cudaMemcpy$")
 _LAUNCH = re.compile(r"^cu(da)?Launch")
 _TOP = 12
@@ -91,7 +92,7 @@ def read_trace(path: str | Path) -> dict[str, Any]:
     try:
         written = Path(path).read_bytes()
         trace = json.loads(gzip.decompress(written) if str(path).endswith(".gz") else written)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "not a trace that PyTorch's profiler wrote"
         raise UserError(f"{path}: {reason}") from None
     if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
@@ -118,13 +119,9 @@ def summarise(trace: dict[str, Any], steps: int | None = None) -> TraceSummary:
     work = [event for event in events if event.get("cat") in _ON_GPU]
     if not work:
         raise UserError("the trace has no GPU work, so it says nothing about transfers and gaps")
-    by_kernels = any(kind.match(event["name"]) for event in work for kind in _KERNELS)
-    carriers = _KERNELS if by_kernels else _COPIES
     main, others = _streams(work)
     computing = union(map(_interval, main))
-    fetches, writes = (
-        union(_interval(event) for event in others if carrier.match(event["name"])) for carrier in carriers
-    )
+    fetches, writes = (_travelling(others, direction) for direction in CARRIERS)
     idle = gaps(computing)
     calls = [event for event in events if event.get("cat") in _API]
     waits = [event for event in calls if _WAIT.match(event["name"])]
@@ -169,7 +166,15 @@ def _streams(work: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dic
 
 
 def _travels(event: dict[str, Any]) -> bool:
-    return any(kind.match(event["name"]) for kind in (*_KERNELS, *_COPIES))
+    return any(kind.match(event["name"]) for kind in (*CARRIERS.values(), *_COPIES.values()))
+
+
+def _travelling(others: list[dict[str, Any]], direction: str) -> list[Interval]:
+    """When rows travelled: beside kernels that carry them, copies one way are of numbers; `mixed` has both."""
+    for carrier in (CARRIERS[direction], _COPIES[direction]):
+        if found := union(_interval(event) for event in others if carrier.match(event["name"])):
+            return found
+    return []
 
 
 def _interval(event: dict[str, Any]) -> Interval:

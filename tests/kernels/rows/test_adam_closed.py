@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernels.rows.adam import replay_adam
 from kernels.rows.adam_closed import GapSums, close_gaps
@@ -86,6 +88,28 @@ def test_sums_are_the_same_bits_whenever_they_are_asked_for(betas):
     at_once = GapSums(whole, betas, 1e-8, "cpu", capacity=5000)
     assert torch.equal(step_by_step.sums()[: STEPS + 1], at_once.sums()[: STEPS + 1])
     assert same_bits(step_by_step.decays()[:STEPS], at_once.decays()[:STEPS])
+
+
+class OnDevice(TorchDispatchMode):
+    """Counts what a device would be given to do, views apart."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+        self.operations += not operation.is_view and any(tensor.is_meta for tensor in tensors)
+        return result
+
+
+def test_a_device_is_given_little_to_do_for_a_step_early_in_a_run():
+    rates = history("constant", 50)
+    gaps = GapSums(rates, (0.9, 0.999), 1e-8, "meta")
+    gaps.sums()
+    rates.append(1e-3)
+    with OnDevice() as counted:
+        gaps.sums()
+    assert 0 < counted.operations <= 4
 
 
 def test_a_row_is_the_same_in_any_company():

@@ -415,7 +415,7 @@ def adam_of_80_columns(dtypes):
 @each_dtypes
 def test_a_warp_reaches_for_neighbouring_columns(dtypes):
     launches = columns_side_by_side(functools.partial(adam_of_80_columns, dtypes))
-    assert launches == [("read_kernel", {"1"}), ("read_kernel", {"1"}), ("update_kernel", {"1"})] * len(dtypes)
+    assert launches == [("_read_kernel", {"1"}), ("_read_kernel", {"1"}), ("_update_kernel", {"1"})] * len(dtypes)
 
 
 @each_dtypes

@@ -4,10 +4,13 @@ import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+import tests.kernels.conftest  # noqa: F401 - loops in Triton's interpreter
+from kernels.rows.adam_closed import GapSums
 from launch.bench.clock import CpuClock
 from launch.bench.deadline import Deadline
 from launch.bench.kernels import part as kernels
@@ -18,6 +21,7 @@ from launch.bench.links import part as links
 from launch.bench.links.part import _ways, measure_links
 from launch.bench.options import BenchOptions
 from launch.bench.report import Measure
+from offload.optimizers.adam import Adam
 from tests.command_line import TIMEOUT_S, engram
 from tests.warm_command import started_warm
 from train.progress import Progress
@@ -108,6 +112,21 @@ def test_an_update_and_its_reference_do_the_same(case: Case) -> None:
     assert torch.equal(results[0].view(torch.int32)[:, -1], results[1].view(torch.int32)[:, -1])
     torch.testing.assert_close(results[0], results[1])
     assert not torch.equal(results[0], before_CW)
+
+
+def test_sums_over_gaps_are_made_before_a_run_is_timed() -> None:
+    """By Triton's kernels too, which do nothing at all for no rows."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here: no interpreter for CPU tensors")
+    with (
+        mock.patch.object(Adam, "compiled", Adam.triton),
+        mock.patch.object(GapSums, "_add", autospec=True, side_effect=GapSums._add) as added,
+    ):
+        (case,) = (each for each in optimizer_cases(CPU) if "closed" in each.kernel and "missed" in each.sizes)
+        case.prepare()  # type: ignore[misc]
+        before = added.call_count
+        case.ours()
+    assert added.call_count == before > 0
 
 
 def test_links_on_a_cpu_are_named_as_copies_from_host_to_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from launch.bench.trace.intervals import gaps, length, overlap, union
 from launch.bench.trace.trace import summarise
 from tests.command_line import invoke
 from train.errors import UserError
+from train.report.intervals import gaps, length, overlap, union
 from train.report.trace import RANKS_KEY, STEPS_KEY
 
 MAIN, INWARDS, OUTWARDS, PLANS = 7, 20, 24, 28
@@ -71,6 +71,17 @@ def test_what_is_hidden_idle_and_waited_for(carrier: str) -> None:
     assert found.kernels[0].ms == pytest.approx(0.6)
 
 
+def test_each_direction_is_told_by_its_own_carriers() -> None:
+    """With engine `mixed` kernels fetch, and copies take back."""
+    trace, copies = two_steps("kernel"), two_steps("gpu_memcpy")
+    trace["traceEvents"] = [each for each in trace["traceEvents"] if each["name"] != "_write"]
+    back = [each for each in copies["traceEvents"] if each.get("args", {}).get("stream") == OUTWARDS]
+    trace["traceEvents"] += [*back, event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 820, 60, PLANS)]
+    found = summarise(trace)
+    assert found.fetch_ms == pytest.approx((0.3 + 0.4) / 2)
+    assert (found.write_back_ms, found.write_back_hidden) == (pytest.approx(0.2), 1.0)
+
+
 def test_without_transfers_nothing_is_said_about_them() -> None:
     trace = {"traceEvents": [event("gemm", "kernel", 0, 500, MAIN)]}
     found = summarise(trace, steps=1)
@@ -91,14 +102,19 @@ def test_intervals() -> None:
 def test_a_table_of_files_names_those_that_are_no_traces(tmp_path: Path) -> None:
     (tmp_path / "window-depth-2.json.gz").write_bytes(gzip.compress(json.dumps(two_steps("kernel")).encode()))
     (tmp_path / "broken.json").write_text("{")
-    files = [tmp_path / "window-depth-2.json.gz", tmp_path / "broken.json", tmp_path / "missing.json"]
+    written = bytearray((tmp_path / "window-depth-2.json.gz").read_bytes())
+    written[20] ^= 0xFF  # within the compressed data
+    (tmp_path / "flipped.json.gz").write_bytes(written)
+    names = ("window-depth-2.json.gz", "broken.json", "flipped.json.gz", "missing.json")
+    files = [tmp_path / name for name in names]
     result = invoke("bench", "trace", *map(str, files), "--json")
     assert result.exit_code == 0, result.output
     parts = json.loads(result.stdout)["parts"]
     values = {row["of_a_step"]: row["window-depth-2"] for row in parts["traces"]["rows"]}
     assert values["of the way out, under computation"] == 1.0
-    broken, missing, *_ = parts["traces"]["notes"]
-    assert broken.startswith("broken: ")
-    assert "not a trace" in broken
+    broken, flipped, missing, *_ = parts["traces"]["notes"]
+    for name, told in (("broken", broken), ("flipped", flipped)):
+        assert told.startswith(f"{name}: ")
+        assert "not a trace" in told
     assert "No such file" in missing
     assert {row["trace"] for row in parts["longest"]["rows"]} == {"window-depth-2"}

@@ -2,11 +2,13 @@
 
 import mmap
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from offload.host.memory import map_anonymous, touch
+from offload.errors import Unavailable
+from offload.host.memory import map_anonymous, touch, zeros_on
 from tests.offload.host.pages import pages
 
 MIB = 1 << 20
@@ -71,3 +73,13 @@ def test_pages_are_counted_of_the_tensors_mapping_only(tmp_path: Path) -> None:
     counted = pages(words, tmp_path / "smaps")
     assert (counted.resident, counted.huge) == (4096, 1024)
     assert pages(words, tmp_path / "none").resident == 0
+
+
+def test_a_device_without_room_is_told_in_one_line() -> None:
+    with (
+        mock.patch.object(torch, "zeros", side_effect=torch.OutOfMemoryError("CUDA out of memory.\nTried ...")),
+        pytest.raises(
+            Unavailable, match=r"^cuda:1 has no 1\.46 GiB left for .* 2,000,000 rows: lower offload\.window_rows"
+        ),
+    ):
+        zeros_on(torch.device("cuda", 1), 2_000_000, 196)

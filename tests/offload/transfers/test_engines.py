@@ -143,9 +143,9 @@ def test_the_kernels_of_zero_copy_give_the_bits_of_a_resident_shard(
     assert outcome.written_back > 0, "no row went to the host: the test would prove nothing"
 
 
-def shard(num_rows: int = 300, world_size: int = 1) -> Shard:
+def shard(num_rows: int = 300) -> Shard:
     layout = RecordLayout(6, 12)
-    return Shard(Sharding((num_rows - 100, 100), world_size), 0, layout, RowInit(3, 0.02))
+    return Shard(Sharding((num_rows - 100, 100), 1), 0, layout, RowInit(3, 0.02))
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 300])
@@ -341,8 +341,8 @@ def choose(
         pin = HostTable.pin
         stack.enter_context(mock.patch.object(host, "pin", lambda driver, device, tell: pin(host, driver, CPU, tell)))
         try:
-            window, rows = torch.zeros(50, 19).as_subclass(OnGpu), shard(world_size=world_size)
-            chosen = open_transfers(config, host, window, rows, lambda device: driver, tell=told.append)
+            window, ranks = torch.zeros(50, 19).as_subclass(OnGpu), Ranks(world_size, None)
+            chosen = open_transfers(config, host, window, shard(), ranks, lambda device: driver, tell=told.append)
             assert bool(driver.registered) == (chosen.name != "staged"), "pinned for nothing"
             used = [engine for engine in opened if not engine.closed]
             assert len(used) == 2 if chosen.name == "mixed" else used == [chosen]
@@ -477,7 +477,8 @@ def test_copies_take_as_many_programs_as_the_config_says(
     for name in ("fetch_records", "write_records"):
         monkeypatch.setattr(transfers_zero_copy, name, lambda *_, **options: launched.append(options))
     host = HostTable(300, 19)
-    engine = open_transfers(OffloadConfig(engine="zero_copy", programs=setting), host, torch.zeros(50, 19), shard())
+    config = OffloadConfig(engine="zero_copy", programs=setting)
+    engine = open_transfers(config, host, torch.zeros(50, 19), shard(), Ranks(1, None))
     rows = torch.arange(3)
     engine.fetch(rows, rows, 3).wait()
     engine.write_back(rows, rows).wait()

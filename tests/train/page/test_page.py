@@ -143,8 +143,11 @@ def test_lanes_are_drawn_for_the_first_ranks(runs: list[ToldRun]) -> None:
     assert len(re.findall("<rect", drawn)) == 2 * len(LANES)
     assert "3 ranks recorded" in drawn
     assert timeline(runs[1].folder) == ""
-    (runs[1].folder / "trace.json.gz").write_bytes(b"no trace")
-    assert timeline(runs[1].folder) == ""
+    trace = bytearray((runs[0].folder / "trace.json.gz").read_bytes())
+    trace[20] ^= 0xFF
+    for damaged in (b"no trace", bytes(trace)):
+        (runs[1].folder / "trace.json.gz").write_bytes(damaged)
+        assert timeline(runs[1].folder) == ""
 
 
 def test_a_long_run_keeps_its_spikes_in_a_small_chart() -> None:
