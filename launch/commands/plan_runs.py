@@ -34,7 +34,7 @@ def assess(
     jobs = phase_jobs(job)
     if len(jobs) > 1 and tokens is not None:
         raise UserError("--tokens: the job has data.phases, which say how many tokens each takes; leave it out")
-    with _progress() as progress:
+    with _progress("replaying") as progress:
 
         def told(step: int, of: int) -> None:
             progress.expect(0 if step else of)
@@ -71,7 +71,7 @@ def simulate(
     from launch.plan.report.scale import draw, show_scale
     from launch.plan.scale import Machines, scaled
 
-    with _progress(1 + 2 * len(worlds)) as progress:
+    with _progress("simulating", 1 + 2 * len(worlds)) as progress:
         numbers = count()
 
         def told(text: str) -> None:
@@ -105,7 +105,7 @@ def calibrate(file: Path) -> None:
     from train.config import yaml_text
     from train.files import new_file
 
-    with _progress() as progress, tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
+    with _progress("measuring") as progress, tempfile.TemporaryDirectory(prefix="engram-plan-") as folder:
         alone = rank_environment(0, 1, meeting_port(None), gpus=0)
         numbers = calibrated(progress, f"{folder}/ranks", environment=alone, disk=str(file.parent))
     Catalogue.model_validate(numbers)
@@ -114,8 +114,8 @@ def calibrate(file: Path) -> None:
     click.echo(f"wrote {file}: engram plan CONFIG --hardware {file} --gpu here --network loopback")
 
 
-def _progress(total: int = 0) -> "Progress":
+def _progress(name: str, total: int = 0) -> "Progress":
     """On a terminal; nothing elsewhere."""
     from train.progress import Progress
 
-    return Progress("replaying", total, active=sys.stderr.isatty())
+    return Progress(name, total, active=sys.stderr.isatty())
