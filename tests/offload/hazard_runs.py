@@ -98,7 +98,7 @@ THOROUGH = {
 }
 """How many variants run, by number of ranks, of jobs whose hazards lie in the timing; two of all others."""
 CHEAP = {
-    1: THOROUGH[1],
+    1: dict.fromkeys(THOROUGH[1], 4),
     2: {"periodic": 3, "churn": 3} | dict.fromkeys(("one row", "quadratic", "one micro-batch", "micro-batches"), 0),
     4: dict.fromkeys(("periodic", "churn", "alternating", "returning", "skips"), 0),
 }

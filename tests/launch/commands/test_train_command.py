@@ -155,7 +155,9 @@ KINDS = {
 WHEN_RESUMED = {"dense": ["wandb.mode=offline"]}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind != "dense" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+)
 def test_jobs_of_every_kind_train_and_resume_bitwise(kind: str, corpus: Path, tmp_path: Path) -> None:
     sections = {"train": {"steps": 4}, "optimizer": {"learning_rate": 3e-3}, "checkpoint": {"every": 2}}
     job = write_job(tmp_path, corpus, **sections, eval={"every": 4})

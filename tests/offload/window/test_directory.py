@@ -136,7 +136,7 @@ class CompiledLife(Life):
 
 
 for life in (Life, CompiledLife):
-    life.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+    life.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 TestLife = Life.TestCase
 TestCompiledLife = CompiledLife.TestCase
 
