@@ -213,6 +213,9 @@ def test_steps_must_come_in_order(make: type[Directory]) -> None:
         directory.admit(3, rows_of(2))
     with pytest.raises(RuntimeError, match="finished after"):
         directory.finish(4, rows_of())
+    directory.finish(3, rows_of())
+    with pytest.raises(RuntimeError, match="finished after 3"):
+        directory.finish(3, rows_of())
 
 
 def test_an_empty_shard_and_an_empty_step_work(make: type[Directory]) -> None:
